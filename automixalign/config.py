@@ -1,0 +1,406 @@
+"""One experiment as data: the schema of a configuration file, checked before any work starts.
+
+A preset is a YAML file of this schema; `ama validate` prints the resolved one. Every refusal names its key.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from automixalign import merge_methods, mixers
+from automixalign.errors import ConfigError
+from automixalign.synthetic import SYNTHETIC_TASKS
+
+SYNTHETIC = "synthetic:"
+"""Prefix of a task source that is generated from the seed: `synthetic:arithmetic`."""
+
+RESERVED = ("reference", "specialist")
+"""A model of the leaderboard may not be called so: these are the reference and the specialists."""
+
+
+def _not_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is needed, not a boolean")
+    return value
+
+
+def _named(key: str) -> BeforeValidator:
+    """Let a bare string stand for `{key: string}`: `- standard` is `- method: standard`."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Natural = Annotated[int, Field(strict=True, ge=0)]
+Number = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+Flag = Annotated[bool, Field(strict=True)]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class Schema(BaseModel):
+    """Unknown keys are refused, and a configuration never changes after it was checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TinyModel(Schema):
+    """A small Llama with a character vocabulary, trained by SFT on the synthetic tasks."""
+
+    hidden_size: Count = 64
+    layers: Count = 2
+    heads: Count = 4
+    steps: Count = 600
+    batch_size: Count = 32
+    learning_rate: Positive = 3e-3
+    rows_per_task: Count = 4000
+    right_answers: Fraction = 0.5
+    """Share of the training text that gives the right answer: the base knows the forms, not the preference."""
+
+
+class BaseModelSpec(Schema):
+    """The policy every specialist and generalist starts from; it is also the reference model."""
+
+    source: Annotated[str, StringConstraints(min_length=1)]
+    """Folder, GGUF file, `package:MODULE/FILE.gguf`, hub id, `s3://` or `models:/` URI, or `tiny`."""
+    revision: str | None = None
+    tiny: TinyModel | None = None
+
+    @model_validator(mode="after")
+    def _tiny_belongs_to_its_source(self) -> Self:
+        if (self.tiny is not None) != (self.source == "tiny"):
+            raise ValueError("the key 'tiny' goes with 'source: tiny', and only with it")
+        return self
+
+
+class TaskSpec(Schema):
+    """One task: where its preference pairs come from and how its answers can be verified."""
+
+    name: Name
+    source: Annotated[str, StringConstraints(min_length=1)]
+    """JSONL or Parquet file, folder, `s3://` URI, hub id, or `synthetic:NAME`."""
+    hub_split: str = "train"
+    limit: Count | None = None
+    """At most so many pairs, drawn by the seed; for a synthetic task, how many are made."""
+    label_noise: Annotated[Number, Field(ge=0, le=0.5)] = 0.0
+    """Share of the *training* pairs whose sides are swapped, to study robustness."""
+    verifier: Literal["exact", "number", "contains"] | None = None
+    """How a greedy generation is held against the row's `answer`; without one, no generation."""
+
+    @model_validator(mode="after")
+    def _synthetic_is_known(self) -> Self:
+        if self.source.startswith(SYNTHETIC):
+            name = self.source.removeprefix(SYNTHETIC)
+            if name not in SYNTHETIC_TASKS:
+                raise ValueError(f"unknown synthetic task {name!r}; there are: {', '.join(SYNTHETIC_TASKS)}")
+            if self.limit is None:
+                raise ValueError("a synthetic task needs 'limit': how many pairs to make")
+        return self
+
+
+class SplitSpec(Schema):
+    """Shares of a task's pairs, split by prompt; the caps keep the cost of scoring in hand."""
+
+    validation: Annotated[Number, Field(ge=0, lt=1)] = 0.1
+    test: Annotated[Number, Field(gt=0, lt=1)] = 0.1
+    max_train: Count | None = None
+    max_validation: Count | None = None
+    max_test: Count | None = None
+
+    @model_validator(mode="after")
+    def _something_is_left_to_train_on(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError("'validation' + 'test' must stay below 1")
+        return self
+
+
+class LoraSpec(Schema):
+    """LoRA (arXiv 2106.09685) through peft."""
+
+    rank: Count = 16
+    alpha: Positive = 32.0
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+
+
+class Budget(Schema):
+    """How long to train: optimiser steps, or epochs over the phase's training pairs."""
+
+    steps: Count | None = None
+    epochs: Positive | None = None
+    learning_rate: Positive | None = None
+    """Replaces `training.learning_rate` for this phase."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of 'steps' and 'epochs'")
+        return self
+
+
+class BudgetSpec(Schema):
+    """How long the two phases train; every generalist gets the same."""
+
+    specialist: Budget
+    generalist: Budget
+
+
+class TrainingSpec(Schema):
+    """What every training of the experiment shares, so that methods are compared fairly."""
+
+    batch_size: Count
+    """Pairs an optimiser step, over all ranks and accumulation micro-steps."""
+    micro_batch_size: Count | None = None
+    """Pairs a forward pass; `batch_size` divided by it is the gradient accumulation."""
+    learning_rate: Positive
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "linear"
+    warmup_steps: Natural = 0
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: NonNegative = 1.0
+    beta: Positive = 0.1
+    nll_weight: NonNegative = 0.0
+    """Weight of TRL's `sft` term on the chosen answer, the same for every method."""
+    precision: Precision = "auto"
+    """`auto`: bf16 autocast on CUDA that has it, else fp32."""
+    gradient_checkpointing: Flag = False
+    lora: LoraSpec | None = None
+    trainable: list[str] | None = None
+    """Full fine-tuning of only the parameters whose name one of these regular expressions finds."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.lora is not None and self.trainable is not None:
+            raise ValueError("'lora' and 'trainable' exclude each other")
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ValueError("'batch_size' must be a multiple of 'micro_batch_size'")
+        return self
+
+
+class MethodSpec(Schema):
+    """One way to train the generalist; `options` are the mixer's own (eta, c, ...)."""
+
+    method: str
+    name: Name = ""
+    """Its name in the leaderboard; the method's own unless two entries share a method."""
+    eta: NonNegative | None = None
+    c: Fraction | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_name(cls, data: Any) -> Any:
+        return {"name": data.get("method"), **data} if isinstance(data, Mapping) else data
+
+    @model_validator(mode="after")
+    def _the_mixer_accepts_it(self) -> Self:
+        mixers.check(self.method, self.options)
+        return self
+
+    @property
+    def options(self) -> dict[str, float]:
+        """The options that were set, as the mixer's keyword arguments."""
+        given = {"eta": self.eta, "c": self.c}
+        return {key: value for key, value in given.items() if value is not None}
+
+
+class MergeSpec(Schema):
+    """One way to merge the specialists, by mergekit's name and parameters."""
+
+    method: str
+    name: Name = ""
+    parameters: dict[str, Number] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_name(cls, data: Any) -> Any:
+        return {"name": data.get("method"), **data} if isinstance(data, Mapping) else data
+
+
+class EvaluationSpec(Schema):
+    """What is measured on the held-out test split, for every model alike."""
+
+    batch_size: Count = 32
+    """Sequences a forward pass when log-probabilities are computed."""
+    precision: Precision = "fp32"
+    """Of all scoring: reference log-probabilities, specialist losses, evaluation."""
+    generate: Flag = True
+    max_new_tokens: Count = 64
+    max_prompts: Count | None = None
+    """At most so many greedy generations a task."""
+
+
+class TrackingSpec(Schema):
+    """MLflow: where the run's parameters, metrics and plots go, if anywhere."""
+
+    uri: str | None = None
+    experiment: str = "automixalign"
+
+
+def _unique(items: Iterable[str], where: str) -> None:
+    seen: set[str] = set()
+    for item in items:
+        if item.lower() in seen:
+            raise ValueError(f"{where}: the name {item!r} is used twice")
+        seen.add(item.lower())
+
+
+class Experiment(Schema):
+    """Everything that determines a run. The same experiment gives the same numbers on the same machine."""
+
+    name: Name
+    seed: Natural = 0
+    base_model: Annotated[BaseModelSpec, _named("source")]
+    tasks: list[TaskSpec]
+    max_length: Annotated[Count, Field(ge=8)] = 1024
+    """Tokens of prompt and answer; longer answers are cut, prompts that fill it are dropped."""
+    split: SplitSpec = SplitSpec()
+    training: TrainingSpec
+    budget: BudgetSpec
+    methods: Annotated[list[Annotated[MethodSpec, _named("method")]], Field(min_length=1)]
+    merges: list[Annotated[MergeSpec, _named("method")]] = Field(default_factory=list)
+    evaluation: EvaluationSpec = EvaluationSpec()
+    tracking: TrackingSpec = TrackingSpec()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.tasks:
+            raise ValueError("tasks: at least one is needed (on the command line: --task NAME=PATH)")
+        _unique((task.name for task in self.tasks), "tasks")
+        names = [*(method.name for method in self.methods), *(merge.name for merge in self.merges)]
+        _unique(names, "methods and merges")
+        for name in names:
+            if name.split("-")[0].lower() in RESERVED:
+                raise ValueError(f"methods and merges: the name {name!r} is reserved")
+        for method in self.methods:
+            if mixers.MIXERS[method.method].every_task_each_step:
+                self._check_share_of_every_task(method)
+        for merge in self.merges:
+            try:
+                merge_methods.check(merge.method, len(self.tasks), merge.parameters)
+            except ValueError as error:
+                raise ValueError(f"merges: {merge.name}: {error}") from error
+        return self
+
+    def _check_share_of_every_task(self, method: MethodSpec) -> None:
+        if self.training.batch_size < len(self.tasks):
+            raise ValueError(
+                f"training.batch_size: {method.name} holds pairs of every task in each step, so it must "
+                f"be at least the number of tasks, {len(self.tasks)}; it is {self.training.batch_size}"
+            )
+
+
+def describe(error: ValidationError) -> str:
+    """One line a fault: the key as one would write it (`tasks.0.name`), then what is wrong with it."""
+    lines = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"])
+        message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            message = "unknown key"
+        elif not isinstance(fault["input"], (dict, list, Schema)):
+            message += f" (it is {fault['input']!r})"
+        lines.append(f"{key}: {message}" if key else message)
+    return "\n".join(lines)
+
+
+def parse(data: Mapping[str, Any], origin: str) -> Experiment:
+    """Check a configuration that came from `origin` (a file name, for the message).
+
+    Raises:
+        ConfigError: naming every key that is unknown, of a wrong type or impossible.
+    """
+    try:
+        return Experiment.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{origin} cannot be run:\n{describe(error)}") from error
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML would silently keep the last of two equal keys, and expand anchors without bound."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a configuration file without checking it yet.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML, or is not a mapping.
+    """
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a mapping of keys is needed, not {type(data).__name__}")
+    return data
+
+
+def override(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set `key` (dots between levels, an index for a list: `methods.2.eta`) in place.
+
+    Raises:
+        ConfigError: the path does not lead to a mapping or to an element of a list.
+    """
+    node: Any = data
+    *parents, last = key.split(".")
+    try:
+        for part in parents:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        if isinstance(node, list):
+            node[int(last)] = value
+        elif isinstance(node, dict):
+            node[last] = value
+        else:
+            raise TypeError
+    except (IndexError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"--set {key}: there is no such place in the configuration") from error
+
+
+def set_task(data: dict[str, Any], name: str, source: str) -> None:
+    """Point task `name` at `source`, in place; a task that is not there yet is added."""
+    tasks = data.setdefault("tasks", [])
+    for task in tasks:
+        if task.get("name") == name:
+            task["source"] = source
+            return
+    tasks.append({"name": name, "source": source})
+
+
+def dump(experiment: Experiment) -> str:
+    """The resolved experiment as YAML, every default written out."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def model_names(experiment: Experiment) -> Sequence[str]:
+    """Every model of the leaderboard, in its order."""
+    return [
+        "reference",
+        *(f"specialist-{task.name}" for task in experiment.tasks),
+        *(method.name for method in experiment.methods),
+        *(merge.name for merge in experiment.merges),
+    ]

@@ -1,0 +1,1 @@
+"""Preference data: read it, clean it, split it by prompt, tokenise it once."""

@@ -1,0 +1,170 @@
+"""Turn rows of TRL's preference formats into pairs with a stable id, and drop those that teach nothing.
+
+Formats: https://huggingface.co/docs/trl/dataset_formats#preference, conversational or plain, with the prompt
+apart or as the part both sides begin with.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from automixalign.data.read import Row
+from automixalign.errors import DataError
+
+Message: TypeAlias = dict[str, str]
+Turn: TypeAlias = str | list[Message]
+
+_ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One preference: `chosen` is the better completion of `prompt`; all three are text, or messages."""
+
+    pair_id: str
+    prompt: Turn
+    chosen: Turn
+    rejected: Turn
+    answer: str | None = None
+
+    @property
+    def prompt_key(self) -> str:
+        """Equal for prompts that differ in case or white space only: what a split must not tear apart."""
+        return " ".join(text_of(self.prompt).casefold().split())
+
+
+def text_of(turn: Turn) -> str:
+    """The turn as plain text, roles included."""
+    if isinstance(turn, str):
+        return turn
+    return "\n".join(f"{message['role']}: {message['content']}" for message in turn)
+
+
+def parse_row(row: Row) -> Pair:
+    """Check one row and bring it into the normal form.
+
+    Raises:
+        DataError: naming file, line and field.
+    """
+    data, where = row.data, row.where
+    if not isinstance(data, dict):
+        raise DataError(f"{where}: a JSON object is needed, not {type(data).__name__}")
+    for field in ("chosen", "rejected"):
+        if field not in data:
+            raise DataError(f"{where}: the field {field!r} is missing")
+    chosen = _turn(data["chosen"], "chosen", where)
+    rejected = _turn(data["rejected"], "rejected", where)
+    if "prompt" in data:
+        prompt = _turn(data["prompt"], "prompt", where)
+        if len({isinstance(turn, str) for turn in (prompt, chosen, rejected)}) > 1:
+            raise DataError(f"{where}: 'prompt', 'chosen' and 'rejected' must all be text or all messages")
+    else:
+        prompt, chosen, rejected = _split_common_start(chosen, rejected, where)
+    if not isinstance(prompt, str):
+        _check_order(prompt, chosen, rejected, where)
+    answer = data.get("answer")
+    if answer is not None and not isinstance(answer, str):
+        raise DataError(f"{where}: 'answer' must be text, not {type(answer).__name__}")
+    identity = json.dumps([prompt, chosen, rejected], ensure_ascii=True, sort_keys=True)
+    pair_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    return Pair(pair_id, prompt, chosen, rejected, answer)
+
+
+def _turn(value: Any, field: str, where: str) -> Turn:
+    if isinstance(value, str):
+        _check_text(value, field, where)
+        return value
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{where}: {field!r} must be text or a list of messages, not {value!r:.40}")
+    messages = []
+    for number, message in enumerate(value):
+        place = f"{field}[{number}]"
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise DataError(f"{where}: {place} must be an object with 'role' and 'content'")
+        if message["role"] not in _ROLES:
+            raise DataError(
+                f"{where}: {place} has the role {message['role']!r}; there are: {', '.join(_ROLES)}"
+            )
+        if not isinstance(message["content"], str):
+            raise DataError(f"{where}: the content of {place} must be text")
+        _check_text(message["content"], place, where)
+        messages.append({"role": message["role"], "content": message["content"]})
+    return messages
+
+
+def _check_text(text: str, field: str, where: str) -> None:
+    if not text.strip():
+        raise DataError(f"{where}: {field} is empty")
+    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+        raise DataError(f"{where}: {field} holds a NUL or half a surrogate pair, which is not text")
+
+
+def _split_common_start(chosen: Turn, rejected: Turn, where: str) -> tuple[Turn, Turn, Turn]:
+    """The prompt is what both sides begin with: whole messages, or text up to the last blank they share."""
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise DataError(f"{where}: 'chosen' and 'rejected' must both be text or both messages")
+    shared = 0
+    for left, right in zip(chosen, rejected, strict=False):
+        if left != right:
+            break
+        shared += 1
+    if isinstance(chosen, str):
+        shared = chosen.rfind(" ", 0, shared) if " " in chosen[:shared] else shared
+    else:
+        # Two equal sides share everything; leave them their answer, to be counted as identical.
+        shared = min(shared, len(chosen) - 1, len(rejected) - 1)
+    if shared <= 0:
+        raise DataError(f"{where}: there is no 'prompt', and the two sides do not begin alike")
+    return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def _check_order(prompt: Turn, chosen: Turn, rejected: Turn, where: str) -> None:
+    roles = [message["role"] for message in prompt if isinstance(message, dict)]
+    if "user" not in roles:
+        raise DataError(f"{where}: 'prompt' holds no user message")
+    if "system" in roles[1:]:
+        raise DataError(f"{where}: a system message may only open the prompt")
+    if roles[-1] == "assistant":
+        raise DataError(f"{where}: 'prompt' must end before the assistant's turn")
+    for field, turn in (("chosen", chosen), ("rejected", rejected)):
+        if isinstance(turn[0], dict) and turn[0]["role"] != "assistant":
+            raise DataError(f"{where}: {field!r} must begin with an assistant message")
+
+
+def clean(rows: Iterable[Row]) -> tuple[list[Pair], Counter[str]]:
+    """Parse rows and drop identical sides, repeated pairs and pairs preferred both ways.
+
+    Returns:
+        The pairs that are left, in their order, and how many rows were read and dropped, by reason.
+
+    Raises:
+        DataError: a malformed row.
+    """
+    counts: Counter[str] = Counter(read=0, identical_sides=0, duplicate=0, contradictory=0)
+    pairs: dict[str, Pair] = {}
+    for row in rows:
+        counts["read"] += 1
+        pair = parse_row(row)
+        if _same(pair.chosen, pair.rejected):
+            counts["identical_sides"] += 1
+        elif pair.pair_id in pairs:
+            counts["duplicate"] += 1
+        else:
+            pairs[pair.pair_id] = pair
+    sides: dict[tuple[str, frozenset[str]], set[str]] = {}
+    for pair in pairs.values():
+        sides.setdefault(_unordered(pair), set()).add(text_of(pair.chosen))
+    kept = [pair for pair in pairs.values() if len(sides[_unordered(pair)]) == 1]
+    counts["contradictory"] = len(pairs) - len(kept)
+    return kept, counts
+
+
+def _same(left: Turn, right: Turn) -> bool:
+    return text_of(left).strip() == text_of(right).strip()
+
+
+def _unordered(pair: Pair) -> tuple[str, frozenset[str]]:
+    return text_of(pair.prompt), frozenset({text_of(pair.chosen), text_of(pair.rejected)})

@@ -1,0 +1,152 @@
+"""Prepare the data of an experiment: read, clean, limit, tokenise, split, card."""
+
+import random
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from automixalign import files
+from automixalign.config import TaskSpec
+from automixalign.data.pairs import Pair, clean
+from automixalign.data.read import read_rows
+from automixalign.data.split import SPLITS, TRAIN, split_tasks
+from automixalign.data.store import split_path, task_digest
+from automixalign.data.tokens import Tokens, check_template, tokenize
+from automixalign.errors import DataError
+from automixalign.settings import DataSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def prepare_data(settings: DataSettings, base_model: Path, output: Path) -> dict[str, Any]:
+    """Write every task's splits as Parquet and a statistics card, for the tokenizer of `base_model`.
+
+    Returns:
+        The card: per task what was read, dropped and why, the sizes of its splits and lengths in tokens.
+
+    Raises:
+        DataError: a malformed row (file and line), or a task that is left without pairs.
+        ModelError: conversational data and a tokenizer without chat template.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base_model)
+    pairs: dict[str, list[Pair]] = {}
+    counts: dict[str, Counter[str]] = {}
+    tokens: dict[str, Tokens] = {}
+    for task in settings.tasks:
+        pairs[task.name], counts[task.name] = _usable_pairs(task, settings, tokenizer, tokens)
+    splits = split_tasks(pairs, settings.split, settings.seed)
+    with files.replacing(output) as folder:
+        cards = []
+        for task in settings.tasks:
+            swapped = _noisy(splits[task.name][TRAIN], task, settings.seed)
+            for split in SPLITS:
+                table = _table(task.name, splits[task.name][split], tokens, swapped)
+                files.write_table(split_path(folder, task.name, split), table)
+            card = _card(task, splits[task.name], counts[task.name], tokens)
+            cards.append(card | {"swapped": len(swapped), "digest": task_digest(folder, task.name)})
+        result = {"max_length": settings.max_length, "seed": settings.seed, "tasks": cards}
+        files.write_json(folder / "card.json", result)
+    return result
+
+
+def _usable_pairs(
+    task: TaskSpec,
+    settings: DataSettings,
+    tokenizer: "PreTrainedTokenizerBase",
+    tokens: dict[str, Tokens],
+) -> tuple[list[Pair], Counter[str]]:
+    pairs, counts = clean(read_rows(task, settings.seed))
+    if not pairs:
+        raise DataError(f"task {task.name}: {task.source} holds no usable pair ({dict(counts)})")
+    check_template(tokenizer, pairs[0], task.name)
+    if task.limit is not None and len(pairs) > task.limit:
+        chosen = random.Random(f"limit:{settings.seed}:{task.name}").sample(range(len(pairs)), task.limit)
+        counts["over_limit"] = len(pairs) - task.limit
+        pairs = [pairs[index] for index in sorted(chosen)]
+    usable = []
+    for pair in pairs:
+        found = tokenize(tokenizer, pair, settings.max_length)
+        if found is None:
+            counts["prompt_too_long"] += 1
+        elif found.chosen == found.rejected:
+            counts["identical_when_cut"] += 1
+        else:
+            counts["cut"] += found.truncated
+            tokens[pair.pair_id] = found
+            usable.append(pair)
+    if not usable:
+        raise DataError(
+            f"task {task.name}: none of its {len(pairs)} pairs fits max_length={settings.max_length} tokens; "
+            "raise 'max_length'"
+        )
+    return usable, counts
+
+
+def _noisy(train: list[Pair], task: TaskSpec, seed: int) -> set[str]:
+    """The training pairs whose sides are swapped, as `label_noise` asks."""
+    draw = random.Random(f"noise:{seed}:{task.name}")
+    count = round(task.label_noise * len(train))
+    return {pair.pair_id for pair in draw.sample(train, count)}
+
+
+def _table(task: str, pairs: list[Pair], tokens: dict[str, Tokens], swapped: set[str]) -> pa.Table:
+    rows = []
+    for pair in pairs:
+        ids = tokens[pair.pair_id]
+        sides = [(pair.chosen, ids.chosen), (pair.rejected, ids.rejected)]
+        if pair.pair_id in swapped:
+            sides.reverse()
+        rows.append(
+            {
+                "pair_id": pair.pair_id,
+                "task": task,
+                "prompt": pair.prompt,
+                "chosen": sides[0][0],
+                "rejected": sides[1][0],
+                "prompt_ids": ids.prompt,
+                "chosen_ids": sides[0][1],
+                "rejected_ids": sides[1][1],
+                "answer": pair.answer,
+                "swapped": pair.pair_id in swapped,
+            }
+        )
+    conversational = bool(pairs) and not isinstance(pairs[0].prompt, str)
+    message = pa.struct([("role", pa.string()), ("content", pa.string())])
+    turn = pa.list_(message) if conversational else pa.string()
+    ids_type = pa.list_(pa.int32())
+    schema = pa.schema(
+        [("pair_id", pa.string()), ("task", pa.string())]
+        + [(name, turn) for name in ("prompt", "chosen", "rejected")]
+        + [(name, ids_type) for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
+        + [("answer", pa.string()), ("swapped", pa.bool_())]
+    )
+    if any(isinstance(pair.prompt, str) == conversational for pair in pairs):
+        raise DataError(f"task {task}: mixes plain-text and conversational rows; use one form a task")
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _card(
+    task: TaskSpec, splits: dict[str, list[Pair]], counts: Counter[str], tokens: dict[str, Tokens]
+) -> dict[str, Any]:
+    everything = [tokens[pair.pair_id] for part in splits.values() for pair in part]
+    lengths = {
+        "prompt": [len(ids.prompt) for ids in everything],
+        "chosen": [len(ids.chosen) for ids in everything],
+        "rejected": [len(ids.rejected) for ids in everything],
+    }
+    return {
+        "name": task.name,
+        "source": task.source,
+        "rows": dict(counts),
+        "pairs": {split: len(part) for split, part in splits.items()},
+        "prompts": {split: len({pair.prompt_key for pair in part}) for split, part in splits.items()},
+        "tokens": {
+            name: {"mean": round(sum(values) / len(values), 1), "max": max(values)}
+            for name, values in lengths.items()
+        },
+    }

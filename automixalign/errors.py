@@ -1,0 +1,25 @@
+"""Errors a user can act on: each says what is wrong, where, and what to do."""
+
+
+class AutoMixAlignError(Exception):
+    """Base of every error this library raises on purpose."""
+
+
+class ConfigError(AutoMixAlignError):
+    """The configuration cannot be run; the message names the key."""
+
+
+class DataError(AutoMixAlignError):
+    """Preference data that cannot be used; the message names file, line and task."""
+
+
+class ModelError(AutoMixAlignError):
+    """A model or tokenizer that cannot be used; the message names the folder or source."""
+
+
+class CacheError(AutoMixAlignError):
+    """A cached table is incomplete or belongs to other data or another model."""
+
+
+class TrainingError(AutoMixAlignError):
+    """Training cannot go on, for example because the loss is not finite."""

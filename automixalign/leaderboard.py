@@ -1,0 +1,138 @@
+"""The leaderboard: every model on every task, on average and on its worst task."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from automixalign import files, scoring
+from automixalign.errors import CacheError
+from automixalign.evaluate import SUMMARY
+
+METRICS: dict[str, str] = {
+    "excess": "lower",
+    "loss": "lower",
+    "accuracy": "higher",
+    "margin": "higher",
+    "generation": "higher",
+}
+"""What is ranked, and which direction is better. `worst` takes the worse end over the tasks."""
+
+FAMILIES = ("reference", "specialist", "generalist", "merge")
+
+Entry = dict[str, Any]
+
+
+def specialist_name(task: str) -> str:
+    """The specialist of a task, as the leaderboard calls it."""
+    return f"specialist-{task}"
+
+
+def build(evaluations: Iterable[Path], order: Iterable[str]) -> list[Entry]:
+    """Make the leaderboard from the evaluations of all models.
+
+    The excess of a model on a task is the mean over the task's test pairs of max(L - L_specialist, 0).
+
+    Args:
+        evaluations: folders that `evaluate` wrote.
+        order: the models' names, in the order wanted.
+
+    Raises:
+        CacheError: a model or a task's specialist was not evaluated.
+    """
+    folders = {files.read_json(folder / SUMMARY)["model"]: folder for folder in evaluations}
+    entries = []
+    for name in order:
+        if name not in folders:
+            raise CacheError(f"the model {name} was not evaluated")
+        summary = files.read_json(folders[name] / SUMMARY)
+        tasks = {}
+        for task, measured in summary["tasks"].items():
+            excess = _excess(folders[name], folders, task)
+            tasks[task] = {"excess": excess, **measured}
+        entries.append(
+            {
+                "model": name,
+                "family": summary["family"],
+                "tasks": tasks,
+                "average": _over_tasks(tasks, _mean, _mean),
+                "worst": _over_tasks(tasks, max, min),
+            }
+        )
+    return entries
+
+
+def _excess(folder: Path, folders: Mapping[str, Path], task: str) -> float:
+    specialist = folders.get(specialist_name(task))
+    if specialist is None:
+        raise CacheError(f"the specialist of task {task} was not evaluated")
+    scores = scoring.read_scores(folder, task)
+    ids = scores.column("pair_id").to_pylist()
+    known = scoring.join(scoring.read_scores(specialist, task), ids, f"specialist of {task}, test")
+    difference = scoring.column(scores, scoring.LOSS) - scoring.column(known, scoring.LOSS)
+    return float(np.maximum(difference, 0).mean())
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
+
+
+def _over_tasks(tasks: Mapping[str, Mapping[str, float]], lower: Any, higher: Any) -> dict[str, float]:
+    """Reduce each metric over the tasks that have it: `lower` for those where less is better."""
+    result = {}
+    for metric, better in METRICS.items():
+        values = [measured[metric] for measured in tasks.values() if metric in measured]
+        if values:
+            result[metric] = (lower if better == "lower" else higher)(values)
+    return result
+
+
+def best(entries: list[Entry], view: str, metric: str) -> str | None:
+    """The best generalist or merge by a metric of `average` or `worst`; None if nobody has it."""
+    values = {
+        entry["model"]: entry[view][metric]
+        for entry in entries
+        if entry["family"] in ("generalist", "merge") and metric in entry[view]
+    }
+    if not values:
+        return None
+    winner: str = (min if METRICS[metric] == "lower" else max)(values, key=values.__getitem__)
+    return winner
+
+
+def table(entries: list[Entry], metrics: Iterable[str] = tuple(METRICS)) -> tuple[list[str], list[list[str]]]:
+    """The leaderboard as header and rows of text: worst and average of each metric, best in bold (`**`)."""
+    columns = [
+        (view, metric)
+        for metric in metrics
+        for view in ("worst", "average")
+        if any(metric in entry[view] for entry in entries)
+    ]
+    winners = {column: best(entries, *column) for column in columns}
+    header = ["model", "family", *(f"{view} {metric}" for view, metric in columns)]
+    rows = []
+    for entry in entries:
+        cells = []
+        for view, metric in columns:
+            value = f"{entry[view][metric]:.3f}" if metric in entry[view] else "-"
+            cells.append(f"**{value}**" if winners[view, metric] == entry["model"] else value)
+        rows.append([entry["model"], entry["family"], *cells])
+    return header, rows
+
+
+def verdict(entries: list[Entry]) -> str:
+    """One sentence: who has the smallest worst-task excess, and by how much."""
+    ranked = sorted(
+        (entry for entry in entries if entry["family"] in ("generalist", "merge")),
+        key=lambda entry: entry["worst"]["excess"],
+    )
+    first = ranked[0]
+    if len(ranked) == 1:
+        return f"{first['model']} has a worst-task excess of {first['worst']['excess']:.3f}."
+    second = ranked[1]
+    return (
+        f"{first['model']} has the smallest worst-task excess, {first['worst']['excess']:.3f}, before "
+        f"{second['model']} with {second['worst']['excess']:.3f} (one seed: a difference this run showed, "
+        "not a proven one)."
+    )

@@ -1,0 +1,295 @@
+"""The ways mergekit can merge specialists of one base model, and what each accepts.
+
+Import-light on purpose: the configuration schema checks merges with it, without torch or mergekit.
+
+Every specialist gets the same weight, 1. Whether the weights are normalised follows mergekit:
+`linear`, `ties` and `della` divide by their sum (an average of models or of task vectors);
+`task_arithmetic`, `dare_*`, `della_linear` and `breadcrumbs*` add the whole task vectors up. Set
+`normalize`, `weight` or `lambda` to change that: `task_arithmetic` with `normalize: 1` is the
+average of the task vectors. Flags are the numbers 0 and 1. Methods that drop part of a task vector
+keep half of it (`density` 0.5); everything else is mergekit's default, where it has one.
+
+mergekit's guide: https://github.com/arcee-ai/mergekit/blob/main/docs/merge_methods.md
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+GUIDE = "https://github.com/arcee-ai/mergekit/blob/main/docs/merge_methods.md"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The values a parameter may take: `low` to `high`, both included unless said otherwise."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above_low: bool = False
+    """`low` itself is not allowed."""
+    kind: Literal["number", "integer", "flag"] = "number"
+
+    def allow(self, value: float) -> bool:
+        """Whether `value` is finite, of this kind and within the bounds."""
+        if not math.isfinite(value) or (self.kind != "number" and value != int(value)):
+            return False
+        return (value > self.low if self.above_low else value >= self.low) and value <= self.high
+
+    def convert(self, value: float) -> float:
+        """`value` as mergekit wants it: a bool for a flag, an int for an integer."""
+        if self.kind == "flag":
+            return bool(value)
+        return int(value) if self.kind == "integer" else float(value)
+
+    def __str__(self) -> str:
+        if self.kind == "flag":
+            return "0 or 1"
+        what = "an integer" if self.kind == "integer" else "a number"
+        if math.isfinite(self.high):
+            return f"{what} in {'(' if self.above_low else '['}{self.low:g}, {self.high:g}]"
+        return f"{what} {'above' if self.above_low else 'of at least'} {self.low:g}"
+
+
+FLAG = Limits(0, 1, kind="flag")
+POSITIVE = Limits(0, above_low=True)
+NOT_NEGATIVE = Limits(0)
+FRACTION = Limits(0, 1)
+SHARE = Limits(0, 1, above_low=True)
+
+
+@dataclass(frozen=True)
+class MergeMethodSpec:
+    """One merge method of mergekit, as far as merging specialists of one base goes."""
+
+    name: str
+    reference: str
+    needs_base: bool
+    """The base model takes part, as mergekit's `base_model`: the method works on task vectors."""
+    limits: Mapping[str, Limits]
+    """Every parameter the method knows, with its range."""
+    default_parameters: Mapping[str, float] = field(default_factory=dict)
+    per_model_parameters: Mapping[str, float] = field(default_factory=dict)
+    """Defaults of the parameters mergekit reads for each model; all specialists get one value."""
+    min_models: int = 1
+    max_models: int | None = None
+    first_is_base: bool = False
+    """mergekit's `base_model` is the first specialist: the method moves it towards the second."""
+
+    @property
+    def parameters(self) -> frozenset[str]:
+        """The names of the parameters that may be set."""
+        return frozenset(self.limits)
+
+    @property
+    def accepts(self) -> str:
+        """The number of specialists in words, such as "exactly 2"."""
+        if self.max_models is None:
+            return f"at least {self.min_models}"
+        if self.min_models == self.max_models:
+            return f"exactly {self.max_models}"
+        return f"{self.min_models} to {self.max_models}"
+
+
+def _task_vectors(
+    name: str,
+    paper: str,
+    *,
+    signs: bool = False,
+    normalize: bool = False,
+    rescale: bool = False,
+    **prune: float,
+) -> MergeMethodSpec:
+    """A method of mergekit's family "generalised task arithmetic".
+
+    `signs`: it elects a sign for each weight, as TIES does. `prune`: the parameters of its pruning.
+    mergekit takes all parameters for the whole family; those a method ignores are left out here.
+    """
+    return MergeMethodSpec(
+        name=name,
+        reference=f"https://arxiv.org/abs/{paper}",
+        needs_base=True,
+        default_parameters={
+            "normalize": normalize,
+            "lambda": 1.0,
+            **({"rescale": rescale} if prune else {}),
+        },
+        per_model_parameters={"weight": 1.0, **prune},
+        limits={
+            "normalize": FLAG,
+            "lambda": POSITIVE,
+            "weight": POSITIVE,
+            **({"rescale": FLAG} if prune else {}),
+            **({"int8_mask": FLAG} if signs else {}),
+            **{key: SHARE if key == "density" else FRACTION for key in prune},
+        },
+    )
+
+
+_SPECS = (
+    MergeMethodSpec(
+        name="linear",
+        reference="https://arxiv.org/abs/2203.05482",
+        needs_base=False,
+        default_parameters={"normalize": True},
+        per_model_parameters={"weight": 1.0},
+        limits={"normalize": FLAG, "weight": POSITIVE},
+    ),
+    MergeMethodSpec(
+        name="slerp",
+        reference="https://en.wikipedia.org/wiki/Slerp",
+        needs_base=False,
+        first_is_base=True,
+        min_models=2,
+        max_models=2,
+        default_parameters={"t": 0.5},
+        limits={"t": FRACTION},
+    ),
+    MergeMethodSpec(
+        name="nuslerp",
+        reference=f"{GUIDE}#nuslerp-nuslerp",
+        needs_base=True,  # optional in mergekit; with it, the task vectors are interpolated
+        min_models=2,
+        max_models=2,
+        default_parameters={"nuslerp_flatten": True, "nuslerp_row_wise": False},
+        per_model_parameters={"weight": 1.0},
+        limits={"nuslerp_flatten": FLAG, "nuslerp_row_wise": FLAG, "weight": POSITIVE},
+    ),
+    MergeMethodSpec(
+        name="multislerp",
+        reference="https://goddard.blog/posts/multislerp-wow-what-a-cool-idea",
+        # Optional in mergekit, but three or more task vectors that are zero, as those of the
+        # tensors a LoRA adapter leaves alone, are an error there. Whole weights are never zero.
+        needs_base=False,
+        default_parameters={"normalize_weights": True, "eps": 1e-8},
+        per_model_parameters={"weight": 1.0},
+        limits={"normalize_weights": FLAG, "eps": POSITIVE, "weight": POSITIVE},
+    ),
+    MergeMethodSpec(
+        name="karcher",
+        reference="https://arxiv.org/abs/2603.04972",
+        needs_base=False,
+        default_parameters={"max_iter": 10, "tol": 1e-5},
+        limits={"max_iter": Limits(1, kind="integer"), "tol": POSITIVE},
+    ),
+    _task_vectors("task_arithmetic", "2212.04089"),
+    _task_vectors("ties", "2306.01708", signs=True, normalize=True, density=0.5),
+    _task_vectors("dare_linear", "2311.03099", rescale=True, density=0.5),
+    _task_vectors("dare_ties", "2311.03099", signs=True, rescale=True, density=0.5),
+    _task_vectors("della_linear", "2406.11617", rescale=True, density=0.5, epsilon=0.15),
+    _task_vectors("della", "2406.11617", signs=True, normalize=True, rescale=True, density=0.5, epsilon=0.15),
+    _task_vectors("breadcrumbs", "2312.06795", density=0.5, gamma=0.01),
+    _task_vectors("breadcrumbs_ties", "2312.06795", signs=True, density=0.5, gamma=0.01),
+    MergeMethodSpec(
+        name="sce",
+        reference="https://arxiv.org/abs/2408.07990",
+        needs_base=True,
+        min_models=2,  # it selects by the variance between specialists
+        default_parameters={"select_topk": 1.0},
+        limits={"select_topk": SHARE, "int8_mask": FLAG},
+    ),
+    MergeMethodSpec(
+        name="model_stock",
+        reference="https://arxiv.org/abs/2403.19522",
+        needs_base=True,
+        min_models=2,
+        default_parameters={"filter_wise": False},
+        limits={"filter_wise": FLAG},
+    ),
+    MergeMethodSpec(
+        name="ram",
+        reference="https://arxiv.org/abs/2601.13572",
+        needs_base=True,
+        default_parameters={"epsilon": 1e-5},
+        limits={"epsilon": NOT_NEGATIVE},
+    ),
+    MergeMethodSpec(
+        name="ramplus_tl",
+        reference="https://arxiv.org/abs/2601.13572",
+        needs_base=True,
+        default_parameters={"r": 0.1, "alpha": 0.2, "epsilon": 1e-5},
+        # mergekit divides by epsilon where the specialists share no position: it may not be 0.
+        limits={"r": NOT_NEGATIVE, "alpha": NOT_NEGATIVE, "epsilon": POSITIVE},
+    ),
+    MergeMethodSpec(
+        name="arcee_fusion",
+        reference=f"{GUIDE}#arcee-fusion-arcee_fusion",
+        needs_base=False,
+        first_is_base=True,
+        min_models=2,
+        max_models=2,
+        limits={},
+    ),
+    MergeMethodSpec(
+        name="nearswap",
+        reference="https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001",
+        needs_base=False,
+        first_is_base=True,
+        min_models=2,
+        max_models=2,
+        default_parameters={"t": 1e-4},
+        limits={"t": POSITIVE},
+    ),
+)
+
+MERGE_METHODS: dict[str, MergeMethodSpec] = {spec.name: spec for spec in _SPECS}
+"""Every method of mergekit that merges specialists of one base, by mergekit's name."""
+
+EXCLUDED: dict[str, str] = {
+    "passthrough": "it stacks layers of one model at a time and merges no weights",
+}
+"""The other methods mergekit registers, and why they cannot merge specialists."""
+
+
+def check(name: str, models: int, parameters: Mapping[str, float]) -> None:
+    """Raise ValueError unless `name` can merge `models` specialists with these parameters.
+
+    The message names the method, what is wrong and what is allowed.
+    """
+    if name in EXCLUDED:
+        raise ValueError(f"{name} cannot merge specialists: {EXCLUDED[name]}; use {_known()}")
+    if name not in MERGE_METHODS:
+        raise ValueError(f"unknown merge method {name!r}; known are {_known()}")
+    spec = MERGE_METHODS[name]
+    if models < spec.min_models or (spec.max_models is not None and models > spec.max_models):
+        noun = "specialist" if spec.accepts.endswith(" 1") else "specialists"
+        raise ValueError(f"{name} merges {spec.accepts} {noun}, got {models}")
+    for key, value in parameters.items():
+        if key not in spec.limits:
+            allowed = ", ".join(sorted(spec.limits)) or "no parameters"
+            raise ValueError(f"{name} has no parameter {key!r}; it takes {allowed}")
+        if not spec.limits[key].allow(value):
+            raise ValueError(f"{name}: {key} must be {spec.limits[key]}, got {value:g}")
+    _check_della(name, {**spec.per_model_parameters, **parameters})
+
+
+def resolve(name: str, parameters: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """The parameters of the whole merge and those of each specialist: `parameters` over defaults.
+
+    Assumes that `check` passed. Flags come out as bools.
+    """
+    spec = MERGE_METHODS[name]
+    per_model = dict(spec.per_model_parameters)
+    shared = dict(spec.default_parameters)
+    for key, value in parameters.items():
+        (per_model if key in per_model else shared)[key] = value
+    return (
+        {key: spec.limits[key].convert(value) for key, value in shared.items()},
+        {key: spec.limits[key].convert(value) for key, value in per_model.items()},
+    )
+
+
+def _check_della(name: str, parameters: Mapping[str, float]) -> None:
+    """DELLA keeps a weight with a probability between density - epsilon and density + epsilon."""
+    if "epsilon" not in parameters or "density" not in parameters or parameters["density"] == 1:
+        return
+    density, epsilon = parameters["density"], parameters["epsilon"]
+    if density - epsilon <= 0 or density + epsilon >= 1:
+        raise ValueError(
+            f"{name}: density - epsilon and density + epsilon must be between 0 and 1, "
+            f"got density {density:g} and epsilon {epsilon:g}"
+        )
+
+
+def _known() -> str:
+    return ", ".join(sorted(MERGE_METHODS))

@@ -1,0 +1,215 @@
+"""The algorithm of AutoMixAlign (arXiv 2506.00569) and the ways of mixing it is compared with.
+
+k tasks, a policy theta, a specialist theta_i per task. The excess loss of an example z of task i is
+
+    e(theta, z) = max(L(theta, z) - L(theta_i, z), 0)            L the DPO loss, L(theta_i, z) cached
+
+and AutoMixAlign seeks  min_theta max_{alpha in simplex} sum_i alpha_i E_{z in D_i} e(theta, z).
+The player of alpha is a *mixer*: it draws the tasks of a step's batch, weighs their examples, and afterwards
+sees the excess they had. With B pairs a step, n_i of them of task i, the training loss of the step is
+
+    (1/B) sum_z w_z e(theta, z)      w_z = alpha_i B / n_i  (AMA-R: the objective is reweighted)
+                                     w_z = 1                (AMA-S: the data is resampled, z ~ alpha)
+
+A step trains with the alpha that stood *before* it and updates alpha after it. That makes gradient accumulation
+and several processes equal to one large batch; group DRO's reference code uses the alpha after the update.
+What a mixer remembers is q, unsmoothed and in logarithms; alpha = (1-c) q + c/k is derived for use only, for
+feeding the smoothed alpha back into the state does not converge even in the convex case.
+
+To add a way of mixing, write one class here and decorate it: the configuration, the DAG and the tests find it.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+MIXERS: dict[str, type["Mixer"]] = {}
+
+
+def _named(name: str) -> Callable[[type["Mixer"]], type["Mixer"]]:
+    def register(cls: type["Mixer"]) -> type["Mixer"]:
+        MIXERS[name] = cls
+        return cls
+
+    return register
+
+
+class Mixer:
+    """How the tasks share a generalist's training.
+
+    Args:
+        sizes: training pairs of each task; k of them.
+        seed: every draw is a function of it and of the step.
+    """
+
+    options: ClassVar[frozenset[str]] = frozenset()
+    """The keyword arguments a configuration may set."""
+    clipped: ClassVar[bool] = False
+    """Train on the clipped excess loss e (True) or on the DPO loss L itself (False)."""
+    every_task_each_step: ClassVar[bool] = True
+    """Each step holds pairs of every task, so a batch has at least k."""
+
+    def __init__(self, sizes: list[int], seed: int) -> None:
+        self.sizes, self.seed, self.k = sizes, seed, len(sizes)
+
+    def weights(self) -> Floats:
+        """Alpha: the current task weights, shape (k,), summing to 1."""
+        return np.full(self.k, 1 / self.k)
+
+    def draw(self, step: int, batch_size: int) -> Ints:
+        """The task of each of the step's pairs, shape (batch_size,): here an equal share of every task."""
+        return (step * batch_size + np.arange(batch_size)) % self.k
+
+    def example_weights(self, tasks: Ints) -> Floats:
+        """w_z of each of the step's pairs, shape (batch_size,), from their tasks."""
+        share = self.weights() * len(tasks) / np.maximum(np.bincount(tasks, minlength=self.k), 1)
+        return np.asarray(share[tasks])
+
+    def update(self, excess: Floats, counts: Ints) -> None:
+        """Take in what the step showed: per task the sum of e and the number of pairs, each (k,)."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold, as JSON."""
+        return {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take up a `state`."""
+
+
+@_named("uniform")
+class Uniform(Mixer):
+    """The DPO loss with an equal share of every task."""
+
+
+@_named("uniform-clip")
+class UniformClip(Mixer):
+    """The clipped excess loss with an equal share of every task: AMA-R with eta = 0, its natural ablation."""
+
+    clipped = True
+
+
+@_named("standard")
+class Standard(Mixer):
+    """Total-loss DPO: the pooled pairs in a shuffled order, so tasks appear in proportion to their size."""
+
+    every_task_each_step = False
+
+    def weights(self) -> Floats:
+        return np.asarray(self.sizes, dtype=np.float64) / sum(self.sizes)
+
+    def draw(self, step: int, batch_size: int) -> Ints:
+        pooled = np.repeat(np.arange(self.k), self.sizes)
+        places = step * batch_size + np.arange(batch_size)
+        shuffled = {
+            epoch: np.random.default_rng([self.seed, epoch]).permutation(pooled)
+            for epoch in np.unique(places // len(pooled)).tolist()
+        }
+        return np.array([shuffled[place // len(pooled)][place % len(pooled)] for place in places])
+
+    def example_weights(self, tasks: Ints) -> Floats:
+        return np.ones(len(tasks))
+
+
+class _MultiplicativeWeights(Mixer):
+    """Hedge over the tasks: log q_i grows by eta times the task's excess; alpha = (1-c) q + c/k.
+
+    Args:
+        eta: step size of the weights. 0 keeps them uniform; from 1 on they are unstable. The default did best
+            over a few hundred steps in the project's prototype.
+        c: smoothing: every task keeps at least c/k of the weight.
+    """
+
+    options = frozenset({"eta", "c"})
+    clipped = True
+
+    def __init__(self, sizes: list[int], seed: int, eta: float = 0.03, c: float = 0.1) -> None:
+        super().__init__(sizes, seed)
+        self.eta, self.c = eta, c
+        self.log_q = np.full(self.k, -np.log(self.k))
+
+    def weights(self) -> Floats:
+        return np.asarray((1 - self.c) * np.exp(self.log_q) + self.c / self.k)
+
+    def _gain(self, gain: Floats) -> None:
+        grown = self.log_q + self.eta * gain
+        self.log_q = grown - np.logaddexp.reduce(grown)
+
+    def state(self) -> dict[str, Any]:
+        return {"log_q": self.log_q.tolist()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.log_q = np.array(state["log_q"], dtype=np.float64)
+
+
+@_named("ama-r")
+class Reweighting(_MultiplicativeWeights):
+    """AMA-R: group DRO (Sagawa et al. 2019, arXiv 1911.08731) on the excess loss.
+
+    Each step holds every task; its gain is lambda_i, the mean excess of its pairs in the step.
+    """
+
+    def update(self, excess: Floats, counts: Ints) -> None:
+        self._gain(excess / np.maximum(counts, 1))
+
+
+@_named("ama-s")
+class Resampling(_MultiplicativeWeights):
+    """AMA-S: EXP3 (Auer et al. 2002) on the excess loss.
+
+    Each pair's task is drawn from alpha, so the loss is a plain mean; the gain is the importance-weighted,
+    unbiased estimate lambda_i = (1/B) sum_{z of task i} e(z) / alpha_i. Keep eta <= c / (k max e): a small c
+    collapses onto one task.
+    """
+
+    every_task_each_step = False
+
+    def draw(self, step: int, batch_size: int) -> Ints:
+        random = np.random.default_rng([self.seed, step])
+        alpha = self.weights()
+        return random.choice(self.k, size=batch_size, p=alpha / alpha.sum())
+
+    def example_weights(self, tasks: Ints) -> Floats:
+        return np.ones(len(tasks))
+
+    def update(self, excess: Floats, counts: Ints) -> None:
+        # A task without weight is never drawn: its excess is 0, and so is its estimate.
+        alpha = np.maximum(self.weights(), np.finfo(np.float64).tiny)
+        self._gain(excess / alpha / counts.sum())
+
+
+def check(method: str, options: Mapping[str, float]) -> None:
+    """Refuse an unknown method or an option it does not have.
+
+    Raises:
+        ValueError: naming the method and what there is instead.
+    """
+    if method not in MIXERS:
+        raise ValueError(f"unknown method {method!r}; there are: {', '.join(MIXERS)}")
+    for key in options.keys() - MIXERS[method].options:
+        raise ValueError(f"{method} has no option {key!r}")
+
+
+class Draws:
+    """Which pair of a task comes next: each task's pairs in a fresh shuffled order an epoch.
+
+    A pure function of (seed, task, how many pairs of the task were drawn before), so `taken` is all its state.
+    """
+
+    def __init__(self, sizes: list[int], seed: int) -> None:
+        self.sizes, self.seed = sizes, seed
+        self.taken = [0] * len(sizes)
+        self._order: dict[int, tuple[int, Ints]] = {}
+
+    def next(self, task: int) -> int:
+        """The index, within its task, of the task's next pair."""
+        epoch, place = divmod(self.taken[task], self.sizes[task])
+        self.taken[task] += 1
+        if self._order.get(task, (-1,))[0] != epoch:
+            random = np.random.default_rng([self.seed, task, epoch])
+            self._order[task] = (epoch, random.permutation(self.sizes[task]))
+        return int(self._order[task][1][place])

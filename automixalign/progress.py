@@ -1,0 +1,118 @@
+"""What a step tells the outside while it works: events for the terminal, and a log of its own.
+
+`ama run` names a folder in `AMA_LOGS`; there, each step appends to `events.jsonl` and writes all it prints to
+`STAGE[-NAME].log`. Without it (in a container, on a cluster) a step prints to its own output as usual.
+"""
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+LOGS = "AMA_LOGS"
+WORKERS = "AMA_LOCAL_WORKERS"
+EVENTS = "events.jsonl"
+_INTERVAL = 0.5
+_T = TypeVar("_T")
+
+
+class Step:
+    """A running step of the DAG; the last one started is the current one."""
+
+    def __init__(self, stage: str, name: str) -> None:
+        self.stage, self.name = stage, name
+        folder = os.environ.get(LOGS)
+        self.events = Path(folder) / EVENTS if folder else None
+        self._last = 0.0
+
+    def emit(self, event: str, **facts: Any) -> None:
+        """Append one event; a line this short is appended whole, also by several processes."""
+        if self.events is None:
+            return
+        row = {"time": time.time(), "stage": self.stage, "name": self.name, "event": event, **facts}
+        with self.events.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(row) + "\n")
+
+    def report(self, done: int, total: int, **facts: float) -> None:
+        """Tell how far the step is, at most twice a second."""
+        now = time.monotonic()
+        if done == total or now - self._last >= _INTERVAL:
+            self._last = now
+            self.emit("progress", done=done, total=total, **facts)
+
+    def track(self, items: Iterable[_T], total: int) -> Iterator[_T]:
+        """Yield the items, reporting each as done."""
+        for number, item in enumerate(items, start=1):
+            yield item
+            self.report(number, total)
+
+
+_current = Step("", "")
+
+
+def current() -> Step:
+    """The step this process runs."""
+    return _current
+
+
+@contextmanager
+def step(stage: str, name: str = "") -> Iterator[Step]:
+    """Run a step of the DAG: announce it, log it, and share the processors with its siblings.
+
+    A step with a name is one of several that a loop runs side by side. `AMA_LOCAL_WORKERS` tells how many
+    run at a time on this machine; each then takes its part of the processors.
+    """
+    global _current  # noqa: PLW0603  one process runs one step
+    _current = running = Step(stage, name)
+    if workers := os.environ.get(WORKERS):
+        _share_processors(int(workers) if name else 1)
+    started = time.monotonic()
+    running.emit("started")
+    with _own_log(running):
+        try:
+            yield running
+        except BaseException as error:
+            traceback.print_exc()
+            running.emit("failed", error=f"{type(error).__name__}: {error}")
+            raise
+    running.emit("finished", seconds=round(time.monotonic() - started, 2))
+
+
+def log_name(stage: str, name: str) -> str:
+    """The file, in the logs folder, that a step writes to."""
+    return "-".join(part for part in (stage, name) if part) + ".log"
+
+
+def _share_processors(workers: int) -> None:
+    """Set the threads of OpenMP by the environment: torch is not imported yet, and by some steps never."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ["OMP_NUM_THREADS"] = str(max(1, count // workers))
+
+
+@contextmanager
+def _own_log(running: Step) -> Iterator[None]:
+    """Send all output of this process, and of native code in it, to the step's log."""
+    if running.events is None:
+        yield
+        return
+    path = running.events.parent / log_name(running.stage, running.name)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    kept = os.dup(1), os.dup(2)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, descriptor in enumerate(kept, start=1):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        os.close(log)

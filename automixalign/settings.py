@@ -1,0 +1,187 @@
+"""What each step of the DAG is told: the part of the experiment that changes its result, and no more.
+
+A step's settings travel as one JSON string. Two experiments that differ elsewhere give a step equal settings,
+which is what lets its cached result stand: another eta re-trains one generalist and nothing before it.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict
+
+from automixalign import config
+from automixalign.config import Experiment
+
+
+@cache
+def library_digest() -> str:
+    """SHA-256 of this library's source: part of every step's settings, so new code never meets an old cache."""
+    total = hashlib.sha256()
+    root = Path(__file__).parent
+    for file in sorted(root.rglob("*.py")):
+        total.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return total.hexdigest()[:16]
+
+
+class Settings(BaseModel):
+    """Base of a step's settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    library: str = ""
+    """Digest of the code that made the plan."""
+    seed: int
+
+
+class BaseModelSettings(Settings):
+    """Of `prepare_base_model`."""
+
+    base_model: config.BaseModelSpec
+    synthetic_tasks: list[str]
+    """The synthetic tasks whose forms a `tiny` model learns."""
+    fingerprint: str
+    """Changes with the content behind the source."""
+
+
+class DataSettings(Settings):
+    """Of `prepare_data`."""
+
+    tasks: list[config.TaskSpec]
+    split: config.SplitSpec
+    max_length: int
+    fingerprints: list[str]
+
+
+class ScoringSettings(Settings):
+    """Of `reference_logps` and `specialist_losses`."""
+
+    batch_size: int
+    precision: config.Precision
+    beta: float
+
+
+class TrainingSettings(Settings):
+    """Of `train_specialist` (where `method` is None) and `train_generalist`."""
+
+    training: config.TrainingSpec
+    budget: config.Budget
+    method: config.MethodSpec | None
+
+    @property
+    def name(self) -> str:
+        """The generalist's name in the leaderboard."""
+        assert self.method is not None  # noqa: S101  a specialist is named by its task
+        return self.method.name
+
+
+class MergeSettings(Settings):
+    """Of `merge_specialists`."""
+
+    merge: config.MergeSpec
+
+    @property
+    def name(self) -> str:
+        """The merged model's name in the leaderboard."""
+        return self.merge.name
+
+
+class EvaluationSettings(Settings):
+    """Of `evaluate`."""
+
+    evaluation: config.EvaluationSpec
+    beta: float
+    verifiers: dict[str, str]
+    """Task -> verifier, for the tasks whose generations can be verified."""
+
+
+class ComparisonSettings(Settings):
+    """Of `compare`."""
+
+    experiment: Experiment
+
+
+class Plan(BaseModel):
+    """The settings of every step of an experiment's DAG."""
+
+    base_model: BaseModelSettings
+    data: DataSettings
+    scoring: ScoringSettings
+    specialist: TrainingSettings
+    tasks: list[str]
+    generalists: list[TrainingSettings]
+    merges: list[MergeSettings]
+    evaluation: EvaluationSettings
+    comparison: ComparisonSettings
+
+    @classmethod
+    def of(cls, experiment: Experiment, fingerprints: Mapping[str, str]) -> Self:
+        """Divide an experiment among its steps.
+
+        Args:
+            experiment: the checked configuration.
+            fingerprints: what stands for the content of each source: a task's name, or "base_model" -> digest.
+        """
+        common = {"library": library_digest(), "seed": experiment.seed}
+        training, evaluation = experiment.training, experiment.evaluation
+        synthetic = [
+            task.source.removeprefix(config.SYNTHETIC)
+            for task in experiment.tasks
+            if task.source.startswith(config.SYNTHETIC)
+        ]
+        return cls(
+            base_model=BaseModelSettings(
+                **common,
+                base_model=experiment.base_model,
+                synthetic_tasks=synthetic,
+                fingerprint=fingerprints["base_model"],
+            ),
+            data=DataSettings(
+                **common,
+                tasks=experiment.tasks,
+                split=experiment.split,
+                max_length=experiment.max_length,
+                fingerprints=[fingerprints[task.name] for task in experiment.tasks],
+            ),
+            scoring=ScoringSettings(
+                **common,
+                batch_size=evaluation.batch_size,
+                precision=evaluation.precision,
+                beta=training.beta,
+            ),
+            specialist=TrainingSettings(
+                **common,
+                training=training,
+                budget=experiment.budget.specialist,
+                method=None,
+            ),
+            tasks=[task.name for task in experiment.tasks],
+            generalists=[
+                TrainingSettings(
+                    **common,
+                    training=training,
+                    budget=experiment.budget.generalist,
+                    method=method,
+                )
+                for method in experiment.methods
+            ],
+            merges=[MergeSettings(**common, merge=merge) for merge in experiment.merges],
+            evaluation=EvaluationSettings(
+                **common,
+                evaluation=evaluation,
+                beta=training.beta,
+                verifiers={task.name: task.verifier for task in experiment.tasks if task.verifier},
+            ),
+            comparison=ComparisonSettings(**common, experiment=experiment),
+        )
+
+    def as_outputs(self) -> tuple[str | list[str], ...]:
+        """The plan as a component returns it: settings as JSON text, in the order of the fields."""
+        return tuple(
+            value.model_dump_json()
+            if isinstance(value, Settings)
+            else [item if isinstance(item, str) else item.model_dump_json() for item in value]
+            for _, value in self
+        )

@@ -1,0 +1,36 @@
+"""The first step of the DAG: check the configuration and what it points at, then plan every other step."""
+
+from automixalign import base_model
+from automixalign.config import Experiment, parse
+from automixalign.data import read
+from automixalign.errors import ConfigError
+from automixalign.settings import Plan
+
+
+def plan(configuration: str) -> Plan:
+    """Check a configuration given as JSON or YAML text, look at its sources, and divide it among the steps.
+
+    Raises:
+        ConfigError: naming the key that is unknown, of a wrong type or impossible.
+        DataError, ModelError: a source is not there.
+    """
+    import yaml
+
+    try:
+        data = yaml.safe_load(configuration)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the configuration is neither JSON nor YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"the configuration must be a mapping of keys, not {type(data).__name__}")
+    return plan_experiment(parse(data, "the configuration"))
+
+
+def plan_experiment(experiment: Experiment) -> Plan:
+    """`plan` for an experiment that was checked already.
+
+    Raises:
+        DataError, ModelError: a source is not there.
+    """
+    fingerprints = {task.name: read.fingerprint(task) for task in experiment.tasks}
+    fingerprints["base_model"] = base_model.fingerprint(experiment.base_model)
+    return Plan.of(experiment, fingerprints)

@@ -1,0 +1,46 @@
+"""One model on every task's test split."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Input, Model, Output
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def evaluate(
+    settings: str,
+    data: Input[Dataset],
+    logps: Input[Dataset],
+    base_model: Input[Model],
+    model: Input[Model],
+    evaluation: Output[Dataset],
+) -> None:
+    """Measure DPO loss, reward accuracy, margin, drift and verified generations of one model.
+
+    Args:
+        settings: `EvaluationSettings` as JSON.
+        data: the prepared splits.
+        logps: the reference log-probabilities.
+        base_model: under a LoRA model.
+        model: the model; its metadata give its name and family.
+        evaluation: folder with a row a pair, the generations and a summary.
+    """
+    from pathlib import Path
+
+    from automixalign.evaluate import evaluate
+    from automixalign.progress import step
+    from automixalign.settings import EvaluationSettings
+
+    name, family = model.metadata["model"], model.metadata["family"]
+    with step("evaluate", name):
+        summary = evaluate(
+            EvaluationSettings.model_validate_json(settings),
+            name,
+            family,
+            Path(data.path),
+            Path(logps.path),
+            Path(base_model.path),
+            Path(model.path),
+            Path(evaluation.path),
+        )
+        evaluation.metadata.update(summary, run_path=f"evaluations/{name}")

@@ -1,0 +1,41 @@
+"""The specialists' weights brought together without training."""
+
+from kfp import dsl
+from kfp.dsl import Input, Model, Output
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def merge_specialists(
+    settings: str,
+    base_model: Input[Model],
+    specialists: Input[list[Model]],
+    model: Output[Model],
+) -> None:
+    """Merge the specialists by one of mergekit's methods.
+
+    Args:
+        settings: `MergeSettings` as JSON.
+        base_model: what the specialists started from.
+        specialists: full models or LoRA adapters, one artifact a task.
+        model: the merged full model.
+    """
+    from pathlib import Path
+
+    from automixalign.merge import merge_specialists
+    from automixalign.progress import step
+    from automixalign.settings import MergeSettings
+
+    checked = MergeSettings.model_validate_json(settings)
+    with step("merge_specialists", checked.name):
+        facts = merge_specialists(
+            Path(base_model.path),
+            {artifact.metadata["task"]: Path(artifact.path) for artifact in specialists},
+            checked.merge.method,
+            checked.merge.parameters,
+            Path(model.path),
+            seed=checked.seed,
+        )
+        labels = {"model": checked.name, "family": "merge"}
+        model.metadata.update(facts, **labels, run_path=f"models/{checked.name}")

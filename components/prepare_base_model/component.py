@@ -1,0 +1,25 @@
+"""The policy everything starts from, in one normal form."""
+
+from kfp import dsl
+from kfp.dsl import Model, Output
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def prepare_base_model(settings: str, base_model: Output[Model]) -> None:
+    """Fetch, convert or train the base model, which is also the reference model.
+
+    Args:
+        settings: `BaseModelSettings` as JSON.
+        base_model: folder with safetensors in fp32, config and tokenizer.
+    """
+    from pathlib import Path
+
+    from automixalign.base_model import prepare_base_model
+    from automixalign.progress import step
+    from automixalign.settings import BaseModelSettings
+
+    with step("prepare_base_model"):
+        facts = prepare_base_model(BaseModelSettings.model_validate_json(settings), Path(base_model.path))
+        base_model.metadata.update(facts, model="reference", family="reference", run_path="models/reference")

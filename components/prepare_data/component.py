@@ -1,0 +1,26 @@
+"""Preference data: read, cleaned, split by prompt, tokenised once."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Input, Model, Output
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def prepare_data(settings: str, base_model: Input[Model], data: Output[Dataset]) -> None:
+    """Write the splits of every task as Parquet, with a statistics card.
+
+    Args:
+        settings: `DataSettings` as JSON.
+        base_model: its tokenizer and chat template are applied.
+        data: folder with `TASK/{train,validation,test}.parquet` and `card.json`.
+    """
+    from pathlib import Path
+
+    from automixalign.data.prepare import prepare_data
+    from automixalign.progress import step
+    from automixalign.settings import DataSettings
+
+    with step("prepare_data"):
+        card = prepare_data(DataSettings.model_validate_json(settings), Path(base_model.path), Path(data.path))
+        data.metadata.update(card, run_path="data")

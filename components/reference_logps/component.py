@@ -1,0 +1,34 @@
+"""The reference model's log-probabilities of every pair, once for the whole DAG."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Input, Model, Output
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def reference_logps(
+    settings: str, data: Input[Dataset], base_model: Input[Model], logps: Output[Dataset]
+) -> None:
+    """Score chosen and rejected of all splits under the reference model, keyed by pair id.
+
+    Args:
+        settings: `ScoringSettings` as JSON.
+        data: the prepared splits.
+        base_model: the reference model.
+        logps: a folder a task, with `SPLIT.parquet` and a manifest of what it belongs to.
+    """
+    from pathlib import Path
+
+    from automixalign.progress import step
+    from automixalign.scoring import write_reference_logps
+    from automixalign.settings import ScoringSettings
+
+    with step("reference_logps"):
+        manifests = write_reference_logps(
+            ScoringSettings.model_validate_json(settings),
+            Path(data.path),
+            Path(base_model.path),
+            Path(logps.path),
+        )
+        logps.metadata.update(manifests, run_path="reference_logps")

@@ -1,0 +1,49 @@
+"""One model for all tasks, by one of the mixing methods."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Dataset, Input, Model, Output
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def train_generalist(
+    settings: str,
+    data: Input[Dataset],
+    logps: Input[Dataset],
+    losses: Input[list[Dataset]],
+    base_model: Input[Model],
+    model: Output[Model],
+    trajectory: Output[Artifact],
+) -> None:
+    """Train a generalist: standard, uniform, AMA-R, AMA-S or another mixer of the library.
+
+    Args:
+        settings: `TrainingSettings` as JSON; its method names the mixer.
+        data: the prepared splits.
+        logps: the reference log-probabilities.
+        losses: the specialists' cached losses, one artifact a task.
+        base_model: the policy to start from.
+        model: the generalist, a full model or a LoRA adapter.
+        trajectory: JSONL, a line an optimiser step: task weights, losses, excess, clip fractions.
+    """
+    from pathlib import Path
+
+    from automixalign.progress import step
+    from automixalign.settings import TrainingSettings
+    from automixalign.train import train_generalist
+
+    checked = TrainingSettings.model_validate_json(settings)
+    with step("train_generalist", checked.name):
+        facts = train_generalist(
+            checked,
+            Path(data.path),
+            Path(logps.path),
+            [Path(artifact.path) for artifact in losses],
+            Path(base_model.path),
+            Path(model.path),
+            Path(trajectory.path),
+        )
+        labels = {"model": checked.name, "family": "generalist"}
+        model.metadata.update(facts, **labels, run_path=f"models/{checked.name}")
+        trajectory.metadata.update(labels, run_path=f"trajectories/{checked.name}.jsonl")

@@ -1,0 +1,50 @@
+"""DPO on one task alone."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Dataset, Input, Model, Output
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def train_specialist(
+    settings: str,
+    task_name: str,
+    data: Input[Dataset],
+    logps: Input[Dataset],
+    base_model: Input[Model],
+    model: Output[Model],
+    trajectory: Output[Artifact],
+) -> None:
+    """Train the specialist of a task, whose losses are what generalists are measured against.
+
+    Args:
+        settings: `TrainingSettings` as JSON.
+        task_name: the task.
+        data: the prepared splits.
+        logps: the reference log-probabilities.
+        base_model: the policy to start from.
+        model: the specialist, a full model or a LoRA adapter.
+        trajectory: JSONL, a line an optimiser step.
+    """
+    from pathlib import Path
+
+    from automixalign.leaderboard import specialist_name
+    from automixalign.progress import step
+    from automixalign.settings import TrainingSettings
+    from automixalign.train import train_specialist
+
+    name = specialist_name(task_name)
+    with step("train_specialist", task_name):
+        facts = train_specialist(
+            TrainingSettings.model_validate_json(settings),
+            task_name,
+            Path(data.path),
+            Path(logps.path),
+            Path(base_model.path),
+            Path(model.path),
+            Path(trajectory.path),
+        )
+        labels = {"model": name, "family": "specialist", "task": task_name}
+        model.metadata.update(facts, **labels, run_path=f"models/{name}")
+        trajectory.metadata.update(labels, run_path=f"trajectories/{name}.jsonl")

@@ -1,0 +1,37 @@
+"""First step: refuse a configuration that cannot run, and plan the others."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def validate_config(
+    config: str,
+) -> NamedTuple(  # type: ignore[valid-type]  # kfp reads the outputs from this form
+    "Plan",
+    base_model=str,
+    data=str,
+    scoring=str,
+    specialist=str,
+    tasks=list,
+    generalists=list,
+    merges=list,
+    evaluation=str,
+    comparison=str,
+):
+    """Check the configuration and its sources, and divide it into the settings of each step.
+
+    Args:
+        config: the experiment, as JSON or YAML (see `automixalign/config.py` for the schema).
+
+    Returns:
+        The settings of each step as JSON, and the items of the three loops.
+    """
+    from automixalign.progress import step
+    from automixalign.validate import plan
+
+    with step("validate_config"):
+        return plan(config).as_outputs()

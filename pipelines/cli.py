@@ -1,0 +1,202 @@
+"""`ama`: the command line."""
+
+import sys
+import time
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+from automixalign import __version__, config
+from automixalign.errors import AutoMixAlignError, ConfigError
+from automixalign.validate import plan_experiment
+
+PRESETS = resources.files("pipelines") / "presets"
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""AutoMixAlign: align one language model to several tasks, and compare how.
+
+A run trains a DPO *specialist* for each task, then *generalists* for all tasks (standard, uniform, AMA-R,
+AMA-S), merges the specialists, measures everything on held-out data and prints a leaderboard.
+
+Examples:
+
+    ama run --preset quickstart
+
+    ama run --preset smollm2 --task helpful=helpful.jsonl --task harmless=harmless.jsonl
+
+    ama validate --config my.yaml
+""",
+)
+
+Preset = Annotated[
+    str | None,
+    typer.Option("--preset", "-p", help="A configuration that comes with the project.", metavar="NAME"),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="A configuration of your own (YAML).", metavar="FILE"),
+]
+Task = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task",
+        "-t",
+        metavar="NAME=PATH",
+        help="Add a task, or point one at other data: JSONL, Parquet, folder, s3:// or hub id. Repeat it.",
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="KEY=VALUE",
+        help="Change a key: `training.beta=0.2`, `methods.2.eta=0.1`. Repeat it.",
+    ),
+]
+
+
+def load(
+    preset: str | None, file: Path | None, tasks: list[str] | None, sets: list[str] | None
+) -> config.Experiment:
+    """The checked experiment of the command line's options.
+
+    Raises:
+        ConfigError: it cannot be run.
+    """
+    if (preset is None) == (file is None):
+        raise ConfigError(f"give one of --preset NAME and --config FILE; presets: {', '.join(preset_names())}")
+    if preset is not None:
+        if preset not in preset_names():
+            raise ConfigError(f"--preset {preset}: there are: {', '.join(preset_names())}")
+        file = Path(str(PRESETS / f"{preset}.yaml"))
+    assert file is not None  # noqa: S101  one of both was given
+    data = config.read_yaml(file)
+    for option in tasks or []:
+        name, source = _key_value("--task", option)
+        config.set_task(data, name, source)
+    for option in sets or []:
+        key, text = _key_value("--set", option)
+        config.override(data, key, _value(key, text))
+    return config.parse(data, f"--preset {preset}" if preset else str(file))
+
+
+def preset_names() -> list[str]:
+    """The presets that come with the project."""
+    return sorted(Path(entry.name).stem for entry in PRESETS.iterdir() if entry.name.endswith(".yaml"))
+
+
+def _key_value(option: str, text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise ConfigError(f"{option} {text}: must be of the form KEY=VALUE")
+    return key, value
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {key}: {text!r} is not a YAML value") from error
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"automixalign {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    preset: Preset = None,
+    file: Config = None,
+    task: Task = None,
+    set_: Set = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Run folder, new. [default: runs/NAME-DATE-TIME]"),
+    ] = None,
+) -> None:
+    """Run the whole DAG on this machine and print the leaderboard.
+
+    Examples:
+
+        ama run --preset quickstart
+
+        ama run -p quickstart --set seed=1 --set methods.2.eta=0.1 --output runs/eta
+
+        ama run -p smollm2 -t helpful=data/helpful.jsonl -t code=s3://bucket/code/
+    """
+    from pipelines import display
+    from pipelines import run as local_run
+
+    console = Console()
+    experiment = load(preset, file, task, set_)
+    plan_experiment(experiment)
+    folder = output or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    steps = display.steps_of(len(experiment.tasks), len(experiment.methods), len(experiment.merges))
+    progress = display.Progress(console, steps)
+    console.print(f"{experiment.name}: {steps} steps, results in {folder}", highlight=False, soft_wrap=True)
+    try:
+        with progress.live:
+            local_run.run(experiment, folder, progress.follow)
+    except local_run.StepFailedError as failure:
+        display.show_failure(Console(stderr=True), failure, folder)
+        raise typer.Exit(1) from failure
+    display.show_results(console, folder)
+
+
+@app.command()
+def validate(preset: Preset = None, file: Config = None, task: Task = None, set_: Set = None) -> None:
+    """Check a configuration and its sources; print it with every default written out.
+
+    Example:
+
+        ama validate --preset quickstart --set training.beta=0.2
+    """
+    experiment = load(preset, file, task, set_)
+    plan_experiment(experiment)
+    typer.echo(config.dump(experiment), nl=False)
+
+
+@app.command("compile")
+def compile_(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.yaml", help="Where to write it.")],
+    merges: Annotated[bool, typer.Option(help="Leave the merges out for experiments that have none.")] = True,
+) -> None:
+    """Write the pipeline as KFP's IR YAML, to upload to Kubeflow Pipelines.
+
+    Its one parameter, `config`, takes what `ama validate` prints. The containers' image is read from the
+    environment variable AMA_IMAGE.
+
+    Example:
+
+        AMA_IMAGE=registry.example/automixalign@sha256:... ama compile --output automixalign.yaml
+    """
+    from kfp import compiler
+
+    from pipelines.automixalign import build
+
+    if output.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"--output {output}: the name must end in .yaml")
+    compiler.Compiler().compile(build(with_merges=merges), str(output))
+
+
+def main() -> None:
+    """Run the command line; a known error is one message and exit status 2, not a traceback."""
+    try:
+        app()
+    except AutoMixAlignError as error:
+        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True, markup=False)
+        sys.exit(2)

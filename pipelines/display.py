@@ -1,0 +1,102 @@
+"""What the terminal shows of a run: one line a step, then the leaderboard and where to look."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+
+from automixalign import compare, files, leaderboard, run_folder
+from pipelines.run import KFP_LOG, StepFailedError, step_title
+
+SHOWN = ("excess", "accuracy", "generation")
+"""The metrics that fit a terminal; the page has all."""
+
+_MARK = {"finished": "[green]✓[/]", "failed": "[red]✗[/]"}
+
+
+class Progress:
+    """The steps of a run as they start, work and finish; on a plain stream, a line a finished step."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self.console, self.total = console, total
+        self.running: dict[tuple[str, str], dict[str, Any]] = {}
+        self.finished = 0
+        self.started = time.time()
+        self.live = Live(console=console, refresh_per_second=8, get_renderable=self._render, transient=True)
+
+    def follow(self, events: list[dict[str, Any]]) -> None:
+        """Take in new events."""
+        for event in events:
+            key = event["stage"], event["name"]
+            if event["event"] == "started":
+                self.running[key] = {"began": event["time"]}
+            elif event["event"] == "progress" and key in self.running:
+                self.running[key].update(event)
+            elif event["event"] in _MARK:
+                step = self.running.pop(key, {"began": event["time"]})
+                self.finished += event["event"] == "finished"
+                loss = f"  loss {step['loss']:.3f}" if "loss" in step else ""
+                took = event["time"] - step["began"]
+                title = escape(step_title(*key))
+                self.console.print(f"{_MARK[event['event']]} {title:<44}{took:7.1f} s{loss}", highlight=False)
+
+    def _render(self) -> RenderableType:
+        grid = Table.grid(padding=(0, 2))
+        for (stage, name), step in self.running.items():
+            done, total = step.get("done", 0), step.get("total", 0)
+            grid.add_row(
+                Spinner("dots"),
+                escape(step_title(stage, name)),
+                f"{time.time() - step['began']:.0f} s",
+                ProgressBar(total, done, width=24) if total else "",
+                f"{done}/{total}" if total else "",
+                f"loss {step['loss']:.3f}" if "loss" in step else "",
+            )
+        clock = time.strftime("%M:%S", time.gmtime(time.time() - self.started))
+        return Group(grid, f"[dim]{clock}  {self.finished} of {self.total} steps[/]")
+
+
+def steps_of(tasks: int, methods: int, merges: int) -> int:
+    """How many steps the DAG has."""
+    return 6 + 3 * tasks + 2 * methods + 2 * merges
+
+
+def show_results(console: Console, folder: Path) -> None:
+    """The leaderboard, the verdict, and the paths to look at."""
+    entries = files.read_json(folder / compare.LEADERBOARD)
+    header, rows = leaderboard.table(entries, SHOWN)
+    table = Table(title="held-out test split; best generalist or merge in bold", title_justify="left")
+    table.add_column("model", no_wrap=True)
+    for name in header[2:]:
+        table.add_column(name.replace(" ", "\n"), justify="right")
+    for model, family, *values in rows:
+        cells = [f"[bold]{cell.strip('*')}[/]" if cell.startswith("**") else cell for cell in values]
+        table.add_row(model, *cells, style="dim" if family in ("reference", "specialist") else None)
+    console.print(table)
+    console.print(leaderboard.verdict(entries), highlight=False)
+    places = {
+        "leaderboard": "leaderboard.json",
+        "page": "leaderboard.html",
+        "task weights": "plots/task_weights.png",
+        "models": "models",
+        "logs": run_folder.LOGS,
+    }
+    for what, place in places.items():
+        console.print(f"  {what:<13}{folder / place}", highlight=False, soft_wrap=True)
+
+
+def show_failure(console: Console, failure: StepFailedError, folder: Path) -> None:
+    """Which step failed, why, and the end of its log."""
+    console.print(f"[red]✗ {escape(failure.step)} failed:[/] {escape(failure.error)}", soft_wrap=True)
+    tail = failure.tail()
+    if tail:
+        console.rule(f"last lines of {failure.log}", style="dim")
+        console.print(escape(tail), highlight=False, soft_wrap=True)
+        console.rule(style="dim")
+    console.print(f"kfp's own log: {folder / run_folder.LOGS / KFP_LOG}", soft_wrap=True)

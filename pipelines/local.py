@@ -1,0 +1,34 @@
+"""Run the DAG on this machine through kfp's local runner: `python -m pipelines.local CONFIG FOLDER`."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+from kfp import local
+
+from automixalign import config
+from pipelines.automixalign import build
+
+WORKERS = 2
+"""How many iterations of a loop kfp's local runner runs at a time."""
+
+
+def run(experiment: config.Experiment, pipeline_root: Path) -> None:
+    """Run every step of the experiment, with the steps' artifacts below `pipeline_root`.
+
+    Raises:
+        RuntimeError: a step failed; its own log says why.
+    """
+    local.init(
+        runner=local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(pipeline_root),
+        workspace_root=str(pipeline_root / "workspace"),
+        raise_on_error=True,
+    )
+    build(with_merges=bool(experiment.merges))(config=experiment.model_dump_json())
+
+
+if __name__ == "__main__":
+    logging.captureWarnings(True)
+    run(config.parse(json.loads(Path(sys.argv[1]).read_text()), sys.argv[1]), Path(sys.argv[2]))

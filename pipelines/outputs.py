@@ -1,0 +1,15 @@
+"""Find what kfp's local runner wrote: each step leaves an `executor_output.json` beside its artifacts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from automixalign import files
+
+
+def artifacts(pipeline_root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Path and metadata of every output artifact of the steps that finished."""
+    for record in sorted(pipeline_root.rglob("executor_output.json")):
+        for output in files.read_json(record).get("artifacts", {}).values():
+            for artifact in output["artifacts"]:
+                yield Path(artifact["uri"]), artifact.get("metadata", {})

@@ -5,8 +5,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from automixalign import files, s3
 from automixalign.config import BaseModelSpec
 from automixalign.errors import ModelError
@@ -23,6 +21,8 @@ def fingerprint(spec: BaseModelSpec) -> str:
         ModelError, DataError: a local or S3 source is not there.
     """
     source = spec.source
+    if spec.tiny is not None:
+        return source
     if source.startswith(s3.SCHEME):
         return str(s3.list_objects(source))
     path = _local_path(source)
@@ -58,6 +58,7 @@ def _train_tiny(settings: BaseModelSettings, folder: Path) -> dict[str, Any]:
 
 
 def _convert(spec: BaseModelSpec, folder: Path, scratch: Path) -> dict[str, Any]:
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = _fetch(spec.source, scratch)
@@ -72,9 +73,15 @@ def _convert(spec: BaseModelSpec, folder: Path, scratch: Path) -> dict[str, Any]
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
         if not gguf:
             options["use_safetensors"] = True
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **options)
-    except (OSError, ValueError, KeyError) as error:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            place, dtype=torch.float32, output_loading_info=True, **options
+        )
+    except Exception as error:  # transformers raises a dozen kinds, tokenizers a bare one
         raise ModelError(f"base_model.source: {spec.source} cannot be loaded: {error}") from error
+    if missing := sorted(report["missing_keys"]):  # transformers would leave them at random
+        raise ModelError(
+            f"base_model.source: {spec.source}: {len(missing)} weights are missing, first {missing[0]}"
+        )
     if gguf:
         _forget_quantisation(model)
     _check(model, tokenizer, spec.source)
@@ -91,7 +98,10 @@ def _local_path(source: str) -> Path | None:
     """
     if source.startswith(PACKAGE):
         module, _, name = source.removeprefix(PACKAGE).partition("/")
-        found = importlib.util.find_spec(module)  # finds the folder without importing the package
+        try:
+            found = importlib.util.find_spec(module)  # finds the folder without importing the package
+        except (ImportError, ValueError):  # no parent package; no name
+            found = None
         places = list(found.submodule_search_locations or []) if found else []
         if not places or not (Path(places[0]) / name).is_file():
             raise ModelError(
@@ -102,7 +112,8 @@ def _local_path(source: str) -> Path | None:
     path = Path(source)
     if path.exists():
         return path
-    if source.startswith(MLFLOW) or (source.count("/") <= 1 and not source.startswith((".", "/", "~"))):
+    is_path = source.count("/") > 1 or source.startswith((".", "/", "~")) or source.endswith(".gguf")
+    if source.startswith(MLFLOW) or not is_path:
         return None
     raise ModelError(f"base_model.source: {source} does not exist")
 
@@ -145,6 +156,8 @@ def _forget_quantisation(model: Any) -> None:
 
 
 def _check(model: Any, tokenizer: Any, source: str) -> None:
+    import torch
+
     if tokenizer.eos_token is None:
         raise ModelError(f"base_model.source: {source}: its tokenizer has no end-of-sequence token")
     if tokenizer.pad_token is None:

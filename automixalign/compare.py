@@ -22,6 +22,8 @@ def compare(
 ) -> list[leaderboard.Entry]:
     """Write `leaderboard.json`, the plots, and the leaderboard as Markdown and as one HTML page.
 
+    Where `tracking.uri` names an MLflow store, everything is recorded there too.
+
     Args:
         evaluations: the folder of each model, in any order.
         trajectories: generalist -> its per-step log.
@@ -31,6 +33,7 @@ def compare(
 
     Raises:
         CacheError: the evaluation of a model of the experiment is missing.
+        mlflow.exceptions.MlflowException: the MLflow store refuses.
     """
     experiment = settings.experiment
     entries = leaderboard.build(evaluations, config.model_names(experiment))
@@ -43,6 +46,11 @@ def compare(
             plots.task_bars(entries, metric, folder / f"{metric}.png")
     files.write_text(markdown, _markdown(entries))
     files.write_text(page, _page(experiment.name, entries, sorted(plot_folder.glob("*.png"))))
+    if experiment.tracking.uri:
+        from automixalign import tracking
+
+        kept = {"leaderboard.json": board, "leaderboard.html": page, "plots": plot_folder}
+        tracking.record(experiment, summary_metrics(entries), trajectories, kept)
     return entries
 
 

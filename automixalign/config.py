@@ -3,6 +3,7 @@
 A preset is a YAML file of this schema; `ama validate` prints the resolved one. Every refusal names its key.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -70,6 +71,12 @@ class TinyModel(Schema):
     right_answers: Fraction = 0.5
     """Share of the training text that gives the right answer: the base knows the forms, not the preference."""
 
+    @model_validator(mode="after")
+    def _heads_divide_the_model(self) -> Self:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(f"'hidden_size' must be a multiple of twice 'heads', {2 * self.heads}")
+        return self
+
 
 class BaseModelSpec(Schema):
     """The policy every specialist and generalist starts from; it is also the reference model."""
@@ -108,6 +115,8 @@ class TaskSpec(Schema):
                 raise ValueError(f"unknown synthetic task {name!r}; there are: {', '.join(SYNTHETIC_TASKS)}")
             if self.limit is None:
                 raise ValueError("a synthetic task needs 'limit': how many pairs to make")
+            if self.limit > SYNTHETIC_TASKS[name].prompts:
+                raise ValueError(f"'limit': there are only {SYNTHETIC_TASKS[name].prompts} prompts of {name!r}")
         return self
 
 
@@ -132,7 +141,7 @@ class LoraSpec(Schema):
 
     rank: Count = 16
     alpha: Positive = 32.0
-    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    target_modules: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
 
 
 class Budget(Schema):
@@ -176,7 +185,7 @@ class TrainingSpec(Schema):
     """`auto`: bf16 autocast on CUDA that has it, else fp32."""
     gradient_checkpointing: Flag = False
     lora: LoraSpec | None = None
-    trainable: list[str] | None = None
+    trainable: Annotated[list[str], Field(min_length=1)] | None = None
     """Full fine-tuning of only the parameters whose name one of these regular expressions finds."""
 
     @model_validator(mode="after")
@@ -185,6 +194,11 @@ class TrainingSpec(Schema):
             raise ValueError("'lora' and 'trainable' exclude each other")
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             raise ValueError("'batch_size' must be a multiple of 'micro_batch_size'")
+        for pattern in self.trainable or []:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"'trainable': {pattern!r} is no regular expression: {error}") from error
         return self
 
 
@@ -241,7 +255,7 @@ class EvaluationSpec(Schema):
 
 
 class TrackingSpec(Schema):
-    """MLflow: where the run's parameters, metrics and plots go, if anywhere."""
+    """MLflow: where the run's parameters, curves, leaderboard and plots go, if anywhere."""
 
     uri: str | None = None
     experiment: str = "automixalign"
@@ -352,12 +366,26 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file cannot be read, is not YAML, or is not a mapping.
     """
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
+    data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a mapping of keys is needed, not {type(data).__name__}")
     return data
+
+
+def parse_yaml(text: str, origin: str) -> Any:
+    """The value of a YAML (or JSON) text from `origin`, without aliases and without a key that stands twice.
+
+    Raises:
+        ConfigError: it is no such text.
+    """
+    try:
+        return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506
+    # PyYAML lets a date that no calendar has (2024-13-01) through as a ValueError.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{origin} cannot be read as YAML: {error}") from error
 
 
 def override(data: dict[str, Any], key: str, value: Any) -> None:
@@ -382,10 +410,16 @@ def override(data: dict[str, Any], key: str, value: Any) -> None:
 
 
 def set_task(data: dict[str, Any], name: str, source: str) -> None:
-    """Point task `name` at `source`, in place; a task that is not there yet is added."""
-    tasks = data.setdefault("tasks", [])
+    """Point task `name` at `source`, in place; a task that is not there yet is added.
+
+    Raises:
+        ConfigError: `tasks` is there, but no list.
+    """
+    tasks = data["tasks"] = data.get("tasks") or []
+    if not isinstance(tasks, list):
+        raise ConfigError(f"--task {name}: 'tasks' is not a list in the configuration")
     for task in tasks:
-        if task.get("name") == name:
+        if isinstance(task, dict) and task.get("name") == name:
             task["source"] = source
             return
     tasks.append({"name": name, "source": source})

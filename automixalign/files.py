@@ -23,7 +23,7 @@ def replacing(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         temporary = Path(folder) / path.name
         yield temporary
-        if path.is_dir() and not path.is_symlink():
+        if path.is_dir() and not path.is_symlink() and temporary.exists():
             shutil.rmtree(path)
         temporary.replace(path)
 
@@ -45,8 +45,8 @@ def read_json(path: Path) -> Any:
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    """Write one JSON document a line."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    """Write one JSON document a line; NaN and infinity are refused."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
 def read_jsonl(path: Path) -> list[Any]:
@@ -97,6 +97,6 @@ def link(source: Path, target: Path) -> None:
 
 def _link_or_copy(source: str, target: str) -> None:
     try:
-        os.link(source, target)
+        os.link(Path(source).resolve(), target)  # a hard link to a symbolic link would not follow it
     except OSError:  # another file system, or one without hard links
         shutil.copy2(source, target)

@@ -20,6 +20,7 @@ To add a way of mixing, write one class here and decorate it: the configuration,
 """
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -103,16 +104,18 @@ class Standard(Mixer):
         return np.asarray(self.sizes, dtype=np.float64) / sum(self.sizes)
 
     def draw(self, step: int, batch_size: int) -> Ints:
-        pooled = np.repeat(np.arange(self.k), self.sizes)
-        places = step * batch_size + np.arange(batch_size)
-        shuffled = {
-            epoch: np.random.default_rng([self.seed, epoch]).permutation(pooled)
-            for epoch in np.unique(places // len(pooled)).tolist()
-        }
-        return np.array([shuffled[place // len(pooled)][place % len(pooled)] for place in places])
+        places = range(step * batch_size, (step + 1) * batch_size)
+        epochs = [divmod(place, sum(self.sizes)) for place in places]
+        return np.array([_shuffled_pool(tuple(self.sizes), self.seed, epoch)[at] for epoch, at in epochs])
 
     def example_weights(self, tasks: Ints) -> Floats:
         return np.ones(len(tasks))
+
+
+@lru_cache(maxsize=2)
+def _shuffled_pool(sizes: tuple[int, ...], seed: int, epoch: int) -> Ints:
+    """The task of every pooled pair, in the order of an epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(np.repeat(np.arange(len(sizes)), sizes))
 
 
 class _MultiplicativeWeights(Mixer):

@@ -44,11 +44,13 @@ def _smooth(values: list[float]) -> list[float]:
 
 
 def task_bars(entries: list[Entry], metric: str, path: Path) -> None:
-    """Bars of one metric: a group a model, a bar a task, a line at the worst."""
-    shown = [entry for entry in entries if all(metric in task for task in entry["tasks"].values())]
+    """Bars of one metric for the models made for all tasks: a group a model, a bar a task with the metric."""
+    shown = [
+        entry for entry in entries if entry["family"] in ("generalist", "merge") and metric in entry["average"]
+    ]
     if not shown:
         return
-    tasks = list(shown[0]["tasks"])
+    tasks = [task for task, measured in shown[0]["tasks"].items() if metric in measured]
     width = 0.8 / len(tasks)
     figure, axis = plt.subplots(figsize=(max(7, 1.1 * len(shown)), 3.6))
     for number, task in enumerate(tasks):

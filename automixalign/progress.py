@@ -89,9 +89,12 @@ def log_name(stage: str, name: str) -> str:
 
 
 def _share_processors(workers: int) -> None:
-    """Set the threads of OpenMP by the environment: torch is not imported yet, and by some steps never."""
+    """Give this step its part of the processors, whether or not torch is imported already."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ["OMP_NUM_THREADS"] = str(max(1, count // workers))
+    threads = max(1, count // workers)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
 
 
 @contextmanager

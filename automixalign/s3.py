@@ -1,7 +1,6 @@
 """S3 through boto3: credentials from its default chain, the endpoint from `AWS_ENDPOINT_URL`."""
 
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from automixalign.errors import DataError
 
@@ -14,10 +13,11 @@ def split_uri(uri: str) -> tuple[str, str]:
     Raises:
         DataError: there is no bucket in it.
     """
-    parts = urlsplit(uri)
-    if parts.scheme != "s3" or not parts.netloc:
+    # Not by urllib: a key may hold `?` and `#`.
+    bucket, _, key = uri.removeprefix(SCHEME).partition("/")
+    if not uri.startswith(SCHEME) or not bucket:
         raise DataError(f"{uri} is not of the form s3://bucket/key")
-    return parts.netloc, parts.path.lstrip("/")
+    return bucket, key.lstrip("/")
 
 
 def list_objects(uri: str) -> dict[str, str]:
@@ -38,7 +38,7 @@ def list_objects(uri: str) -> dict[str, str]:
                 below = item["Key"].removeprefix(prefix)
                 if not below or prefix.endswith("/") or not prefix or below.startswith("/"):
                     found[item["Key"]] = item["ETag"]
-    except (BotoCoreError, ClientError) as error:
+    except (BotoCoreError, ClientError, ValueError) as error:  # ValueError: the endpoint is no URL
         raise DataError(f"{uri} cannot be listed: {error}") from error
     if not found:
         raise DataError(f"{uri}: there is nothing at that place")
@@ -52,11 +52,12 @@ def download(uri: str, folder: Path) -> Path:
         DataError: nothing is there, or it cannot be fetched.
     """
     import boto3
+    from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
 
     bucket, prefix = split_uri(uri)
-    client = boto3.client("s3")
     keys = list_objects(uri)
+    client = boto3.client("s3")
     root = folder.resolve()
     for key in keys:
         name = key.removeprefix(prefix).lstrip("/") or Path(key).name
@@ -68,6 +69,6 @@ def download(uri: str, folder: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             client.download_file(bucket, key, str(target))
-        except (BotoCoreError, ClientError) as error:
+        except (Boto3Error, BotoCoreError, ClientError) as error:
             raise DataError(f"s3://{bucket}/{key} cannot be fetched: {error}") from error
     return root / Path(prefix).name if list(keys) == [prefix] else root

@@ -1,8 +1,11 @@
 """The first step of the DAG: check the configuration and what it points at, then plan every other step."""
 
+from pathlib import Path
+
 from automixalign import base_model
-from automixalign.config import Experiment, parse
+from automixalign.config import Experiment, parse, parse_yaml
 from automixalign.data import read
+from automixalign.data.prepare import read_pairs
 from automixalign.errors import ConfigError
 from automixalign.settings import Plan
 
@@ -14,12 +17,7 @@ def plan(configuration: str) -> Plan:
         ConfigError: naming the key that is unknown, of a wrong type or impossible.
         DataError, ModelError: a source is not there.
     """
-    import yaml
-
-    try:
-        data = yaml.safe_load(configuration)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the configuration is neither JSON nor YAML: {error}") from error
+    data = parse_yaml(configuration, "the configuration")
     if not isinstance(data, dict):
         raise ConfigError(f"the configuration must be a mapping of keys, not {type(data).__name__}")
     return plan_experiment(parse(data, "the configuration"))
@@ -34,3 +32,14 @@ def plan_experiment(experiment: Experiment) -> Plan:
     fingerprints = {task.name: read.fingerprint(task) for task in experiment.tasks}
     fingerprints["base_model"] = base_model.fingerprint(experiment.base_model)
     return Plan.of(experiment, fingerprints)
+
+
+def check_local_data(experiment: Experiment) -> None:
+    """Read every task whose data lie on this machine: a broken row is found before anything long begins.
+
+    Raises:
+        DataError: naming file and line.
+    """
+    for task in experiment.tasks:
+        if Path(task.source).exists():
+            read_pairs(task, experiment.seed)

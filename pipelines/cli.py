@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
+from rich.text import Text
 
 from automixalign import __version__, config
 from automixalign.errors import AutoMixAlignError, ConfigError
-from automixalign.validate import plan_experiment
+from automixalign.validate import check_local_data, plan_experiment
 
 PRESETS = resources.files("pipelines") / "presets"
 
@@ -102,10 +102,7 @@ def _key_value(option: str, text: str) -> tuple[str, str]:
 
 
 def _value(key: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {key}: {text!r} is not a YAML value") from error
+    return config.parse_yaml(text, f"--set {key}: {text!r}")
 
 
 @app.callback(invoke_without_command=True)
@@ -144,6 +141,7 @@ def run(
     console = Console()
     experiment = load(preset, file, task, set_)
     plan_experiment(experiment)
+    check_local_data(experiment)
     folder = output or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     steps = display.steps_of(len(experiment.tasks), len(experiment.methods), len(experiment.merges))
     progress = display.Progress(console, steps)
@@ -167,6 +165,7 @@ def validate(preset: Preset = None, file: Config = None, task: Task = None, set_
     """
     experiment = load(preset, file, task, set_)
     plan_experiment(experiment)
+    check_local_data(experiment)
     typer.echo(config.dump(experiment), nl=False)
 
 
@@ -190,7 +189,10 @@ def compile_(
 
     if output.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"--output {output}: the name must end in .yaml")
-    compiler.Compiler().compile(build(with_merges=merges), str(output))
+    try:
+        compiler.Compiler().compile(build(with_merges=merges), str(output))
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be written: {error}") from error
 
 
 def main() -> None:
@@ -198,5 +200,5 @@ def main() -> None:
     try:
         app()
     except AutoMixAlignError as error:
-        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True, markup=False)
+        Console(stderr=True).print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
         sys.exit(2)

@@ -57,6 +57,9 @@ def run(experiment: config.Experiment, folder: Path, follow: Callable[[list[dict
         progress.WORKERS: str(WORKERS),
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        # The training libraries report their use to their makers unless told not to.
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     command = [sys.executable, "-m", "pipelines.local", str(root / "config.json"), str(root)]
     with (logs / KFP_LOG).open("wb") as log:

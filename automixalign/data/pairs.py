@@ -111,12 +111,14 @@ def _split_common_start(chosen: Turn, rejected: Turn, where: str) -> tuple[Turn,
         if left != right:
             break
         shared += 1
-    if isinstance(chosen, str):
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        if chosen != rejected:  # where one side begins the other, it must not lose all of itself to the prompt
+            shared = min(shared, len(chosen.rstrip()) - 1, len(rejected.rstrip()) - 1)
         shared = chosen.rfind(" ", 0, shared) if " " in chosen[:shared] else shared
     else:
         # Two equal sides share everything; leave them their answer, to be counted as identical.
         shared = min(shared, len(chosen) - 1, len(rejected) - 1)
-    if shared <= 0:
+    if shared <= 0 or (isinstance(chosen, str) and not chosen[:shared].strip()):
         raise DataError(f"{where}: there is no 'prompt', and the two sides do not begin alike")
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
@@ -163,7 +165,13 @@ def clean(rows: Iterable[Row]) -> tuple[list[Pair], Counter[str]]:
 
 
 def _same(left: Turn, right: Turn) -> bool:
-    return text_of(left).strip() == text_of(right).strip()
+    return _stripped(left) == _stripped(right)
+
+
+def _stripped(turn: Turn) -> str | list[tuple[str, str]]:
+    if isinstance(turn, str):
+        return turn.strip()
+    return [(message["role"], message["content"].strip()) for message in turn]
 
 
 def _unordered(pair: Pair) -> tuple[str, frozenset[str]]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from automixalign import files
 from automixalign.config import TaskSpec
-from automixalign.data.pairs import Pair, clean
+from automixalign.data.pairs import Pair, clean, text_of
 from automixalign.data.read import read_rows
 from automixalign.data.split import SPLITS, TRAIN, split_tasks
 from automixalign.data.store import split_path, task_digest
@@ -28,7 +28,8 @@ def prepare_data(settings: DataSettings, base_model: Path, output: Path) -> dict
         The card: per task what was read, dropped and why, the sizes of its splits and lengths in tokens.
 
     Raises:
-        DataError: a malformed row (file and line), or a task that is left without pairs.
+        DataError: a malformed row (file and line), a task that is left without pairs, or messages that the
+            chat template refuses.
         ModelError: conversational data and a tokenizer without chat template.
     """
     from transformers import AutoTokenizer
@@ -40,6 +41,8 @@ def prepare_data(settings: DataSettings, base_model: Path, output: Path) -> dict
     for task in settings.tasks:
         pairs[task.name], counts[task.name] = _usable_pairs(task, settings, tokenizer, tokens)
     splits = split_tasks(pairs, settings.split, settings.seed)
+    for name, parts in splits.items():
+        counts[name]["over_cap"] = len(pairs[name]) - sum(map(len, parts.values()))
     with files.replacing(output) as folder:
         cards = []
         for task in settings.tasks:
@@ -54,15 +57,29 @@ def prepare_data(settings: DataSettings, base_model: Path, output: Path) -> dict
     return result
 
 
+def read_pairs(task: TaskSpec, seed: int) -> tuple[list[Pair], Counter[str]]:
+    """All clean pairs of a task's source, and how many rows were read and dropped, by reason.
+
+    Raises:
+        DataError: a malformed row (file and line), no pair at all, or text and messages in one task.
+    """
+    pairs, counts = clean(read_rows(task, seed))
+    if not pairs:
+        raise DataError(f"task {task.name}: {task.source} holds no usable pair ({dict(counts)})")
+    if len({isinstance(pair.prompt, str) for pair in pairs}) > 1:
+        raise DataError(f"task {task.name}: mixes plain-text and conversational rows; use one form a task")
+    return pairs, counts
+
+
 def _usable_pairs(
     task: TaskSpec,
     settings: DataSettings,
     tokenizer: "PreTrainedTokenizerBase",
     tokens: dict[str, Tokens],
 ) -> tuple[list[Pair], Counter[str]]:
-    pairs, counts = clean(read_rows(task, settings.seed))
-    if not pairs:
-        raise DataError(f"task {task.name}: {task.source} holds no usable pair ({dict(counts)})")
+    from jinja2 import TemplateError
+
+    pairs, counts = read_pairs(task, settings.seed)
     check_template(tokenizer, pairs[0], task.name)
     if task.limit is not None and len(pairs) > task.limit:
         chosen = random.Random(f"limit:{settings.seed}:{task.name}").sample(range(len(pairs)), task.limit)
@@ -70,7 +87,12 @@ def _usable_pairs(
         pairs = [pairs[index] for index in sorted(chosen)]
     usable = []
     for pair in pairs:
-        found = tokenize(tokenizer, pair, settings.max_length)
+        try:
+            found = tokenize(tokenizer, pair, settings.max_length)
+        except TemplateError as error:  # such as a template without system messages
+            raise DataError(
+                f"task {task.name}: the chat template refuses the prompt {text_of(pair.prompt)!r:.80}: {error}"
+            ) from error
         if found is None:
             counts["prompt_too_long"] += 1
         elif found.chosen == found.rejected:
@@ -125,8 +147,6 @@ def _table(task: str, pairs: list[Pair], tokens: dict[str, Tokens], swapped: set
         + [(name, ids_type) for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
         + [("answer", pa.string()), ("swapped", pa.bool_())]
     )
-    if any(isinstance(pair.prompt, str) == conversational for pair in pairs):
-        raise DataError(f"task {task}: mixes plain-text and conversational rows; use one form a task")
     return pa.Table.from_pylist(rows, schema=schema)
 
 

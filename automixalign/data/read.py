@@ -77,7 +77,7 @@ def _read_path(path: Path, named: str) -> Iterator[Row]:
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             yield from _read_saved_dataset(path, named)
             return
-        inside = sorted(file for file in path.rglob("*") if file.suffix in _READERS)
+        inside = sorted(file for file in path.rglob("*") if _is_data(file, path))
         if not inside:
             raise DataError(f"{named}: no {', '.join(_READERS)} file in this folder")
         for file in inside:
@@ -88,6 +88,12 @@ def _read_path(path: Path, named: str) -> Iterator[Row]:
         yield from _read_json_lines(path, named)
     else:
         raise DataError(f"{named}: unknown kind of file; there are: {', '.join(_READERS)}")
+
+
+def _is_data(file: Path, folder: Path) -> bool:
+    """Whether a file belongs to the data; hidden ones do not, as for the folder's digest."""
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return file.suffix in _READERS and file.is_file() and not hidden
 
 
 def _read_json_lines(path: Path, named: str) -> Iterator[Row]:
@@ -103,7 +109,7 @@ def _read_json_lines(path: Path, named: str) -> Iterator[Row]:
                 continue
             try:
                 yield Row(where, json.loads(line))
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
                 raise DataError(f"{where}: not a JSON document: {error}") from error
 
 
@@ -122,7 +128,10 @@ def _read_parquet(path: Path, named: str) -> Iterator[Row]:
 def _read_saved_dataset(path: Path, named: str) -> Iterator[Row]:
     import datasets
 
-    data = datasets.load_from_disk(str(path))
+    try:
+        data = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{named}: not a readable saved data set: {error}") from error
     parts = data if isinstance(data, dict) else {"": data}
     for part, rows in parts.items():
         for number, row in enumerate(rows, start=1):

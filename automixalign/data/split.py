@@ -29,8 +29,8 @@ def split_tasks(
         for pair in pairs:
             groups.setdefault(pair.prompt_key, []).append(pair)
         room = {
-            TEST: math.ceil(len(pairs) * spec.test),
-            VALIDATION: math.ceil(len(pairs) * spec.validation),
+            TEST: _share(len(pairs), spec.test),
+            VALIDATION: _share(len(pairs), spec.validation),
         }
         parts: dict[str, list[Pair]] = {name: [] for name in SPLITS}
         for prompt in sorted(groups, key=lambda prompt: _rank(seed, prompt)):
@@ -48,6 +48,11 @@ def split_tasks(
                     "split empty; give it more data or change 'split'"
                 )
     return result
+
+
+def _share(count: int, share: float) -> int:
+    """The share rounded up; 7% of 100 are 7, though the product in floating point lies above it."""
+    return math.ceil(round(count * share, 6))
 
 
 def _rank(seed: int, prompt: str) -> bytes:

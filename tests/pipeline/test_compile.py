@@ -1,0 +1,34 @@
+"""The compiled pipeline: deterministic, as committed, free of logic and secrets."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from kfp import compiler
+
+from pipelines.automixalign import build
+
+ROOT = Path(__file__).parents[2]
+COMPONENTS = sorted((ROOT / "components").glob("*/component.py"))
+
+
+@pytest.mark.parametrize("again", range(2))
+def test_the_committed_pipeline_is_what_the_code_compiles_to(again: int, tmp_path: Path) -> None:
+    compiler.Compiler().compile(build(), str(tmp_path / "pipeline.yaml"))
+    committed = (ROOT / "pipelines" / "automixalign.yaml").read_text()
+    assert (tmp_path / "pipeline.yaml").read_text() == committed, "run `make compile` and commit the change"
+
+
+def test_without_merges_only_the_merges_are_gone(tmp_path: Path) -> None:
+    compiler.Compiler().compile(build(with_merges=False), str(tmp_path / "pipeline.yaml"))
+    spec = next(yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text()))
+    with_merges = next(yaml.safe_load_all((ROOT / "pipelines" / "automixalign.yaml").read_text()))
+    assert set(with_merges["root"]["dag"]["tasks"]) - set(spec["root"]["dag"]["tasks"]) == {"merges"}
+    assert spec["root"]["inputDefinitions"] == with_merges["root"]["inputDefinitions"]
+
+
+@pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: path.parent.name)
+def test_a_component_is_thin_and_in_the_dag(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 60
+    spec = next(yaml.safe_load_all((ROOT / "pipelines" / "automixalign.yaml").read_text()))
+    assert f"exec-{path.parent.name.replace('_', '-')}" in spec["deploymentSpec"]["executors"]

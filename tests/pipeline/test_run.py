@@ -1,0 +1,204 @@
+"""A real run of the whole DAG through kfp's SubprocessRunner, and what it leaves in the run folder."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+TASKS = ("arithmetic", "own")
+BETA = 0.3
+
+
+def ama(*arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", "from pipelines.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "100", **environment},
+    )
+
+
+def configuration(base_model: Path, own: Path) -> dict[str, Any]:
+    return {
+        "name": "test",
+        "seed": 5,
+        "base_model": str(base_model),
+        "tasks": [
+            {"name": "arithmetic", "source": "synthetic:arithmetic", "limit": 40, "verifier": "exact"},
+            {"name": "own", "source": str(own)},
+        ],
+        "max_length": 64,
+        "split": {"validation": 0.1, "test": 0.2},
+        "training": {
+            "batch_size": 4,
+            "micro_batch_size": 2,
+            "learning_rate": 0.02,
+            "beta": BETA,
+            "nll_weight": 0.2,
+            "lora": {"rank": 2},
+        },
+        "budget": {"specialist": {"steps": 6}, "generalist": {"steps": 8}},
+        "methods": ["uniform", {"method": "ama-s", "eta": 0.5}],
+        "merges": ["linear"],
+        "evaluation": {"max_new_tokens": 4},
+    }
+
+
+def own_rows() -> list[dict[str, Any]]:
+    """Plain-text preferences whose prompts share nothing with the synthetic task's."""
+    return [
+        {"prompt": f"say {word}:", "chosen": f" {word}!", "rejected": f" {word[::-1]}?"}
+        for word in (f"word{number}" for number in range(30))
+    ]
+
+
+@pytest.fixture(scope="module")
+def run_folder(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pipeline")
+    own = folder / "own.jsonl"
+    own.write_text("".join(json.dumps(row) + "\n" for row in own_rows()))
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(configuration(base_model, own)))
+    done = ama("run", "--config", config, "--output", folder / "run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "smallest worst-task excess" in done.stdout
+    assert str(folder / "run" / "leaderboard.json") in done.stdout
+    return folder / "run"
+
+
+def load(run_folder: Path, name: str) -> Any:
+    """The saved model, by transformers and peft alone."""
+    folder = run_folder / "models" / name
+    if (folder / "adapter_config.json").exists():
+        base = AutoModelForCausalLM.from_pretrained(run_folder / "models" / "reference")
+        return PeftModel.from_pretrained(base, folder).eval()
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@torch.no_grad()
+def log_ratio(model: Any, row: dict[str, Any]) -> float:
+    """log pi(chosen) - log pi(rejected), token by token, one sequence at a time."""
+    total = []
+    for side in ("chosen_ids", "rejected_ids"):
+        ids = torch.tensor([row["prompt_ids"] + row[side]])
+        logps = model(ids).logits.log_softmax(-1)
+        start = len(row["prompt_ids"])
+        total.append(sum(logps[0, at - 1, ids[0, at]].item() for at in range(start, ids.shape[1])))
+    return total[0] - total[1]
+
+
+def test_the_leaderboard_can_be_recomputed_from_the_saved_models(run_folder: Path) -> None:
+    board = {entry["model"]: entry for entry in json.loads((run_folder / "leaderboard.json").read_text())}
+    assert {name: entry["family"] for name, entry in board.items()} == {
+        "reference": "reference",
+        "specialist-arithmetic": "specialist",
+        "specialist-own": "specialist",
+        "uniform": "generalist",
+        "ama-s": "generalist",
+        "linear": "merge",
+    }
+    losses: dict[tuple[str, str], list[float]] = {}
+    reference = load(run_folder, "reference")
+    for name, entry in board.items():
+        model = load(run_folder, name)
+        for task in TASKS:
+            rows = pq.read_table(run_folder / "data" / task / "test.parquet").to_pylist()
+            margins = [BETA * (log_ratio(model, row) - log_ratio(reference, row)) for row in rows]
+            losses[name, task] = [math.log1p(math.exp(-margin)) for margin in margins]
+            found = entry["tasks"][task]
+            assert found["margin"] == pytest.approx(sum(margins) / len(rows), abs=1e-4)
+            assert found["loss"] == pytest.approx(sum(losses[name, task]) / len(rows), abs=1e-4)
+            if name != "reference":
+                share = sum(margin > 0 for margin in margins) / len(rows)
+                assert found["accuracy"] == pytest.approx(share)
+            assert ("generation" in found) == (task == "arithmetic")
+    for name, entry in board.items():
+        excesses = []
+        for task in TASKS:
+            pairs = zip(losses[name, task], losses[f"specialist-{task}", task], strict=True)
+            excess = [max(mine - known, 0) for mine, known in pairs]
+            excesses.append(sum(excess) / len(excess))
+            assert entry["tasks"][task]["excess"] == pytest.approx(excesses[-1], abs=1e-4)
+        assert entry["worst"]["excess"] == pytest.approx(max(excesses), abs=1e-4)
+        assert entry["average"]["excess"] == pytest.approx(sum(excesses) / len(excesses), abs=1e-4)
+    assert board["reference"]["average"]["loss"] == pytest.approx(math.log(2))
+    assert board["specialist-own"]["tasks"]["own"]["loss"] < math.log(2), "training taught nothing"
+
+
+def test_the_data_is_whole_and_no_prompt_leaks(run_folder: Path) -> None:
+    for task, count in zip(TASKS, (40, 30), strict=True):
+        prompts: dict[str, set[str]] = {}
+        total = 0
+        for split in ("train", "validation", "test"):
+            table = pq.read_table(run_folder / "data" / task / f"{split}.parquet")
+            prompts[split] = {str(prompt) for prompt in table.column("prompt").to_pylist()}
+            total += len(table)
+            for cache, columns in (
+                ("reference_logps", {"pair_id", "chosen_logps", "rejected_logps"}),
+                ("specialist_losses", {"pair_id", "chosen_logps", "rejected_logps", "loss"}),
+            ):
+                cached = pq.read_table(run_folder / cache / task / f"{split}.parquet")
+                assert set(cached.column_names) == columns
+                assert cached.column("pair_id").to_pylist() == table.column("pair_id").to_pylist()
+        assert total == count
+        assert not prompts["train"] & prompts["test"]
+        assert not prompts["train"] & prompts["validation"]
+
+
+def test_trajectories_and_the_rest_have_their_stable_places(run_folder: Path) -> None:
+    for method in ("uniform", "ama-s"):
+        rows = [json.loads(line) for line in (run_folder / "trajectories" / f"{method}.jsonl").open()]
+        assert [row["step"] for row in rows] == list(range(1, 9))
+        for row in rows:
+            assert sum(row["weights"].values()) == pytest.approx(1)
+            assert sum(row["pairs"].values()) == 4
+    assert rows[-1]["weights"] != {"arithmetic": 0.5, "own": 0.5}
+    for place in (
+        "config.yaml",
+        "leaderboard.md",
+        "leaderboard.html",
+        "plots/task_weights.png",
+        "logs/kfp.log",
+    ):
+        assert (run_folder / place).stat().st_size > 0, place
+    linked = run_folder / "models" / "uniform" / "adapter_model.safetensors"
+    assert linked.stat().st_nlink == 2, "big files are linked, not copied"
+
+
+def test_a_broken_row_is_refused_before_the_first_step(base_model: Path, tmp_path: Path) -> None:
+    rows = own_rows()
+    del rows[6]["chosen"]
+    own = tmp_path / "broken.jsonl"
+    own.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(configuration(base_model, own)))
+    refused = ama("run", "--config", config, "--output", tmp_path / "run")
+    assert refused.returncode == 2
+    assert f"{own}:7: the field 'chosen' is missing" in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_failing_step_is_named_with_the_end_of_its_log(base_model: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps(row) + "\n" for row in own_rows()))
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(configuration(base_model, own) | {"max_length": 8}))
+    failed = ama("run", "--config", config, "--output", tmp_path / "run")
+    assert failed.returncode == 1
+    assert "prepare_data failed" in failed.stderr
+    assert "none of its 40 pairs fits max_length=8" in failed.stderr
+    assert "Traceback" in failed.stderr, "the end of the step's log"
+    assert (tmp_path / "run" / "models" / "reference" / "config.json").exists(), "finished steps are kept"
+    assert not (tmp_path / "run" / "leaderboard.json").exists()

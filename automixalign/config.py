@@ -75,6 +75,9 @@ class TinyModel(Schema):
     def _heads_divide_the_model(self) -> Self:
         if self.hidden_size % (2 * self.heads):
             raise ValueError(f"'hidden_size' must be a multiple of twice 'heads', {2 * self.heads}")
+        most = min(task.prompts for task in SYNTHETIC_TASKS.values())
+        if self.rows_per_task > most:
+            raise ValueError(f"'rows_per_task' may be {most} at most, the prompts of the smallest task")
         return self
 
 

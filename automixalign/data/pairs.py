@@ -68,6 +68,8 @@ def parse_row(row: Row) -> Pair:
     answer = data.get("answer")
     if answer is not None and not isinstance(answer, str):
         raise DataError(f"{where}: 'answer' must be text, not {type(answer).__name__}")
+    if answer is not None:
+        _check_text(answer, "answer", where)
     identity = json.dumps([prompt, chosen, rejected], ensure_ascii=True, sort_keys=True)
     pair_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
     return Pair(pair_id, prompt, chosen, rejected, answer)

@@ -61,13 +61,20 @@ def read_pairs(task: TaskSpec, seed: int) -> tuple[list[Pair], Counter[str]]:
     """All clean pairs of a task's source, and how many rows were read and dropped, by reason.
 
     Raises:
-        DataError: a malformed row (file and line), no pair at all, or text and messages in one task.
+        DataError: a malformed row (file and line), no pair at all, text and messages in one task, or a pair
+            without the answer that the task's verifier needs.
     """
     pairs, counts = clean(read_rows(task, seed))
     if not pairs:
         raise DataError(f"task {task.name}: {task.source} holds no usable pair ({dict(counts)})")
     if len({isinstance(pair.prompt, str) for pair in pairs}) > 1:
         raise DataError(f"task {task.name}: mixes plain-text and conversational rows; use one form a task")
+    for pair in pairs:
+        if task.verifier and pair.answer is None:
+            raise DataError(
+                f"task {task.name}: the verifier {task.verifier!r} needs an 'answer' in every row; there is "
+                f"none for the prompt {text_of(pair.prompt)!r:.80}"
+            )
     return pairs, counts
 
 

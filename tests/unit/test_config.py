@@ -123,6 +123,7 @@ def test_defaults_and_short_forms(experiment_data: Data) -> None:
         ({"base_model.source": "./folder"}, r"^base_model: the key 'tiny' goes with"),
         ({"base_model.source": ""}, r"^base_model\.source: "),
         ({"base_model.tiny.hidden_size": 18}, r"^base_model\.tiny: 'hidden_size' must be a multiple of .* 4$"),
+        ({"base_model.tiny.rows_per_task": 10**6}, r"^base_model\.tiny: 'rows_per_task' may be \d+ at most"),
         # Names.
         ({"tasks": []}, r"^tasks: at least one is needed"),
         ({"methods": []}, r"^methods: .*at least 1 item"),

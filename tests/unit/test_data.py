@@ -199,6 +199,7 @@ GOOD = conversation("hi", "yes", "no")
         (GOOD | {"chosen": [user("yes")]}, "'chosen' must begin with an assistant message"),
         (GOOD | {"rejected": [system("yes")]}, "'rejected' must begin with an assistant message"),
         (GOOD | {"answer": 4}, "'answer' must be text, not int"),
+        (GOOD | {"answer": " "}, "answer is empty"),
     ],
 )
 def test_malformed_rows_are_named(tmp_path: Path, row: Any, message: str) -> None:
@@ -893,6 +894,11 @@ def test_without_validation(tmp_path: Path, base_model: Path, source: Path) -> N
         ([plain("a", "b", "c")], {}, "task task: 1 usable pairs with 1 prompts leave its train split empty"),
         ([plain("a", "b", "c"), GOOD], {}, "task task: mixes plain-text and conversational rows"),
         ([GOOD, plain("a", "b", "c")], {}, "task task: mixes plain-text and conversational rows"),
+        (
+            [conversation("p", "yes", "no", answer="yes"), conversation("q", "yes", "no")],
+            {"task": {"verifier": "exact"}},
+            "task task: the verifier 'exact' needs an 'answer' in every row.*user: q",
+        ),
     ],
 )
 def test_tasks_without_usable_pairs(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from automixalign import files, scoring
+from automixalign.config import specialist_name
 from automixalign.errors import CacheError
 from automixalign.evaluate import SUMMARY
 
@@ -22,11 +23,6 @@ METRICS: dict[str, str] = {
 FAMILIES = ("reference", "specialist", "generalist", "merge")
 
 Entry = dict[str, Any]
-
-
-def specialist_name(task: str) -> str:
-    """The specialist of a task, as the leaderboard calls it."""
-    return f"specialist-{task}"
 
 
 def build(evaluations: Iterable[Path], order: Iterable[str]) -> list[Entry]:

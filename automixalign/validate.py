@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from automixalign import base_model
-from automixalign.config import Experiment, parse, parse_yaml
+from automixalign.config import Experiment, parse
+from automixalign.config_file import parse_yaml
 from automixalign.data import read
 from automixalign.data.prepare import read_pairs
 from automixalign.errors import ConfigError

@@ -1,5 +1,6 @@
 """`ama`: the command line."""
 
+import signal
 import sys
 import time
 from importlib import resources
@@ -10,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from automixalign import __version__, config
+from automixalign import __version__, config, config_file
 from automixalign.errors import AutoMixAlignError, ConfigError
 from automixalign.validate import check_local_data, plan_experiment
 
@@ -79,13 +80,13 @@ def load(
             raise ConfigError(f"--preset {preset}: there are: {', '.join(preset_names())}")
         file = Path(str(PRESETS / f"{preset}.yaml"))
     assert file is not None  # noqa: S101  one of both was given
-    data = config.read_yaml(file)
+    data = config_file.read_yaml(file)
     for option in tasks or []:
         name, source = _key_value("--task", option)
-        config.set_task(data, name, source)
+        config_file.set_task(data, name, source)
     for option in sets or []:
         key, text = _key_value("--set", option)
-        config.override(data, key, _value(key, text))
+        config_file.override(data, key, _value(key, text))
     return config.parse(data, f"--preset {preset}" if preset else str(file))
 
 
@@ -102,7 +103,7 @@ def _key_value(option: str, text: str) -> tuple[str, str]:
 
 
 def _value(key: str, text: str) -> Any:
-    return config.parse_yaml(text, f"--set {key}: {text!r}")
+    return config_file.parse_yaml(text, f"--set {key}: {text!r}")
 
 
 @app.callback(invoke_without_command=True)
@@ -166,7 +167,7 @@ def validate(preset: Preset = None, file: Config = None, task: Task = None, set_
     experiment = load(preset, file, task, set_)
     plan_experiment(experiment)
     check_local_data(experiment)
-    typer.echo(config.dump(experiment), nl=False)
+    typer.echo(config_file.dump(experiment), nl=False)
 
 
 @app.command("compile")
@@ -197,6 +198,8 @@ def compile_(
 
 def main() -> None:
     """Run the command line; a known error is one message and exit status 2, not a traceback."""
+    # Ended from outside, leave by the same door as Ctrl-C: a run ends its steps on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
     except AutoMixAlignError as error:

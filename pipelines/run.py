@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from automixalign import config, files, progress, run_folder
+from automixalign import config, config_file, files, progress, run_folder
 from automixalign.errors import AutoMixAlignError
 from pipelines.local import WORKERS
 from pipelines.outputs import artifacts
@@ -46,7 +46,7 @@ def run(experiment: config.Experiment, folder: Path, follow: Callable[[list[dict
         StepFailedError: a step failed; what the others finished is in the run folder all the same.
     """
     run_folder.create(folder)
-    files.write_text(folder / run_folder.CONFIG, config.dump(experiment))
+    files.write_text(folder / run_folder.CONFIG, config_file.dump(experiment))
     root, logs = folder.resolve() / KFP, folder.resolve() / run_folder.LOGS
     root.mkdir()
     (root / "config.json").write_text(experiment.model_dump_json(), encoding="utf-8")

@@ -29,7 +29,7 @@ def train_specialist(
     """
     from pathlib import Path
 
-    from automixalign.leaderboard import specialist_name
+    from automixalign.config import specialist_name
     from automixalign.progress import step
     from automixalign.settings import TrainingSettings
     from automixalign.train import train_specialist

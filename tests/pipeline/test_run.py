@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,28 @@ def test_a_broken_row_is_refused_before_the_first_step(base_model: Path, tmp_pat
     assert refused.returncode == 2
     assert f"{own}:7: the field 'chosen' is missing" in refused.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_ending_a_run_ends_its_steps(base_model: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps(row) + "\n" for row in own_rows()))
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(configuration(base_model, own)))
+    command = "from pipelines.cli import main; main()"
+    run = subprocess.Popen(
+        [sys.executable, "-c", command, "run", "--config", str(config), "--output", str(tmp_path / "run")],
+        stdout=subprocess.DEVNULL,
+    )
+    events = tmp_path / "run" / "logs" / "events.jsonl"
+    deadline = time.monotonic() + 60
+    while "prepare_base_model" not in (events.read_text() if events.exists() else ""):
+        assert run.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    run.terminate()
+    assert run.wait(30) == 143
+    left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout  # noqa: S607
+    assert str(tmp_path) not in left
 
 
 def test_a_failing_step_is_named_with_the_end_of_its_log(base_model: Path, tmp_path: Path) -> None:

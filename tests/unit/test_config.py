@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from automixalign import config
-from automixalign.config import dump, model_names, override, parse, read_yaml, set_task
+from automixalign.config import model_names, parse
+from automixalign.config_file import dump, override, read_yaml, set_task
 from automixalign.errors import ConfigError
 from automixalign.mixers import MIXERS
 from automixalign.settings import Plan

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
@@ -14,8 +15,8 @@ from rich.table import Table
 from automixalign import compare, files, leaderboard, run_folder
 from pipelines.run import KFP_LOG, StepFailedError, step_title
 
-SHOWN = ("excess", "accuracy", "generation")
-"""The metrics that fit a terminal; the page has all."""
+SHOWN = {"excess": "excess", "accuracy": "accuracy", "generation": "passed"}
+"""The metrics that fit a terminal of 80 columns, and their heads there; the page has all."""
 
 _MARK = {"finished": "[green]✓[/]", "failed": "[red]✗[/]"}
 
@@ -71,10 +72,16 @@ def show_results(console: Console, folder: Path) -> None:
     """The leaderboard, the verdict, and the paths to look at."""
     entries = files.read_json(folder / compare.LEADERBOARD)
     header, rows = leaderboard.table(entries, SHOWN)
-    table = Table(title="held-out test split; best generalist or merge in bold", title_justify="left")
+    table = Table(
+        title="held-out test split; best generalist or merge in bold",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
     table.add_column("model", no_wrap=True)
     for name in header[2:]:
-        table.add_column(name.replace(" ", "\n"), justify="right")
+        view, metric = name.split()
+        table.add_column(f"{view}\n{SHOWN[metric]}", justify="right", no_wrap=True)
     for model, family, *values in rows:
         cells = [f"[bold]{cell.strip('*')}[/]" if cell.startswith("**") else cell for cell in values]
         table.add_row(model, *cells, style="dim" if family in ("reference", "specialist") else None)

@@ -20,7 +20,7 @@ _SMOOTH = 20
 def weight_trajectories(trajectories: Mapping[str, Trajectory], path: Path) -> None:
     """One row a method: its task weights, and the smoothed excess of each task, over the steps."""
     figure, axes = plt.subplots(
-        len(trajectories), 2, figsize=(11, 2.4 * len(trajectories)), sharex=True, squeeze=False
+        len(trajectories), 2, figsize=(11, 2.4 * len(trajectories)), sharex=True, sharey="col", squeeze=False
     )
     for (left, right), (name, rows) in zip(axes, trajectories.items(), strict=True):
         steps = [row["step"] for row in rows]
@@ -28,8 +28,9 @@ def weight_trajectories(trajectories: Mapping[str, Trajectory], path: Path) -> N
             left.plot(steps, [row["weights"][task] for row in rows], label=task)
             seen = [(row["step"], row["excess"][task]) for row in rows if row["excess"][task] is not None]
             right.plot([step for step, _ in seen], _smooth([value for _, value in seen]), label=task)
-        left.set(ylabel=name, ylim=(0, None))
-        right.set(ylim=(0, None))
+        left.set_ylabel(name)
+    for column in axes[0]:
+        column.set_ylim(bottom=0)
     axes[0][0].set_title("task weight")
     axes[0][1].set_title(f"training excess, mean over {_SMOOTH} steps")
     axes[0][1].legend(fontsize=8, loc="upper right")

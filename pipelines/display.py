@@ -81,6 +81,7 @@ def show_results(console: Console, folder: Path) -> None:
     table.add_column("model", no_wrap=True)
     for name in header[2:]:
         view, metric = name.split()
+        view = "mean" if view == "average" else view
         table.add_column(f"{view}\n{SHOWN[metric]}", justify="right", no_wrap=True)
     for model, family, *values in rows:
         cells = [f"[bold]{cell.strip('*')}[/]" if cell.startswith("**") else cell for cell in values]

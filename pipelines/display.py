@@ -77,6 +77,7 @@ def show_results(console: Console, folder: Path) -> None:
         title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
+        show_edge=False,
     )
     table.add_column("model", no_wrap=True)
     for name in header[2:]:

@@ -57,7 +57,7 @@ def run(experiment: config.Experiment, folder: Path, follow: Callable[[list[dict
         progress.WORKERS: str(WORKERS),
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        # glibc returns every large tensor's pages at once and faults them in again: a third of a step's time.
+        # glibc returns every large tensor's pages at once and faults them in again, a quarter of a step's time.
         "MALLOC_MMAP_MAX_": "0",
         "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
         "MALLOC_TOP_PAD_": str(256 << 20),

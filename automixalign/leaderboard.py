@@ -20,8 +20,6 @@ METRICS: dict[str, str] = {
 }
 """What is ranked, and which direction is better. `worst` takes the worse end over the tasks."""
 
-FAMILIES = ("reference", "specialist", "generalist", "merge")
-
 Entry = dict[str, Any]
 
 

@@ -1,13 +1,11 @@
 """Where prepared splits lie and how to read them: `FOLDER/TASK/{train,validation,test}.parquet`."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from automixalign import files
-from automixalign.data.split import SPLITS
 
 
 def split_path(folder: Path, task: str, split: str) -> Path:
@@ -32,10 +30,5 @@ def read_split(data: Path, task: str, split: str) -> pa.Table:
 
 
 def task_digest(data: Path, task: str) -> str:
-    """SHA-256 over the ids and tokens of all splits of a task: what a cache of its losses belongs to."""
-    total = hashlib.sha256()
-    for split in SPLITS:
-        table = read_split(data, task, split)
-        for name in ("pair_id", "prompt_ids", "chosen_ids", "rejected_ids"):
-            total.update(str(table.column(name).to_pylist()).encode())
-    return total.hexdigest()
+    """SHA-256 over the files of a task's splits: what a cache of its losses belongs to."""
+    return files.digest(data / task)

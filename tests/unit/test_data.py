@@ -26,7 +26,7 @@ from automixalign import files
 from automixalign.config import SplitSpec, TaskSpec
 from automixalign.data.pairs import Pair, clean, parse_row, text_of
 from automixalign.data.prepare import prepare_data
-from automixalign.data.read import Row, fingerprint, read_rows
+from automixalign.data.read import Row, _read_hub, fingerprint, read_rows
 from automixalign.data.split import SPLITS, split_tasks
 from automixalign.data.store import read_card, read_split, split_path, task_digest, tasks_of
 from automixalign.data.tokens import Tokens, tokenize
@@ -948,3 +948,17 @@ def test_synthetic_tasks_are_prepared(tmp_path: Path, base_model: Path) -> None:
     assert task["pairs"] == {"train": 24, "validation": 3, "test": 3}
     for rows in tables(tmp_path / "out").values():
         assert all(row["answer"] == row["chosen"][0]["content"] for row in rows)
+
+
+def test_a_hub_data_set_is_read_by_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a hub id goes through, on local files: one split, absent fields left out."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    jsonl(tmp_path / "hub" / "train.jsonl", [conversation("p", "yes", "no", answer="yes"), GOOD])
+    jsonl(tmp_path / "hub" / "test.jsonl", [conversation("q", "yes", "no")])
+    for split, prompts in (("train", 2), ("test", 1)):
+        task = TaskSpec(name="task", source=str(tmp_path / "hub"), hub_split=split)
+        rows = list(_read_hub(task))
+        assert len(rows) == prompts
+        assert rows[0].where == f"{tmp_path / 'hub'}[{split}]:1"
+        assert clean(rows)[1]["read"] == prompts
+        assert all(value is not None for row in rows for value in row.data.values())

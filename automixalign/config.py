@@ -7,18 +7,24 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from automixalign import merge_methods, mixers
 from automixalign.errors import ConfigError
+from automixalign.losses import Loss
+from automixalign.schema import (
+    Count,
+    Flag,
+    Fraction,
+    Name,
+    Natural,
+    NonNegative,
+    Number,
+    Positive,
+    PositiveFraction,
+    Schema,
+    describe,
+)
 from automixalign.synthetic import SYNTHETIC_TASKS
 
 SYNTHETIC = "synthetic:"
@@ -28,32 +34,12 @@ RESERVED = ("reference", "specialist")
 """A model of the leaderboard may not be called so: these are the reference and the specialists."""
 
 
-def _not_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("a number is needed, not a boolean")
-    return value
-
-
 def _named(key: str) -> BeforeValidator:
     """Let a bare string stand for `{key: string}`: `- standard` is `- method: standard`."""
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")]
-Count = Annotated[int, Field(strict=True, ge=1)]
-Natural = Annotated[int, Field(strict=True, ge=0)]
-Number = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
-Positive = Annotated[Number, Field(gt=0)]
-NonNegative = Annotated[Number, Field(ge=0)]
-Fraction = Annotated[Number, Field(ge=0, le=1)]
-Flag = Annotated[bool, Field(strict=True)]
 Precision = Literal["auto", "fp32", "bf16"]
-
-
-class Schema(BaseModel):
-    """Unknown keys are refused, and a configuration never changes after it was checked."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class TinyModel(Schema):
@@ -167,19 +153,20 @@ class BudgetSpec(Schema):
     generalist: Budget
 
 
-class TrainingSpec(Schema):
+class TrainingSpec(Loss):
     """What every training of the experiment shares, so that methods are compared fairly."""
 
     batch_size: Count
     """Pairs an optimiser step, over all ranks and accumulation micro-steps."""
     micro_batch_size: Count | None = None
-    """Pairs a forward pass; `batch_size` divided by it is the gradient accumulation."""
+    """Pairs a forward pass of a process; what is left of `batch_size` is gradient accumulation."""
+    processes: Count = 1
+    """Processes on one machine that share every step, each with a slice of its pairs: one a GPU."""
     learning_rate: Positive
     lr_scheduler: Literal["constant", "linear", "cosine"] = "linear"
     warmup_steps: Natural = 0
     weight_decay: NonNegative = 0.0
     max_grad_norm: NonNegative = 1.0
-    beta: Positive = 0.1
     nll_weight: NonNegative = 0.0
     """Weight of TRL's `sft` term on the chosen answer, the same for every method."""
     precision: Precision = "auto"
@@ -188,13 +175,17 @@ class TrainingSpec(Schema):
     lora: LoraSpec | None = None
     trainable: Annotated[list[str], Field(min_length=1)] | None = None
     """Full fine-tuning of only the parameters whose name one of these regular expressions finds."""
+    checkpoint_every: Natural = 50
+    """Steps between checkpoints, where a run keeps any (see `checkpoints.py`); 0 for none."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.lora is not None and self.trainable is not None:
             raise ValueError("'lora' and 'trainable' exclude each other")
-        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+        if self.batch_size % (self.micro_batch_size or 1):
             raise ValueError("'batch_size' must be a multiple of 'micro_batch_size'")
+        if self.batch_size % ((self.micro_batch_size or 1) * self.processes):
+            raise ValueError("'batch_size' must be a multiple of 'processes' times 'micro_batch_size'")
         for pattern in self.trainable or []:
             try:
                 re.compile(pattern)
@@ -202,15 +193,33 @@ class TrainingSpec(Schema):
                 raise ValueError(f"'trainable': {pattern!r} is no regular expression: {error}") from error
         return self
 
+    @property
+    def loss(self) -> Loss:
+        """The preference loss alone."""
+        return Loss(**{key: getattr(self, key) for key in Loss.model_fields})
+
+
+class SpecialistLossesSpec(Schema):
+    """The losses that a generalist's excess is counted from."""
+
+    cross_fit: Flag = False
+    """Two-fold cross-fitting: score each half of a task's training pairs by a specialist that was trained on
+    the other half only. Specialists then cost twice as much; use it where they memorise their pairs."""
+    warn_gap: Positive = 0.1
+    """Warn where a task's mean held-out loss lies more than this (in nats) above that of its training pairs."""
+
 
 class MethodSpec(Schema):
-    """One way to train the generalist; `options` are the mixer's own (eta, c, ...)."""
+    """One way to train the generalist; every further key is an option of its mixer (`eta`, `c`, ...)."""
+
+    model_config = ConfigDict(extra="allow")
 
     method: str
     name: Name = ""
     """Its name in the leaderboard; the method's own unless two entries share a method."""
-    eta: NonNegative | None = None
-    c: Fraction | None = None
+    average_iterates: PositiveFraction | None = None
+    """The generalist is the mean of the policies after the steps of this last share of its training: 1 is all
+    of them. A LoRA adapter's matrices are averaged each for itself."""
 
     @model_validator(mode="before")
     @classmethod
@@ -219,14 +228,17 @@ class MethodSpec(Schema):
 
     @model_validator(mode="after")
     def _the_mixer_accepts_it(self) -> Self:
-        mixers.check(self.method, self.options)
+        if self.method not in mixers.MIXERS:
+            raise ValueError(f"unknown method {self.method!r}; there are: {', '.join(mixers.MIXERS)}")
+        checked = mixers.MIXERS[self.method].schema.model_validate(self.options)
+        self.options.update(checked.model_dump(exclude_unset=True))
         return self
 
     @property
-    def options(self) -> dict[str, float]:
-        """The options that were set, as the mixer's keyword arguments."""
-        given = {"eta": self.eta, "c": self.c}
-        return {key: value for key, value in given.items() if value is not None}
+    def options(self) -> dict[str, Any]:
+        """The mixer's options that were set."""
+        assert self.model_extra is not None  # noqa: S101  further keys are allowed
+        return self.model_extra
 
 
 class MergeSpec(Schema):
@@ -282,6 +294,7 @@ class Experiment(Schema):
     split: SplitSpec = SplitSpec()
     training: TrainingSpec
     budget: BudgetSpec
+    specialist_losses: SpecialistLossesSpec = SpecialistLossesSpec()
     methods: Annotated[list[Annotated[MethodSpec, _named("method")]], Field(min_length=1)]
     merges: list[Annotated[MergeSpec, _named("method")]] = Field(default_factory=list)
     evaluation: EvaluationSpec = EvaluationSpec()
@@ -313,20 +326,6 @@ class Experiment(Schema):
                 f"training.batch_size: {method.name} holds pairs of every task in each step, so it must "
                 f"be at least the number of tasks, {len(self.tasks)}; it is {self.training.batch_size}"
             )
-
-
-def describe(error: ValidationError) -> str:
-    """One line a fault: the key as one would write it (`tasks.0.name`), then what is wrong with it."""
-    lines = []
-    for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"])
-        message = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "extra_forbidden":
-            message = "unknown key"
-        elif not isinstance(fault["input"], (dict, list, Schema)):
-            message += f" (it is {fault['input']!r})"
-        lines.append(f"{key}: {message}" if key else message)
-    return "\n".join(lines)
 
 
 def parse(data: Mapping[str, Any], origin: str) -> Experiment:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from automixalign import files, models, progress, scoring
+from automixalign import caches, files, models, progress, scoring
 from automixalign.config import EvaluationSpec
 from automixalign.data.split import TEST
 from automixalign.data.store import read_split, tasks_of
@@ -50,32 +50,28 @@ def evaluate(
     generations: list[dict[str, Any]] = []
     with files.replacing(output) as folder:
         for task in tasks_of(data):
-            scoring.check_cache(reference / task, data, task)
+            caches.check_cache(reference / task, data, task)
             pairs = read_split(data, task, TEST)
             ids = pairs.column("pair_id").to_pylist()
-            known = scoring.join(scoring.read_cache(reference / task, TEST), ids, f"{task} {TEST}")
-            if family == REFERENCE:
-                chosen, rejected = (scoring.column(known, side) for side in (scoring.CHOSEN, scoring.REJECTED))
-            else:
-                chosen, rejected = scorer.logps(pairs)
-            scores = pa.table({"pair_id": ids, scoring.CHOSEN: chosen, scoring.REJECTED: rejected})
-            margins = scoring.margins(scores, known, settings.beta)
-            losses = scoring.dpo_loss(margins)
-            drift = scoring.column(scores, scoring.CHOSEN) - scoring.column(known, scoring.CHOSEN)
+            known = caches.join(caches.read_cache(reference / task, TEST), ids, f"{task} {TEST}")
+            scores = known if family == REFERENCE else scoring.scores_of(scorer, pairs)
+            chosen_ratio, rejected_ratio = scoring.log_ratios(scores, known)
+            margins = settings.loss.beta * (chosen_ratio - rejected_ratio)
+            losses = scoring.pair_losses(settings.loss, scores, known, pairs)
             scores = scores.append_column("margin", pa.array(margins))
-            scores = scores.append_column(scoring.LOSS, pa.array(losses))
+            scores = scores.append_column(caches.LOSS, pa.array(losses))
             files.write_table(folder / f"{task}.parquet", scores)
             tasks[task] = {
                 "loss": float(losses.mean()),
                 "accuracy": float((margins > 0).mean()),
                 "margin": float(margins.mean()),
-                "chosen_drift": float(drift.mean()),
+                "chosen_drift": float(chosen_ratio.mean()),
             }
             if spec.generate and task in settings.verifiers:
                 verified = _verify(settings, task, pairs, policy, base_model)
                 tasks[task]["generation"] = float(np.mean([row["passed"] for row in verified]))
                 generations += verified
-        summary = {"model": name, "family": family, "beta": settings.beta, "tasks": tasks}
+        summary = {"model": name, "family": family, "loss": settings.loss.model_dump(), "tasks": tasks}
         files.write_json(folder / SUMMARY, summary)
         files.write_jsonl(folder / GENERATIONS, generations)
     return summary

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from automixalign import files, scoring
+from automixalign import caches, files
 from automixalign.config import specialist_name
 from automixalign.errors import CacheError
 from automixalign.evaluate import SUMMARY
@@ -61,10 +61,10 @@ def _excess(folder: Path, folders: Mapping[str, Path], task: str) -> float:
     specialist = folders.get(specialist_name(task))
     if specialist is None:
         raise CacheError(f"the specialist of task {task} was not evaluated")
-    scores = scoring.read_scores(folder, task)
+    scores = caches.read_scores(folder, task)
     ids = scores.column("pair_id").to_pylist()
-    known = scoring.join(scoring.read_scores(specialist, task), ids, f"specialist of {task}, test")
-    difference = scoring.column(scores, scoring.LOSS) - scoring.column(known, scoring.LOSS)
+    known = caches.join(caches.read_scores(specialist, task), ids, f"specialist of {task}, test")
+    difference = caches.column(scores, caches.LOSS) - caches.column(known, caches.LOSS)
     return float(np.maximum(difference, 0).mean())
 
 

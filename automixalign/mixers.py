@@ -21,13 +21,18 @@ To add a way of mixing, write one class here and decorate it: the configuration,
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import model_validator
+
+from automixalign.schema import Flag, Fraction, NonNegative, PositiveFraction, Schema
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Quantity = Literal["loss", "difference", "excess"]
+"""Of an example: L(theta, z); L(theta, z) - L(theta_i, z); e(theta, z), the difference clipped at 0."""
 
 MIXERS: dict[str, type["Mixer"]] = {}
 
@@ -40,23 +45,33 @@ def _named(name: str) -> Callable[[type["Mixer"]], type["Mixer"]]:
     return register
 
 
+class Options(Schema):
+    """What a configuration may set of a way of mixing: nothing."""
+
+
 class Mixer:
     """How the tasks share a generalist's training.
 
     Args:
         sizes: training pairs of each task; k of them.
         seed: every draw is a function of it and of the step.
+        options: by the names of `schema`.
+
+    Raises:
+        pydantic.ValidationError: an option is unknown or impossible.
     """
 
-    options: ClassVar[frozenset[str]] = frozenset()
-    """The keyword arguments a configuration may set."""
-    clipped: ClassVar[bool] = False
-    """Train on the clipped excess loss e (True) or on the DPO loss L itself (False)."""
+    schema: ClassVar[type[Options]] = Options
     every_task_each_step: ClassVar[bool] = True
     """Each step holds pairs of every task, so a batch has at least k."""
+    trains_on: Quantity = "loss"
+    """What of each example the gradient is taken of."""
+    learns_from: Quantity = "loss"
+    """What of each example `update` is shown."""
 
-    def __init__(self, sizes: list[int], seed: int) -> None:
+    def __init__(self, sizes: list[int], seed: int, **options: Any) -> None:
         self.sizes, self.seed, self.k = sizes, seed, len(sizes)
+        self.schema.model_validate(options)
 
     def weights(self) -> Floats:
         """Alpha: the current task weights, shape (k,), summing to 1."""
@@ -71,8 +86,8 @@ class Mixer:
         share = self.weights() * len(tasks) / np.maximum(np.bincount(tasks, minlength=self.k), 1)
         return np.asarray(share[tasks])
 
-    def update(self, excess: Floats, counts: Ints) -> None:
-        """Take in what the step showed: per task the sum of e and the number of pairs, each (k,)."""
+    def update(self, seen: Floats, counts: Ints) -> None:
+        """Take in what the step showed: per task the sum of `learns_from` and the number of pairs, (k,)."""
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold, as JSON."""
@@ -91,7 +106,7 @@ class Uniform(Mixer):
 class UniformClip(Mixer):
     """The clipped excess loss with an equal share of every task: AMA-R with eta = 0, its natural ablation."""
 
-    clipped = True
+    trains_on = "excess"
 
 
 @_named("standard")
@@ -118,35 +133,71 @@ def _shuffled_pool(sizes: tuple[int, ...], seed: int, epoch: int) -> Ints:
     return np.random.default_rng([seed, epoch]).permutation(np.repeat(np.arange(len(sizes)), sizes))
 
 
+class AdaptiveOptions(Options):
+    """Options of AMA-R and AMA-S. Those that are off by default depart from the paper: they are ablations."""
+
+    eta: NonNegative = 0.03
+    """Step size of the weights. 0 keeps them uniform; from 1 on they are unstable. The default did best over a
+    few hundred steps in the project's prototype."""
+    c: Fraction = 0.1
+    """Smoothing: every task keeps at least c/k of the weight."""
+    anneal: Flag = False
+    """Step t uses eta / sqrt(t), as convergence over any horizon asks for; start from a larger eta."""
+    discount: PositiveFraction = 1.0
+    """log q is multiplied by it before each gain: what a task lagged by long ago is forgotten."""
+    average_alpha: Flag = False
+    """Mix by the mean of alpha over the run so far in place of its latest value."""
+    task_clip: Flag = False
+    """Show the update max(mean_i(L - L_i), 0), clipped once a task. Clipped once an example, the noise of a
+    task's labels counts as excess."""
+    unclipped_gradient: Flag = False
+    """Train on L - L_i, also where the specialist is worse; the update still sees the clipped excess."""
+    raw_loss: Flag = False
+    """Do without the specialists: L in place of the excess, both in the gradient and in the update."""
+
+    @model_validator(mode="after")
+    def _raw_loss_is_not_clipped(self) -> Self:
+        if self.raw_loss and (self.task_clip or self.unclipped_gradient):
+            raise ValueError("'raw_loss' has no excess that 'task_clip' or 'unclipped_gradient' could change")
+        return self
+
+
 class _MultiplicativeWeights(Mixer):
-    """Hedge over the tasks: log q_i grows by eta times the task's excess; alpha = (1-c) q + c/k.
+    """Hedge over the tasks: log q_i grows by eta times the task's gain; alpha = (1-c) q + c/k."""
 
-    Args:
-        eta: step size of the weights. 0 keeps them uniform; from 1 on they are unstable. The default did best
-            over a few hundred steps in the project's prototype.
-        c: smoothing: every task keeps at least c/k of the weight.
-    """
+    schema = AdaptiveOptions
 
-    options = frozenset({"eta", "c"})
-    clipped = True
-
-    def __init__(self, sizes: list[int], seed: int, eta: float = 0.03, c: float = 0.1) -> None:
-        super().__init__(sizes, seed)
-        self.eta, self.c = eta, c
+    def __init__(self, sizes: list[int], seed: int, **options: Any) -> None:
+        super().__init__(sizes, seed, **options)
+        self.options = AdaptiveOptions.model_validate(options)
+        raw, clip_later = self.options.raw_loss, self.options.task_clip
+        self.trains_on = "loss" if raw else "difference" if self.options.unclipped_gradient else "excess"
+        self.learns_from = "loss" if raw else "difference" if clip_later else "excess"
         self.log_q = np.full(self.k, -np.log(self.k))
+        self.updates = 0
+        self.mean_alpha = self._alpha()
 
     def weights(self) -> Floats:
-        return np.asarray((1 - self.c) * np.exp(self.log_q) + self.c / self.k)
+        return self.mean_alpha if self.options.average_alpha else self._alpha()
+
+    def _alpha(self) -> Floats:
+        return np.asarray((1 - self.options.c) * np.exp(self.log_q) + self.options.c / self.k)
 
     def _gain(self, gain: Floats) -> None:
-        grown = self.log_q + self.eta * gain
+        if self.options.task_clip:
+            gain = np.maximum(gain, 0)
+        self.updates += 1
+        eta = self.options.eta / (np.sqrt(self.updates) if self.options.anneal else 1)
+        grown = self.options.discount * self.log_q + eta * gain
         self.log_q = grown - np.logaddexp.reduce(grown)
+        self.mean_alpha = self.mean_alpha + (self._alpha() - self.mean_alpha) / (self.updates + 1)
 
     def state(self) -> dict[str, Any]:
-        return {"log_q": self.log_q.tolist()}
+        return {"log_q": self.log_q.tolist(), "updates": self.updates, "mean_alpha": self.mean_alpha.tolist()}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self.log_q = np.array(state["log_q"], dtype=np.float64)
+        self.log_q, self.mean_alpha = np.array(state["log_q"]), np.array(state["mean_alpha"])
+        self.updates = state["updates"]
 
 
 @_named("ama-r")
@@ -156,8 +207,8 @@ class Reweighting(_MultiplicativeWeights):
     Each step holds every task; its gain is lambda_i, the mean excess of its pairs in the step.
     """
 
-    def update(self, excess: Floats, counts: Ints) -> None:
-        self._gain(excess / np.maximum(counts, 1))
+    def update(self, seen: Floats, counts: Ints) -> None:
+        self._gain(seen / np.maximum(counts, 1))
 
 
 @_named("ama-s")
@@ -179,22 +230,10 @@ class Resampling(_MultiplicativeWeights):
     def example_weights(self, tasks: Ints) -> Floats:
         return np.ones(len(tasks))
 
-    def update(self, excess: Floats, counts: Ints) -> None:
+    def update(self, seen: Floats, counts: Ints) -> None:
         # A task without weight is never drawn: its excess is 0, and so is its estimate.
         alpha = np.maximum(self.weights(), np.finfo(np.float64).tiny)
-        self._gain(excess / alpha / counts.sum())
-
-
-def check(method: str, options: Mapping[str, float]) -> None:
-    """Refuse an unknown method or an option it does not have.
-
-    Raises:
-        ValueError: naming the method and what there is instead.
-    """
-    if method not in MIXERS:
-        raise ValueError(f"unknown method {method!r}; there are: {', '.join(MIXERS)}")
-    for key in options.keys() - MIXERS[method].options:
-        raise ValueError(f"{method} has no option {key!r}")
+        self._gain(seen / alpha / counts.sum())
 
 
 class Draws:

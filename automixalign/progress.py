@@ -45,6 +45,11 @@ class Step:
             self._last = now
             self.emit("progress", done=done, total=total, **facts)
 
+    def warn(self, message: str) -> None:
+        """Tell something that the user should know of, and go on."""
+        print(f"warning: {message}", file=sys.stderr)  # noqa: T201
+        self.emit("warning", message=message)
+
     def track(self, items: Iterable[_T], total: int) -> Iterator[_T]:
         """Yield the items, reporting each as done."""
         for number, item in enumerate(items, start=1):
@@ -58,6 +63,12 @@ _current = Step("", "")
 def current() -> Step:
     """The step this process runs."""
     return _current
+
+
+def adopt(running: Step) -> None:
+    """Take part in a step that another process of this machine runs."""
+    global _current  # noqa: PLW0603  one process runs one step
+    _current = running
 
 
 @contextmanager

@@ -1,28 +1,24 @@
-"""Log-probabilities and DPO losses of preference pairs under a model, computed once and cached by pair id."""
+"""Log-probabilities of preference pairs under a model, and the preference losses that follow from them."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from automixalign import files, models, progress
-from automixalign.data.split import SPLITS, TEST
-from automixalign.data.store import read_split, task_digest, tasks_of
-from automixalign.errors import CacheError, ModelError
+from automixalign.caches import CHOSEN, REJECTED, Floats, column, write_cache
+from automixalign.data.split import SPLITS
+from automixalign.data.store import read_split, tasks_of
+from automixalign.errors import ModelError
+from automixalign.losses import Loss
 from automixalign.settings import ScoringSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Floats = npt.NDArray[np.float64]
-
-CHOSEN, REJECTED, LOSS = "chosen_logps", "rejected_logps", "loss"
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -84,21 +80,17 @@ class Scorer:
         return np.asarray((picked * mask).double().sum(1).cpu().numpy())
 
 
-def dpo_loss(margins: Floats) -> Floats:
-    """-log sigmoid of the margin beta * (chosen log-ratio - rejected log-ratio), without overflow."""
-    return np.asarray(np.logaddexp(0.0, -margins))
+def log_ratios(scores: pa.Table, reference: pa.Table) -> tuple[Floats, Floats]:
+    """log pi_theta - log pi_ref of chosen and rejected, for rows in the same order in both tables, (pairs,)."""
+    chosen, rejected = (column(scores, side) - column(reference, side) for side in (CHOSEN, REJECTED))
+    return chosen, rejected
 
 
-def margins(scores: pa.Table, reference: pa.Table, beta: float) -> Floats:
-    """beta * (chosen log-ratio - rejected log-ratio) of rows that stand in the same order in both tables."""
-    chosen = column(scores, CHOSEN) - column(reference, CHOSEN)
-    rejected = column(scores, REJECTED) - column(reference, REJECTED)
-    return beta * (chosen - rejected)
-
-
-def column(table: pa.Table, name: str) -> Floats:
-    """A numeric column as float64."""
-    return np.asarray(table.column(name).to_numpy(), dtype=np.float64)
+def pair_losses(loss: Loss, scores: pa.Table, reference: pa.Table, pairs: pa.Table) -> Floats:
+    """L of every pair in float64, for rows in the same order in all tables, shape (pairs,)."""
+    lengths = (pc.list_value_length(pairs.column(name)).to_numpy() for name in ("chosen_ids", "rejected_ids"))
+    parts = (torch.tensor(values, dtype=torch.float64) for values in (*log_ratios(scores, reference), *lengths))
+    return np.asarray(loss.per_pair(*parts).numpy())
 
 
 def write_reference_logps(
@@ -114,118 +106,13 @@ def write_reference_logps(
     with files.replacing(output) as folder:
         manifests = {}
         for task in tasks_of(data):
-            tables = {split: _scores(scorer, read_split(data, task, split)) for split in SPLITS}
-            manifests[task] = _write_cache(folder / task, task, tables, data, model, settings)
+            tables = {split: scores_of(scorer, read_split(data, task, split)) for split in SPLITS}
+            facts = {"model": model, "precision": settings.precision}
+            manifests[task] = write_cache(folder / task, task, tables, data, **facts)
     return manifests
 
 
-def write_specialist_losses(
-    settings: ScoringSettings,
-    task: str,
-    data: Path,
-    reference: Path,
-    base_model: Path,
-    specialist: Path,
-    evaluation: Path,
-    output: Path,
-) -> dict[str, Any]:
-    """Cache the DPO loss of every pair of `task` under its own specialist.
-
-    The test split was scored when the specialist was evaluated, so it is taken from there.
-
-    Returns:
-        The manifest, with the mean loss of each split: training pairs far below held-out ones mean that the
-        specialist has memorised them, and that its losses are too low a reference.
-    """
-    scorer = Scorer(models.load_model(specialist, base_model), settings.batch_size, settings.precision)
-    tables, means = {}, {}
-    for split in SPLITS:
-        pairs = read_split(data, task, split)
-        ids = pairs.column("pair_id").to_pylist()
-        if split == TEST:
-            scores = join(read_scores(evaluation, task), ids, f"evaluation of {task}")
-        else:
-            scores = _scores(scorer, pairs)
-        known = join(read_cache(reference / task, split), ids, f"reference log-probs of {task}, {split}")
-        losses = dpo_loss(margins(scores, known, settings.beta))
-        scores = scores.select(["pair_id", CHOSEN, REJECTED]).append_column(LOSS, pa.array(losses))
-        tables[split] = scores
-        means[split] = float(losses.mean()) if len(losses) else None
-    with files.replacing(output) as folder:
-        model = files.digest(specialist)
-        return _write_cache(folder, task, tables, data, model, settings, mean_loss=means)
-
-
-def _scores(scorer: Scorer, pairs: pa.Table) -> pa.Table:
+def scores_of(scorer: Scorer, pairs: pa.Table) -> pa.Table:
+    """`pair_id`, `chosen_logps`, `rejected_logps` of every pair, in their order."""
     chosen, rejected = scorer.logps(pairs) if len(pairs) else (np.zeros(0), np.zeros(0))
     return pa.table({"pair_id": pairs.column("pair_id"), CHOSEN: chosen, REJECTED: rejected})
-
-
-def _write_cache(
-    folder: Path,
-    task: str,
-    tables: Mapping[str, pa.Table],
-    data: Path,
-    model: str,
-    settings: ScoringSettings,
-    **facts: Any,
-) -> dict[str, Any]:
-    """A cache is a folder with a table a split and a manifest of the task, data and model it belongs to."""
-    for split, table in tables.items():
-        files.write_table(folder / f"{split}.parquet", table)
-    manifest = {
-        "task": task,
-        "data": task_digest(data, task),
-        "model": model,
-        "beta": settings.beta,
-        "precision": settings.precision,
-        "pairs": {split: len(table) for split, table in tables.items()},
-        **facts,
-    }
-    files.write_json(folder / MANIFEST, manifest)
-    return manifest
-
-
-def read_cache(cache: Path, split: str) -> pa.Table:
-    """One split of a task's cache: `pair_id`, `chosen_logps`, `rejected_logps`, a specialist's also `loss`."""
-    return files.read_table(cache / f"{split}.parquet")
-
-
-def cache_task(cache: Path) -> str:
-    """The task a cache belongs to."""
-    return str(files.read_json(cache / MANIFEST)["task"])
-
-
-def check_cache(cache: Path, data: Path, task: str) -> None:
-    """Refuse a cache that was computed for other data than `data` holds.
-
-    Raises:
-        CacheError: naming cache and task.
-    """
-    if not (cache / MANIFEST).exists():
-        raise CacheError(f"{cache}: there is no cache of task {task} here")
-    if files.read_json(cache / MANIFEST)["data"] != task_digest(data, task):
-        raise CacheError(f"{cache}: was not computed for this data of task {task}; compute it again")
-
-
-def read_scores(evaluation: Path, task: str) -> pa.Table:
-    """An evaluation's scores of one task: `pair_id`, `chosen_logps`, `rejected_logps`, `margin`, `loss`."""
-    return files.read_table(evaluation / f"{task}.parquet")
-
-
-def join(cache: pa.Table, pair_ids: Sequence[str], what: str) -> pa.Table:
-    """The cache's rows in the order of `pair_ids`.
-
-    Raises:
-        CacheError: an id is missing or stands twice: a default would silently train on a wrong loss.
-    """
-    known = cache.column("pair_id").to_pylist()
-    place = {pair_id: row for row, pair_id in enumerate(known)}
-    if len(place) != len(known):
-        raise CacheError(f"{what}: the cache holds a pair id twice")
-    missing = [pair_id for pair_id in pair_ids if pair_id not in place]
-    if missing:
-        raise CacheError(
-            f"{what}: {len(missing)} of {len(pair_ids)} pairs are missing in the cache, first {missing[0]}"
-        )
-    return cache.take(pa.array([place[pair_id] for pair_id in pair_ids], type=pa.int64()))

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from automixalign import config
 from automixalign.config import Experiment
+from automixalign.losses import Loss
 
 
 @cache
@@ -56,11 +57,19 @@ class DataSettings(Settings):
 
 
 class ScoringSettings(Settings):
-    """Of `reference_logps` and `specialist_losses`."""
+    """Of `reference_logps`."""
 
     batch_size: int
     precision: config.Precision
-    beta: float
+
+
+class SpecialistLossesSettings(ScoringSettings):
+    """Of `specialist_losses`."""
+
+    loss: Loss
+    warn_gap: float
+    fold: "TrainingSettings | None"
+    """How to train on one half of a task's pairs, where the losses are cross-fitted."""
 
 
 class TrainingSettings(Settings):
@@ -75,6 +84,13 @@ class TrainingSettings(Settings):
         """The generalist's name in the leaderboard."""
         assert self.method is not None  # noqa: S101  a specialist is named by its task
         return self.method.name
+
+    def for_a_half(self) -> Self:
+        """The same number of passes over half of the pairs."""
+        steps = self.budget.steps
+        if steps is None:
+            return self
+        return self.model_copy(update={"budget": self.budget.model_copy(update={"steps": -(-steps // 2)})})
 
 
 class MergeSettings(Settings):
@@ -92,7 +108,7 @@ class EvaluationSettings(Settings):
     """Of `evaluate`."""
 
     evaluation: config.EvaluationSpec
-    beta: float
+    loss: Loss
     verifiers: dict[str, str]
     """Task -> verifier, for the tasks whose generations can be verified."""
 
@@ -110,6 +126,7 @@ class Plan(BaseModel):
     data: DataSettings
     scoring: ScoringSettings
     specialist: TrainingSettings
+    specialist_losses: SpecialistLossesSettings
     tasks: list[str]
     generalists: list[TrainingSettings]
     merges: list[MergeSettings]
@@ -126,6 +143,10 @@ class Plan(BaseModel):
         """
         common = {"library": library_digest(), "seed": experiment.seed}
         training, evaluation = experiment.training, experiment.evaluation
+        scoring = {**common, "batch_size": evaluation.batch_size, "precision": evaluation.precision}
+        specialist = TrainingSettings(
+            **common, training=training, budget=experiment.budget.specialist, method=None
+        )
         synthetic = [
             task.source.removeprefix(config.SYNTHETIC)
             for task in experiment.tasks
@@ -145,17 +166,13 @@ class Plan(BaseModel):
                 max_length=experiment.max_length,
                 fingerprints=[fingerprints[task.name] for task in experiment.tasks],
             ),
-            scoring=ScoringSettings(
-                **common,
-                batch_size=evaluation.batch_size,
-                precision=evaluation.precision,
-                beta=training.beta,
-            ),
-            specialist=TrainingSettings(
-                **common,
-                training=training,
-                budget=experiment.budget.specialist,
-                method=None,
+            scoring=ScoringSettings(**scoring),
+            specialist=specialist,
+            specialist_losses=SpecialistLossesSettings(
+                **scoring,
+                loss=training.loss,
+                warn_gap=experiment.specialist_losses.warn_gap,
+                fold=specialist.for_a_half() if experiment.specialist_losses.cross_fit else None,
             ),
             tasks=[task.name for task in experiment.tasks],
             generalists=[
@@ -171,7 +188,7 @@ class Plan(BaseModel):
             evaluation=EvaluationSettings(
                 **common,
                 evaluation=evaluation,
-                beta=training.beta,
+                loss=training.loss,
                 verifiers={task.name: task.verifier for task in experiment.tasks if task.verifier},
             ),
             comparison=ComparisonSettings(**common, experiment=experiment),

@@ -1,9 +1,8 @@
 """Train specialists and generalists: the same trainer, one task or all of them."""
 
+import hashlib
 import math
-import os
 import re
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from automixalign import files, models, scoring
+from automixalign import caches, checkpoints, files, models
+from automixalign.config import specialist_name
 from automixalign.data.split import TRAIN
 from automixalign.data.store import read_split, tasks_of
 from automixalign.errors import CacheError, ConfigError
+from automixalign.launch import launch, world_size
+from automixalign.losses import NLL
 from automixalign.mixers import MIXERS, Mixer, Standard
 from automixalign.settings import TrainingSettings
 
@@ -27,8 +29,12 @@ def train_specialist(
     base_model: Path,
     output: Path,
     trajectory: Path,
+    pair_ids: frozenset[str] | None = None,
 ) -> dict[str, Any]:
     """Train the specialist theta_i by DPO on one task alone; write the model and a per-step log.
+
+    Args:
+        pair_ids: train on these pairs of the task only.
 
     Returns:
         Metadata: steps, pairs, seconds.
@@ -37,9 +43,25 @@ def train_specialist(
         CacheError: the reference log-probabilities are not those of this data.
         TrainingError: the loss became not finite.
     """
-    tables = {task: _training_table(data, reference, task)}
-    mixer = Standard([len(tables[task])], settings.seed)
-    return _train(settings, tables, mixer, base_model, output, trajectory)
+    arguments = (settings, task, data, reference, base_model, output, trajectory, pair_ids)
+    return dict(launch(_specialist, arguments, settings.training.processes))
+
+
+def _specialist(
+    settings: TrainingSettings,
+    task: str,
+    data: Path,
+    reference: Path,
+    base_model: Path,
+    output: Path,
+    trajectory: Path,
+    pair_ids: frozenset[str] | None,
+) -> dict[str, Any]:
+    table = _training_table(data, reference, task)
+    if pair_ids is not None:
+        table = table.filter([pair_id in pair_ids for pair_id in table.column("pair_id").to_pylist()])
+    mixer = Standard([len(table)], settings.seed)
+    return _train(settings, {task: table}, mixer, base_model, output, trajectory)
 
 
 def train_generalist(
@@ -63,33 +85,46 @@ def train_generalist(
         CacheError: a cache is missing, incomplete or belongs to other data.
         TrainingError: the loss became not finite.
     """
+    arguments = (settings, data, reference, losses, base_model, output, trajectory)
+    return dict(launch(_generalist, arguments, settings.training.processes))
+
+
+def _generalist(
+    settings: TrainingSettings,
+    data: Path,
+    reference: Path,
+    losses: list[Path],
+    base_model: Path,
+    output: Path,
+    trajectory: Path,
+) -> dict[str, Any]:
     method = settings.method
     assert method is not None  # noqa: S101  the plan gives every generalist one
-    caches = {scoring.cache_task(folder): folder for folder in losses}
+    folders = {caches.cache_task(folder): folder for folder in losses}
     tables = {}
     for task in tasks_of(data):
-        if task not in caches:
+        if task not in folders:
             raise CacheError(f"there are no specialist losses of task {task}")
-        scoring.check_cache(caches[task], data, task)
+        caches.check_cache(folders[task], data, task)
         table = _training_table(data, reference, task)
-        cache = scoring.read_cache(caches[task], TRAIN)
-        joined = scoring.join(cache, table.column("pair_id").to_pylist(), f"specialist losses of {task}")
-        tables[task] = table.append_column("specialist_loss", joined.column(scoring.LOSS))
+        cache = caches.read_cache(folders[task], TRAIN)
+        joined = caches.join(cache, table.column("pair_id").to_pylist(), f"specialist losses of {task}")
+        tables[task] = table.append_column("specialist_loss", joined.column(caches.LOSS))
     sizes = [len(table) for table in tables.values()]
     mixer = MIXERS[method.method](sizes, settings.seed, **method.options)
     facts = _train(settings, tables, mixer, base_model, output, trajectory)
     weights = dict(zip(tables, mixer.weights().round(4).tolist(), strict=True))
-    return {"method": method.method, **method.options, **facts, "weights": weights}
+    return {**method.model_dump(exclude_none=True), **facts, "weights": weights}
 
 
 def _training_table(data: Path, reference: Path, task: str) -> pa.Table:
     """The training pairs of a task with their reference log-probabilities."""
-    scoring.check_cache(reference / task, data, task)
+    caches.check_cache(reference / task, data, task)
     table = read_split(data, task, TRAIN).select(["pair_id", "prompt_ids", "chosen_ids", "rejected_ids"])
-    cache = scoring.read_cache(reference / task, TRAIN)
-    known = scoring.join(cache, table.column("pair_id").to_pylist(), f"reference log-probs of {task}")
-    table = table.append_column("ref_chosen_logps", known.column(scoring.CHOSEN))
-    return table.append_column("ref_rejected_logps", known.column(scoring.REJECTED))
+    cache = caches.read_cache(reference / task, TRAIN)
+    known = caches.join(cache, table.column("pair_id").to_pylist(), f"reference log-probs of {task}")
+    table = table.append_column("ref_chosen_logps", known.column(caches.CHOSEN))
+    return table.append_column("ref_rejected_logps", known.column(caches.REJECTED))
 
 
 def _train(
@@ -109,27 +144,41 @@ def _train(
     tokenizer = models.load_tokenizer(base_model)
     model = models.load_full_model(base_model)
     _freeze(model, settings.training.trainable)
-    with files.replacing(trajectory) as log, tempfile.TemporaryDirectory() as scratch:
-        log.touch()
+    with checkpoints.training_folder(_key(settings, tables)) as folder:
+        log = folder / checkpoints.TRAJECTORY
         trainer = MixingTrainer(
             model,
-            _dpo_config(settings, steps, scratch),
+            _dpo_config(settings, steps, folder),
             {task: Dataset(table.drop_columns("pair_id")) for task, table in tables.items()},
             mixer,
             log,
+            average_iterates=settings.method.average_iterates if settings.method else None,
             processing_class=tokenizer,
             peft_config=_lora(settings),
         )
-        trainer.train()
-        with files.replacing(output) as folder:
-            trainer.model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+        trainer.train(resume_from_checkpoint=True)
+        if trainer.accelerator.is_main_process:
+            with files.replacing(output) as new:
+                trainer.model.save_pretrained(new)
+                tokenizer.save_pretrained(new)
+            files.link(log, trajectory)
     return {
         "steps": steps,
         "pairs": steps * settings.training.batch_size,
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+def _key(settings: TrainingSettings, tables: Mapping[str, pa.Table]) -> str:
+    """Names everything that determines a training, so that its checkpoints serve no other one."""
+    total = hashlib.sha256(settings.model_dump_json().encode())
+    for task, table in tables.items():
+        total.update(task.encode() + b"\0")
+        for batch in table.combine_chunks().to_batches():  # the reference's log-probs stand for the base model
+            total.update(batch.serialize())
+    name = settings.name if settings.method else specialist_name(*tables)
+    return f"{name}-{total.hexdigest()[:16]}"
 
 
 def _steps(settings: TrainingSettings, pairs: int) -> int:
@@ -173,13 +222,14 @@ def _lora(settings: TrainingSettings) -> Any:
     )
 
 
-def _dpo_config(settings: TrainingSettings, steps: int, scratch: str) -> Any:
+def _dpo_config(settings: TrainingSettings, steps: int, folder: Path) -> Any:
     """TRL's configuration; everything TRL presets and this project means otherwise is set here."""
     from trl import DPOConfig
 
     training = settings.training
-    world = _world_size()
+    world = world_size()
     micro = training.micro_batch_size or max(1, training.batch_size // world)
+    saves = training.checkpoint_every if checkpoints.kept() else 0
     if training.batch_size % (micro * world):
         raise ConfigError(
             f"training.batch_size: {training.batch_size} pairs cannot be divided among {world} processes "
@@ -187,7 +237,7 @@ def _dpo_config(settings: TrainingSettings, steps: int, scratch: str) -> Any:
         )
     scheduler = training.lr_scheduler
     return DPOConfig(
-        output_dir=scratch,
+        output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=training.batch_size // (micro * world),
@@ -197,9 +247,9 @@ def _dpo_config(settings: TrainingSettings, steps: int, scratch: str) -> Any:
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         beta=training.beta,
-        # The preference loss is the mixer's; of TRL's list, only the NLL term is taken as it is.
-        loss_type=["sft"] if training.nll_weight else ["sigmoid"],
-        loss_weights=[training.nll_weight or 1.0],
+        loss_type=[training.loss_type, NLL] if training.nll_weight else [training.loss_type],
+        loss_weights=[1.0, training.nll_weight] if training.nll_weight else [1.0],
+        label_smoothing=training.label_smoothing,
         bf16=models.uses_bf16(training.precision),
         gradient_checkpointing=training.gradient_checkpointing,
         max_length=None,
@@ -207,12 +257,11 @@ def _dpo_config(settings: TrainingSettings, steps: int, scratch: str) -> Any:
         data_seed=settings.seed,
         use_cpu=models.device().type == "cpu",
         dataloader_pin_memory=False,
-        save_strategy="no",
+        ddp_backend="gloo" if world > 1 and models.device().type == "cpu" else None,
+        save_strategy="steps" if saves else "no",
+        save_steps=saves or 1,
+        save_total_limit=2,  # the one before stays until the new one is sealed
         logging_steps=max(1, steps // 20),
         disable_tqdm=True,
         report_to="none",
     )
-
-
-def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))

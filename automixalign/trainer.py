@@ -6,27 +6,31 @@ What differs from `trl.DPOTrainer`, and nothing else does:
 - the pairs of a step are drawn when the step begins, with the task weights of that moment. A sampler would have
   been asked for them several steps ahead;
 - the loss of a step is `mean_z w_z e(z)` (see `mixers.py`), rebuilt per pair from the log-probabilities of
-  TRL's own forward pass, plus TRL's `sft` term where `nll_weight` asks for it.
+  TRL's own forward pass, plus TRL's `sft` term where the loss list asks for it;
+- a checkpoint also holds the mixer, the position of the draws and the average of the iterates.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from automixalign import progress
+from automixalign import checkpoints, progress
+from automixalign.averaging import IterateAverage
 from automixalign.errors import TrainingError
+from automixalign.losses import NLL, from_trl
 from automixalign.mixers import Draws, Mixer
 
 _ROW = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
-_EXTRA = ("task", "specialist_loss", "weight")
+_SPECIALIST = "specialist_loss"
+_EXTRA = ("task", _SPECIALIST, "weight")
 
 
 class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
@@ -34,14 +38,17 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
 
     Args:
         model: the policy (full, or with a `peft_config` in `kwargs`).
-        args: TRL's configuration; batch size, accumulation and world size give the pairs of a step.
+        args: TRL's configuration. Batch size, accumulation and world size give the pairs of a step; `loss_type`
+            is one of `losses.Loss`, and may be followed by `sft`, weighted by `loss_weights`.
         datasets: per task, in the mixer's order, a data set with the columns `prompt_ids`, `chosen_ids`,
             `rejected_ids`, `ref_chosen_logps`, `ref_rejected_logps` and, for generalists, `specialist_loss`.
-        mixer: draws the tasks, weighs the pairs and learns from their excess.
+        mixer: draws the tasks, weighs the pairs and learns from what it is shown of them.
         trajectory: JSONL file that gets a line an optimiser step.
+        average_iterates: share of the training, counted from its end, over whose steps the policy is averaged.
 
     Raises:
-        TrainingError: the loss of a step is not finite.
+        ConfigError: `args` asks for what has no per-pair loss here.
+        TrainingError: the loss of a step is not finite; or what a mixer needs of the data is not there.
     """
 
     def __init__(
@@ -51,20 +58,77 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         datasets: dict[str, Dataset],
         mixer: Mixer,
         trajectory: Path,
+        average_iterates: float | None = None,
         **kwargs: Any,
     ) -> None:
+        self.pair_loss, nll_weight = from_trl(args, kwargs.get("eval_dataset"))
         self.tasks = list(datasets)
         self.by_task = list(datasets.values())
         self.mixer = mixer
         self.draws = Draws([len(data) for data in self.by_task], args.seed)
         self.trajectory = trajectory
         self.totals: dict[str, torch.Tensor] = {}
+        self.has_specialists = all(_SPECIALIST in data.column_names for data in self.by_task)
+        if not self.has_specialists and {mixer.trains_on, mixer.learns_from} != {"loss"}:
+            raise TrainingError(
+                f"the data has no column {_SPECIALIST}, which this mixer's excess is counted from"
+            )
         args.precompute_ref_log_probs = True
         super().__init__(model=model, args=args, train_dataset=self.by_task[0], **kwargs)
+        # The preference loss is ours; of its list TRL computes the NLL term, or a loss that nobody looks at.
+        self.adds_nll = nll_weight > 0
+        self.loss_types, self.loss_weights = ([NLL], [nll_weight]) if self.adds_nll else (["sigmoid"], [1.0])
         self.pairs_per_step = (
             args.per_device_train_batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes
         )
+        share = average_iterates or 0.0
+        self.first_averaged = args.max_steps - math.ceil(share * args.max_steps) + 1
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.average = IterateAverage(trained) if share else None
         self.add_callback(_AfterStep(self))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train to the end.
+
+        Args:
+            resume_from_checkpoint: a checkpoint folder, or True for the last whole one of `args.output_dir`,
+                from the start if there is none. The result is what training without a break would have given.
+        """
+        if resume_from_checkpoint is True:
+            checkpoint = checkpoints.last_whole(Path(self.args.output_dir))
+        else:
+            checkpoint = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        done = self._restore(checkpoint) if checkpoint else 0
+        if self.accelerator.is_main_process:
+            checkpoints.keep_lines(self.trajectory, done)
+        result = super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
+        if self.average is not None:
+            self.average.install()
+        return result
+
+    def _restore(self, checkpoint: Path) -> int:
+        """Take up our part of a checkpoint; return the steps it has behind it."""
+        state = checkpoints.read_state(checkpoint)
+        self.mixer.load(state["mixer"])
+        self.draws.taken = state["taken"]
+        if self.average is not None:
+            self.average.load(checkpoint, state["averaged"])
+        return int(state["step"])
+
+    def seal_checkpoint(self) -> None:
+        """Complete the checkpoint that was just saved, once every process has written its part."""
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            if self.average is not None:
+                self.average.save(checkpoint)
+            state = {
+                "step": self.state.global_step,
+                "mixer": self.mixer.state(),
+                "taken": self.draws.taken,
+                "averaged": self.average.count if self.average is not None else 0,
+            }
+            checkpoints.seal(checkpoint, state)
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
@@ -111,18 +175,23 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
             trl_loss = super().compute_loss(model, inputs)
         finally:
             hook.remove()
-        chosen, rejected = seen[0].sum(dim=1).chunk(2)
-        ratios = (chosen - inputs["ref_chosen_logps"]) - (rejected - inputs["ref_rejected_logps"])
-        loss = -F.logsigmoid(self.beta * ratios)
-        excess = (loss - specialist_loss).clamp(min=0)
-        objective = (weight * (excess if self.mixer.clipped else loss)).mean()
-        self._count(task, loss=loss, excess=excess, clipped=(excess == 0), accuracy=(ratios > 0))
+        logps, tokens = seen[0].sum(dim=1).chunk(2), inputs["completion_mask"].sum(dim=1).chunk(2)
+        chosen, rejected = logps[0] - inputs["ref_chosen_logps"], logps[1] - inputs["ref_rejected_logps"]
+        loss = self.pair_loss.per_pair(chosen, rejected, *tokens)
+        values = {"loss": loss}
+        if self.has_specialists:
+            difference = loss - specialist_loss
+            excess = difference.clamp(min=0)
+            values |= {"difference": difference, "excess": excess, "clipped": (difference <= 0).float()}
+        objective = (weight * values[self.mixer.trains_on]).mean()
+        margin = self.pair_loss.beta * (chosen - rejected)
+        self._count(task, **values, margin=margin, accuracy=(margin > 0).float())
         if not torch.isfinite(objective):
             raise TrainingError(
                 f"step {self.state.global_step + 1}: the loss is not finite (tasks "
                 f"{sorted({self.tasks[i] for i in task.tolist()})}); lower the learning rate, or check the data"
             )
-        return objective + trl_loss if "sft" in self.loss_types else objective
+        return objective + trl_loss if self.adds_nll else objective
 
     def _count(self, task: torch.Tensor, **values: torch.Tensor) -> None:
         """Add up, per task, over the micro-steps of an optimiser step."""
@@ -134,16 +203,18 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
 
     def finish_step(self) -> None:
         """Show the mixer what the step saw, over all ranks, and write it to the trajectory."""
-        totals = {
-            name: self.accelerator.reduce(value, "sum").cpu().numpy() for name, value in self.totals.items()
-        }
+        # One exchange a step: a row a quantity, a column a task.
+        summed = self.accelerator.reduce(torch.stack(list(self.totals.values())), "sum").cpu().numpy()
+        totals = dict(zip(self.totals, summed, strict=True))
         self.totals = {}
         alpha = self.mixer.weights()
         pairs = totals.pop("pairs").astype(np.int64)
-        self.mixer.update(totals["excess"], pairs)
-        loss = float(totals["loss"].sum() / pairs.sum())
-        progress.current().report(self.state.global_step, self.args.max_steps, loss=loss)
+        self.mixer.update(totals[self.mixer.learns_from], pairs)
+        if self.average is not None and self.state.global_step >= self.first_averaged:
+            self.average.add()
         if self.accelerator.is_main_process:
+            loss = float(totals["loss"].sum() / pairs.sum())
+            progress.current().report(self.state.global_step, self.args.max_steps, loss=loss)
             means = {name: self._by_task(value / np.maximum(pairs, 1), pairs) for name, value in totals.items()}
             row = {
                 "step": self.state.global_step,
@@ -163,10 +234,13 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
 
 
 class _AfterStep(TrainerCallback):  # type: ignore[misc]
-    """Runs before the Trainer saves a checkpoint, so that one holds the mixer as it stands after its step."""
+    """A step's end comes before its checkpoint, so that one holds the mixer as it stands after its step."""
 
     def __init__(self, trainer: MixingTrainer) -> None:
         self.trainer = trainer
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self.trainer.finish_step()
+
+    def on_save(self, *_: Any, **__: Any) -> None:
+        self.trainer.seal_checkpoint()

@@ -56,7 +56,7 @@ class Merges(NamedTuple):
 def specialists(
     tasks: list,  # type: ignore[type-arg]  # kfp knows no list[str]
     specialist: str,
-    scoring: str,
+    losses: str,
     evaluation: str,
     data: Input[Dataset],
     logps: Input[Dataset],
@@ -70,7 +70,7 @@ def specialists(
         model = trained.outputs["model"]
         evaluated = evaluate(settings=evaluation, data=data, logps=logps, base_model=base_model, model=model)
         scored = specialist_losses(
-            settings=scoring,
+            settings=losses,
             task_name=task_name,
             data=data,
             logps=logps,
@@ -161,7 +161,7 @@ def build(with_merges: bool = True) -> Callable[..., Any]:
         first = specialists(
             tasks=plan["tasks"],
             specialist=plan["specialist"],
-            scoring=plan["scoring"],
+            losses=plan["specialist_losses"],
             evaluation=plan["evaluation"],
             **common,
         ).outputs

@@ -39,6 +39,8 @@ class Progress:
                 self.running[key] = {"began": event["time"]}
             elif event["event"] == "progress" and key in self.running:
                 self.running[key].update(event)
+            elif event["event"] == "warning":
+                self.console.print(f"[yellow]![/] {escape(event['message'])}", highlight=False, soft_wrap=True)
             elif event["event"] in _MARK:
                 step = self.running.pop(key, {"began": event["time"]})
                 self.finished += event["event"] == "finished"

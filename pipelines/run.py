@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from automixalign import config, config_file, files, progress, run_folder
+from automixalign import checkpoints, config, config_file, files, progress, run_folder
 from automixalign.errors import AutoMixAlignError
 from pipelines.local import WORKERS
 from pipelines.outputs import artifacts
@@ -55,6 +55,7 @@ def run(experiment: config.Experiment, folder: Path, follow: Callable[[list[dict
         **os.environ,
         progress.LOGS: str(logs),
         progress.WORKERS: str(WORKERS),
+        checkpoints.FOLDER: str(root / "checkpoints"),
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
         # glibc returns every large tensor's pages at once and faults them in again, a quarter of a step's time.

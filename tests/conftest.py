@@ -11,11 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from botocore.exceptions import BotoCoreError, ClientError
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from automixalign import caches
+from automixalign.data.prepare import prepare_data
+from automixalign.data.split import SPLITS
+from automixalign.scoring import write_reference_logps
+from automixalign.settings import DataSettings, ScoringSettings
 from automixalign.tiny_model import build_tokenizer
 
 torch.set_num_threads(1)
@@ -47,6 +54,45 @@ def base_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTo
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def two_tasks(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared splits of two synthetic tasks, `format` and `refusal`; not to be changed."""
+    folder = tmp_path_factory.mktemp("two_tasks") / "data"
+    settings = {
+        "seed": 0,
+        "tasks": [{"name": name, "source": f"synthetic:{name}", "limit": 30} for name in ("format", "refusal")],
+        "split": {"test": 0.3},
+        "max_length": 64,
+        "fingerprints": ["", ""],
+    }
+    prepare_data(DataSettings.model_validate(settings), base_model, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def two_references(base_model: Path, two_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference log-probabilities of `two_tasks` under `base_model`; not to be changed."""
+    folder = tmp_path_factory.mktemp("two_references") / "logps"
+    settings = ScoringSettings(seed=0, batch_size=16, precision="fp32")
+    write_reference_logps(settings, two_tasks, base_model, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def two_losses(two_tasks: Path, two_references: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Made-up specialist losses of `two_tasks`, some above and some below ln 2; not to be changed."""
+    folder = tmp_path_factory.mktemp("two_losses")
+    generator = np.random.default_rng(0)
+    for task in ("format", "refusal"):
+        tables = {}
+        for split in SPLITS:
+            scores = caches.read_cache(two_references / task, split)
+            losses = generator.uniform(0.4, 0.8, size=len(scores))
+            tables[split] = scores.append_column(caches.LOSS, pa.array(losses))
+        caches.write_cache(folder / task, task, tables, two_tasks)
+    return [folder / "refusal", folder / "format"]
 
 
 @pytest.fixture

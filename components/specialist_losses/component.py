@@ -20,7 +20,7 @@ def specialist_losses(
     """Cache the per-example DPO losses of a specialist on its task, keyed by pair id.
 
     Args:
-        settings: `ScoringSettings` as JSON.
+        settings: `SpecialistLossesSettings` as JSON.
         task_name: the task.
         data: the prepared splits.
         logps: the reference log-probabilities.
@@ -32,12 +32,12 @@ def specialist_losses(
     from pathlib import Path
 
     from automixalign.progress import step
-    from automixalign.scoring import write_specialist_losses
-    from automixalign.settings import ScoringSettings
+    from automixalign.settings import SpecialistLossesSettings
+    from automixalign.specialist_losses import write_specialist_losses
 
     with step("specialist_losses", task_name):
         manifest = write_specialist_losses(
-            ScoringSettings.model_validate_json(settings),
+            SpecialistLossesSettings.model_validate_json(settings),
             task_name,
             Path(data.path),
             Path(logps.path),

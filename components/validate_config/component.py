@@ -16,6 +16,7 @@ def validate_config(
     data=str,
     scoring=str,
     specialist=str,
+    specialist_losses=str,
     tasks=list,
     generalists=list,
     merges=list,

@@ -1,6 +1,7 @@
 """Any sequence of excesses leaves the task weights a distribution, and a restored mixer goes on alike."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from automixalign.mixers import MIXERS
 
+FLAGS = ("anneal", "average_alpha", "task_clip", "unclipped_gradient")
 EXCESS = st.floats(min_value=0, max_value=1e4)
 
 
@@ -16,9 +18,11 @@ EXCESS = st.floats(min_value=0, max_value=1e4)
 @given(data=st.data())
 def test_weights_stay_a_distribution_and_state_is_all_there_is(name: str, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, 6), label="tasks")
-    options = {}
-    if MIXERS[name].options:
+    options: dict[str, Any] = {}
+    if "eta" in MIXERS[name].schema.model_fields:
         options = {"eta": data.draw(st.floats(0, 10), label="eta"), "c": data.draw(st.floats(0, 1), label="c")}
+        options["discount"] = data.draw(st.floats(0.01, 1), label="discount")
+        options |= {flag: data.draw(st.booleans(), label=flag) for flag in FLAGS}
     sizes = data.draw(st.lists(st.integers(1, 50), min_size=k, max_size=k), label="sizes")
     batch = data.draw(st.integers(k, 20), label="batch")
     mixer = MIXERS[name](sizes, 1, **options)

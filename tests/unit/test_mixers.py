@@ -1,15 +1,28 @@
 """The algorithm, against examples worked out by hand and against its own definitions."""
 
+import json
+from typing import Any
+
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from automixalign.mixers import MIXERS, Draws, Mixer, check
+from automixalign.mixers import MIXERS, Draws, Mixer
 
 ADAPTIVE = ("ama-r", "ama-s")
 
 
-def make(name: str, sizes: list[int], **options: float) -> Mixer:
+def make(name: str, sizes: list[int], **options: Any) -> Mixer:
     return MIXERS[name](sizes, 0, **options)
+
+
+def alphas(mixer: Mixer, excesses: list[tuple[float, float]]) -> list[float]:
+    """The first of two tasks' weights before each step and after the last; every step has one pair of each."""
+    found = [float(mixer.weights()[0])]
+    for excess in excesses:
+        mixer.update(np.array(excess), np.array([1, 1]))
+        found.append(float(mixer.weights()[0]))
+    return found
 
 
 @pytest.mark.parametrize("name", MIXERS)
@@ -52,7 +65,7 @@ def test_ama_r_is_group_dro() -> None:
 def test_ama_s_estimates_the_excess_without_bias() -> None:
     """The mean of lambda_hat over many draws lies within five standard errors of the true excess."""
     mixer = make("ama-s", [10, 10, 10], eta=1.0, c=0.3)
-    mixer.load({"log_q": np.log([0.7, 0.2, 0.1]).tolist()})
+    mixer.load({**mixer.state(), "log_q": np.log([0.7, 0.2, 0.1]).tolist()})
     truth = np.array([0.2, 1.0, 3.0])
     estimates = []
     for step in range(4000):
@@ -80,6 +93,19 @@ def test_nothing_overflows_and_no_task_falls_below_its_share(name: str) -> None:
         assert alpha.min() >= 0.1 / 4 * (1 - 1e-12)
         assert alpha.sum() == pytest.approx(1)
     assert mixer.weights()[0] == pytest.approx(0.9 + 0.1 / 4)
+
+
+def test_a_million_steps_of_large_excess() -> None:
+    """Then one huge gain of the other task brings them level: nothing was lost to rounding."""
+    mixer = make("ama-r", [3, 3], eta=0.03)
+    counts, excess = np.array([1, 1]), np.array([1e4, 0.0])
+    for _ in range(1_000_000):
+        mixer.update(excess, counts)
+    assert mixer.state()["log_q"] == [0.0, pytest.approx(-3e8, rel=1e-9)]
+    assert mixer.weights() == pytest.approx([0.95, 0.05])
+    mixer.load({**mixer.state(), "log_q": [0.0, -3e8]})
+    mixer.update(np.array([0.0, 1e10]), counts)
+    assert mixer.weights() == pytest.approx([0.5, 0.5])
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
@@ -139,14 +165,74 @@ def test_draws_go_through_a_task_in_a_new_order_each_epoch() -> None:
 
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_state_round_trips(name: str) -> None:
-    mixer, copy = make(name, [4, 4]), make(name, [4, 4])
-    mixer.update(np.array([3.0, 1.0]), np.array([2, 2]))
-    copy.load(mixer.state())
-    assert np.array_equal(copy.weights(), mixer.weights())
+    options = {"anneal": True, "discount": 0.9, "average_alpha": True}
+    mixer, copy = make(name, [4, 4], **options), make(name, [4, 4], **options)
+    seen, counts = np.array([3.0, 1.0]), np.array([2, 2])
+    mixer.update(seen, counts)
+    copy.load(json.loads(json.dumps(mixer.state())))
+    for _ in range(5):
+        assert np.array_equal(copy.weights(), mixer.weights())
+        mixer.update(seen, counts)
+        copy.update(seen, counts)
 
 
-def test_unknown_methods_and_options_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"unknown method 'amar'.*ama-r"):
-        check("amar", {})
-    with pytest.raises(ValueError, match="uniform has no option 'eta'"):
-        check("uniform", {"eta": 0.1})
+def test_impossible_options_are_refused_by_name() -> None:
+    for name, options, key in (
+        ("uniform", {"eta": 0.1}, "eta"),
+        ("ama-r", {"etta": 0.1}, "etta"),
+        ("ama-r", {"eta": -0.1}, "eta"),
+        ("ama-s", {"discount": 0.0}, "discount"),
+        ("ama-s", {"anneal": 1}, "anneal"),
+    ):
+        with pytest.raises(ValidationError) as refusal:
+            make(name, [3, 3], **options)
+        assert [fault["loc"] for fault in refusal.value.errors()] == [(key,)]
+    with pytest.raises(ValidationError, match="no excess that 'task_clip'"):
+        make("ama-r", [3, 3], raw_loss=True, task_clip=True)
+
+
+def test_anneal_divides_eta_by_the_root_of_the_step() -> None:
+    """eta = ln 2, c = 0, excess (1, 0) at every step: q_1 / q_2 = 2^(1 + 1/sqrt 2 + 1/sqrt 3)."""
+    ratio = 2 ** (1 + 2**-0.5 + 3**-0.5)
+    found = alphas(make("ama-r", [3, 3], eta=float(np.log(2)), c=0.0, anneal=True), [(1, 0)] * 3)
+    assert found[-1] == pytest.approx(ratio / (ratio + 1))
+
+
+def test_discount_forgets() -> None:
+    """With gains (1, 0) for ever, log(q_1/q_2) tends to eta / (1 - discount); without gains, to nothing."""
+    mixer = make("ama-r", [3, 3], eta=0.1, c=0.0, discount=0.9)
+    alphas(mixer, [(1, 0)] * 300)
+    log_q = mixer.state()["log_q"]
+    assert log_q[0] - log_q[1] == pytest.approx(1.0)
+    assert alphas(mixer, [(0, 0)] * 300)[-1] == pytest.approx(0.5)
+
+
+def test_average_alpha_mixes_by_the_mean_so_far() -> None:
+    plain = alphas(make("ama-r", [3, 3], eta=0.5), [(1, 0), (3, 0), (0, 9)])
+    averaged = alphas(make("ama-r", [3, 3], eta=0.5, average_alpha=True), [(1, 0), (3, 0), (0, 9)])
+    assert averaged == pytest.approx([np.mean(plain[: step + 1]) for step in range(4)])
+
+
+def test_task_clip_clips_the_mean_of_a_task() -> None:
+    """The update is shown unclipped sums; a task that is ahead of its specialist gains nothing, not less."""
+    clipped = make("ama-r", [3, 3], eta=0.5, task_clip=True)
+    assert clipped.learns_from == "difference"
+    expected = alphas(make("ama-r", [3, 3], eta=0.5), [(0, 1), (2, 0)])
+    assert alphas(clipped, [(-5, 1), (2, -0.1)]) == expected
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+@pytest.mark.parametrize(
+    ("options", "trains_on", "learns_from"),
+    [
+        ({}, "excess", "excess"),
+        ({"task_clip": True}, "excess", "difference"),
+        ({"unclipped_gradient": True}, "difference", "excess"),
+        ({"raw_loss": True}, "loss", "loss"),
+    ],
+)
+def test_ablations_change_what_is_trained_on_and_learned_from(
+    name: str, options: dict[str, bool], trains_on: str, learns_from: str
+) -> None:
+    mixer = make(name, [3, 3], **options)
+    assert (mixer.trains_on, mixer.learns_from) == (trains_on, learns_from)

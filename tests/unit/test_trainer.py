@@ -1,6 +1,7 @@
 """The trainer against TRL's own DPOTrainer and against the definition of its objective."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from automixalign import files
+from automixalign.errors import TrainingError
 from automixalign.mixers import MIXERS
 from automixalign.models import load_full_model
 from automixalign.scoring import Scorer
@@ -74,7 +76,9 @@ def train(
     method: str,
     specialist_loss: float | list[float] = 0.0,
     config: dict[str, Any] | None = None,
-    **options: float,
+    average_iterates: float | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    **options: Any,
 ) -> tuple[torch.Tensor, list[dict[str, Any]], MixingTrainer]:
     """Train; return all weights as one vector, the trajectory and the trainer."""
     losses = specialist_loss if isinstance(specialist_loss, list) else [specialist_loss] * ROWS
@@ -85,7 +89,9 @@ def train(
     args = settings(folder, **(config or {}))
     mixer = MIXERS[method]([len(table) for table in data.values()], args.seed, **options)
     tokenizer = AutoTokenizer.from_pretrained(base_model)
-    trainer = MixingTrainer(model, args, data, mixer, log, processing_class=tokenizer)
+    trainer = MixingTrainer(
+        model, args, data, mixer, log, average_iterates, processing_class=tokenizer, callbacks=list(callbacks)
+    )
     trainer.train()
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
     return weights, files.read_jsonl(log), trainer
@@ -109,6 +115,123 @@ def test_eta_zero_is_uniform_mixing_bit_for_bit(
     ama_r, log, _ = train(base_model, tmp_path, tasks, "ama-r", 0.5, eta=0.0)
     assert torch.equal(uniform, ama_r)
     assert log[-1]["weights"] == pytest.approx(dict.fromkeys(TASKS, 0.5))
+
+
+def test_eta_zero_is_uniform_mixing_for_three_tasks_too(
+    base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+) -> None:
+    """1/3 has no exact double; what the trainer multiplies by is single."""
+    three = {**tasks, "middle": pairs(2, base_model)}
+    config = {"per_device_train_batch_size": 7}
+    uniform, _, _ = train(base_model, tmp_path, three, "uniform-clip", 0.5, config)
+    ama_r, _, _ = train(base_model, tmp_path, three, "ama-r", 0.5, config, eta=0.0)
+    assert torch.equal(uniform, ama_r)
+
+
+def test_without_specialists_eta_zero_is_uniform_dpo(
+    base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+) -> None:
+    uniform, _, _ = train(base_model, tmp_path, tasks, "uniform", 0.5)
+    raw, log, _ = train(base_model, tmp_path, tasks, "ama-r", 0.5, raw_loss=True, eta=0.0)
+    assert torch.equal(uniform, raw)
+    _, log, _ = train(base_model, tmp_path, tasks, "ama-r", 0.5, raw_loss=True, eta=0.5)
+    alpha = {task: math.exp(0.5 * loss) for task, loss in log[0]["loss"].items()}
+    expected = {task: 0.9 * value / sum(alpha.values()) + 0.05 for task, value in alpha.items()}
+    assert log[1]["weights"] == pytest.approx(expected), "the update sees the loss itself"
+
+
+def test_an_unclipped_gradient_is_that_of_the_loss(
+    base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+) -> None:
+    """Where every specialist is far ahead, nothing is clipped; where it is behind, only the option trains."""
+    uniform, _, _ = train(base_model, tmp_path, tasks, "uniform")
+    for known in (0.0, 100.0):
+        found, _, _ = train(base_model, tmp_path, tasks, "ama-r", known, unclipped_gradient=True, eta=0.0)
+        assert torch.allclose(uniform, found, atol=1e-6)
+
+
+def test_the_task_clip_changes_only_the_weights_update(
+    base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+) -> None:
+    """Half of each task's pairs are behind their specialist, half are far ahead: so is the task as a whole."""
+    known = [0.0, 10.0] * (ROWS // 2)
+    config = {"max_steps": 3, "per_device_train_batch_size": 24}  # every step holds every pair
+    _, plain, _ = train(base_model, tmp_path, tasks, "ama-r", known, config, eta=0.5)
+    _, clipped, _ = train(base_model, tmp_path, tasks, "ama-r", known, config, eta=0.5, task_clip=True)
+    assert plain[0]["excess"] == clipped[0]["excess"]
+    assert plain[0]["clipped"] == dict.fromkeys(TASKS, 0.5)
+    assert plain[-1]["weights"] != dict.fromkeys(TASKS, 0.5)
+    assert clipped[-1]["weights"] == pytest.approx(dict.fromkeys(TASKS, 0.5), abs=1e-12)
+
+
+class Iterates(TrainerCallback):
+    """The policy after every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    def on_step_end(self, *_: Any, model: Any, **__: Any) -> None:
+        self.seen.append(torch.cat([p.detach().flatten().clone() for p in model.parameters()]))
+
+
+@pytest.mark.parametrize(("share", "count"), [(1.0, 5), (0.5, 3), (0.01, 1)])
+def test_averaged_iterates_are_the_mean_of_the_last_policies(
+    share: float, count: int, base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+) -> None:
+    """ceil(share x 5) of them; the training itself goes on from the iterates, not from their mean."""
+    seen = Iterates()
+    config = {"max_steps": 5}
+    averaged, _, _ = train(base_model, tmp_path, tasks, "ama-r", 0.3, config, share, [seen])
+    plain, _, _ = train(base_model, tmp_path, tasks, "ama-r", 0.3, config)
+    assert torch.equal(plain, seen.seen[-1])
+    assert torch.allclose(averaged, torch.stack(seen.seen[-count:]).mean(0), atol=1e-7)
+
+
+def test_data_without_specialist_losses_serve_only_methods_that_need_none(
+    base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(base_model)
+    for method, options, fits in (
+        ("uniform", {}, True),
+        ("ama-r", {"raw_loss": True}, True),
+        ("ama-r", {}, False),
+        ("uniform-clip", {}, False),
+    ):
+        mixer = MIXERS[method]([ROWS, ROWS], 0, **options)
+        given = (model, settings(tmp_path), tasks, mixer, tmp_path / "log.jsonl")
+        if fits:
+            MixingTrainer(*given, processing_class=tokenizer)
+        else:
+            with pytest.raises(TrainingError, match="no column specialist_loss"):
+                MixingTrainer(*given, processing_class=tokenizer)
+
+
+class Prepared(DPOTrainer):
+    """TRL's trainer on pairs that are tokenised already."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+
+@pytest.mark.parametrize("loss_type", ["ipo", "hinge", "apo_zero"])
+def test_other_losses_train_as_trl_trains_them(
+    loss_type: str, base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+) -> None:
+    """Without clipping or weighting, three steps of our trainer are three steps of TRL's on the same pairs."""
+    config = {"loss_type": [loss_type], "max_steps": 3, "per_device_train_batch_size": ROWS}
+    one = {"left": tasks["left"]}  # every step holds every pair
+    ours, log, _ = train(base_model, tmp_path, one, "uniform", config=config)
+    theirs = Prepared(
+        AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32),
+        args=settings(tmp_path, **config),
+        train_dataset=tasks["left"].remove_columns(["ref_chosen_logps", "ref_rejected_logps"]),
+        processing_class=AutoTokenizer.from_pretrained(base_model),
+    )
+    theirs.train()
+    weights = torch.cat([p.detach().flatten() for p in theirs.model.parameters()])
+    assert log[0]["loss"]["left"] != log[-1]["loss"]["left"]
+    assert torch.allclose(ours, weights, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["ama-r", "ama-s"])
@@ -138,7 +261,7 @@ def test_loss_and_gradient_are_trl_s_for_equal_weights(
     nll: float, base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
 ) -> None:
     """One batch through TRL's DPOTrainer, with TRL's own reference pass, and through ours."""
-    config = {"loss_type": ["sft"], "loss_weights": [nll]} if nll else {}
+    config = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, nll]} if nll else {}
     _, _, ours = train(base_model, tmp_path, tasks, "uniform", config={**config, "max_steps": 1})
     theirs = DPOTrainer(
         str(base_model),

@@ -1,0 +1,80 @@
+"""Two processes train what one process with the same global batch trains."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from automixalign import files
+from automixalign.config import parse
+from automixalign.errors import CacheError, ConfigError, TrainingError
+from automixalign.launch import launch
+from automixalign.settings import TrainingSettings
+from automixalign.train import train_generalist
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def places(base_model: Path, two_tasks: Path, two_references: Path, two_losses: list[Path]) -> dict[str, Any]:
+    return {"data": two_tasks, "reference": two_references, "losses": two_losses, "base_model": base_model}
+
+
+def train(output: Path, places: dict[str, Any], method: dict[str, Any], **training: Any) -> dict[str, Any]:
+    given = {
+        "seed": 1,
+        "training": {"batch_size": 8, "learning_rate": 1e-2, **training},
+        "budget": {"steps": STEPS},
+        "method": method,
+    }
+    settings = TrainingSettings.model_validate_json(json.dumps(given))
+    return train_generalist(settings, **places, output=output / "model", trajectory=output / "log.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("method", "training"),
+    [
+        ({"method": "ama-r", "eta": 0.5, "average_iterates": 0.5}, {}),
+        ({"method": "ama-s", "eta": 0.5}, {"micro_batch_size": 2, "lora": {"rank": 2, "alpha": 4}}),
+    ],
+    ids=["ama-r", "ama-s, LoRA, accumulation"],
+)
+def test_two_processes_equal_one(
+    method: dict[str, Any], training: dict[str, Any], places: dict[str, Any], tmp_path: Path
+) -> None:
+    one = train(tmp_path / "one", places, method, **training)
+    two = train(tmp_path / "two", places, method, processes=2, **training)
+    assert {**one, "seconds": 0} == {**two, "seconds": 0}
+    (left,), (right,) = ((tmp_path / name / "model").glob("*.safetensors") for name in ("one", "two"))
+    weights, others = load_file(left), load_file(right)
+    assert weights.keys() == others.keys()
+    for name, tensor in weights.items():
+        assert torch.allclose(tensor, others[name], rtol=0, atol=1e-6), name
+    rows, other_rows = (files.read_jsonl(tmp_path / name / "log.jsonl") for name in ("one", "two"))
+    assert len(rows) == STEPS
+    for row, other in zip(rows, other_rows, strict=True):
+        assert row["pairs"] == other["pairs"], "the ranks' slices together are the one process's batch"
+        for key in ("weights", "loss", "excess", "margin"):
+            assert row[key] == pytest.approx(other[key], abs=1e-6)
+    assert rows[-1]["weights"] != rows[0]["weights"]
+
+
+def test_the_first_error_of_a_process_is_told(places: dict[str, Any], tmp_path: Path) -> None:
+    missing = {**places, "losses": places["losses"][:1]}
+    with pytest.raises(CacheError, match="there are no specialist losses of task format"):
+        train(tmp_path, missing, {"method": "ama-r"}, processes=2)
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_unexpected_failure_is_named() -> None:
+    with pytest.raises(TrainingError, match=r"(?s)one of the processes failed: .*ZeroDivisionError"):
+        launch(divmod, (1, 0), 2)
+
+
+def test_pairs_must_divide_among_the_processes(experiment_data: dict[str, Any]) -> None:
+    experiment_data["training"] |= {"batch_size": 6, "micro_batch_size": 2, "processes": 2}
+    with pytest.raises(ConfigError, match="'batch_size' must be a multiple of 'processes' times"):
+        parse(experiment_data, "test")

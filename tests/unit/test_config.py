@@ -467,6 +467,17 @@ def test_new_code_never_meets_an_old_cache(experiment_data: Data, monkeypatch: p
     assert difference(before, settings_of(experiment_data)) == STEPS
 
 
+def test_cross_fitting_trains_each_half_in_half_the_steps(experiment_data: Data) -> None:
+    assert Plan.of(parse(experiment_data, "test"), FINGERPRINTS).specialist_losses.fold is None
+    changes = {"specialist_losses": {"cross_fit": True}, "budget.specialist": {"steps": 5}}
+    found = Plan.of(parse(changed(experiment_data, changes), "test"), FINGERPRINTS)
+    assert found.specialist_losses.fold is not None
+    assert found.specialist_losses.fold.budget.steps == 3
+    changes["budget.specialist"] = {"epochs": 2.0}
+    found = Plan.of(parse(changed(experiment_data, changes), "test"), FINGERPRINTS)
+    assert found.specialist_losses.fold == found.specialist
+
+
 def test_the_plan_tells_what_the_steps_need(experiment_data: Data) -> None:
     found = Plan.of(parse(experiment_data, "test"), FINGERPRINTS)
     assert found.tasks == ["arithmetic", "format"]

@@ -1,11 +1,15 @@
 """Two processes train what one process with the same global batch trains."""
 
 import json
+import multiprocessing
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
+from interrupted import run
 from safetensors.torch import load_file
 
 from automixalign import files
@@ -78,3 +82,45 @@ def test_pairs_must_divide_among_the_processes(experiment_data: dict[str, Any]) 
     experiment_data["training"] |= {"batch_size": 6, "micro_batch_size": 2, "processes": 2}
     with pytest.raises(ConfigError, match="'batch_size' must be a multiple of 'processes' times"):
         parse(experiment_data, "test")
+
+
+def test_two_processes_killed_from_outside_go_on_to_the_same_bits(
+    places: dict[str, Any], tmp_path: Path
+) -> None:
+    """The launching process gets SIGKILL, its workers end with it, a second start completes the training."""
+    given = {
+        "seed": 1,
+        "training": {"batch_size": 4, "learning_rate": 1e-2, "processes": 2, "checkpoint_every": 2},
+        "budget": {"steps": 40},
+        "method": {"method": "ama-s", "eta": 0.5},
+    }
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["automixalign.train", "automixalign.trainer"])
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+
+    def start(output: Path) -> Any:
+        process = context.Process(target=run, args=(json.dumps(given), places, output, None))
+        process.start()
+        return process
+
+    whole = start(tmp_path / "whole")
+    whole.join()
+    killed = start(tmp_path / "killed")
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    deadline = time.monotonic() + 60
+    while not list(checkpoints.glob("*/checkpoint-*/mixing.json")):
+        assert killed.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    workers = psutil.Process(killed.pid).children()
+    assert len(workers) >= 2
+    killed.kill()
+    killed.join()
+    assert not psutil.wait_procs(workers, timeout=30)[1], "the system ends the workers of a dead launcher"
+    assert not (tmp_path / "killed" / "model").exists(), "killed too late to show anything"
+    again = start(tmp_path / "killed")
+    again.join()
+    assert (whole.exitcode, killed.exitcode, again.exitcode) == (0, -9, 0)
+    for name in ("model/model.safetensors", "trajectory.jsonl"):
+        assert files.digest(tmp_path / "killed" / name) == files.digest(tmp_path / "whole" / name)

@@ -293,13 +293,17 @@ def test_loss_and_gradient_are_trl_s_for_equal_weights(
 EXTRA = ("task", "specialist_loss", "weight", "ref_chosen_logps", "ref_rejected_logps")
 
 
+@pytest.mark.parametrize("method", ["ama-r", "ama-s"])
 def test_accumulation_follows_the_same_trajectory(
-    base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+    method: str, base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
 ) -> None:
-    whole, log, _ = train(base_model, tmp_path, tasks, "ama-r", 0.2, eta=0.5)
-    halves = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    parts, parts_log, _ = train(base_model, tmp_path, tasks, "ama-r", 0.2, halves, eta=0.5)
+    """Eight pairs at once are two pairs four times."""
+    at_once = {"per_device_train_batch_size": 8}
+    whole, log, _ = train(base_model, tmp_path, tasks, method, 0.2, at_once, eta=0.5)
+    in_parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    parts, parts_log, _ = train(base_model, tmp_path, tasks, method, 0.2, in_parts, eta=0.5)
     assert torch.allclose(whole, parts, atol=1e-6)
+    assert log[-1]["weights"] != log[0]["weights"]
     for left, right in zip(log, parts_log, strict=True):
         assert left["pairs"] == right["pairs"]
         assert left["weights"] == pytest.approx(right["weights"], abs=1e-6)

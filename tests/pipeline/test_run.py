@@ -51,7 +51,8 @@ def configuration(base_model: Path, own: Path) -> dict[str, Any]:
             "lora": {"rank": 2},
         },
         "budget": {"specialist": {"steps": 6}, "generalist": {"steps": 8}},
-        "methods": ["uniform", {"method": "ama-s", "eta": 0.5}],
+        "specialist_losses": {"cross_fit": True},
+        "methods": ["uniform", {"method": "ama-s", "eta": 0.5, "task_clip": True, "average_iterates": 0.5}],
         "merges": ["linear"],
         "evaluation": {"max_new_tokens": 4},
     }
@@ -136,6 +137,20 @@ def test_the_leaderboard_can_be_recomputed_from_the_saved_models(run_folder: Pat
         assert entry["average"]["excess"] == pytest.approx(sum(excesses) / len(excesses), abs=1e-4)
     assert board["reference"]["average"]["loss"] == pytest.approx(math.log(2))
     assert board["specialist-own"]["tasks"]["own"]["loss"] < math.log(2), "training taught nothing"
+
+
+def test_specialist_losses_are_cross_fitted_as_configured(run_folder: Path) -> None:
+    for task in TASKS:
+        manifest = json.loads((run_folder / "specialist_losses" / task / "manifest.json").read_text())
+        assert manifest["cross_fit"]
+        losses = {
+            split: pq.read_table(run_folder / "specialist_losses" / task / f"{split}.parquet").column("loss")
+            for split in ("train", "validation", "test")
+        }
+        held_out = losses["validation"].to_pylist() + losses["test"].to_pylist()
+        train = losses["train"].to_pylist()
+        gap = sum(held_out) / len(held_out) - sum(train) / len(train)
+        assert manifest["gap"] == pytest.approx(gap)
 
 
 def test_the_data_is_whole_and_no_prompt_leaks(run_folder: Path) -> None:

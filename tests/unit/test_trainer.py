@@ -293,6 +293,21 @@ def test_loss_and_gradient_are_trl_s_for_equal_weights(
 EXTRA = ("task", "specialist_loss", "weight", "ref_chosen_logps", "ref_rejected_logps")
 
 
+def test_permuting_the_tasks_permutes_the_result(
+    base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+) -> None:
+    """Where every step holds every pair, only the order of the tasks differs, and that must not matter."""
+    config = {"per_device_train_batch_size": 2 * ROWS}
+    forth, log, _ = train(base_model, tmp_path, tasks, "ama-r", 0.4, config, eta=0.5)
+    back, back_log, _ = train(
+        base_model, tmp_path, dict(reversed(tasks.items())), "ama-r", 0.4, config, eta=0.5
+    )
+    assert torch.allclose(forth, back, atol=1e-5)
+    assert log[-1]["weights"]["left"] != log[-1]["weights"]["right"]
+    for row, other in zip(log, back_log, strict=True):
+        assert row["weights"] == pytest.approx(other["weights"], abs=1e-6)
+
+
 @pytest.mark.parametrize("method", ["ama-r", "ama-s"])
 def test_accumulation_follows_the_same_trajectory(
     method: str, base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]

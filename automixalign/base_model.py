@@ -18,7 +18,7 @@ def fingerprint(spec: BaseModelSpec) -> str:
     """What changes when the content behind the source changes.
 
     Raises:
-        ModelError, DataError: a local or S3 source is not there.
+        ModelError, StorageError: a local or S3 source is not there.
     """
     source = spec.source
     if spec.tiny is not None:

@@ -23,3 +23,7 @@ class CacheError(AutoMixAlignError):
 
 class TrainingError(AutoMixAlignError):
     """Training cannot go on, for example because the loss is not finite."""
+
+
+class StorageError(AutoMixAlignError):
+    """A file, object or publication that cannot be read or written; the message names it."""

@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -8,13 +9,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import boto3
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -129,11 +131,33 @@ def _free_ports(count: int) -> list[int]:
     raise RuntimeError("there are no free ports")
 
 
-@pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A boto3 client of a real S3 server (SeaweedFS) that the environment points at."""
-    folder = tmp_path_factory.mktemp("s3")
-    ports = _free_ports(5)
+class Seaweed(NamedTuple):
+    """A running S3 server (SeaweedFS) and what a client must know of it."""
+
+    process: "subprocess.Popen[bytes]"
+    ports: list[int]
+    environment: dict[str, str]
+    """For boto3: endpoint and credentials, and nothing of the user's own settings."""
+    client: Any
+
+    @property
+    def endpoint(self) -> str:
+        return self.environment["AWS_ENDPOINT_URL"]
+
+    def kill(self) -> None:
+        """End the server and all it started at once; asked politely, it takes ten seconds."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def seaweed(folder: Path, ports: list[int] | None = None) -> Iterator[Seaweed]:
+    """Run an S3 server on 127.0.0.1 that keeps its objects in `folder` and has the bucket `ready`.
+
+    A server that was killed can be started again on its folder, with the same ports.
+    """
+    ports = ports or _free_ports(5)
     names = ("s3.port", "master.port", "volume.port", "filer.port", "admin.port")
     environment = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports[0]}",
@@ -141,7 +165,6 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         "AWS_SECRET_ACCESS_KEY": "not-a-real-secret",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_MAX_ATTEMPTS": "1",
-        # Nothing of the user's own settings.
         "AWS_CONFIG_FILE": str(folder / "none"),
         "AWS_SHARED_CREDENTIALS_FILE": str(folder / "none"),
     }
@@ -154,35 +177,61 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
+        "-s3.autoCreateBucket=false",
         "-admin.ui=false",
         "-webdav=false",
         "-master.telemetry=false",
         "-bucket=ready",
     ]
-    with pytest.MonkeyPatch.context() as patch, (folder / "weed.log").open("wb") as log:
-        patch.setattr(boto3, "DEFAULT_SESSION", None)
-        patch.delenv("AWS_PROFILE", raising=False)
-        patch.delenv("AWS_SESSION_TOKEN", raising=False)
-        for key, value in environment.items():
-            patch.setenv(key, value)
-        server = subprocess.Popen(
-            command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    with (folder / "weed.log").open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, **environment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
-        try:
-            yield _connect(server, folder / "weed.log")
-        finally:
-            os.killpg(server.pid, signal.SIGKILL)  # asked politely, it takes ten seconds
-            server.wait()
+    client = boto3.Session().client(
+        "s3",
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+        region_name=environment["AWS_DEFAULT_REGION"],
+        config=Config(retries={"total_max_attempts": 1}),
+    )
+    server = Seaweed(process, ports, environment, client)
+    try:
+        _wait_for(server, folder / "weed.log")
+        yield server
+    finally:
+        server.kill()
 
 
-def _connect(server: "subprocess.Popen[bytes]", log: Path) -> Any:
-    client = boto3.client("s3")
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and server.poll() is None:
+def _wait_for(server: Seaweed, log: Path) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and server.process.poll() is None:
         try:
-            client.put_object(Bucket="ready", Key="ready", Body=b"")
+            server.client.put_object(Bucket="ready", Key="ready", Body=b"")
         except (BotoCoreError, ClientError):
             time.sleep(0.1)
         else:
-            return client
+            return
     raise RuntimeError(f"the S3 server did not come up:\n{log.read_text()[-2000:]}")
+
+
+def use(server: Seaweed, patch: pytest.MonkeyPatch) -> None:
+    """Point the environment at a server, and have boto3 look at it again as a new process would."""
+    patch.setattr(boto3, "DEFAULT_SESSION", None)
+    for key in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
+        patch.delenv(key, raising=False)
+    for key, value in server.environment.items():
+        patch.setenv(key, value)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A boto3 client of a real S3 server (SeaweedFS) that the environment points at."""
+    with pytest.MonkeyPatch.context() as patch, seaweed(tmp_path_factory.mktemp("s3")) as server:
+        use(server, patch)
+        yield server.client

@@ -57,7 +57,7 @@ def fingerprint(task: TaskSpec) -> str:
     """What changes when the content behind a source changes: digest of files, ETags on S3, else the source.
 
     Raises:
-        DataError: a local or S3 source is not there.
+        DataError, StorageError: a local or S3 source is not there.
     """
     source = task.source
     if source.startswith(SYNTHETIC):

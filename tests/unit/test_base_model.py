@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from automixalign.base_model import fingerprint, prepare_base_model
 from automixalign.config import BaseModelSpec
 from automixalign.errors import ModelError
+from automixalign.files import digest
 from automixalign.settings import BaseModelSettings
 
 Weights = dict[str, torch.Tensor]
@@ -59,6 +60,14 @@ def test_a_folder(base_model: Path, tmp_path: Path, tokenizer: PreTrainedTokeniz
         tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     )
     assert restored("2+2=")["input_ids"] == tokenizer("2+2=")["input_ids"]
+
+
+def test_a_folder_on_s3(base_model: Path, tmp_path: Path, s3: Any) -> None:
+    for file in base_model.iterdir():
+        s3.upload_file(str(file), "ready", f"models/base/{file.name}")
+    facts = [prepare("s3://ready/models/base", tmp_path / "s3"), prepare(base_model, tmp_path / "local")]
+    assert facts[0] == facts[1] | {"source": "s3://ready/models/base"}
+    assert digest(tmp_path / "s3") == digest(tmp_path / "local")
 
 
 def test_half_precision_becomes_full(model: Path, tmp_path: Path) -> None:

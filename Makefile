@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup run test lint types unit compile clean
+.PHONY: help setup run test lint types unit compile pages clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ unit: setup
 
 compile: setup ## rewrite pipelines/automixalign.yaml after a change to the DAG
 	$(BIN)/ama compile --output pipelines/automixalign.yaml
+
+pages: setup ## rewrite the components' pages after a change to a docstring or signature
+	$(BIN)/python -m components.pages
 
 clean: ## remove what the commands made, but the results of runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -1,11 +1,12 @@
-"""Bring all evaluations together: leaderboard, plots, and the page that shows both."""
+"""Bring all evaluations together: leaderboard, plots, and the page that shows what the run found."""
 
-import base64
-import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from automixalign import config, files, leaderboard, plots
+from automixalign import config, files, leaderboard, plots, progress
+from automixalign.report import page as report_page
+from automixalign.report.collect import collect
 from automixalign.settings import ComparisonSettings
 
 LEADERBOARD = "leaderboard.json"
@@ -14,26 +15,32 @@ LEADERBOARD = "leaderboard.json"
 def compare(
     settings: ComparisonSettings,
     evaluations: Iterable[Path],
-    trajectories: dict[str, Path],
+    trajectories: Mapping[str, Path],
+    costs: Mapping[str, Mapping[str, Any]],
+    data: Path,
+    losses: Iterable[Path],
     board: Path,
     plot_folder: Path,
     markdown: Path,
     page: Path,
+    facts: Path,
 ) -> list[leaderboard.Entry]:
-    """Write `leaderboard.json`, the plots, and the leaderboard as Markdown and as one HTML page.
+    """Write `leaderboard.json`, the plots, and the leaderboard as Markdown, and the report.
 
-    Where `tracking.uri` names an MLflow store, everything is recorded there too.
+    The report is one HTML page, and the facts on it as JSON.
 
     Args:
         evaluations: the folder of each model, in any order.
-        trajectories: generalist -> its per-step log.
+        trajectories: generalist or specialist -> its per-step log.
+        costs: generalist or specialist -> what its training returned.
+        data: the prepared splits.
+        losses: the specialists' caches, one a task, in any order.
 
     Returns:
         The leaderboard.
 
     Raises:
         CacheError: the evaluation of a model of the experiment is missing.
-        mlflow.exceptions.MlflowException: the MLflow store refuses.
     """
     experiment = settings.experiment
     entries = leaderboard.build(evaluations, config.model_names(experiment))
@@ -45,12 +52,18 @@ def compare(
         for metric in leaderboard.METRICS:
             plots.task_bars(entries, metric, folder / f"{metric}.png")
     files.write_text(markdown, _markdown(entries))
-    files.write_text(page, _page(experiment.name, entries, sorted(plot_folder.glob("*.png"))))
-    if experiment.tracking.uri:
-        from automixalign import tracking
-
-        kept = {"leaderboard.json": board, "leaderboard.html": page, "plots": plot_folder}
-        tracking.record(experiment, summary_metrics(entries), trajectories, kept)
+    report_page.write(collect(settings, entries, trajectories, data, losses, costs), page, facts)
+    record = progress.current().record
+    record.of_pipeline = True
+    record.add_metrics(summary_metrics(entries))
+    kept = {
+        "leaderboard.json": board,
+        "report/index.html": page,
+        "report/data.json": facts,
+        "plots": plot_folder,
+    }
+    for place, path in kept.items():
+        record.add_artifact(path, place)
     return entries
 
 
@@ -68,34 +81,3 @@ def _markdown(entries: list[leaderboard.Entry]) -> str:
     header, rows = leaderboard.table(entries)
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
     return "\n".join([leaderboard.verdict(entries), "", *lines, ""])
-
-
-def _page(name: str, entries: list[leaderboard.Entry], images: list[Path]) -> str:
-    header, rows = leaderboard.table(entries)
-
-    def cells(values: list[str], tag: str) -> str:
-        return "".join(f"<{tag}>{_bold(html.escape(value))}</{tag}>" for value in values)
-
-    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-    figures = "".join(
-        f'<img alt="{image.stem}" src="data:image/png;base64,{base64.b64encode(image.read_bytes()).decode()}">'
-        for image in images
-    )
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        f"<title>{html.escape(name)}</title><style>{_STYLE}</style><h1>{html.escape(name)}</h1>"
-        f"<p>{html.escape(leaderboard.verdict(entries))}</p>"
-        f"<table><thead><tr>{cells(header, 'th')}</tr></thead><tbody>{body}</tbody></table>{figures}</html>\n"
-    )
-
-
-def _bold(cell: str) -> str:
-    return f"<b>{cell.strip('*')}</b>" if cell.startswith("**") else cell
-
-
-_STYLE = (
-    "body{font:15px system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem}"
-    "table{border-collapse:collapse;display:block;overflow-x:auto}th,td{padding:.3rem .6rem;text-align:right}"
-    "th:first-child,td:first-child{text-align:left}tbody tr:nth-child(odd){background:#8882}"
-    "img{max-width:100%;margin-top:1.5rem}"
-)

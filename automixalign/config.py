@@ -6,6 +6,7 @@ A preset is a YAML file of this schema; `ama validate` prints the resolved one. 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -268,11 +269,49 @@ class EvaluationSpec(Schema):
     """At most so many greedy generations a task."""
 
 
+def holds_credentials(uri: str) -> bool:
+    """Whether a URI names a user, as in `https://user:password@host`."""
+    return "@" in urlsplit(uri).netloc
+
+
 class TrackingSpec(Schema):
-    """MLflow: where the run's parameters, curves, leaderboard and plots go, if anywhere."""
+    """MLflow: where the run's parameters, curves, leaderboard and plots go.
+
+    On a cluster the environment says so (MLFLOW_TRACKING_URI, and MLFLOW_RUN_ID of a run to join), not this.
+    """
 
     uri: str | None = None
-    experiment: str = "automixalign"
+    """A server or a store; by default a SQLite store in the run folder. Credentials belong in the environment
+    (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN)."""
+    experiment: Annotated[str, StringConstraints(min_length=1)] = "automixalign"
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> Self:
+        if self.uri and holds_credentials(self.uri):
+            raise ValueError("'uri' holds a user or password; name them in the environment instead")
+        return self
+
+
+class OutputSpec(Schema):
+    """Where the final models, the leaderboard and the report are copied to when the run has ended well."""
+
+    to: Annotated[str, StringConstraints(min_length=1)]
+    """`s3://bucket/prefix` or a folder, for this run alone. Access comes from boto3's credential chain."""
+    replace: Flag = False
+    """Replace what another run published there."""
+
+
+class RegistrySpec(Schema):
+    """MLflow's model registry, and the gate in front of its champion."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[^/:@\s]{1,200}$")]
+    """The registered model. The best generalist or merge, by worst-task excess, becomes its next version."""
+    max_worst_excess: NonNegative | None = None
+    """The gate: not above this."""
+    min_accuracy: Fraction | None = None
+    """The gate: reward accuracy, mean over the tasks, not below this."""
+    beat_champion: Flag = True
+    """The gate: worst-task excess not above the champion's, measured on the same data."""
 
 
 def _unique(items: Iterable[str], where: str) -> None:
@@ -300,6 +339,8 @@ class Experiment(Schema):
     merges: list[Annotated[MergeSpec, _named("method")]] = Field(default_factory=list)
     evaluation: EvaluationSpec = EvaluationSpec()
     tracking: TrackingSpec = TrackingSpec()
+    registry: RegistrySpec | None = None
+    output: Annotated[OutputSpec, _named("to")] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -74,6 +74,9 @@ def evaluate(
         summary = {"model": name, "family": family, "loss": settings.loss.model_dump(), "tasks": tasks}
         files.write_json(folder / SUMMARY, summary)
         files.write_jsonl(folder / GENERATIONS, generations)
+    record = progress.current().record
+    record.add_params({"model": name, "family": family})
+    record.add_metrics(tasks)
     return summary
 
 

@@ -24,7 +24,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from automixalign import merge_methods
+from automixalign import merge_methods, progress
 from automixalign.errors import ModelError
 
 COPIED_FROM_BASE = (
@@ -80,12 +80,14 @@ def merge_specialists(
         _copy_from_base(base, merged)
         merged.replace(output)
     shared, per_model = merge_methods.resolve(method, parameters)
-    return {
+    facts: dict[str, object] = {
         "method": method,
         "tasks": list(specialists),
         "parameters": {**shared, **per_model},
         "reference": merge_methods.MERGE_METHODS[method].reference,
     }
+    progress.current().record.add_params(facts)
+    return facts
 
 
 def _stage(base: Path, specialists: Mapping[str, Path], staging: Path) -> list[Path]:

@@ -1,7 +1,8 @@
 """What a step tells the outside while it works: events for the terminal, and a log of its own.
 
 `ama run` names a folder in `AMA_LOGS`; there, each step appends to `events.jsonl` and writes all it prints to
-`STAGE[-NAME].log`. Without it (in a container, on a cluster) a step prints to its own output as usual.
+`STAGE[-NAME].log`. Without it (in a container, on a cluster) a step prints to its own output as usual. What a
+step tells MLflow is gathered in its `record` and kept or sent at its end (see `tracking`).
 """
 
 import json
@@ -12,7 +13,10 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
+
+from automixalign.tracking import spool
+from automixalign.tracking.record import Record
 
 LOGS = "AMA_LOGS"
 WORKERS = "AMA_LOCAL_WORKERS"
@@ -28,6 +32,7 @@ class Step:
         self.stage, self.name = stage, name
         folder = os.environ.get(LOGS)
         self.events = Path(folder) / EVENTS if folder else None
+        self.record = Record(stage=stage, name=name)
         self._last = 0.0
 
     def emit(self, event: str, **facts: Any) -> None:
@@ -90,8 +95,24 @@ def step(stage: str, name: str = "") -> Iterator[Step]:
         except BaseException as error:
             traceback.print_exc()
             running.emit("failed", error=f"{type(error).__name__}: {error}")
+            _keep_record(running, "FAILED")
             raise
+        _keep_record(running, "FINISHED")
     running.emit("finished", seconds=round(time.monotonic() - started, 2))
+
+
+def _keep_record(running: Step, status: Literal["FINISHED", "FAILED"]) -> None:
+    """Leave the step's record to whoever sends for all, or send it; a server that is away fails no step."""
+    waiting = spool.of_environment()
+    if waiting is None:
+        return
+    running.record.ended, running.record.status = time.time(), status
+    waiting.add(running.record)
+    if spool.FOLLOWED not in os.environ:
+        from automixalign.tracking.send import send_waiting
+
+        if left := send_waiting(waiting):
+            running.warn(f"MLflow did not take the step's record ({left}); it waits in {waiting.folder}")
 
 
 def log_name(stage: str, name: str) -> str:

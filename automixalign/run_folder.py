@@ -1,7 +1,7 @@
 """The run folder: one place with stable names for what the steps of a run made.
 
-    config.yaml  leaderboard.{json,md,html}  data/TASK/  reference_logps/TASK/  specialist_losses/TASK/
-    evaluations/MODEL/  models/MODEL/  trajectories/MODEL.jsonl  plots/  logs/
+    config.yaml  leaderboard.{json,md}  report/{index.html,data.json}  plots/  data/TASK/  reference_logps/TASK/
+    specialist_losses/TASK/  evaluations/MODEL/  models/MODEL/  trajectories/MODEL.jsonl  logs/
 
 Each step states in its artifacts' metadata (`run_path`) where they belong; files are linked, not copied.
 """

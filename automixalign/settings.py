@@ -22,7 +22,7 @@ def library_digest() -> str:
     """SHA-256 of this library's source: part of every step's settings, so new code never meets an old cache."""
     total = hashlib.sha256()
     root = Path(__file__).parent
-    for file in sorted(root.rglob("*.py")):
+    for file in sorted(file for file in root.rglob("*") if file.suffix in (".py", ".html", ".css", ".js")):
         total.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
     return total.hexdigest()[:16]
 
@@ -119,6 +119,20 @@ class ComparisonSettings(Settings):
     experiment: Experiment
 
 
+class RegistrySettings(Settings):
+    """Of `register`."""
+
+    experiment: Experiment
+
+
+class PublicationSettings(Settings):
+    """Of `publish`."""
+
+    output: config.OutputSpec | None
+    run: str
+    """Names the run in the manifest."""
+
+
 class Plan(BaseModel):
     """The settings of every step of an experiment's DAG."""
 
@@ -132,6 +146,8 @@ class Plan(BaseModel):
     merges: list[MergeSettings]
     evaluation: EvaluationSettings
     comparison: ComparisonSettings
+    registry: RegistrySettings
+    publication: PublicationSettings
 
     @classmethod
     def of(cls, experiment: Experiment, fingerprints: Mapping[str, str]) -> Self:
@@ -192,6 +208,8 @@ class Plan(BaseModel):
                 verifiers={task.name: task.verifier for task in experiment.tasks if task.verifier},
             ),
             comparison=ComparisonSettings(**common, experiment=experiment),
+            registry=RegistrySettings(**common, experiment=experiment),
+            publication=PublicationSettings(**common, output=experiment.output, run=experiment.name),
         )
 
     def as_outputs(self) -> tuple[str | list[str], ...]:

@@ -21,7 +21,7 @@ from automixalign.data.store import read_split
 from automixalign.errors import DataError
 from automixalign.scoring import Scorer, pair_losses, scores_of
 from automixalign.settings import SpecialistLossesSettings
-from automixalign.train import train_specialist
+from automixalign.train import train_fold
 
 _HELD_OUT = [split for split in SPLITS if split != TRAIN]
 
@@ -68,6 +68,8 @@ def write_specialist_losses(
     gap = float(held_out.mean() - by_split[TRAIN].mean())
     if gap > settings.warn_gap:
         progress.current().warn(_gap_warning(settings, specialist_name(task), gap))
+    mean_loss = {split: float(losses.mean()) for split, losses in by_split.items() if len(losses)}
+    progress.current().record.add_metrics({"mean_loss": mean_loss, "gap": gap})
     with files.replacing(output) as folder:
         return caches.write_cache(
             folder,
@@ -78,7 +80,7 @@ def write_specialist_losses(
             precision=settings.precision,
             **settings.loss.model_dump(),
             cross_fit=settings.fold is not None,
-            mean_loss={split: float(losses.mean()) for split, losses in by_split.items() if len(losses)},
+            mean_loss=mean_loss,
             gap=gap,
         )
 
@@ -118,7 +120,7 @@ def _cross_fitted(
         with tempfile.TemporaryDirectory() as scratch:
             model = Path(scratch) / "model"
             log = Path(scratch) / "trajectory.jsonl"
-            train_specialist(settings.fold, task, data, reference, base_model, model, log, trained_on)
+            train_fold(settings.fold, task, data, reference, base_model, model, log, trained_on)
             rows = pairs.filter([pair_id in scored for pair_id in ids])
             parts.append(scores_of(_scorer(settings, model, base_model), rows))
     return caches.join(pa.concat_tables(parts), ids, f"cross-fitted scores of {task}")

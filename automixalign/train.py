@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from automixalign import caches, checkpoints, files, models
+from automixalign import caches, checkpoints, files, models, progress
 from automixalign.config import specialist_name
 from automixalign.data.split import TRAIN
 from automixalign.data.store import read_split, tasks_of
@@ -29,22 +29,33 @@ def train_specialist(
     base_model: Path,
     output: Path,
     trajectory: Path,
-    pair_ids: frozenset[str] | None = None,
 ) -> dict[str, Any]:
     """Train the specialist theta_i by DPO on one task alone; write the model and a per-step log.
 
-    Args:
-        pair_ids: train on these pairs of the task only.
-
     Returns:
-        Metadata: steps, pairs, seconds.
+        Metadata: steps, pairs, tokens, seconds.
 
     Raises:
         CacheError: the reference log-probabilities are not those of this data.
         TrainingError: the loss became not finite.
     """
+    arguments = (settings, task, data, reference, base_model, output, trajectory, None)
+    return _recorded(launch(_specialist, arguments, settings.training.processes), trajectory)
+
+
+def train_fold(
+    settings: TrainingSettings,
+    task: str,
+    data: Path,
+    reference: Path,
+    base_model: Path,
+    output: Path,
+    trajectory: Path,
+    pair_ids: frozenset[str],
+) -> None:
+    """`train_specialist` on some of the task's pairs only."""
     arguments = (settings, task, data, reference, base_model, output, trajectory, pair_ids)
-    return dict(launch(_specialist, arguments, settings.training.processes))
+    launch(_specialist, arguments, settings.training.processes)
 
 
 def _specialist(
@@ -79,14 +90,14 @@ def train_generalist(
         losses: the specialists' caches, one a task, in any order.
 
     Returns:
-        Metadata: method, steps, pairs, seconds, the last task weights.
+        Metadata: method, steps, pairs, tokens, seconds, the last task weights.
 
     Raises:
         CacheError: a cache is missing, incomplete or belongs to other data.
         TrainingError: the loss became not finite.
     """
     arguments = (settings, data, reference, losses, base_model, output, trajectory)
-    return dict(launch(_generalist, arguments, settings.training.processes))
+    return _recorded(launch(_generalist, arguments, settings.training.processes), trajectory)
 
 
 def _generalist(
@@ -115,6 +126,19 @@ def _generalist(
     facts = _train(settings, tables, mixer, base_model, output, trajectory)
     weights = dict(zip(tables, mixer.weights().round(4).tolist(), strict=True))
     return {**method.model_dump(exclude_none=True), **facts, "weights": weights}
+
+
+def _recorded(facts: Mapping[str, Any], trajectory: Path) -> dict[str, Any]:
+    """Count the tokens and tell MLflow."""
+    rows = files.read_jsonl(trajectory)
+    tokens = sum(row["pairs"][task] * (mean or 0) for row in rows for task, mean in row["tokens"].items())
+    facts = {**facts, "tokens": round(tokens), "tokens_per_second": round(tokens / max(facts["seconds"], 0.1))}
+    record = progress.current().record
+    record.add_metrics({key: value for key, value in facts.items() if key != "weights"})  # their curve has them
+    record.add_params({key: value for key, value in facts.items() if isinstance(value, str)})
+    record.add_curves(trajectory)
+    record.add_artifact(trajectory, "trajectory.jsonl")
+    return facts
 
 
 def _training_table(data: Path, reference: Path, task: str) -> pa.Table:

@@ -185,7 +185,8 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
             values |= {"difference": difference, "excess": excess, "clipped": (difference <= 0).float()}
         objective = (weight * values[self.mixer.trains_on]).mean()
         margin = self.pair_loss.beta * (chosen - rejected)
-        self._count(task, **values, margin=margin, accuracy=(margin > 0).float())
+        both = inputs["attention_mask"].sum(dim=1).chunk(2)
+        self._count(task, **values, margin=margin, accuracy=(margin > 0).float(), tokens=both[0] + both[1])
         if not torch.isfinite(objective):
             raise TrainingError(
                 f"step {self.state.global_step + 1}: the loss is not finite (tasks "

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from automixalign import base_model
+from automixalign import base_model, progress, publish
 from automixalign.config import Experiment, parse
 from automixalign.config_file import parse_yaml
 from automixalign.data import read
@@ -16,12 +16,16 @@ def plan(configuration: str) -> Plan:
 
     Raises:
         ConfigError: naming the key that is unknown, of a wrong type or impossible.
-        DataError, ModelError: a source is not there.
+        DataError, ModelError, StorageError: a source is not there.
     """
     data = parse_yaml(configuration, "the configuration")
     if not isinstance(data, dict):
         raise ConfigError(f"the configuration must be a mapping of keys, not {type(data).__name__}")
-    return plan_experiment(parse(data, "the configuration"))
+    experiment = parse(data, "the configuration")
+    record = progress.current().record
+    record.of_pipeline = True
+    record.add_params(experiment.model_dump(mode="json"))
+    return plan_experiment(experiment)
 
 
 def plan_experiment(experiment: Experiment) -> Plan:
@@ -29,7 +33,10 @@ def plan_experiment(experiment: Experiment) -> Plan:
 
     Raises:
         DataError, ModelError: a source is not there.
+        StorageError: neither is a source on S3, or the output cannot be written to.
     """
+    if experiment.output is not None:
+        publish.check_writable(experiment.output.to)
     fingerprints = {task.name: read.fingerprint(task) for task in experiment.tasks}
     fingerprints["base_model"] = base_model.fingerprint(experiment.base_model)
     return Plan.of(experiment, fingerprints)

@@ -4,7 +4,7 @@
     specialists: for each task    train_specialist  -> evaluate -> specialist_losses
     generalists: for each method  train_generalist  -> evaluate
     merges:      for each merge   merge_specialists -> evaluate
-    compare
+    compare -> register, publish
 
 Loops stand in pipelines of their own, because the local runner can only loop over a pipeline's parameter
 and collect artifacts at the end of a pipeline.
@@ -22,7 +22,9 @@ from components.evaluate.component import evaluate
 from components.merge_specialists.component import merge_specialists
 from components.prepare_base_model.component import prepare_base_model
 from components.prepare_data.component import prepare_data
+from components.publish.component import publish
 from components.reference_logps.component import reference_logps
+from components.register.component import register
 from components.specialist_losses.component import specialist_losses
 from components.train_generalist.component import train_generalist
 from components.train_specialist.component import train_specialist
@@ -33,6 +35,7 @@ class Specialists(NamedTuple):
     """What the loop over the tasks hands on."""
 
     models: list[Model]
+    trajectories: list[Artifact]
     losses: list[Dataset]
     evaluations: list[Dataset]
 
@@ -80,6 +83,7 @@ def specialists(
         )
     return Specialists(
         models=dsl.Collected(model),
+        trajectories=dsl.Collected(trained.outputs["trajectory"]),
         losses=dsl.Collected(scored.outputs["losses"]),
         evaluations=dsl.Collected(evaluated.outputs["evaluation"]),
     )
@@ -139,11 +143,15 @@ def merges(
 
 
 @cache
-def build(with_merges: bool = True) -> Callable[..., Any]:
+def build(
+    with_merges: bool = True, with_registry: bool = False, with_output: bool = False
+) -> Callable[..., Any]:
     """The pipeline; its one parameter, `config`, is an experiment as JSON or YAML.
 
     Args:
         with_merges: leave the merges out where an experiment has none: kfp cannot collect from an empty loop.
+        with_registry: end with a step that registers the best model, for experiments with a `registry`.
+        with_output: end with a step that copies models and report away, for experiments with an `output`.
     """
 
     @dsl.pipeline(
@@ -176,15 +184,37 @@ def build(with_merges: bool = True) -> Callable[..., Any]:
             "specialists": first["evaluations"],
             "generalists": trained["evaluations"],
             "trajectories": trained["trajectories"],
+            "specialist_trajectories": first["trajectories"],
+            "losses": first["losses"],
+            "data": data,
         }
+        candidates = {"generalists": trained["models"]}
         if with_merges:
-            to_compare["merges"] = merges(
+            merged = merges(
                 methods=plan["merges"],
                 evaluation=plan["evaluation"],
                 models=first["models"],
                 **common,
-            ).outputs["evaluations"]
-        compare(settings=plan["comparison"], **to_compare)
+            ).outputs
+            to_compare["merges"], candidates["merges"] = merged["evaluations"], merged["models"]
+        compared = compare(settings=plan["comparison"], **to_compare).outputs
+        if with_registry:
+            register(
+                settings=plan["registry"],
+                board=compared["leaderboard"],
+                data=data,
+                base_model=base_model,
+                **candidates,
+            )
+        if with_output:
+            publish(
+                settings=plan["publication"],
+                board=compared["leaderboard"],
+                page=compared["page"],
+                facts=compared["facts"],
+                base_model=base_model,
+                **candidates,
+            )
 
     pipeline: Callable[..., Any] = automixalign
     return pipeline

@@ -144,7 +144,7 @@ def run(
     plan_experiment(experiment)
     check_local_data(experiment)
     folder = output or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    steps = display.steps_of(len(experiment.tasks), len(experiment.methods), len(experiment.merges))
+    steps = display.steps_of(experiment)
     progress = display.Progress(console, steps)
     console.print(f"{experiment.name}: {steps} steps, results in {folder}", highlight=False, soft_wrap=True)
     try:
@@ -170,10 +170,67 @@ def validate(preset: Preset = None, file: Config = None, task: Task = None, set_
     typer.echo(config_file.dump(experiment), nl=False)
 
 
+@app.command()
+def sync(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The run folder.", exists=True)],
+) -> None:
+    """Send to MLflow what it could not take while the run went on.
+
+    Example:
+
+        ama sync runs/quickstart-20250101-120000
+    """
+    from automixalign.tracking.send import send_waiting
+    from automixalign.tracking.spool import Spool
+    from pipelines.sending import spool_folder
+
+    if not spool_folder(folder).is_dir():
+        raise ConfigError(f"{folder}: is no run folder of `ama run`")
+    spool = Spool(spool_folder(folder))
+    waiting = len(spool.waiting())
+    left = send_waiting(spool)
+    typer.echo(f"sent {waiting - len(spool.waiting())} of {waiting} steps")
+    if left:
+        raise ConfigError(f"MLflow does not take the rest: {left}")
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="One run folder, or several.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="With several: where the page goes."),
+    ] = None,
+    baseline: Annotated[
+        str, typer.Option("--baseline", "-b", metavar="NAME", help="With several: the model to compare with.")
+    ] = "uniform",
+) -> None:
+    """Write a run's report again, or one page that compares runs of several seeds.
+
+    Examples:
+
+        ama report runs/quickstart-20250101-120000
+
+        ama report runs/seed-0 runs/seed-1 runs/seed-2 --output seeds.html --baseline standard
+    """
+    from automixalign.report import comparison, runs
+    from pipelines.outputs import training_costs
+
+    if (len(folders) > 1) != (output is not None):
+        raise ConfigError("report: --output FILE goes with several run folders, and only with them")
+    if output is None:
+        output = runs.rebuild(folders[0], training_costs(folders[0]))
+    else:
+        comparison.write_comparison(folders, output, baseline)
+    typer.echo(output)
+
+
 @app.command("compile")
 def compile_(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.yaml", help="Where to write it.")],
     merges: Annotated[bool, typer.Option(help="Leave the merges out for experiments that have none.")] = True,
+    registry: Annotated[bool, typer.Option(help="Register the best model with MLflow at the end.")] = False,
+    publication: Annotated[bool, typer.Option(help="Copy models and report to `output` at the end.")] = False,
 ) -> None:
     """Write the pipeline as KFP's IR YAML, to upload to Kubeflow Pipelines.
 
@@ -191,7 +248,7 @@ def compile_(
     if output.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"--output {output}: the name must end in .yaml")
     try:
-        compiler.Compiler().compile(build(with_merges=merges), str(output))
+        compiler.Compiler().compile(build(merges, registry, publication), str(output))
     except OSError as error:
         raise ConfigError(f"--output {output} cannot be written: {error}") from error
 

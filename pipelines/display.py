@@ -13,6 +13,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 
 from automixalign import compare, files, leaderboard, run_folder
+from automixalign.config import Experiment
+from automixalign.report import runs
 from pipelines.run import KFP_LOG, StepFailedError, step_title
 
 SHOWN = {"excess": "excess", "accuracy": "accuracy", "generation": "passed"}
@@ -65,9 +67,10 @@ class Progress:
         return Group(grid, f"[dim]{clock}  {self.finished} of {self.total} steps[/]")
 
 
-def steps_of(tasks: int, methods: int, merges: int) -> int:
-    """How many steps the DAG has."""
-    return 6 + 3 * tasks + 2 * methods + 2 * merges
+def steps_of(experiment: Experiment) -> int:
+    """How many steps the DAG of an experiment has."""
+    loops = 3 * len(experiment.tasks) + 2 * len(experiment.methods) + 2 * len(experiment.merges)
+    return 6 + loops + (experiment.registry is not None) + (experiment.output is not None)
 
 
 def show_results(console: Console, folder: Path) -> None:
@@ -93,7 +96,7 @@ def show_results(console: Console, folder: Path) -> None:
     console.print(leaderboard.verdict(entries), highlight=False)
     places = {
         "leaderboard": "leaderboard.json",
-        "page": "leaderboard.html",
+        "report": runs.PAGE,
         "task weights": "plots/task_weights.png",
         "models": "models",
         "logs": run_folder.LOGS,

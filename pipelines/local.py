@@ -26,7 +26,9 @@ def run(experiment: config.Experiment, pipeline_root: Path) -> None:
         workspace_root=str(pipeline_root / "workspace"),
         raise_on_error=True,
     )
-    build(with_merges=bool(experiment.merges))(config=experiment.model_dump_json())
+    build(bool(experiment.merges), experiment.registry is not None, experiment.output is not None)(
+        config=experiment.model_dump_json()
+    )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from typing import Any
 
 from automixalign import files
 
+KFP = ".kfp"
+
 
 def artifacts(pipeline_root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Path and metadata of every output artifact of the steps that finished."""
@@ -13,3 +15,12 @@ def artifacts(pipeline_root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         for output in files.read_json(record).get("artifacts", {}).values():
             for artifact in output["artifacts"]:
                 yield Path(artifact["uri"]), artifact.get("metadata", {})
+
+
+def training_costs(folder: Path) -> dict[str, dict[str, Any]]:
+    """Generalist or specialist -> what its training returned, if the run folder still holds kfp's records."""
+    return {
+        metadata["model"]: metadata
+        for _, metadata in artifacts(folder / KFP)
+        if "model" in metadata and "seconds" in metadata
+    }

@@ -12,10 +12,11 @@ from typing import Any
 from automixalign import checkpoints, config, config_file, files, progress, run_folder
 from automixalign.errors import AutoMixAlignError
 from pipelines.local import WORKERS
-from pipelines.outputs import artifacts
+from pipelines.outputs import KFP, artifacts
+from pipelines.sending import Sender
 
-KFP = ".kfp"
 KFP_LOG = "kfp.log"
+MLFLOW_LOG = "mlflow.log"
 _TAIL = 25
 _POLL = 0.2
 
@@ -66,19 +67,25 @@ def run(experiment: config.Experiment, folder: Path, follow: Callable[[list[dict
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
+    sender = Sender(experiment, folder.resolve())
+    environment |= sender.environment
     command = [sys.executable, "-m", "pipelines.local", str(root / "config.json"), str(root)]
     with (logs / KFP_LOG).open("wb") as log:
         # A session of its own, so that the whole family of processes can be ended together.
         process = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
+        sender.start(logs / MLFLOW_LOG)
         try:
             while _still_runs(process):
                 follow(events.new())
         finally:
             _end(process)
+            unsent = sender.finish("FAILED" if process.returncode else "FINISHED")
     follow(events.new())
     run_folder.publish(folder, artifacts(root))
+    if unsent:
+        follow([{"stage": "mlflow", "name": "", "event": "warning", "message": unsent}])
     if process.returncode:
         raise _failure(events.seen, logs)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from automixalign import files
+from automixalign import files, progress
 from automixalign.config import TaskSpec
 from automixalign.data.pairs import Pair, clean, text_of
 from automixalign.data.read import read_rows
@@ -16,6 +16,7 @@ from automixalign.data.store import split_path, task_digest
 from automixalign.data.tokens import Tokens, check_template, tokenize
 from automixalign.errors import DataError
 from automixalign.settings import DataSettings
+from automixalign.tracking.record import Dataset
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +55,20 @@ def prepare_data(settings: DataSettings, base_model: Path, output: Path) -> dict
             cards.append(card | {"swapped": len(swapped), "digest": task_digest(folder, task.name)})
         result = {"max_length": settings.max_length, "seed": settings.seed, "tasks": cards}
         files.write_json(folder / "card.json", result)
+    _record(cards, output)
     return result
+
+
+def _record(cards: list[dict[str, Any]], output: Path) -> None:
+    """Tell MLflow what the data was."""
+    record = progress.current().record
+    record.of_pipeline = True
+    record.add_artifact(output / "card.json", "data/card.json")
+    for card in cards:
+        sizes = {f"pairs_{split}": count for split, count in card["pairs"].items()}
+        record.datasets.append(
+            Dataset(name=card["name"], digest=card["digest"], source=card["source"], profile=sizes)
+        )
 
 
 def read_pairs(task: TaskSpec, seed: int) -> tuple[list[Pair], Counter[str]]:

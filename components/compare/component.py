@@ -1,4 +1,4 @@
-"""The leaderboard, the plots and the page that shows them."""
+"""The leaderboard, the plots and the report of the run."""
 
 from kfp import dsl
 from kfp.dsl import HTML, Artifact, Dataset, Input, Markdown, Metrics, Output
@@ -13,27 +13,28 @@ def compare(
     specialists: Input[list[Dataset]],
     generalists: Input[list[Dataset]],
     trajectories: Input[list[Artifact]],
+    specialist_trajectories: Input[list[Artifact]],
+    data: Input[Dataset],
+    losses: Input[list[Dataset]],
     leaderboard: Output[Artifact],
-    metrics: Output[Metrics],
     plots: Output[Artifact],
     markdown: Output[Markdown],
     page: Output[HTML],
+    facts: Output[Artifact],
+    metrics: Output[Metrics],
     merges: Input[list[Dataset]] = None,  # kfp's form of an optional
 ) -> None:
     """Bring all evaluations together: per task, on average and on the worst task.
 
     Args:
         settings: `ComparisonSettings` as JSON.
-        reference: the evaluation of the reference model.
-        specialists: the evaluations of the specialists.
-        generalists: the evaluations of the generalists.
-        trajectories: the generalists' per-step logs.
-        leaderboard: JSON, an entry a model.
-        metrics: worst and average of every model.
+        reference, specialists, generalists, merges: the evaluations of the models of this family.
+        trajectories, specialist_trajectories: per-step logs; their metadata tell what a training cost.
+        data, losses: the prepared splits (data) and the specialists' losses of them (losses).
+        leaderboard, markdown: every model on every task as JSON, and in short as a Markdown table.
         plots: folder of PNG files: task weights over time, a bar chart a metric.
-        markdown: the leaderboard as a table.
-        page: leaderboard and plots as one HTML file.
-        merges: the evaluations of the merges, if there are any.
+        page, facts: the report; the page as one HTML file, the facts on it as JSON.
+        metrics: worst and average of every model.
     """
     from pathlib import Path
 
@@ -41,16 +42,19 @@ def compare(
     from automixalign.progress import step
     from automixalign.settings import ComparisonSettings
 
-    evaluations = [reference, *specialists, *generalists, *(merges or [])]
-    outputs = [leaderboard, plots, markdown, page]
+    logs = {log.metadata["model"]: log for log in [*trajectories, *specialist_trajectories]}
+    outputs = {"leaderboard.json": leaderboard, "plots": plots, "leaderboard.md": markdown}
+    outputs |= {"report/index.html": page, "report/data.json": facts}
     with step("compare"):
         entries = compare(
             ComparisonSettings.model_validate_json(settings),
-            [Path(artifact.path) for artifact in evaluations],
-            {artifact.metadata["model"]: Path(artifact.path) for artifact in trajectories},
-            *(Path(artifact.path) for artifact in outputs),
+            [Path(artifact.path) for artifact in (reference, *specialists, *generalists, *(merges or []))],
+            {name: Path(log.path) for name, log in logs.items()},
+            {name: log.metadata for name, log in logs.items()},
+            Path(data.path),
+            [Path(artifact.path) for artifact in losses],
+            *(Path(artifact.path) for artifact in outputs.values()),
         )
         metrics.metadata.update(summary_metrics(entries))
-        names = ["leaderboard.json", "plots", "leaderboard.md", "leaderboard.html"]
-        for artifact, name in zip(outputs, names, strict=True):
+        for name, artifact in outputs.items():
             artifact.metadata["run_path"] = name

@@ -46,4 +46,4 @@ def train_generalist(
         )
         labels = {"model": checked.name, "family": "generalist"}
         model.metadata.update(facts, **labels, run_path=f"models/{checked.name}")
-        trajectory.metadata.update(labels, run_path=f"trajectories/{checked.name}.jsonl")
+        trajectory.metadata.update(facts, **labels, run_path=f"trajectories/{checked.name}.jsonl")

@@ -47,4 +47,4 @@ def train_specialist(
         )
         labels = {"model": name, "family": "specialist", "task": task_name}
         model.metadata.update(facts, **labels, run_path=f"models/{name}")
-        trajectory.metadata.update(labels, run_path=f"trajectories/{name}.jsonl")
+        trajectory.metadata.update(facts, **labels, run_path=f"trajectories/{name}.jsonl")

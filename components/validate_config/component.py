@@ -22,6 +22,8 @@ def validate_config(
     merges=list,
     evaluation=str,
     comparison=str,
+    registry=str,
+    publication=str,
 ):
     """Check the configuration and its sources, and divide it into the settings of each step.
 

@@ -27,8 +27,21 @@ def test_without_merges_only_the_merges_are_gone(tmp_path: Path) -> None:
     assert spec["root"]["inputDefinitions"] == with_merges["root"]["inputDefinitions"]
 
 
+@pytest.mark.parametrize(("option", "step"), [("with_registry", "register"), ("with_output", "publish")])
+def test_further_steps_are_there_only_where_they_are_asked_for(option: str, step: str, tmp_path: Path) -> None:
+    specs = []
+    for wanted in (False, True):
+        place = tmp_path / f"{wanted}.yaml"
+        compiler.Compiler().compile(build(**{option: wanted}), str(place))
+        specs.append(next(yaml.safe_load_all(place.read_text())))
+    tasks = [set(spec["root"]["dag"]["tasks"]) for spec in specs]
+    assert tasks[1] - tasks[0] == {step}
+    assert f"comp-{step}" not in specs[0]["components"]
+
+
 @pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: path.parent.name)
-def test_a_component_is_thin_and_in_the_dag(path: Path) -> None:
+def test_a_component_is_thin_and_in_the_dag(path: Path, tmp_path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 60
-    spec = next(yaml.safe_load_all((ROOT / "pipelines" / "automixalign.yaml").read_text()))
+    compiler.Compiler().compile(build(with_registry=True, with_output=True), str(tmp_path / "pipeline.yaml"))
+    spec = next(yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text()))
     assert f"exec-{path.parent.name.replace('_', '-')}" in spec["deploymentSpec"]["executors"]

@@ -9,12 +9,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
+
+from automixalign.files import digest
+from automixalign.publish import Manifest, fetch
 
 TASKS = ("arithmetic", "own")
 BETA = 0.3
@@ -67,12 +71,14 @@ def own_rows() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def run_folder(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_folder(base_model: Path, s3: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    s3.create_bucket(Bucket="pipeline-run")
     folder = tmp_path_factory.mktemp("pipeline")
     own = folder / "own.jsonl"
     own.write_text("".join(json.dumps(row) + "\n" for row in own_rows()))
     config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump(configuration(base_model, own)))
+    changes = {"registry": {"name": "test"}, "output": "s3://pipeline-run/models"}
+    config.write_text(yaml.safe_dump(configuration(base_model, own) | changes))
     done = ama("run", "--config", config, "--output", folder / "run")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "smallest worst-task excess" in done.stdout
@@ -153,6 +159,47 @@ def test_specialist_losses_are_cross_fitted_as_configured(run_folder: Path) -> N
         assert manifest["gap"] == pytest.approx(gap)
 
 
+def test_mlflow_has_the_run_its_steps_and_the_registered_model(run_folder: Path) -> None:
+    """In the run folder's own store; nothing is left to be sent."""
+    client = mlflow.MlflowClient(f"sqlite:///{run_folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("automixalign")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    parent = runs.pop(run_folder.name)
+    steps = {
+        event["stage"] + (f" [{event['name']}]" if event["name"] else "")
+        for event in map(json.loads, (run_folder / "logs" / "events.jsonl").open())
+    }
+    board = {entry["model"]: entry for entry in json.loads((run_folder / "leaderboard.json").read_text())}
+    registration = json.loads((run_folder / "registration.json").read_text())
+    assert runs.keys() == steps | {f"model {registration['model']}"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
+    assert {run.info.status for run in (parent, *runs.values())} == {"FINISHED"}
+    assert parent.data.params["training.beta"] == str(BETA)
+    assert parent.data.metrics["uniform.worst.excess"] == pytest.approx(board["uniform"]["worst"]["excess"])
+    assert len(parent.inputs.dataset_inputs) == len(TASKS)
+    curve = client.get_metric_history(runs["train_generalist [ama-s]"].info.run_id, "weights/own")
+    assert [point.step for point in curve] == list(range(1, 9))
+    assert not list((run_folder / ".kfp" / "spool").glob("*.record.json"))
+    version = client.get_model_version_by_alias("test", "champion")
+    assert registration == {
+        "name": "test",
+        "model": version.tags["automixalign.method"],
+        "version": str(version.version),
+        "champion": True,
+        "reasons": [],
+    }
+
+
+def test_models_and_report_are_published(run_folder: Path, tmp_path: Path) -> None:
+    """What is fetched from S3 and verified there is what lies in the run folder."""
+    manifest = fetch("s3://pipeline-run/models", tmp_path / "fetched")
+    assert manifest == Manifest.model_validate_json((run_folder / "publication.json").read_text())
+    for name in ("reference", "uniform", "ama-s", "linear"):
+        assert digest(tmp_path / "fetched" / "models" / name) == digest(run_folder / "models" / name)
+    for name in ("leaderboard.json", "report/index.html", "report/data.json"):
+        assert (tmp_path / "fetched" / name).read_bytes() == (run_folder / name).read_bytes()
+
+
 def test_the_data_is_whole_and_no_prompt_leaks(run_folder: Path) -> None:
     for task, count in zip(TASKS, (40, 30), strict=True):
         prompts: dict[str, set[str]] = {}
@@ -184,13 +231,31 @@ def test_trajectories_and_the_rest_have_their_stable_places(run_folder: Path) ->
     for place in (
         "config.yaml",
         "leaderboard.md",
-        "leaderboard.html",
+        "report/index.html",
+        "report/data.json",
         "plots/task_weights.png",
         "logs/kfp.log",
     ):
         assert (run_folder / place).stat().st_size > 0, place
     linked = run_folder / "models" / "uniform" / "adapter_model.safetensors"
     assert linked.stat().st_nlink == 2, "big files are linked, not copied"
+
+
+def test_the_report_knows_what_every_training_cost(run_folder: Path) -> None:
+    facts = json.loads((run_folder / "report" / "data.json").read_text())
+    steps = {"specialist-arithmetic": 6, "specialist-own": 6, "uniform": 8, "ama-s": 8}
+    assert {name: cost["steps"] for name, cost in facts["costs"].items()} == steps
+    assert {name: cost["pairs"] for name, cost in facts["costs"].items()} == {
+        n: 4 * s for n, s in steps.items()
+    }
+    assert [task["name"] for task in facts["tasks"]] == list(TASKS)
+    assert all(task["specialist"]["cross_fit"] for task in facts["tasks"])
+    assert facts["trainings"]["specialist-own"]["steps"] == list(range(1, 7))
+    again = ama("report", run_folder)
+    assert again.returncode == 0, again.stderr
+    rebuilt = json.loads((run_folder / "report" / "data.json").read_text())
+    assert "train_generalist" in {stage["stage"] for stage in rebuilt["stages"]}
+    assert {**rebuilt, "stages": None, "warnings": []} == {**facts, "warnings": []}
 
 
 def test_a_broken_row_is_refused_before_the_first_step(base_model: Path, tmp_path: Path) -> None:

@@ -419,6 +419,8 @@ STEPS = {
     "merges.0",
     "evaluation",
     "comparison",
+    "registry",
+    "publication",
 }
 LOSSES = {"specialist", "specialist_losses"}
 GENERALISTS = {"generalists.0", "generalists.1", "generalists.2"}
@@ -444,15 +446,18 @@ GENERALISTS = {"generalists.0", "generalists.1", "generalists.2"}
         ({"split.test": 0.2}, {"data", "comparison"}),
         ({"base_model.tiny.steps": 9}, {"base_model", "comparison"}),
         ({"tracking.uri": "http://x"}, {"comparison"}),
-        ({"name": "other"}, {"comparison"}),
+        ({"registry": {"name": "x"}}, {"comparison"}),
+        ({"output": "s3://b/p"}, {"comparison", "publication"}),
+        ({"name": "other"}, {"comparison", "publication"}),
     ],
 )
 def test_a_change_reaches_the_steps_it_concerns_and_no_other(
     experiment_data: Data, changes: Data, steps: set[str]
 ) -> None:
+    """The last two steps, comparison and registry, are told everything."""
     before = settings_of(experiment_data)
     assert before.keys() == STEPS | {"tasks.0", "tasks.1"}
-    assert difference(before, settings_of(changed(experiment_data, changes))) == steps
+    assert difference(before, settings_of(changed(experiment_data, changes))) == steps | {"registry"}
 
 
 def test_a_fingerprint_reaches_the_step_that_reads_the_source(experiment_data: Data) -> None:

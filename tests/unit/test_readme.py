@@ -1,18 +1,41 @@
-"""The README names everything that a configuration may name."""
+"""The README names everything that a configuration may name, and its commands are ones there are."""
 
+import re
+import shlex
 from pathlib import Path
 from typing import get_args
 
 import pytest
+import typer
 
 from automixalign.losses import LossType
 from automixalign.mixers import MIXERS
+from pipelines import cli
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 OPTIONS = {option for mixer in MIXERS.values() for option in mixer.schema.model_fields}
 LOSSES = get_args(get_args(LossType)[0])
+SHELL = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
+COMMANDS = re.findall(r"^ama (.*?)(?:\s+#.*)?$", SHELL, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", [*MIXERS, *sorted(OPTIONS), *LOSSES])
 def test_every_method_option_and_loss_is_named(name: str) -> None:
     assert f"`{name}`" in README
+
+
+def test_there_are_commands() -> None:
+    assert {command.split()[0] for command in COMMANDS} >= {"run", "validate", "compile", "sync", "report"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_understood(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parsed as the command line parses it, with the folders it names in place."""
+    monkeypatch.chdir(tmp_path)
+    name, *words = shlex.split(command)
+    for word in words:
+        if word.startswith("runs/"):
+            Path(word).mkdir(parents=True)
+    group = typer.main.get_command(cli.app)
+    assert isinstance(group, typer.core.TyperGroup)
+    group.commands[name].make_context(name, words)

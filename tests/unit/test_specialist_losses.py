@@ -16,7 +16,7 @@ from automixalign.models import load_full_model, load_model
 from automixalign.scoring import Scorer, scores_of, write_reference_logps
 from automixalign.settings import DataSettings, ScoringSettings, SpecialistLossesSettings, TrainingSettings
 from automixalign.specialist_losses import folds, write_specialist_losses
-from automixalign.train import train_specialist
+from automixalign.train import train_fold, train_specialist
 
 TASK = "format"
 TRAINING = TrainingSettings.model_validate(
@@ -137,7 +137,7 @@ def test_cross_fitting_scores_each_pair_by_a_specialist_that_never_saw_it(
     for seen, unseen in ((first, second), (second, first)):
         model = tmp_path / f"half-{len(list(tmp_path.iterdir()))}"
         log = tmp_path / "log.jsonl"
-        train_specialist(fold, TASK, noisy / "data", noisy / "reference", base_model, model, log, seen)
+        train_fold(fold, TASK, noisy / "data", noisy / "reference", base_model, model, log, seen)
         rows = train.filter(pa.array([pair_id in unseen for pair_id in ids]))
         chosen, _ = Scorer(load_model(model, base_model), 5, "fp32").logps(rows)
         mine = cached.filter(pa.array([pair_id in unseen for pair_id in ids]))

@@ -1,38 +1,286 @@
-"""Recording a run in a real MLflow store (SQLite)."""
+"""What steps tell MLflow: against a real SQLite store and a real server that keeps its artifacts on S3."""
 
 import json
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
+from typer.testing import CliRunner
 
-from automixalign import config, files, tracking
+from automixalign import progress
+from automixalign.config import parse
+from automixalign.errors import ConfigError
+from automixalign.tracking.record import Dataset, Record
+from automixalign.tracking.send import send_waiting
+from automixalign.tracking.spool import FOLDER, FOLLOWED, RUN_ID, URI, Spool, Target
+from pipelines import cli, sending
 
 
-def test_a_run_is_recorded_and_one_handed_in_is_joined(
+@pytest.fixture(autouse=True)
+def untracked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing of the user's own settings; a spool folder that the test may look into."""
+    for name in (URI, RUN_ID, FOLDER, FOLLOWED):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+
+def filled(stage: str = "train", name: str = "a", of_pipeline: bool = False) -> Record:
+    record = Record(stage=stage, name=name, of_pipeline=of_pipeline, ended=time.time())
+    record.add_params({"training": {"beta": 0.1}, "methods": ["x", {"eta": 1}]})
+    record.add_metrics({"loss": {"help": 0.5, "none": None}, "flag": True, "nan": float("nan")}, step=3)
+    return record
+
+
+def runs(uri: str, name: str = "automixalign") -> dict[str, Any]:
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name(name)
+    return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+
+
+def store(folder: Path, **changes: Any) -> tuple[Spool, str]:
+    spool, uri = Spool(folder / "spool"), f"sqlite:///{folder}/mlflow.db"
+    spool.aim(Target(uri=uri, run_name="pipeline", artifacts=(folder / "art").as_uri(), **changes))
+    return spool, uri
+
+
+def test_a_pipeline_is_a_run_with_a_nested_run_a_step(tmp_path: Path) -> None:
+    spool, uri = store(tmp_path)
+    trajectory = tmp_path / "model"
+    trajectory.write_text("".join(json.dumps({"step": s, "excess": {"a": s / 2}}) + "\n" for s in (1, 2)))
+    step = filled()
+    step.add_curves(trajectory)
+    step.add_artifact(trajectory, "logs/trajectory.jsonl")
+    whole = filled("compare", "", of_pipeline=True)
+    whole.datasets.append(Dataset(name="help", digest="d1", source="help.jsonl", profile={"pairs": 3}))
+    failed = Record(stage="evaluate", status="FAILED")
+    for record in (step, whole, failed):
+        spool.add(record)
+    assert send_waiting(spool) is None
+    assert spool.waiting() == []
+    found = runs(uri)
+    assert set(found) == {"pipeline", "train [a]", "compare", "evaluate"}
+    parent, nested = found["pipeline"], found["train [a]"]
+    assert nested.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert nested.data.tags["automixalign.stage"] == "train"
+    assert nested.data.params == {"training.beta": "0.1", "methods.0": "x", "methods.1.eta": "1"}
+    assert nested.data.metrics == {"loss/help": 0.5, "excess/a": 1.0}
+    client = mlflow.MlflowClient(uri)
+    curve = client.get_metric_history(nested.info.run_id, "excess/a")
+    assert [(point.step, point.value) for point in curve] == [(1, 0.5), (2, 1.0)]
+    assert [item.path for item in client.list_artifacts(nested.info.run_id, "logs")] == [
+        "logs/trajectory.jsonl"
+    ]
+    assert parent.data.params["training.beta"] == "0.1"
+    (data,) = (given.dataset for given in parent.inputs.dataset_inputs)
+    assert (data.name, data.digest, json.loads(data.profile)) == ("help", "d1", {"pairs": 3})
+    assert (nested.info.status, found["evaluate"].info.status) == ("FINISHED", "FAILED")
+    assert parent.info.status == "RUNNING"
+    spool.close("FINISHED")
+    assert send_waiting(spool) is None
+    assert runs(uri)["pipeline"].info.status == "FINISHED"
+
+
+def test_a_run_handed_in_is_joined_and_nothing_of_it_is_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = mlflow.MlflowClient(uri)
+    given = client.create_run(client.create_experiment("theirs", (tmp_path / "art").as_uri()), run_name="kfp")
+    client.log_param(given.info.run_id, "training.beta", "theirs")
+    monkeypatch.setenv(URI, uri)
+    monkeypatch.setenv(RUN_ID, given.info.run_id)
+    with progress.step("validate_config") as running:
+        running.record = filled("validate_config", "", of_pipeline=True)
+    with progress.step("train", "a"):
+        pass
+    found = runs(uri, "theirs")
+    assert set(found) == {"kfp", "validate_config", "train [a]"}
+    assert found["kfp"].data.params == {"training.beta": "theirs", "methods.0": "x", "methods.1.eta": "1"}
+    assert found["kfp"].info.status == "RUNNING", "whoever made it ends it"
+    assert found["train [a]"].data.tags["mlflow.parentRunId"] == given.info.run_id
+
+
+def test_without_a_uri_nothing_happens(tmp_path: Path) -> None:
+    with progress.step("train", "a") as running:
+        running.record.add_metrics({"loss": 1.0})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_step_is_recorded_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(URI, f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(ZeroDivisionError), progress.step("train", "a"):
+        _ = 1 / 0
+    assert runs(f"sqlite:///{tmp_path}/mlflow.db")["train [a]"].info.status == "FAILED"
+
+
+def test_sending_again_after_half_a_record_fills_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store fails between parameters and metrics; the second attempt ends with one run, each point once."""
+    spool, uri = store(tmp_path)
+    spool.add(filled())
+    original = mlflow.MlflowClient.log_batch
+    calls: list[Any] = []
+
+    def failing(self: Any, run_id: str, **content: Any) -> Any:
+        calls.append(content)
+        if len(calls) == 2:
+            raise mlflow.exceptions.MlflowException("away for a moment")
+        return original(self, run_id, **content)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", failing)
+    assert send_waiting(spool) == "MlflowException: away for a moment"
+    assert len(spool.waiting()) == 1
+    assert send_waiting(spool) is None
+    found = runs(uri)
+    assert set(found) == {"pipeline", "train [a]"}
+    history = mlflow.MlflowClient(uri).get_metric_history(found["train [a]"].info.run_id, "loss/help")
+    assert len(history) == 1
+
+
+def test_a_record_that_is_refused_holds_up_no_other(tmp_path: Path) -> None:
+    spool, uri = store(tmp_path)
+    refused = filled(name="refused")
+    refused.params["../x"] = "MLflow takes no such name"
+    for record in (refused, filled(name="b")):
+        spool.add(record)
+    left = send_waiting(spool)
+    assert left is not None
+    assert "../x" in left
+    assert len(spool.waiting()) == 1
+    assert runs(uri)["train [b]"].info.status == "FINISHED"
+
+
+def test_nothing_is_told_of_what_is_empty() -> None:
+    record = Record(stage="x")
+    record.add_params({})
+    record.add_metrics({})
+    assert (record.params, record.metrics) == ({}, [])
+
+
+def test_an_artifact_that_is_gone_holds_up_no_other_record(tmp_path: Path) -> None:
+    spool, uri = store(tmp_path)
+    lost = filled(name="lost")
+    lost.add_artifact(tmp_path / "nowhere", "x")
+    for record in (lost, filled(name="b")):
+        spool.add(record)
+    left = send_waiting(spool)
+    assert left is not None
+    assert "nowhere is gone" in left
+    assert len(spool.waiting()) == 1
+    assert runs(uri)["train [b]"].info.status == "FINISHED"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def server(folder: Path, port: int, artifacts: str) -> Iterator[str]:
+    """A real MLflow server, ended with its whole process group."""
+    command = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", artifacts]
+    environment = {**os.environ, "MLFLOW_S3_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"]}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *command],
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+        )
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 90
+        while not _answers(uri):
+            assert process.poll() is None, (folder / "server.log").read_text()
+            assert time.monotonic() < deadline, "the MLflow server did not come up"
+            time.sleep(0.2)
+        yield uri
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _answers(uri: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{uri}/health", timeout=2) as answer:  # noqa: S310  our own server
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def test_a_server_that_is_away_loses_nothing(
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A step goes on without it, the next one sends both once it is there, the artifact lies on S3."""
+    s3.create_bucket(Bucket="mlflow")
+    port = free_port()
+    monkeypatch.setenv(URI, f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    kept = tmp_path / "file"
+    kept.write_text("kept")
+    with progress.step("train", "a") as running:
+        running.record.add_metrics({"loss": 0.25})
+        running.record.add_artifact(kept, "kept.txt")
+    warning = capsys.readouterr().err
+    assert "MLflow did not take the step's record" in warning
+    assert "automixalign-spool-" in warning
+    with server(tmp_path, port, "s3://mlflow/artifacts") as uri:
+        with progress.step("evaluate", "a"):
+            pass
+        found = runs(uri)
+        assert found["train [a]"].data.metrics == {"loss": 0.25}
+        assert found["evaluate [a]"].info.status == "FINISHED"
+        keys = [item["Key"] for item in s3.list_objects_v2(Bucket="mlflow")["Contents"]]
+        (key,) = (key for key in keys if key.endswith("/kept.txt"))
+        assert s3.get_object(Bucket="mlflow", Key=key)["Body"].read() == b"kept"
+
+
+def test_ama_sync_sends_what_a_run_could_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    spool = Spool(sending.spool_folder(folder))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    spool.aim(Target(uri=uri, run_name="run", artifacts=(tmp_path / "art").as_uri()))
+    for name in ("a", "b"):
+        spool.add(filled(name=name))
+    spool.close("FINISHED")
+    found = CliRunner().invoke(cli.app, ["sync", str(folder)])
+    assert found.exit_code == 0
+    assert found.output.endswith("sent 2 of 2 steps\n")
+    assert {name: run.info.status for name, run in runs(uri).items()} == {
+        "run": "FINISHED",
+        "train [a]": "FINISHED",
+        "train [b]": "FINISHED",
+    }
+    with pytest.raises(ConfigError, match="is no run folder"):
+        CliRunner().invoke(cli.app, ["sync", str(tmp_path)], catch_exceptions=False)
+
+
+def test_credentials_are_kept_nowhere(
     experiment_data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # where MLflow puts the artifacts of a SQLite store
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    experiment = config.parse(experiment_data | {"tracking": {"uri": uri}}, "test")
-    log = tmp_path / "ama-r.jsonl"
-    rows = [{"step": step, "weights": {"a": 0.1 * step}, "loss": {"a": None}} for step in (1, 2, 3)]
-    files.write_jsonl(log, rows)
-    board = tmp_path / "board"
-    board.write_text(json.dumps([1]))
-    run_id = tracking.record(experiment, {"ama-r.worst.excess": 0.5}, {"ama-r": log}, {"board.json": board})
-    client = mlflow.MlflowClient(uri)
-    run = client.get_run(run_id)
-    assert run.info.status == "FINISHED"
-    assert run.data.params["training.batch_size"] == "4"
-    assert run.data.metrics["ama-r.worst.excess"] == 0.5
-    curve = client.get_metric_history(run_id, "ama-r/weights/a")
-    assert [point.step for point in curve] == [1, 2, 3]
-    assert [point.value for point in curve] == pytest.approx([0.1, 0.2, 0.3])
-    assert [artifact.path for artifact in client.list_artifacts(run_id)] == ["board.json"]
-
-    handed_in = client.create_run(run.info.experiment_id).info.run_id
-    monkeypatch.setitem(os.environ, "MLFLOW_RUN_ID", handed_in)
-    assert tracking.record(experiment, {}, {}, {}) == handed_in
+    experiment_data["tracking"] = {"uri": "https://user:secret@mlflow.example"}
+    with pytest.raises(ConfigError, match=r"tracking: 'uri' holds a user or password"):
+        parse(experiment_data, "test")
+    del experiment_data["tracking"]
+    experiment = parse(experiment_data, "test")
+    monkeypatch.setenv(URI, "https://user:secret@mlflow.example")
+    with pytest.raises(ConfigError, match=r"MLFLOW_TRACKING_URI holds a user or password") as refusal:
+        sending.Sender(experiment, tmp_path / "run")
+    assert "secret" not in str(refusal.value)

@@ -1,0 +1,85 @@
+// The sections of a page that puts several runs side by side.
+
+function comparisonSections(comparison) {
+  return [methodsSection(comparison), spreadSection(comparison), runsSection(comparison), comparisonLimits(comparison)];
+}
+
+function methodsSection({ models, baseline, runs }) {
+  const interval = ({ difference }) => (difference ? `${signed(difference.low)} to ${signed(difference.high)}` : "–");
+  const mean = (key, title, lower) => ({ title, cell: (row) => number(row[key]), value: (row) => row[key], lower, bold: true });
+  return section(
+    "models",
+    "Models, paired by seed",
+    note(`Difference: worst-task excess minus that of ${baseline} in the same run, below 0 is better; its 95 % interval is Student's t over ${plural(runs.length, "run")}. An interval that holds 0 leaves open which is better.`),
+    table({
+      caption: `Means over ${plural(runs.length, "run")}. Best generalist or merge in bold.`,
+      columns: [
+        { title: "model", text: true, cell: (row) => row.model, value: (row) => row.model },
+        { title: "family", text: true, cell: (row) => row.family, value: (row) => row.family },
+        mean("worst_excess", "worst\nexcess", true),
+        { title: `difference\nto ${baseline}`, cell: (row) => signed(row.difference?.mean), value: (row) => row.difference?.mean ?? null, lower: true },
+        { title: "95 % interval", cell: interval },
+        { title: "wins", cell: (row) => (row.difference ? `${row.wins}/${runs.length}` : "–"), value: (row) => (row.difference ? row.wins : null) },
+        mean("average_excess", "mean\nexcess", true),
+        mean("worst_accuracy", "worst\naccuracy", false),
+        mean("worst_generation", "worst\npassed", false),
+      ],
+      rows: models,
+      competes: (row) => FOR_ALL_TASKS.includes(row.family),
+      aside: (row) => !FOR_ALL_TASKS.includes(row.family),
+    }),
+  );
+}
+
+function spreadSection({ models, runs }) {
+  return section(
+    "spread",
+    "Worst-task excess of each run",
+    table({
+      caption: "The numbers behind the means",
+      columns: [
+        { title: "model", text: true, cell: (row) => row.model, value: (row) => row.model },
+        ...runs.map((run, at) => ({ title: `seed ${run.seed}`, cell: (row) => number(row.each[at]), value: (row) => row.each[at], lower: true, bold: true })),
+      ],
+      rows: models,
+      competes: (row) => FOR_ALL_TASKS.includes(row.family),
+      aside: (row) => !FOR_ALL_TASKS.includes(row.family),
+    }),
+    h("p", { class: "quiet" }, h("span", { class: "key-mark" }), "the mean of the runs"),
+    h("div", { class: "charts" }, spreadCharts(models, runs)),
+  );
+}
+
+/** Bars of each run's worst-task excess; the mark is the mean of the runs. */
+function spreadCharts(models, runs) {
+  const shown = models.filter((row) => FOR_ALL_TASKS.includes(row.family));
+  const high = Math.max(...shown.flatMap((row) => row.each));
+  return shown.map((row) =>
+    barChart({
+      title: row.model,
+      rows: runs.map((run, at) => ({ name: `seed ${run.seed}`, value: row.each[at], best: false })),
+      high,
+      mark: row.worst_excess,
+    }));
+}
+
+function runsSection({ runs, config }) {
+  return section(
+    "runs",
+    "Runs and configuration",
+    table({
+      caption: "The runs; all have the same configuration but for the seed",
+      columns: [
+        { title: "seed", cell: (run) => String(run.seed) },
+        { title: "folder", text: true, cell: (run) => run.folder },
+        { title: "library", text: true, cell: (run) => run.library ?? "–" },
+      ],
+      rows: runs,
+    }),
+    h("details", {}, h("summary", {}, `The configuration, with seed ${runs[0].seed}`), h("pre", { tabindex: "0" }, config)),
+  );
+}
+
+function comparisonLimits({ limits }) {
+  return section("limits", "What may not be concluded", h("ul", {}, limits.map((text) => h("li", {}, withCode(text)))));
+}

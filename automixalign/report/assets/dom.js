@@ -1,0 +1,47 @@
+// Building blocks. Text always enters the page as text nodes, never as HTML.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+/** Put attributes and children on an element; `onclick` and its like are listeners, null children are left out. */
+function fill(element, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value !== null && value !== undefined) element.setAttribute(name, value);
+  }
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+const h = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
+const s = (tag, attributes = {}, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
+
+const isNumber = (value) => typeof value === "number";
+const number = (value, digits = 3) => (isNumber(value) ? value.toFixed(digits) : "–");
+const signed = (value, digits = 3) => {
+  if (!isNumber(value)) return "–";
+  const text = Math.abs(value).toFixed(digits);
+  return Number(text) === 0 ? text : (value > 0 ? "+" : "-") + text;
+};
+const count = (value) => (isNumber(value) ? value.toLocaleString("en-US") : "–");
+const percent = (value, digits = 1) => (isNumber(value) ? `${(100 * value).toFixed(digits)} %` : "–");
+const plural = (many, noun) => `${count(many)} ${noun}${many === 1 ? "" : "s"}`;
+
+const TITLES = { generation: "passed", average: "mean" };
+const titleOf = (name) => TITLES[name] ?? name;
+
+/** A section of the page, which the navigation links to. */
+function section(id, title, ...children) {
+  return h("section", { id, "aria-labelledby": `${id}-title` }, h("h2", { id: `${id}-title` }, title), ...children);
+}
+
+/** Text with what stands between backticks as code. */
+const withCode = (text) => text.split("`").map((part, at) => (at % 2 ? h("code", {}, part) : part));
+
+const note = (...text) => h("p", { class: "quiet" }, ...text);
+
+/** A drop-down with a label. */
+function choice(label, options, onchange) {
+  const select = h("select", { onchange: () => onchange(select.value) });
+  for (const [value, text] of options) select.append(h("option", { value }, text));
+  return h("label", {}, label, select);
+}

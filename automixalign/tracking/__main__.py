@@ -1,0 +1,30 @@
+"""Send a spool's records as they come, until it is closed: `python -m automixalign.tracking FOLDER`."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from automixalign.tracking.send import send_waiting
+from automixalign.tracking.spool import Spool
+
+_POLL = 0.5
+
+
+def follow(spool: Spool) -> str | None:
+    """Send until the spool is closed, or the process that started this one is gone.
+
+    Returns:
+        None when all was sent, else why the first one that is left was not.
+    """
+    started_by = os.getppid()
+    while True:
+        last = spool.closed() is not None or os.getppid() != started_by
+        left = send_waiting(spool)
+        if last:
+            return left
+        time.sleep(_POLL)
+
+
+if __name__ == "__main__":
+    sys.exit(follow(Spool(Path(sys.argv[1]))))

@@ -1,0 +1,175 @@
+"""Send waiting records to MLflow."""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from automixalign import __version__, files
+from automixalign.settings import library_digest
+from automixalign.tracking.record import Record
+from automixalign.tracking.spool import Spool, Target
+
+_AT_A_TIME = 1000
+"""Metrics that MLflow takes in one call; of parameters it takes a tenth."""
+_EXPERIMENT = "automixalign"
+_REFUSED = (400, 404, 409, 413, 422)
+"""Answers that concern one record: the others may well be taken."""
+_BOUNDED = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+"""MLflow's own retries, with backoff; as it comes it would try for minutes, and report its use."""
+
+
+def send_waiting(spool: Spool) -> str | None:
+    """Send all waiting records, oldest first, and remove each that the server has.
+
+    Returns:
+        None when nothing waits any more, else why the first one that is left could not be sent.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with _alone(spool):
+        target = spool.target()
+        if target is None:
+            return "no tracking URI is set" if spool.waiting() else None
+        stuck = None
+        try:
+            target = open_pipeline_run(spool, target)
+            for file in spool.waiting():
+                try:
+                    _send(spool, file, target)
+                except FileNotFoundError as error:  # an artifact that was removed must not hold up the others
+                    stuck = stuck or f"{error.filename} is gone; {file} names it"
+                except MlflowException as error:
+                    if error.get_http_status_code() not in _REFUSED:
+                        raise
+                    stuck = stuck or f"{file}: {error}"
+            if target.ours and (status := spool.closed()):
+                client(target).set_terminated(str(target.run_id), status)
+        except (MlflowException, OSError) as error:  # OSError: what requests raises is one
+            return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return stuck
+
+
+def client(target: Target) -> Any:
+    """MLflow's client of a target."""
+    for key, value in _BOUNDED.items():
+        os.environ.setdefault(key, value)
+    from mlflow import MlflowClient
+
+    return MlflowClient(target.uri)
+
+
+def open_pipeline_run(spool: Spool, target: Target) -> Target:
+    """See that there is a run for the whole pipeline, where the target asks for one by name."""
+    if target.run_id is not None or target.run_name is None:
+        return target
+    mlflow = client(target)
+    run = mlflow.create_run(_experiment(mlflow, target), run_name=target.run_name, tags=_versions())
+    target = target.model_copy(update={"run_id": run.info.run_id, "ours": True})
+    spool.aim(target)
+    return target
+
+
+def _experiment(mlflow: Any, target: Target) -> str:
+    name = target.experiment or _EXPERIMENT
+    found = mlflow.get_experiment_by_name(name)
+    return str(found.experiment_id if found else mlflow.create_experiment(name, target.artifacts))
+
+
+def _send(spool: Spool, file: Path, target: Target) -> None:
+    record = Record.model_validate_json(file.read_text(encoding="utf-8"))
+    mlflow = client(target)
+    if record.run_id is None:
+        tags = {"automixalign.stage": record.stage, **_versions(), **record.tags}
+        if target.run_id is None:
+            experiment = _experiment(mlflow, target)
+        else:
+            experiment = mlflow.get_run(target.run_id).info.experiment_id
+            tags["mlflow.parentRunId"] = target.run_id
+        run = mlflow.create_run(experiment, round(record.started * 1000), tags, record.title)
+        # From here on, trying again fills the same run.
+        record.run_id = run.info.run_id
+        spool.save(file, record)
+    assert record.run_id is not None  # noqa: S101  it was made above
+    whole = record.of_pipeline and target.run_id is not None
+    _fill(mlflow, str(target.run_id) if whole else record.run_id, record)
+    ended = round((record.ended or record.started) * 1000)
+    mlflow.set_terminated(record.run_id, record.status, ended)
+    file.unlink()
+
+
+def _fill(mlflow: Any, run_id: str, record: Record) -> None:
+    from mlflow.entities import Dataset as MlflowDataset
+    from mlflow.entities import DatasetInput, Metric, Param
+
+    known = mlflow.get_run(run_id).data.params  # never changed: a run handed in may have some of its own
+    params = [Param(key, value[:6000]) for key, value in record.params.items() if key not in known]
+    for batch in _batches(params, _AT_A_TIME // 10):
+        mlflow.log_batch(run_id, params=batch)
+    time = round((record.ended or record.started) * 1000)
+    metrics = [Metric(key, value, time, step) for key, value, step in record.metrics]
+    for batch in _batches(metrics, _AT_A_TIME):
+        mlflow.log_batch(run_id, metrics=batch)
+    inputs = [
+        DatasetInput(
+            MlflowDataset(
+                data.name,
+                data.digest[:36],
+                "local",
+                json.dumps({"uri": data.source}),
+                profile=json.dumps(data.profile),
+            )
+        )
+        for data in record.datasets
+    ]
+    if inputs:
+        mlflow.log_inputs(run_id, inputs)
+    for path, place in record.artifacts:
+        if Path(path).is_dir():
+            mlflow.log_artifacts(run_id, path, place)
+            continue
+        folder, _, name = place.rpartition("/")
+        with tempfile.TemporaryDirectory() as scratch:  # MLflow takes the name from the file
+            files.link(Path(path), Path(scratch) / name)
+            mlflow.log_artifact(run_id, str(Path(scratch) / name), folder or None)
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _versions() -> dict[str, str]:
+    """The code that ran, and the KFP run it ran in."""
+    tags = {"automixalign.version": __version__, "automixalign.library": library_digest()}
+    if run := os.environ.get("KFP_RUN_ID"):
+        tags["kfp.run_id"] = run
+    if (git := shutil.which("git")) is None:
+        return tags
+    commit = subprocess.run(
+        [git, "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if commit.returncode == 0:
+        tags["mlflow.source.git.commit"] = commit.stdout.strip()
+    return tags
+
+
+@contextmanager
+def _alone(spool: Spool) -> Iterator[None]:
+    """One process at a time sends from a spool."""
+    with (spool.folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

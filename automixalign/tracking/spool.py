@@ -1,0 +1,85 @@
+"""The records that are waiting to be sent: a folder with a file each."""
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from automixalign import files
+from automixalign.tracking.record import Record
+
+FOLDER = "AMA_SPOOL"
+"""Names the spool folder."""
+FOLLOWED = "AMA_SPOOL_FOLLOWED"
+"""Set where a process sends for all steps, so that they need not."""
+URI, RUN_ID = "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"
+_SUFFIX = ".record.json"
+_TARGET = "target.json"
+_CLOSED = "closed"
+
+
+class Target(BaseModel):
+    """Where the records of a spool go."""
+
+    uri: str
+    experiment: str | None = None
+    run_name: str | None = None
+    run_id: str | None = None
+    """The run of the whole pipeline."""
+    ours: bool = False
+    """We made that run, so we also end it; one handed in is somebody else's to end."""
+    artifacts: str | None = None
+    """Where an experiment of our own keeps its artifacts."""
+
+
+class Spool:
+    """A folder of waiting records and their target."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, record: Record) -> None:
+        """Keep a record until it is sent."""
+        self.save(self.folder / f"{time.time_ns()}-{os.getpid()}{_SUFFIX}", record)
+
+    def save(self, file: Path, record: Record) -> None:
+        """Write a record in place."""
+        files.write_text(file, record.model_dump_json())
+
+    def waiting(self) -> list[Path]:
+        """The records' files, oldest first."""
+        return sorted(self.folder.glob(f"*{_SUFFIX}"))
+
+    def target(self) -> Target | None:
+        """Where the records go: what was set, else what the environment names."""
+        file = self.folder / _TARGET
+        if file.exists():
+            return Target.model_validate_json(file.read_text(encoding="utf-8"))
+        if URI in os.environ:
+            return Target(uri=os.environ[URI], run_id=os.environ.get(RUN_ID))
+        return None
+
+    def aim(self, target: Target) -> None:
+        """Set the target."""
+        files.write_text(self.folder / _TARGET, target.model_dump_json())
+
+    def close(self, status: str) -> None:
+        """Tell whoever follows the spool that no more records come, and how the pipeline ended."""
+        files.write_text(self.folder / _CLOSED, status)
+
+    def closed(self) -> str | None:
+        """How the pipeline ended, or None while it has not."""
+        file = self.folder / _CLOSED
+        return file.read_text(encoding="utf-8") if file.exists() else None
+
+
+def of_environment() -> Spool | None:
+    """The spool of this process, or None where nothing is tracked."""
+    if FOLDER in os.environ:
+        return Spool(Path(os.environ[FOLDER]))
+    if URI in os.environ:
+        return Spool(Path(tempfile.gettempdir()) / f"automixalign-spool-{os.getuid()}")
+    return None

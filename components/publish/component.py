@@ -1,0 +1,47 @@
+"""Models, leaderboard and report go where the configuration wants them."""
+
+from kfp import dsl
+from kfp.dsl import HTML, Artifact, Input, Model, Output
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def publish(
+    settings: str,
+    board: Input[Artifact],
+    page: Input[HTML],
+    facts: Input[Artifact],
+    base_model: Input[Model],
+    generalists: Input[list[Model]],
+    publication: Output[Artifact],
+    merges: Input[list[Model]] = None,  # kfp's form of an optional
+) -> None:
+    """Copy the final models, the leaderboard and the report to S3 or a folder; a manifest is written last.
+
+    Args:
+        settings: `PublicationSettings` as JSON.
+        board: the leaderboard.
+        page: the report.
+        facts: what the report shows, as JSON.
+        base_model: the reference model, which LoRA generalists need.
+        generalists: the generalists.
+        publication: JSON, every file that was published with its size and SHA-256.
+        merges: the merged models, if there are any.
+    """
+    from pathlib import Path
+
+    from automixalign.progress import step
+    from automixalign.publication import publish_run
+    from automixalign.settings import PublicationSettings
+
+    models = {model.metadata["model"]: model for model in [*generalists, *(merges or [])]}
+    artifacts = {f"models/{name}": model for name, model in [("reference", base_model), *models.items()]}
+    artifacts |= {"leaderboard.json": board, "report/index.html": page, "report/data.json": facts}
+    with step("publish"):
+        facts_of_it = publish_run(
+            PublicationSettings.model_validate_json(settings),
+            {name: Path(artifact.path) for name, artifact in artifacts.items()},
+            Path(publication.path),
+        )
+        publication.metadata.update(facts_of_it, run_path="publication.json")

@@ -1,0 +1,45 @@
+"""The best model of the run becomes a version in MLflow's registry."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Dataset, Input, Model, Output
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def register(
+    settings: str,
+    board: Input[Artifact],
+    data: Input[Dataset],
+    base_model: Input[Model],
+    generalists: Input[list[Model]],
+    registration: Output[Artifact],
+    merges: Input[list[Model]] = None,  # kfp's form of an optional
+) -> None:
+    """Register the generalist or merge with the smallest worst-task excess; the champion if it passes the gate.
+
+    Args:
+        settings: `RegistrySettings` as JSON.
+        board: the leaderboard.
+        data: the prepared splits, whose digests the version's tags name.
+        base_model: under LoRA generalists; its tokenizer and chat template go with the version.
+        generalists: the generalists.
+        registration: JSON: name, version, whether it is the champion, and why if not.
+        merges: the merged models, if there are any.
+    """
+    from pathlib import Path
+
+    from automixalign.progress import step
+    from automixalign.registry import register
+    from automixalign.settings import RegistrySettings
+
+    with step("register"):
+        facts = register(
+            RegistrySettings.model_validate_json(settings),
+            Path(board.path),
+            {model.metadata["model"]: Path(model.path) for model in [*generalists, *(merges or [])]},
+            Path(data.path),
+            Path(base_model.path),
+            Path(registration.path),
+        )
+        registration.metadata.update(facts, run_path="registration.json")

@@ -1,0 +1,78 @@
+"""What a local run tells MLflow: one process sends the records of all steps while they work."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from automixalign import config
+from automixalign.errors import ConfigError
+from automixalign.tracking import spool
+
+STORE, ARTIFACTS = "mlflow.db", "mlartifacts"
+_PATIENCE = 120
+
+
+def spool_folder(run_folder: Path) -> Path:
+    """Where the records of a run wait."""
+    return run_folder / ".kfp" / "spool"
+
+
+class Sender:
+    """Sends a run's records to the store of the configuration, the environment, or the run folder's own.
+
+    Args:
+        experiment: the checked configuration.
+        run_folder: absolute.
+
+    Raises:
+        ConfigError: the store's URI holds a password, which would be written to the run folder.
+    """
+
+    def __init__(self, experiment: config.Experiment, run_folder: Path) -> None:
+        uri = experiment.tracking.uri or os.environ.get(spool.URI) or f"sqlite:///{run_folder / STORE}"
+        if config.holds_credentials(uri):
+            raise ConfigError(
+                f"{spool.URI} holds a user or password; use MLFLOW_TRACKING_USERNAME and _PASSWORD"
+            )
+        self.spool = spool.Spool(spool_folder(run_folder))
+        target = spool.Target(
+            uri=uri,
+            experiment=experiment.tracking.experiment,
+            run_name=run_folder.name,
+            run_id=os.environ.get(spool.RUN_ID),
+            artifacts=(run_folder / ARTIFACTS).as_uri() if uri.startswith("sqlite:") else None,
+        )
+        self.spool.aim(target)
+        self.environment = {
+            spool.FOLDER: str(self.spool.folder),
+            spool.FOLLOWED: "1",
+            spool.URI: uri,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, log: Path) -> None:
+        """Begin to send; the steps need not wait for it."""
+        command = [sys.executable, "-m", "automixalign.tracking", str(self.spool.folder)]
+        with log.open("wb") as out:
+            self._process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+
+    def finish(self, status: str) -> str | None:
+        """Tell the sender that the run is over, and wait for it.
+
+        Returns:
+            None when MLflow has everything, else what waits and how to send it.
+        """
+        assert self._process is not None  # noqa: S101  it was started
+        self.spool.close(status)
+        try:
+            self._process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        left = len(self.spool.waiting())
+        if not left and not self._process.returncode:
+            return None
+        return (
+            f"MLflow did not take everything ({left} steps wait): `ama sync {self.spool.folder.parent.parent}`"
+        )

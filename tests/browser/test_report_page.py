@@ -1,0 +1,187 @@
+"""The report in a real browser: it draws, answers to pointer and keyboard, and keeps to its width."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chromium import EXECUTABLE, Page, browser
+from report_run import HOSTILE, write_run
+
+from automixalign.report import runs
+from automixalign.report.comparison import write_comparison
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        EXECUTABLE is None, reason="there is no chromium on the PATH; Debian: apt install chromium"
+    ),
+]
+
+VIEWS = [(width, dark) for width in (1280, 400) for dark in (False, True)]
+SECTIONS = ["leaderboard", "tasks", "trajectories", "curves", "data", "cost", "configuration", "limits"]
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The page of a run, and the page of two runs."""
+    folder = tmp_path_factory.mktemp("reports")
+    folders = [write_run(folder / f"seed-{seed}", seed) for seed in (0, 1)]
+    write_comparison(folders, folder / "seeds.html")
+    return {"run": folders[0] / runs.PAGE, "comparison": folder / "seeds.html"}
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with browser(tmp_path_factory.mktemp("chromium") / "profile") as page:
+        yield page
+
+
+@pytest.fixture
+def page(tab: Page) -> Iterator[Page]:
+    """A tab that must not have complained, nor loaded anything but the page, when the test ends."""
+    tab.complaints.clear()
+    tab.requests.clear()
+    yield tab
+    assert not tab.complaints
+    assert all(address.startswith("file:") for address in tab.requests)
+    assert len(set(tab.requests)) == 1
+    assert tab.run("window.hacked") is None
+
+
+def column(page: Page, number: int) -> list[str]:
+    """What stands in a column of the leaderboard, above what is small."""
+    cells = f"[...document.querySelectorAll('#leaderboard tbody tr')].map((row) => row.children[{number}])"
+    return list(page.run(f"{cells}.map((cell) => cell.firstChild.textContent)"))
+
+
+def heads(page: Page) -> list[str]:
+    return list(
+        page.run("[...document.querySelectorAll('#leaderboard thead th')].map((head) => head.textContent)")
+    )
+
+
+@pytest.mark.parametrize("kind", ["run", "comparison"])
+@pytest.mark.parametrize(("width", "dark"), VIEWS)
+def test_the_page_never_scrolls_sideways(
+    page: Page, reports: dict[str, Path], tmp_path: Path, kind: str, width: int, dark: bool
+) -> None:
+    page.open(reports[kind], width, dark)
+    assert page.run("document.documentElement.scrollWidth") <= width
+    background = page.run("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(255, 255, 255)") is not dark
+    page.screenshot(tmp_path / f"{kind}-{width}-{'dark' if dark else 'light'}.png")
+
+
+def test_every_section_is_there_in_order(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["run"])
+    assert page.run("[...document.querySelectorAll('main > section')].map((part) => part.id)") == SECTIONS
+    assert page.run("[...document.querySelectorAll('nav a')].map((link) => link.hash.slice(1))") == SECTIONS
+    assert page.run("document.querySelector('.verdict').textContent").startswith("ama-r has the smallest")
+    assert page.run("[...document.querySelectorAll('#trajectories svg, #curves svg')].length") == 6
+    curves = page.run("[...document.querySelectorAll('svg path')].map((curve) => curve.getAttribute('d'))")
+    assert len(curves) == 12
+    assert all(curve.startswith("M") and "NaN" not in curve for curve in curves)
+
+
+def test_texts_are_shown_as_they_are(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["run"])
+    assert HOSTILE in page.run("document.querySelector('#data').textContent")
+    assert HOSTILE in page.run("document.querySelector('main').textContent")
+    assert page.run("document.querySelectorAll('img').length") == 0
+
+
+def test_the_leaderboard_sorts_by_pointer_and_keyboard(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["run"])
+    number = heads(page).index("worst\nexcess")
+    head = f"document.querySelectorAll('#leaderboard thead th')[{number}]"
+    written = column(page, 0)
+    assert page.run(f"{head}.getAttribute('aria-sort')") == "none"
+    page.run(f"{head}.querySelector('button').click()")
+    values = [float(value) for value in column(page, number)]
+    assert values == sorted(values), "less is better, so the least comes first"
+    assert page.run(f"{head}.getAttribute('aria-sort')") == "ascending"
+    page.run(f"{head}.querySelector('button').focus()")
+    page.press("Enter")
+    assert page.run(f"{head}.getAttribute('aria-sort')") == "descending"
+    assert [float(value) for value in column(page, number)] == values[::-1]
+    assert sorted(column(page, 0)) == sorted(written)
+
+    accuracy = heads(page).index("worst\naccuracy")
+    page.run(f"document.querySelectorAll('#leaderboard thead th button')[{accuracy}].click()")
+    values = [float(value) for value in column(page, accuracy)]
+    assert values == sorted(values, reverse=True)
+
+
+def test_the_best_is_bold_and_the_worst_task_named(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["run"])
+    number = heads(page).index("worst\nexcess")
+    bold = f"[...document.querySelectorAll('#leaderboard tbody td:nth-child({number + 1}) b')]"
+    assert page.run(f"{bold}.map((cell) => cell.closest('tr').firstChild.textContent)") == ["ama-r"]
+    assert page.run(f"{bold}[0].parentNode.querySelector('small').textContent") in ("alpha", "beta")
+    choose(page, "#leaderboard", "excess")
+    assert heads(page) == ["model", "family", "alpha", "beta"]
+    rows = "[...document.querySelectorAll('#leaderboard tbody tr')]"
+    assert set(page.run(f"{rows}.map((row) => row.querySelectorAll('.worst').length)")) == {1}
+
+
+def choose(page: Page, where: str, value: str) -> None:
+    select = f"document.querySelector('{where} select')"
+    page.run(f"{select}.value = {value!r}; {select}.dispatchEvent(new Event('change'))")
+
+
+def readouts(page: Page) -> list[str]:
+    return list(
+        page.run("[...document.querySelectorAll('#trajectories .readout')].map((text) => text.textContent)")
+    )
+
+
+def test_a_chart_is_read_with_pointer_and_arrow_keys(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["run"])
+    assert page.run("document.querySelector('#trajectories select').value") == "ama-r", "whose weights move"
+    assert readouts(page)[0] == "step 40alpha 0.900beta 0.100"
+    box: dict[str, Any] = page.run(
+        "(() => { const svg = document.querySelector('#trajectories svg'); svg.scrollIntoView();"
+        " const box = svg.getBoundingClientRect(); return {x: box.x, y: box.y, w: box.width}; })()"
+    )
+    page.call("Input.dispatchMouseEvent", type="mouseMoved", x=box["x"] + 46, y=box["y"] + 50)
+    assert [text.split("alpha")[0] for text in readouts(page)] == ["step 1", "step 1"], "both charts, one step"
+    page.run("document.querySelector('#trajectories svg').focus()")
+    page.press("ArrowRight")
+    assert readouts(page)[0] == "step 2alpha 0.520beta 0.480"
+    page.press("Home")
+    assert readouts(page)[0].startswith("step 1alpha")
+    page.press("ArrowLeft")
+    assert readouts(page)[0].startswith("step 1alpha"), "it stops at the end"
+
+
+def test_methods_are_chosen_and_tasks_toggled(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["run"])
+    choose(page, "#trajectories", "uniform")
+    assert readouts(page)[0] == "step 40alpha 0.500beta 0.500"
+    page.run("document.querySelector('#trajectories .toggle').click()")
+    assert page.run("document.querySelector('#trajectories .toggle').getAttribute('aria-pressed')") == "false"
+    assert readouts(page)[0] == "step 40beta 0.500"
+    choose(page, "#trajectories", "")
+    assert page.run("document.querySelectorAll('#trajectories svg').length") == 6
+    choose(page, "#curves", "specialist-beta")
+    assert page.run("document.querySelectorAll('#curves svg').length") == 3, "a specialist is not clipped"
+
+
+def test_everything_can_be_reached_by_the_keyboard(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["run"])
+    seen = set()
+    for _ in range(90):
+        page.press("Tab")
+        seen.add(page.run("document.activeElement.tagName.toLowerCase()"))
+    assert {"a", "select", "button", "svg", "summary", "div"} <= seen
+
+
+def test_the_comparison_shows_every_model_against_the_baseline(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["comparison"])
+    rows = "[...document.querySelectorAll('#models tbody tr')]"
+    texts = page.run(f"{rows}.map((row) => [...row.children].map((cell) => cell.textContent))")
+    found = {row[0]: row[1:] for row in texts}
+    assert found["uniform"][2:5] == ["–", "–", "–"]  # noqa: RUF001  what stands where there is no number
+    assert found["linear"][4] == "0/2"
+    assert " to " in found["ama-r"][3]

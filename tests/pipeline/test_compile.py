@@ -1,5 +1,6 @@
 """The compiled pipeline: deterministic, as committed, free of logic and secrets."""
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,16 @@ def test_further_steps_are_there_only_where_they_are_asked_for(option: str, step
     assert f"comp-{step}" not in specs[0]["components"]
 
 
+def _is_text(node: ast.AST) -> bool:
+    """A docstring: text that stands alone."""
+    return isinstance(node, ast.Expr) and isinstance(getattr(node.value, "value", None), str)
+
+
 @pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: path.parent.name)
 def test_a_component_is_thin_and_in_the_dag(path: Path, tmp_path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 60
+    source = path.read_text()
+    docstring = max((node.value.value for node in ast.walk(ast.parse(source)) if _is_text(node)), key=len)
+    assert len(source.splitlines()) - len(docstring.splitlines()) <= 50
     compiler.Compiler().compile(build(with_registry=True, with_output=True), str(tmp_path / "pipeline.yaml"))
     spec = next(yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text()))
     assert f"exec-{path.parent.name.replace('_', '-')}" in spec["deploymentSpec"]["executors"]

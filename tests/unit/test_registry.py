@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,11 @@ def test_a_fresh_process_gets_the_pipeline_s_model_token_for_token(
     own = greedy(models.load_model(candidates[name], base_model), tokenizer)
     assert done.stdout.splitlines()[-1] == own
     assert own != greedy(models.load_full_model(base_model), tokenizer), "the base would answer alike"
+    held = mlflow.models.get_model_info("models:/assistant@champion")
+    assert {"messages", "max_tokens", "temperature"} <= set(held.signature.inputs.input_names())
+    assert held.saved_input_example_info is not None
+    pinned = next((tmp_path / "artifacts").rglob("requirements.txt")).read_text().splitlines()
+    assert f"transformers=={version('transformers')}" in pinned
     weights = list((tmp_path / "artifacts").rglob("*.safetensors"))
     assert len(weights) == 1, "the weights are stored once"
     assert not list((tmp_path / "artifacts").rglob("*.bin"))

@@ -12,11 +12,13 @@ from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 
-from automixalign import compare, files, leaderboard, run_folder
+from automixalign import compare, config_file, files, leaderboard, run_folder
 from automixalign.config import Experiment
 from automixalign.report import runs
 from pipelines.run import KFP_LOG, StepFailedError, step_title
+from pipelines.sending import STORE
 
+REGISTRATION, PUBLICATION = "registration.json", "publication.json"
 SHOWN = {"excess": "excess", "accuracy": "accuracy", "generation": "passed"}
 """The metrics that fit a terminal of 80 columns, and their heads there; the page has all."""
 
@@ -103,6 +105,22 @@ def show_results(console: Console, folder: Path) -> None:
     }
     for what, place in places.items():
         console.print(f"  {what:<13}{folder / place}", highlight=False, soft_wrap=True)
+    if (folder / STORE).exists():
+        command = f"mlflow ui --backend-store-uri sqlite:///{(folder / STORE).resolve()}"
+        console.print(f"  {'MLflow':<13}{command}", highlight=False, soft_wrap=True)
+    _show_last_steps(console, folder)
+
+
+def _show_last_steps(console: Console, folder: Path) -> None:
+    """What became of the best model in the registry, and where the run was published."""
+    if (folder / REGISTRATION).exists():
+        made = files.read_json(folder / REGISTRATION)
+        what = "the champion" if made["champion"] else f"not the champion: {'; '.join(made['reasons'])}"
+        line = f"models:/{made['name']}/{made['version']} ({made['model']}), {what}"
+        console.print(f"  {'registered':<13}{line}", highlight=False, soft_wrap=True, markup=False)
+    if (folder / PUBLICATION).exists():
+        place = config_file.read_yaml(folder / run_folder.CONFIG)["output"]["to"]
+        console.print(f"  {'published':<13}{place}", highlight=False, soft_wrap=True, markup=False)
 
 
 def show_failure(console: Console, failure: StepFailedError, folder: Path) -> None:

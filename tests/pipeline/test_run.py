@@ -83,6 +83,8 @@ def run_folder(base_model: Path, s3: Any, tmp_path_factory: pytest.TempPathFacto
     assert done.returncode == 0, done.stdout + done.stderr
     assert "smallest worst-task excess" in done.stdout
     assert str(folder / "run" / "leaderboard.json") in done.stdout
+    assert "registered   models:/test/1 (" in done.stdout
+    assert "published    s3://pipeline-run/models" in done.stdout
     return folder / "run"
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 import mlflow
 import pytest
 import torch
+from mlflow_server import free_port, server
 from peft import LoraConfig, get_peft_model
 
 from automixalign import files, models
@@ -143,14 +143,36 @@ def test_a_fresh_process_gets_the_pipeline_s_model_token_for_token(
     assert not list((tmp_path / "artifacts").rglob("*.bin"))
 
 
+def test_a_server_with_its_artifacts_on_s3_hands_out_the_same_model(
+    s3: Any,
+    store: str,
+    registered: Registered,
+    candidates: dict[str, Path],
+    base_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a team runs it: the pipeline and the consumer know the server's address and nothing of S3."""
+    s3.create_bucket(Bucket="registry")
+    with server(tmp_path, free_port(), "s3://registry/models") as uri:
+        monkeypatch.setenv(URI, uri)
+        assert registered(entry("lora", 0.1))["champion"]
+        without_s3 = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
+        done = subprocess.run(
+            [sys.executable, "-c", CONSUMER], env=without_s3, capture_output=True, text=True, check=True
+        )
+    own = greedy(models.load_model(candidates["lora"], base_model), models.load_tokenizer(base_model))
+    assert done.stdout.splitlines()[-1] == own
+    keys = [item["Key"] for item in s3.list_objects_v2(Bucket="registry")["Contents"]]
+    assert sum(key.endswith(".safetensors") for key in keys) == 1
+
+
 def test_the_champion_is_served_as_a_chat(
     store: str, registered: Registered, candidates: dict[str, Path], base_model: Path, tmp_path: Path
 ) -> None:
     """MLflow's own server answers what the model would; as it samples, the temperature is next to 0."""
     registered(entry("full", 0.1))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     arguments = ["models", "serve", "-m", "models:/assistant@champion", "--env-manager", "local"]
     with (tmp_path / "serve.log").open("wb") as log:
         process = subprocess.Popen(

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -307,3 +308,13 @@ def test_a_failing_step_is_named_with_the_end_of_its_log(base_model: Path, tmp_p
     assert "Traceback" in failed.stderr, "the end of the step's log"
     assert (tmp_path / "run" / "models" / "reference" / "config.json").exists(), "finished steps are kept"
     assert not (tmp_path / "run" / "leaderboard.json").exists()
+
+
+@pytest.mark.parametrize("command", ["sync", "report"])
+def test_the_readme_s_commands_work_on_a_finished_run(command: str, run_folder: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(rf"^ama ({command} runs/NAME-DATE-TIME)", readme, re.MULTILINE)
+    assert lines
+    for line in lines:
+        done = ama(*line.replace("runs/NAME-DATE-TIME", str(run_folder)).split())
+        assert done.returncode == 0, done.stderr

@@ -28,20 +28,13 @@ def compare(
 
     Args:
         settings: `ComparisonSettings` as JSON.
-        reference: the evaluation of the reference model.
-        specialists: the evaluations of the specialists.
-        generalists: the evaluations of the generalists.
-        trajectories: the generalists' per-step logs; their metadata tell what a training cost.
-        specialist_trajectories: the same of the specialists.
-        data: the prepared splits, for their card.
-        losses: the specialists' losses, for their manifests.
-        leaderboard: JSON, an entry a model with every task.
+        reference, specialists, generalists, merges: the evaluations of the models of this family.
+        trajectories, specialist_trajectories: per-step logs; their metadata tell what a training cost.
+        data, losses: the prepared splits, and the specialists' losses of them.
+        leaderboard, markdown: every model on every task, as JSON and as a table.
         plots: folder of PNG files: task weights over time, a bar chart a metric.
-        markdown: the leaderboard as a table.
-        page: the report as one HTML file.
-        facts: JSON, what the report shows.
+        page, facts: the report as one HTML file, and what it shows as JSON.
         metrics: worst and average of every model.
-        merges: the evaluations of the merges, if there are any.
     """
     from pathlib import Path
 

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -154,17 +155,18 @@ def _versions() -> dict[str, str]:
     tags = {"automixalign.version": __version__, "automixalign.library": library_digest()}
     if run := os.environ.get("KFP_RUN_ID"):
         tags["kfp.run_id"] = run
-    if (git := shutil.which("git")) is None:
-        return tags
-    commit = subprocess.run(
-        [git, "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if commit.returncode == 0:
-        tags["mlflow.source.git.commit"] = commit.stdout.strip()
+    if commit := _commit():
+        tags["mlflow.source.git.commit"] = commit
     return tags
+
+
+@cache
+def _commit() -> str:
+    """The commit this code was checked out at; empty where it was not."""
+    if (git := shutil.which("git")) is None:
+        return ""
+    command = [git, "-C", str(Path(__file__).parent), "rev-parse", "--verify", "--quiet", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 @contextmanager

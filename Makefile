@@ -43,8 +43,9 @@ types: setup
 unit: setup
 	$(BIN)/python -m pytest $(ARGS)
 
-compile: setup ## rewrite pipelines/automixalign.yaml after a change to the DAG
-	$(BIN)/ama compile --output pipelines/automixalign.yaml
+compile: setup ## rewrite the pipelines that are kept after a change to the DAG or to where it runs
+	$(BIN)/ama compile --preset quickstart --output pipelines/automixalign.yaml
+	$(BIN)/python tests/pipeline/compiled.py
 
 pages: setup ## rewrite the components' pages after a change to a docstring or signature
 	$(BIN)/python -m components.pages

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from automixalign import merge_methods, mixers
+from automixalign.cluster import TRAINING, ClusterSpec
 from automixalign.errors import ConfigError
 from automixalign.losses import Loss
 from automixalign.schema import (
@@ -341,6 +342,7 @@ class Experiment(Schema):
     tracking: TrackingSpec = TrackingSpec()
     registry: RegistrySpec | None = None
     output: Annotated[OutputSpec, _named("to")] | None = None
+    cluster: ClusterSpec = ClusterSpec()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -360,7 +362,23 @@ class Experiment(Schema):
                 merge_methods.check(merge.method, len(self.tasks), merge.parameters)
             except ValueError as error:
                 raise ValueError(f"merges: {merge.name}: {error}") from error
+        self._check_an_accelerator_for_each_process()
         return self
+
+    @property
+    def parts(self) -> list[str]:
+        """The parts of the DAG that this experiment has and another may not have."""
+        return [part for part in ("merges", "registry", "output") if getattr(self, part)]
+
+    def _check_an_accelerator_for_each_process(self) -> None:
+        steps = [*TRAINING, "specialist_losses"] if self.specialist_losses.cross_fit else TRAINING
+        for step in steps:
+            accelerators = self.cluster.pod(step).accelerators
+            if accelerators and accelerators != self.training.processes:
+                raise ValueError(
+                    f"cluster: {step} has {accelerators} accelerators for training.processes: "
+                    f"{self.training.processes}; each process takes one"
+                )
 
     def _check_share_of_every_task(self, method: MethodSpec) -> None:
         if self.training.batch_size < len(self.tasks):

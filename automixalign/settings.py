@@ -13,6 +13,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict
 
 from automixalign import config
+from automixalign.cluster import ClusterSpec
 from automixalign.config import Experiment
 from automixalign.losses import Loss
 
@@ -159,6 +160,7 @@ class Plan(BaseModel):
         """
         common = {"library": library_digest(), "seed": experiment.seed}
         training, evaluation = experiment.training, experiment.evaluation
+        unplaced = experiment.model_copy(update={"cluster": ClusterSpec()})
         scoring = {**common, "batch_size": evaluation.batch_size, "precision": evaluation.precision}
         specialist = TrainingSettings(
             **common, training=training, budget=experiment.budget.specialist, method=None
@@ -207,8 +209,8 @@ class Plan(BaseModel):
                 loss=training.loss,
                 verifiers={task.name: task.verifier for task in experiment.tasks if task.verifier},
             ),
-            comparison=ComparisonSettings(**common, experiment=experiment),
-            registry=RegistrySettings(**common, experiment=experiment),
+            comparison=ComparisonSettings(**common, experiment=unplaced),
+            registry=RegistrySettings(**common, experiment=unplaced),
             publication=PublicationSettings(**common, output=experiment.output, run=experiment.name),
         )
 

@@ -1,5 +1,6 @@
 """The first step of the DAG: check the configuration and what it points at, then plan every other step."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from automixalign import base_model, progress, publish
@@ -11,21 +12,35 @@ from automixalign.errors import ConfigError
 from automixalign.settings import Plan
 
 
-def plan(configuration: str) -> Plan:
+def plan(configuration: str, parts: Sequence[str]) -> Plan:
     """Check a configuration given as JSON or YAML text, look at its sources, and divide it among the steps.
 
+    Args:
+        configuration: the text.
+        parts: the optional parts of the pipeline that runs it (`Experiment.parts`).
+
     Raises:
-        ConfigError: naming the key that is unknown, of a wrong type or impossible.
+        ConfigError: naming the key that is unknown, of a wrong type or impossible; or the pipeline is not one
+            for this experiment.
         DataError, ModelError, StorageError: a source is not there.
     """
     data = parse_yaml(configuration, "the configuration")
     if not isinstance(data, dict):
         raise ConfigError(f"the configuration must be a mapping of keys, not {type(data).__name__}")
     experiment = parse(data, "the configuration")
+    if experiment.parts != list(parts):
+        raise ConfigError(
+            f"the pipeline was compiled for an experiment with {_listed(parts)}, and this one has "
+            f"{_listed(experiment.parts)}: compile it again from this configuration"
+        )
     record = progress.current().record
     record.of_pipeline = True
     record.add_params(experiment.model_dump(mode="json"))
     return plan_experiment(experiment)
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return " and ".join(parts) or "no merges, registry or output"
 
 
 def plan_experiment(experiment: Experiment) -> Plan:

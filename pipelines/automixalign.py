@@ -11,12 +11,12 @@ and collect artifacts at the end of a pipeline.
 """
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any, NamedTuple
 
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Model
 
+from automixalign.config import Experiment
 from components.compare.component import compare
 from components.evaluate.component import evaluate
 from components.merge_specialists.component import merge_specialists
@@ -29,6 +29,7 @@ from components.specialist_losses.component import specialist_losses
 from components.train_generalist.component import train_generalist
 from components.train_specialist.component import train_specialist
 from components.validate_config.component import validate_config
+from pipelines.placement import ON_THIS_MACHINE, Placement
 
 
 class Specialists(NamedTuple):
@@ -55,117 +56,149 @@ class Merges(NamedTuple):
     evaluations: list[Dataset]
 
 
-@dsl.pipeline(name="specialists", display_name="Specialists")
-def specialists(
-    tasks: list,  # type: ignore[type-arg]  # kfp knows no list[str]
-    specialist: str,
-    losses: str,
-    evaluation: str,
-    data: Input[Dataset],
-    logps: Input[Dataset],
-    base_model: Input[Model],
-) -> Specialists:
-    """Train, evaluate and score one specialist a task."""
-    with dsl.ParallelFor(items=tasks, name="tasks") as task_name:
-        trained = train_specialist(
-            settings=specialist, task_name=task_name, data=data, logps=logps, base_model=base_model
+def _specialists(place: Placement) -> Callable[..., Any]:
+    """The loop over the tasks: train, evaluate and score one specialist each."""
+
+    @dsl.pipeline(name="specialists", display_name="Specialists")
+    def specialists(
+        tasks: list,  # type: ignore[type-arg]  # kfp knows no list[str]
+        specialist: str,
+        losses: str,
+        evaluation: str,
+        data: Input[Dataset],
+        logps: Input[Dataset],
+        base_model: Input[Model],
+    ) -> Specialists:
+        with dsl.ParallelFor(items=tasks, name="tasks") as task_name:
+            trained = place(
+                train_specialist,
+                settings=specialist,
+                task_name=task_name,
+                data=data,
+                logps=logps,
+                base_model=base_model,
+            )
+            model = trained.outputs["model"]
+            evaluated = place(
+                evaluate, settings=evaluation, data=data, logps=logps, base_model=base_model, model=model
+            )
+            scored = place(
+                specialist_losses,
+                settings=losses,
+                task_name=task_name,
+                data=data,
+                logps=logps,
+                base_model=base_model,
+                model=model,
+                evaluation=evaluated.outputs["evaluation"],
+            )
+        return Specialists(
+            models=dsl.Collected(model),
+            trajectories=dsl.Collected(trained.outputs["trajectory"]),
+            losses=dsl.Collected(scored.outputs["losses"]),
+            evaluations=dsl.Collected(evaluated.outputs["evaluation"]),
         )
-        model = trained.outputs["model"]
-        evaluated = evaluate(settings=evaluation, data=data, logps=logps, base_model=base_model, model=model)
-        scored = specialist_losses(
-            settings=losses,
-            task_name=task_name,
-            data=data,
-            logps=logps,
-            base_model=base_model,
-            model=model,
-            evaluation=evaluated.outputs["evaluation"],
+
+    return specialists  # type: ignore[no-any-return]
+
+
+def _generalists(place: Placement) -> Callable[..., Any]:
+    """The loop over the methods: train and evaluate one generalist each."""
+
+    @dsl.pipeline(name="generalists", display_name="Generalists")
+    def generalists(
+        methods: list,  # type: ignore[type-arg]
+        evaluation: str,
+        data: Input[Dataset],
+        logps: Input[Dataset],
+        losses: Input[list[Dataset]],
+        base_model: Input[Model],
+    ) -> Generalists:
+        with dsl.ParallelFor(items=methods, name="methods") as settings:
+            trained = place(
+                train_generalist,
+                settings=settings,
+                data=data,
+                logps=logps,
+                losses=losses,
+                base_model=base_model,
+            )
+            evaluated = place(
+                evaluate,
+                settings=evaluation,
+                data=data,
+                logps=logps,
+                base_model=base_model,
+                model=trained.outputs["model"],
+            )
+        return Generalists(
+            models=dsl.Collected(trained.outputs["model"]),
+            trajectories=dsl.Collected(trained.outputs["trajectory"]),
+            evaluations=dsl.Collected(evaluated.outputs["evaluation"]),
         )
-    return Specialists(
-        models=dsl.Collected(model),
-        trajectories=dsl.Collected(trained.outputs["trajectory"]),
-        losses=dsl.Collected(scored.outputs["losses"]),
-        evaluations=dsl.Collected(evaluated.outputs["evaluation"]),
-    )
+
+    return generalists  # type: ignore[no-any-return]
 
 
-@dsl.pipeline(name="generalists", display_name="Generalists")
-def generalists(
-    methods: list,  # type: ignore[type-arg]
-    evaluation: str,
-    data: Input[Dataset],
-    logps: Input[Dataset],
-    losses: Input[list[Dataset]],
-    base_model: Input[Model],
-) -> Generalists:
-    """Train and evaluate one generalist a method."""
-    with dsl.ParallelFor(items=methods, name="methods") as settings:
-        trained = train_generalist(
-            settings=settings, data=data, logps=logps, losses=losses, base_model=base_model
+def _merges(place: Placement) -> Callable[..., Any]:
+    """The loop over the merges: make and evaluate one model each."""
+
+    @dsl.pipeline(name="merges", display_name="Merges")
+    def merges(
+        methods: list,  # type: ignore[type-arg]
+        evaluation: str,
+        data: Input[Dataset],
+        logps: Input[Dataset],
+        models: Input[list[Model]],
+        base_model: Input[Model],
+    ) -> Merges:
+        with dsl.ParallelFor(items=methods, name="merges") as settings:
+            merged = place(merge_specialists, settings=settings, base_model=base_model, specialists=models)
+            evaluated = place(
+                evaluate,
+                settings=evaluation,
+                data=data,
+                logps=logps,
+                base_model=base_model,
+                model=merged.outputs["model"],
+            )
+        return Merges(
+            models=dsl.Collected(merged.outputs["model"]),
+            evaluations=dsl.Collected(evaluated.outputs["evaluation"]),
         )
-        evaluated = evaluate(
-            settings=evaluation,
-            data=data,
-            logps=logps,
-            base_model=base_model,
-            model=trained.outputs["model"],
-        )
-    return Generalists(
-        models=dsl.Collected(trained.outputs["model"]),
-        trajectories=dsl.Collected(trained.outputs["trajectory"]),
-        evaluations=dsl.Collected(evaluated.outputs["evaluation"]),
-    )
+
+    return merges  # type: ignore[no-any-return]
 
 
-@dsl.pipeline(name="merges", display_name="Merges")
-def merges(
-    methods: list,  # type: ignore[type-arg]
-    evaluation: str,
-    data: Input[Dataset],
-    logps: Input[Dataset],
-    models: Input[list[Model]],
-    base_model: Input[Model],
-) -> Merges:
-    """Make and evaluate one model a merge method."""
-    with dsl.ParallelFor(items=methods, name="merges") as settings:
-        merged = merge_specialists(settings=settings, base_model=base_model, specialists=models)
-        evaluated = evaluate(
-            settings=evaluation,
-            data=data,
-            logps=logps,
-            base_model=base_model,
-            model=merged.outputs["model"],
-        )
-    return Merges(
-        models=dsl.Collected(merged.outputs["model"]),
-        evaluations=dsl.Collected(evaluated.outputs["evaluation"]),
-    )
+def build(experiment: Experiment, place: Placement = ON_THIS_MACHINE) -> Callable[..., Any]:
+    """The pipeline of an experiment, with the steps that it asks for.
 
-
-@cache
-def build(
-    with_merges: bool = True, with_registry: bool = False, with_output: bool = False
-) -> Callable[..., Any]:
-    """The pipeline; its one parameter, `config`, is an experiment as JSON or YAML.
+    Its one parameter, `config`, is the experiment by default; another one with the same parts (merges,
+    registry, output) can be given as JSON or YAML.
 
     Args:
-        with_merges: leave the merges out where an experiment has none: kfp cannot collect from an empty loop.
-        with_registry: end with a step that registers the best model, for experiments with a `registry`.
-        with_output: end with a step that copies models and report away, for experiments with an `output`.
+        experiment: the checked configuration.
+        place: makes each task, and says where on a cluster it runs.
     """
+    # kfp cannot collect from an empty loop, so the loop over merges is there only where there are any.
+    parts = experiment.parts
+    specialists, generalists, merges = _specialists(place), _generalists(place), _merges(place)
 
     @dsl.pipeline(
         name="automixalign",
         display_name="AutoMixAlign",
         description="Align one language model to several tasks: specialists, generalists, merges, leaderboard.",
+        pipeline_config=place.pipeline_config,
     )
-    def automixalign(config: str) -> None:
-        plan = validate_config(config=config).outputs
-        base_model = prepare_base_model(settings=plan["base_model"]).outputs["base_model"]
-        data = prepare_data(settings=plan["data"], base_model=base_model).outputs["data"]
-        logps = reference_logps(settings=plan["scoring"], data=data, base_model=base_model).outputs["logps"]
+    def automixalign(config: str = experiment.model_dump_json()) -> None:
+        plan = place(validate_config, config=config, parts=parts).outputs
+        base_model = place(prepare_base_model, settings=plan["base_model"]).outputs["base_model"]
+        data = place(prepare_data, settings=plan["data"], base_model=base_model).outputs["data"]
+        logps = place(reference_logps, settings=plan["scoring"], data=data, base_model=base_model).outputs[
+            "logps"
+        ]
         common = {"data": data, "logps": logps, "base_model": base_model}
-        evaluated = evaluate(settings=plan["evaluation"], model=base_model, **common)
+        evaluated = place(evaluate, settings=plan["evaluation"], model=base_model, **common)
         first = specialists(
             tasks=plan["tasks"],
             specialist=plan["specialist"],
@@ -189,7 +222,7 @@ def build(
             "data": data,
         }
         candidates = {"generalists": trained["models"]}
-        if with_merges:
+        if "merges" in parts:
             merged = merges(
                 methods=plan["merges"],
                 evaluation=plan["evaluation"],
@@ -197,17 +230,19 @@ def build(
                 **common,
             ).outputs
             to_compare["merges"], candidates["merges"] = merged["evaluations"], merged["models"]
-        compared = compare(settings=plan["comparison"], **to_compare).outputs
-        if with_registry:
-            register(
+        compared = place(compare, settings=plan["comparison"], **to_compare).outputs
+        if "registry" in parts:
+            place(
+                register,
                 settings=plan["registry"],
                 board=compared["leaderboard"],
                 data=data,
                 base_model=base_model,
                 **candidates,
             )
-        if with_output:
-            publish(
+        if "output" in parts:
+            place(
+                publish,
                 settings=plan["publication"],
                 board=compared["leaderboard"],
                 page=compared["page"],

@@ -228,29 +228,39 @@ def report(
 @app.command("compile")
 def compile_(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.yaml", help="Where to write it.")],
-    merges: Annotated[bool, typer.Option(help="Leave the merges out for experiments that have none.")] = True,
-    registry: Annotated[bool, typer.Option(help="Register the best model with MLflow at the end.")] = False,
-    publication: Annotated[bool, typer.Option(help="Copy models and report to `output` at the end.")] = False,
+    preset: Preset = None,
+    file: Config = None,
+    task: Task = None,
+    set_: Set = None,
 ) -> None:
-    """Write the pipeline as KFP's IR YAML, to upload to Kubeflow Pipelines.
+    """Write an experiment's pipeline as KFP's IR YAML, to upload to Kubeflow Pipelines.
 
-    Its one parameter, `config`, takes what `ama validate` prints. The containers' image is read from the
-    environment variable AMA_IMAGE.
+    Its one parameter, `config`, has the experiment as its default. What each step asks of the cluster is the
+    configuration's `cluster`; the containers' image is read from the environment variable AMA_IMAGE.
 
     Example:
 
-        AMA_IMAGE=registry.example/automixalign@sha256:... ama compile --output automixalign.yaml
+        AMA_IMAGE=registry/automixalign@sha256:... ama compile --config my.yaml --output my-pipeline.yaml
     """
-    from kfp import compiler
-
-    from pipelines.automixalign import build
+    from components.image import IMAGE, is_pinned
+    from pipelines import compiling
 
     if output.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"--output {output}: the name must end in .yaml")
+    experiment = load(preset, file, task, set_)
     try:
-        compiler.Compiler().compile(build(merges, registry, publication), str(output))
+        compiling.write(experiment, output)
     except OSError as error:
         raise ConfigError(f"--output {output} cannot be written: {error}") from error
+    if not is_pinned(IMAGE):
+        _warn(
+            f"the image {IMAGE} is named by a tag, behind which another image may come to stand while a run "
+            "goes on: name it by digest (AMA_IMAGE=registry/name@sha256:...)"
+        )
+
+
+def _warn(message: str) -> None:
+    Console(stderr=True).print(Text.assemble(("warning:", "yellow"), f" {message}"), soft_wrap=True)
 
 
 def main() -> None:

@@ -26,9 +26,7 @@ def run(experiment: config.Experiment, pipeline_root: Path) -> None:
         workspace_root=str(pipeline_root / "workspace"),
         raise_on_error=True,
     )
-    build(bool(experiment.merges), experiment.registry is not None, experiment.output is not None)(
-        config=experiment.model_dump_json()
-    )
+    build(experiment)(config=experiment.model_dump_json())
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from components.image import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def validate_config(
     config: str,
+    parts: list,  # type: ignore[type-arg]  # kfp knows no list[str]
 ) -> NamedTuple(  # type: ignore[valid-type]  # kfp reads the outputs from this form
     "Plan",
     base_model=str,
@@ -29,6 +30,7 @@ def validate_config(
 
     Args:
         config: the experiment, as JSON or YAML (see `automixalign/config.py` for the schema).
+        parts: the optional parts of the pipeline: `merges`, `registry`, `output`.
 
     Returns:
         The settings of each step as JSON, and the items of the three loops.
@@ -37,4 +39,4 @@ def validate_config(
     from automixalign.validate import plan
 
     with step("validate_config"):
-        return plan(config).as_outputs()
+        return plan(config, parts).as_outputs()

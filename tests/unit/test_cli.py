@@ -86,7 +86,7 @@ def test_the_installed_command(tmp_path: Path) -> None:
         ([], ["ama run --preset quickstart", "ama validate --config my.yaml"]),
         (["run"], ["ama run --preset quickstart", "--set methods.2.eta=0.1 --output runs/eta"]),
         (["validate"], ["ama validate --preset quickstart --set training.beta=0.2"]),
-        (["compile"], ["ama compile --output automixalign.yaml"]),
+        (["compile"], ["ama compile --config my.yaml --output my-pipeline.yaml"]),
     ],
 )
 @pytest.mark.parametrize("flag", ["--help", "-h"])
@@ -252,15 +252,21 @@ def test_run_refuses_a_place_that_cannot_be_written_to(ama: Ama, written: Path, 
     assert "error: --output file/out cannot be written to: " in ended.err
 
 
-@pytest.mark.parametrize("name", ["pipeline.json", "pipeline", "missing/pipeline.yaml"])
-def test_compile_refuses(ama: Ama, tmp_path: Path, name: str) -> None:
-    ended = ama("compile", "--output", name)
+@pytest.mark.parametrize("name", ["pipeline.json", "pipeline", "file/pipeline.yaml"])
+def test_compile_refuses(ama: Ama, written: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    ended = ama("compile", "-c", str(written), "--output", name)
     assert ended.status == 2
     assert f"error: --output {name}" in ended.err
-    assert list(tmp_path.iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", written.name]
 
 
-def test_compile_writes_the_pipeline(ama: Ama, tmp_path: Path) -> None:
-    assert ama("compile", "--output", "pipeline.yaml").status == 0
+def test_compile_writes_the_pipeline_of_an_experiment_and_warns_of_a_tag(
+    ama: Ama, written: Path, tmp_path: Path
+) -> None:
+    ended = ama("compile", "-c", str(written), "--output", "pipeline.yaml")
+    assert ended.status == 0
+    assert "warning: the image automixalign:" in ended.err
+    assert "name it by digest (AMA_IMAGE=" in ended.err
     (pipeline, *_) = yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text())
     assert list(pipeline["root"]["inputDefinitions"]["parameters"]) == ["config"]

@@ -510,7 +510,9 @@ def test_the_plan_survives_its_way_as_text(experiment_data: Data) -> None:
 
 def test_plan_reads_json_and_yaml(experiment_data: Data) -> None:
     experiment = parse(experiment_data, "test")
-    assert plan(json.dumps(experiment_data)) == plan(yaml.safe_dump(experiment_data)) == plan(dump(experiment))
+    texts = (json.dumps(experiment_data), yaml.safe_dump(experiment_data), dump(experiment))
+    plans = [plan(text, experiment.parts) for text in texts]
+    assert plans[0] == plans[1] == plans[2]
 
 
 @pytest.mark.parametrize(
@@ -525,25 +527,26 @@ def test_plan_reads_json_and_yaml(experiment_data: Data) -> None:
 )
 def test_plan_refuses(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        plan(text)
+        plan(text, [])
 
 
 def test_plan_looks_at_the_sources(experiment_data: Data, tmp_path: Path) -> None:
     from automixalign.errors import DataError, ModelError
 
+    parts = parse(experiment_data, "test").parts
     source = tmp_path / "task.jsonl"
     set_task(experiment_data, "format", str(source))
     with pytest.raises(DataError, match=rf"task format: {source} does not exist"):
-        plan(json.dumps(experiment_data))
+        plan(json.dumps(experiment_data), parts)
     source.write_text("one")
-    before = plan(json.dumps(experiment_data))
+    before = plan(json.dumps(experiment_data), parts)
     source.write_text("two")
-    after = plan(json.dumps(experiment_data))
+    after = plan(json.dumps(experiment_data), parts)
     assert before.data != after.data
     assert before.model_copy(update={"data": after.data}) == after
     experiment_data["base_model"] = str(tmp_path / "no-model")
     with pytest.raises(ModelError, match="no-model does not exist"):
-        plan(json.dumps(experiment_data))
+        plan(json.dumps(experiment_data), parts)
 
 
 def test_reserved_names_are_those_of_the_leaderboard(experiment_data: Data) -> None:

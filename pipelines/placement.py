@@ -1,0 +1,120 @@
+"""Where the steps run: on this machine as they are, or on a cluster as an experiment's `cluster` says."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from kfp import kubernetes
+from kfp.dsl import PipelineConfig, PipelineTask
+
+from automixalign.cluster import ClusterSpec, Pod, Step
+
+SECRET_KEYS = {
+    "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    "mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+    "hub": ("HF_TOKEN",),
+}
+"""The keys of each Secret, which are the environment variables, too."""
+ENVIRONMENT_KEYS = ("AWS_ENDPOINT_URL", "AWS_REGION", "MLFLOW_TRACKING_URI")
+
+_READS_SOURCES: tuple[Step, ...] = ("validate_config", "prepare_base_model", "prepare_data")
+_USES: dict[str, tuple[Step, ...]] = {
+    "s3": (*_READS_SOURCES, "register", "publish"),
+    "hub": _READS_SOURCES,
+}
+"""The steps that see a Secret; every step tells MLflow what it did."""
+_NEVER_CACHED: tuple[Step, ...] = ("validate_config", "register", "publish")
+"""They look at or change what lies outside the DAG: the sources' content, the registry, the output."""
+
+
+class Placement:
+    """Makes the tasks of a pipeline: on this machine."""
+
+    pipeline_config: PipelineConfig | None = None
+
+    def __call__(self, component: Callable[..., PipelineTask], **inputs: Any) -> PipelineTask:
+        """The task of a component with these inputs."""
+        task = component(**inputs)
+        return task.set_display_name(task.name.replace("-", " ").capitalize())
+
+
+ON_THIS_MACHINE = Placement()
+
+
+class OnCluster(Placement):
+    """Makes the tasks of a pipeline, each with what its pod asks for.
+
+    Args:
+        cluster: the experiment's `cluster`.
+    """
+
+    def __init__(self, cluster: ClusterSpec) -> None:
+        self.cluster = cluster
+        self.pipeline_config = PipelineConfig(ttl_seconds_after_finished=cluster.ttl_seconds)
+
+    def __call__(self, component: Callable[..., PipelineTask], **inputs: Any) -> PipelineTask:
+        task = super().__call__(component, **inputs)
+        step = cast(Step, component.name.replace("-", "_"))  # type: ignore[attr-defined]
+        pod = self.cluster.pod(step)
+        task.set_caching_options(self.cluster.cache and step not in _NEVER_CACHED)
+        _give_resources(task, pod)
+        _choose_nodes(task, pod)
+        _limit_time(task, pod)
+        self._give_environment(task, step)
+        return task
+
+    def _give_environment(self, task: PipelineTask, step: Step) -> None:
+        for kind, keys in SECRET_KEYS.items():
+            name = getattr(self.cluster.secrets, kind)
+            if name and step in _USES.get(kind, (step,)):
+                kubernetes.use_secret_as_env(task, name, _as_themselves(keys), optional=True)
+        if self.cluster.environment:
+            kubernetes.use_config_map_as_env(
+                task, self.cluster.environment, _as_themselves(ENVIRONMENT_KEYS), optional=True
+            )
+        if self.cluster.image_pull_secrets:
+            kubernetes.set_image_pull_secrets(task, self.cluster.image_pull_secrets)
+        kubernetes.set_security_context(task, run_as_non_root=True)
+
+
+def _as_themselves(keys: Sequence[str]) -> dict[str, str]:
+    return {key: key for key in keys}
+
+
+def _give_resources(task: PipelineTask, pod: Pod) -> None:
+    if pod.cpu:
+        task.set_cpu_request(pod.cpu)
+    if pod.cpu_limit:
+        task.set_cpu_limit(pod.cpu_limit)
+    if pod.memory:
+        task.set_memory_request(pod.memory).set_memory_limit(pod.memory)
+    if pod.accelerators:
+        task.set_accelerator_type(pod.accelerator).set_accelerator_limit(pod.accelerators)
+    if pod.scratch:
+        kubernetes.empty_dir_mount(task, "scratch", "/tmp", size_limit=pod.scratch)  # noqa: S108  a pod's own
+    if pod.shared_memory:
+        kubernetes.empty_dir_mount(
+            task,
+            "shared-memory",
+            "/dev/shm",  # noqa: S108
+            medium="Memory",
+            size_limit=pod.shared_memory,
+        )
+
+
+def _choose_nodes(task: PipelineTask, pod: Pod) -> None:
+    for key, value in sorted(pod.node_selector.items()):
+        kubernetes.add_node_selector(task, key, value)
+    for toleration in pod.tolerations:
+        kubernetes.add_toleration(task, **toleration.model_dump(exclude_none=True))
+
+
+def _limit_time(task: PipelineTask, pod: Pod) -> None:
+    if pod.timeout_seconds:
+        kubernetes.set_timeout(task, pod.timeout_seconds)
+    if pod.retries.times:
+        task.set_retry(
+            pod.retries.times,
+            f"{pod.retries.wait_seconds}s",
+            pod.retries.factor,
+            f"{pod.retries.longest_wait_seconds}s",
+        )

@@ -1,0 +1,108 @@
+"""Experiments whose compiled pipelines are kept, and what a reader wants to see of one: `golden/NAME.yaml`.
+
+`python tests/pipeline/compiled.py` (part of `make compile`) writes them again after a change that was meant.
+"""
+
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from automixalign.config import Experiment, parse
+from pipelines.compiling import write
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def _experiment(cluster: dict[str, Any], tasks: int = 2, **changes: Any) -> Experiment:
+    training = {"batch_size": 64, "micro_batch_size": 1, "learning_rate": 5e-7, **changes.pop("training", {})}
+    data = {
+        "name": "golden",
+        "base_model": "s3://models/base",
+        "tasks": [{"name": f"task-{number}", "source": f"s3://data/task-{number}/"} for number in range(tasks)],
+        "training": training,
+        "budget": {"specialist": {"steps": 100}, "generalist": {"steps": 400}},
+        "methods": ["uniform", "ama-r"],
+        "cluster": cluster,
+        **changes,
+    }
+    return parse(data, "golden")
+
+
+def _gpus(count: int) -> dict[str, Any]:
+    one = {"cpu": 8, "memory": "64Gi", "accelerators": 1}
+    many = {"cpu": 8 * count, "memory": f"{64 * count}Gi", "accelerators": count, "shared_memory": "16Gi"}
+    nodes = {
+        "node_selector": {"node.kubernetes.io/instance-type": "gpu"},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    }
+    return {
+        "default": {"cpu": 2, "memory": "8Gi", "scratch": "50Gi", "timeout_seconds": 3600},
+        "steps": {
+            **{step: one | nodes for step in ("reference_logps", "evaluate", "specialist_losses")},
+            **{
+                step: many | nodes | {"timeout_seconds": 172800}
+                for step in ("train_specialist", "train_generalist")
+            },
+        },
+    }
+
+
+EXPERIMENTS = {
+    "cpu": _experiment({"default": {"cpu": "500m", "cpu_limit": 2, "memory": "4Gi"}}, merges=["linear"]),
+    "one-gpu": _experiment(_gpus(1), registry={"name": "assistant"}, output="s3://results/golden"),
+    "eight-gpus": _experiment(
+        _gpus(8) | {"ttl_seconds": 604800, "image_pull_secrets": ["registry"]}, training={"processes": 8}
+    ),
+    "lora": _experiment(
+        _gpus(1) | {"cache": False, "secrets": {"hub": None}, "environment": None},
+        training={"lora": {"rank": 16}},
+        merges=["ties"],
+    ),
+    "many-tasks": _experiment(
+        {"default": {"retries": {"times": 0}}}, tasks=12, merges=["linear", "ties"], methods=["standard"]
+    ),
+}
+
+
+@cache
+def pipeline(name: str) -> list[Any]:
+    """The documents of a compiled pipeline: its spec and what the platform is asked for."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / f"{name}.yaml"
+        write(EXPERIMENTS[name], place)
+        return list(yaml.safe_load_all(place.read_text()))
+
+
+def summary(documents: list[Any]) -> dict[str, Any]:
+    """What depends on the configuration: each task's retries and caching, each container's resources."""
+    spec, platform = documents[0], documents[1]["platforms"]["kubernetes"]
+    dags = {"root": spec["root"]} | {k: c for k, c in spec["components"].items() if "dag" in c}
+    tasks = {
+        f"{dag}/{name}": {key: task[key] for key in ("cachingOptions", "retryPolicy") if task.get(key)}
+        for dag, component in dags.items()
+        for name, task in component["dag"]["tasks"].items()
+        if task["componentRef"]["name"] not in dags
+    }
+    executors = {
+        name: {
+            "resources": executor["container"].get("resources", {}),
+            **platform["deploymentSpec"]["executors"].get(name, {}),
+        }
+        for name, executor in spec["deploymentSpec"]["executors"].items()
+    }
+    others = {key: value for key, value in platform.items() if key != "deploymentSpec"}
+    return {"tasks": tasks, "executors": executors, "pipeline": others}
+
+
+def golden(name: str) -> str:
+    """The text of a golden file."""
+    return yaml.safe_dump(summary(pipeline(name)), sort_keys=True, width=110)
+
+
+if __name__ == "__main__":
+    GOLDEN.mkdir(exist_ok=True)
+    for experiment in EXPERIMENTS:
+        (GOLDEN / f"{experiment}.yaml").write_text(golden(experiment))

@@ -53,6 +53,18 @@ LabelValue = Annotated[
 ]
 
 
+SECRET_KEYS = {
+    "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    "mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+    "hub": ("HF_TOKEN",),
+}
+"""The keys of each Secret of `Secrets`, which are the environment variables, too."""
+ENVIRONMENT_KEYS = ("AWS_ENDPOINT_URL", "AWS_REGION", "MLFLOW_TRACKING_URI")
+"""The keys of the ConfigMap `environment`."""
+TRAIN_JOB = "AMA_TRAIN_JOB"
+"""The environment variable with a `TrainJobRequest` as JSON."""
+
+
 class Toleration(Schema):
     """Let a pod onto nodes with a taint, in Kubernetes' terms."""
 
@@ -106,17 +118,34 @@ class Pod(Schema):
 
 
 class Secrets(Schema):
-    """Secrets whose keys become environment variables of the steps that need them; `null` for none.
+    """Secrets whose keys (`SECRET_KEYS`) become environment variables of steps that need them; `null` for none.
 
     A Secret, or a key of it, that is not there is left out: a step then does without.
     """
 
     s3: ObjectName | None = "automixalign-s3"
-    """AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY."""
     mlflow: ObjectName | None = "automixalign-mlflow"
-    """MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD."""
     hub: ObjectName | None = "automixalign-hub"
-    """HF_TOKEN."""
+
+
+class TrainJobSpec(Schema):
+    """Trainings on several nodes, each a TrainJob of Kubeflow Trainer (https://www.kubeflow.org/docs/components/trainer)."""
+
+    storage: Annotated[str, StringConstraints(pattern=r"^s3://[a-z0-9][a-z0-9.-]+(/.*)?$")]
+    """Prefix that inputs and results of a training pass through, on the way to the nodes and back."""
+    runtime: ObjectName = "torch-distributed"
+    """The ClusterTrainingRuntime: one that starts PyTorch."""
+
+
+class TrainJobRequest(TrainJobSpec):
+    """What a training step is told, in `AMA_TRAIN_JOB`, of the job that it is to start."""
+
+    image: str
+    nodes: Count
+    pod: Pod
+    secrets: Secrets
+    environment: ObjectName | None
+    image_pull_secrets: list[ObjectName]
 
 
 class ClusterSpec(Schema):
@@ -127,8 +156,9 @@ class ClusterSpec(Schema):
     """What differs from `default`, key by key, for the steps named."""
     secrets: Secrets = Secrets()
     environment: ObjectName | None = "automixalign-env"
-    """A ConfigMap whose AWS_ENDPOINT_URL, AWS_REGION and MLFLOW_TRACKING_URI the steps see."""
+    """A ConfigMap whose keys (`ENVIRONMENT_KEYS`) the steps see."""
     image_pull_secrets: list[ObjectName] = Field(default_factory=list)
+    train_job: TrainJobSpec | None = None
     cache: Flag = True
     """Take what an earlier run computed from the same inputs, settings and code."""
     ttl_seconds: Count | None = None

@@ -164,6 +164,11 @@ class TrainingSpec(Loss):
     """Pairs a forward pass of a process; what is left of `batch_size` is gradient accumulation."""
     processes: Count = 1
     """Processes on one machine that share every step, each with a slice of its pairs: one a GPU."""
+    nodes: Count = 1
+    """Machines with so many processes each; more than one are Kubeflow Trainer's (`cluster.train_job`)."""
+    fsdp: Flag = False
+    """Divide parameters, gradients and optimiser state among the processes (FSDP2, arXiv 2304.11277), for a
+    model that does not fit one GPU; else each process holds all of them."""
     learning_rate: Positive
     lr_scheduler: Literal["constant", "linear", "cosine"] = "linear"
     warmup_steps: Natural = 0
@@ -187,8 +192,12 @@ class TrainingSpec(Loss):
             raise ValueError("'lora' and 'trainable' exclude each other")
         if self.batch_size % (self.micro_batch_size or 1):
             raise ValueError("'batch_size' must be a multiple of 'micro_batch_size'")
-        if self.batch_size % ((self.micro_batch_size or 1) * self.processes):
-            raise ValueError("'batch_size' must be a multiple of 'processes' times 'micro_batch_size'")
+        if self.batch_size % ((self.micro_batch_size or 1) * self.nodes * self.processes):
+            raise ValueError(
+                "'batch_size' must be a multiple of 'processes' times 'micro_batch_size', times 'nodes'"
+            )
+        if self.fsdp and self.nodes * self.processes == 1:
+            raise ValueError("'fsdp' divides a model among 'processes', and there is one")
         for pattern in self.trainable or []:
             try:
                 re.compile(pattern)
@@ -363,7 +372,18 @@ class Experiment(Schema):
             except ValueError as error:
                 raise ValueError(f"merges: {merge.name}: {error}") from error
         self._check_an_accelerator_for_each_process()
+        self._check_what_cannot_go_together()
         return self
+
+    def _check_what_cannot_go_together(self) -> None:
+        if self.training.nodes > 1 and self.cluster.train_job is None:
+            raise ValueError("training.nodes: more than one need 'cluster.train_job'")
+        if self.training.nodes > 1 and self.specialist_losses.cross_fit:
+            raise ValueError("specialist_losses.cross_fit: its trainings run in one pod; set training.nodes: 1")
+        if self.training.fsdp and any(method.average_iterates for method in self.methods):
+            raise ValueError(
+                "methods: 'average_iterates' needs whole parameters, which 'training.fsdp' divides"
+            )
 
     @property
     def parts(self) -> list[str]:

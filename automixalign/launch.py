@@ -1,15 +1,53 @@
-"""Run a function in several processes of this machine that torch.distributed joins: gloo, or NCCL on CUDA."""
+"""Run a training here, or in several processes that torch.distributed joins: gloo, or NCCL on CUDA."""
 
 import os
-import socket
+import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from automixalign import errors, files, progress
+from pydantic import BaseModel, ConfigDict
 
+from automixalign import errors, files, progress
+from automixalign.settings import TrainingSettings
+
+JOB, RESULT = "job.json", "result.json"
 _WORLD = "WORLD_SIZE"
+
+
+class Training(BaseModel):
+    """What a training reads and writes, so that any process which sees the files can run its part of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    settings: TrainingSettings
+    data: Path
+    reference: Path
+    base_model: Path
+    output: Path
+    trajectory: Path
+
+    def run(self) -> dict[str, Any]:
+        """Train; called in every process that shares the work."""
+        raise NotImplementedError
+
+
+class Job(BaseModel):
+    """A training on its way to other processes, as `job.json`; see `worker.py`."""
+
+    kind: str
+    training: dict[str, Any]
+    stage: str = ""
+    name: str = ""
+
+    @classmethod
+    def of(cls, training: Training) -> "Job":
+        """The job of the step that this process runs."""
+        step = progress.current()
+        data = training.model_dump(mode="json")
+        return cls(kind=type(training).__name__, training=data, stage=step.stage, name=step.name)
 
 
 def world_size() -> int:
@@ -17,74 +55,87 @@ def world_size() -> int:
     return int(os.environ.get(_WORLD, "1"))
 
 
-def launch(function: Callable[..., Any], arguments: tuple[Any, ...], processes: int) -> Any:
-    """Call `function(*arguments)` in every one of `processes` processes; return what the first returned.
+def launch(training: Training) -> dict[str, Any]:
+    """Run a training in `training.processes` processes on each of `training.nodes`; return what the first did.
 
-    With one process, or where a launcher has started several already, the function is simply called.
-
-    Args:
-        function: of a module, so that a new process can import it.
-        arguments: anything that can be pickled.
+    Several processes of this machine are started by `accelerate launch`
+    (https://huggingface.co/docs/accelerate/basic_tutorials/launch), several nodes by Kubeflow Trainer
+    (`train_job.py`). With one process, or where a launcher has started several already, it simply runs.
 
     Raises:
         AutoMixAlignError: the error of the process that failed first, once the others are ended; a
             TrainingError where it was not one of ours.
     """
-    if processes == 1 or _WORLD in os.environ:
-        return function(*arguments)
-    import torch
-    from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
+    processes, nodes = training.settings.training.processes, training.settings.training.nodes
+    if processes * nodes == 1 or _WORLD in os.environ:
+        return training.run()
+    if nodes > 1:
+        from automixalign import train_job
 
-    threads = max(1, torch.get_num_threads() // processes)
+        return train_job.run(training)
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        shared = (processes, threads, scratch, progress.current(), function, arguments)
+        files.write_text(scratch / JOB, Job.of(training).model_dump_json())
         try:
-            spawn(_rank, shared, nprocs=processes)  # type: ignore[no-untyped-call]
-        except (ProcessRaisedException, ProcessExitedException) as failure:
-            raise _error_of(scratch, failure) from failure
-        return files.read_json(scratch / "result.json")
+            _accelerate(processes, ["--module", "automixalign.worker", str(scratch)])
+        except ChildFailedError as failure:
+            raise error_of(scratch, failure) from failure
+        result: dict[str, Any] = files.read_json(scratch / RESULT)
+        return result
 
 
-def _rank(
-    rank: int,
-    processes: int,
-    threads: int,
-    scratch: Path,
-    step: progress.Step,
-    function: Callable[..., Any],
-    arguments: tuple[Any, ...],
-) -> None:
+def _accelerate(processes: int, command: list[str]) -> None:
+    """`accelerate launch`, within this process: the system then ends the workers when this one is killed."""
     import torch
+    from accelerate.commands.launch import launch_command, launch_command_parser
 
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), _WORLD: str(processes)}
-    os.environ["LOCAL_WORLD_SIZE"] = str(processes)
-    torch.set_num_threads(threads)
-    progress.adopt(step)
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(rank)
-    elif loopback := [name for _, name in socket.if_nameindex() if name.startswith("lo")]:
-        # gloo would look up this machine's name and listen on that address.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
-    # They meet at a file: no port that another program could take.
-    meeting = f"file://{scratch / 'meeting'}"
-    torch.distributed.init_process_group(
-        "nccl" if cuda else "gloo", init_method=meeting, rank=rank, world_size=processes
-    )
+    threads = max(1, torch.get_num_threads() // processes)
+    options = {
+        "num_processes": processes,
+        "num_machines": 1,
+        "num_cpu_threads_per_process": threads,
+        "main_process_port": 0,
+        "mixed_precision": "no",
+        "dynamo_backend": "no",
+    }
+    flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+    arguments = launch_command_parser().parse_args(["--multi_gpu", *flags, *command])
+    with _kept_signals(), _environment({"OMP_NUM_THREADS": str(threads)}):
+        launch_command(arguments)
+
+
+@contextmanager
+def _kept_signals() -> Iterator[None]:
+    """The launcher sets signal handlers of its own and leaves them behind."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
-        result = function(*arguments)
-    except errors.AutoMixAlignError as error:
-        files.write_json(scratch / f"error-{rank}.json", [type(error).__name__, str(error)])
-        raise
-    if rank == 0:
-        files.write_json(scratch / "result.json", result)
-    torch.distributed.destroy_process_group()
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
-def _error_of(scratch: Path, failure: Exception) -> errors.AutoMixAlignError:
-    for file in sorted(scratch.glob("error-*.json")):
-        name, message = files.read_json(file)
-        kind: type[errors.AutoMixAlignError] = getattr(errors, name)
-        return kind(message)
-    return errors.TrainingError(f"one of the processes failed: {failure}")
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    kept = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(kept)
+
+
+def error_of(folder: Path, failure: Exception) -> errors.AutoMixAlignError:
+    """The first error that a worker left in the job's folder."""
+    left = sorted(folder.glob("error-*.json"), key=lambda file: file.stat().st_mtime_ns)
+    if not left:
+        return errors.TrainingError(f"one of the processes failed: {failure}")
+    name, message = files.read_json(left[0])
+    kind = getattr(errors, name, None)
+    if kind is None:
+        return errors.TrainingError(f"one of the processes failed: {name}: {message}")
+    error: errors.AutoMixAlignError = kind(message)
+    return error

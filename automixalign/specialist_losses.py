@@ -19,9 +19,10 @@ from automixalign.config import specialist_name
 from automixalign.data.split import SPLITS, TEST, TRAIN
 from automixalign.data.store import read_split
 from automixalign.errors import DataError
+from automixalign.launch import launch
 from automixalign.scoring import Scorer, pair_losses, scores_of
 from automixalign.settings import SpecialistLossesSettings
-from automixalign.train import train_fold
+from automixalign.train import SpecialistTraining
 
 _HELD_OUT = [split for split in SPLITS if split != TRAIN]
 
@@ -120,7 +121,18 @@ def _cross_fitted(
         with tempfile.TemporaryDirectory() as scratch:
             model = Path(scratch) / "model"
             log = Path(scratch) / "trajectory.jsonl"
-            train_fold(settings.fold, task, data, reference, base_model, model, log, trained_on)
+            launch(
+                SpecialistTraining(
+                    settings=settings.fold,
+                    task=task,
+                    pair_ids=trained_on,
+                    data=data,
+                    reference=reference,
+                    base_model=base_model,
+                    output=model,
+                    trajectory=log,
+                )
+            )
             rows = pairs.filter([pair_id in scored for pair_id in ids])
             parts.append(scores_of(_scorer(settings, model, base_model), rows))
     return caches.join(pa.concat_tables(parts), ids, f"cross-fitted scores of {task}")

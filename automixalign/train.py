@@ -15,117 +15,72 @@ from automixalign.config import specialist_name
 from automixalign.data.split import TRAIN
 from automixalign.data.store import read_split, tasks_of
 from automixalign.errors import CacheError, ConfigError
-from automixalign.launch import launch, world_size
+from automixalign.launch import Training, launch, world_size
 from automixalign.losses import NLL
 from automixalign.mixers import MIXERS, Mixer, Standard
 from automixalign.settings import TrainingSettings
 
 
-def train_specialist(
-    settings: TrainingSettings,
-    task: str,
-    data: Path,
-    reference: Path,
-    base_model: Path,
-    output: Path,
-    trajectory: Path,
-) -> dict[str, Any]:
-    """Train the specialist theta_i by DPO on one task alone; write the model and a per-step log.
+class SpecialistTraining(Training):
+    """DPO on one task alone, or on some of its pairs."""
+
+    task: str
+    pair_ids: frozenset[str] | None = None
+
+    def run(self) -> dict[str, Any]:
+        table = _training_table(self.data, self.reference, self.task)
+        if self.pair_ids is not None:
+            table = table.filter([pair in self.pair_ids for pair in table.column("pair_id").to_pylist()])
+        return _train(self, {self.task: table}, Standard([len(table)], self.settings.seed))
+
+
+class GeneralistTraining(Training):
+    """One policy for all tasks, by the method of the settings."""
+
+    losses: list[Path]
+
+    def run(self) -> dict[str, Any]:
+        method = self.settings.method
+        assert method is not None  # noqa: S101  the plan gives every generalist one
+        tables = self._tables()
+        sizes = [len(table) for table in tables.values()]
+        mixer = MIXERS[method.method](sizes, self.settings.seed, **method.options)
+        facts = _train(self, tables, mixer)
+        weights = dict(zip(tables, mixer.weights().round(4).tolist(), strict=True))
+        return {**method.model_dump(exclude_none=True), **facts, "weights": weights}
+
+    def _tables(self) -> dict[str, pa.Table]:
+        """Each task's training pairs with the reference's log-probabilities and the specialist's losses."""
+        folders = {caches.cache_task(folder): folder for folder in self.losses}
+        tables = {}
+        for task in tasks_of(self.data):
+            if task not in folders:
+                raise CacheError(f"there are no specialist losses of task {task}")
+            caches.check_cache(folders[task], self.data, task)
+            table = _training_table(self.data, self.reference, task)
+            cache = caches.read_cache(folders[task], TRAIN)
+            joined = caches.join(cache, table.column("pair_id").to_pylist(), f"specialist losses of {task}")
+            tables[task] = table.append_column("specialist_loss", joined.column(caches.LOSS))
+        return tables
+
+
+TRAININGS: dict[str, type[Training]] = {
+    kind.__name__: kind for kind in (SpecialistTraining, GeneralistTraining)
+}
+"""What a job can hold, by the name of its class."""
+
+
+def train(training: Training) -> dict[str, Any]:
+    """Train a specialist or a generalist; write the model and a log of every step.
 
     Returns:
-        Metadata: steps, pairs, tokens, seconds.
-
-    Raises:
-        CacheError: the reference log-probabilities are not those of this data.
-        TrainingError: the loss became not finite.
-    """
-    arguments = (settings, task, data, reference, base_model, output, trajectory, None)
-    return _recorded(launch(_specialist, arguments, settings.training.processes), trajectory)
-
-
-def train_fold(
-    settings: TrainingSettings,
-    task: str,
-    data: Path,
-    reference: Path,
-    base_model: Path,
-    output: Path,
-    trajectory: Path,
-    pair_ids: frozenset[str],
-) -> None:
-    """`train_specialist` on some of the task's pairs only."""
-    arguments = (settings, task, data, reference, base_model, output, trajectory, pair_ids)
-    launch(_specialist, arguments, settings.training.processes)
-
-
-def _specialist(
-    settings: TrainingSettings,
-    task: str,
-    data: Path,
-    reference: Path,
-    base_model: Path,
-    output: Path,
-    trajectory: Path,
-    pair_ids: frozenset[str] | None,
-) -> dict[str, Any]:
-    table = _training_table(data, reference, task)
-    if pair_ids is not None:
-        table = table.filter([pair_id in pair_ids for pair_id in table.column("pair_id").to_pylist()])
-    mixer = Standard([len(table)], settings.seed)
-    return _train(settings, {task: table}, mixer, base_model, output, trajectory)
-
-
-def train_generalist(
-    settings: TrainingSettings,
-    data: Path,
-    reference: Path,
-    losses: list[Path],
-    base_model: Path,
-    output: Path,
-    trajectory: Path,
-) -> dict[str, Any]:
-    """Train one generalist on all tasks with the method of the settings; write the model and a per-step log.
-
-    Args:
-        losses: the specialists' caches, one a task, in any order.
-
-    Returns:
-        Metadata: method, steps, pairs, tokens, seconds, the last task weights.
+        Metadata: steps, pairs, tokens, seconds; of a generalist also the method and the last task weights.
 
     Raises:
         CacheError: a cache is missing, incomplete or belongs to other data.
         TrainingError: the loss became not finite.
     """
-    arguments = (settings, data, reference, losses, base_model, output, trajectory)
-    return _recorded(launch(_generalist, arguments, settings.training.processes), trajectory)
-
-
-def _generalist(
-    settings: TrainingSettings,
-    data: Path,
-    reference: Path,
-    losses: list[Path],
-    base_model: Path,
-    output: Path,
-    trajectory: Path,
-) -> dict[str, Any]:
-    method = settings.method
-    assert method is not None  # noqa: S101  the plan gives every generalist one
-    folders = {caches.cache_task(folder): folder for folder in losses}
-    tables = {}
-    for task in tasks_of(data):
-        if task not in folders:
-            raise CacheError(f"there are no specialist losses of task {task}")
-        caches.check_cache(folders[task], data, task)
-        table = _training_table(data, reference, task)
-        cache = caches.read_cache(folders[task], TRAIN)
-        joined = caches.join(cache, table.column("pair_id").to_pylist(), f"specialist losses of {task}")
-        tables[task] = table.append_column("specialist_loss", joined.column(caches.LOSS))
-    sizes = [len(table) for table in tables.values()]
-    mixer = MIXERS[method.method](sizes, settings.seed, **method.options)
-    facts = _train(settings, tables, mixer, base_model, output, trajectory)
-    weights = dict(zip(tables, mixer.weights().round(4).tolist(), strict=True))
-    return {**method.model_dump(exclude_none=True), **facts, "weights": weights}
+    return _recorded(launch(training), training.trajectory)
 
 
 def _recorded(facts: Mapping[str, Any], trajectory: Path) -> dict[str, Any]:
@@ -151,22 +106,15 @@ def _training_table(data: Path, reference: Path, task: str) -> pa.Table:
     return table.append_column("ref_rejected_logps", known.column(caches.REJECTED))
 
 
-def _train(
-    settings: TrainingSettings,
-    tables: Mapping[str, pa.Table],
-    mixer: Mixer,
-    base_model: Path,
-    output: Path,
-    trajectory: Path,
-) -> dict[str, Any]:
+def _train(training: Training, tables: Mapping[str, pa.Table], mixer: Mixer) -> dict[str, Any]:
     from datasets import Dataset
 
     from automixalign.trainer import MixingTrainer
 
-    started = time.monotonic()
+    started, settings = time.monotonic(), training.settings
     steps = _steps(settings, sum(len(table) for table in tables.values()))
-    tokenizer = models.load_tokenizer(base_model)
-    model = models.load_full_model(base_model)
+    tokenizer = models.load_tokenizer(training.base_model)
+    model = models.load_full_model(training.base_model)
     _freeze(model, settings.training.trainable)
     with checkpoints.training_folder(_key(settings, tables)) as folder:
         log = folder / checkpoints.TRAJECTORY
@@ -181,11 +129,12 @@ def _train(
             peft_config=_lora(settings),
         )
         trainer.train(resume_from_checkpoint=True)
+        weights = trainer.whole_weights()
         if trainer.accelerator.is_main_process:
-            with files.replacing(output) as new:
-                trainer.model.save_pretrained(new)
+            with files.replacing(training.output) as new:
+                trainer.model.save_pretrained(new, state_dict=weights)
                 tokenizer.save_pretrained(new)
-            files.link(log, trajectory)
+            files.link(log, training.trajectory)
     return {
         "steps": steps,
         "pairs": steps * settings.training.batch_size,
@@ -275,7 +224,14 @@ def _dpo_config(settings: TrainingSettings, steps: int, folder: Path) -> Any:
         loss_weights=[1.0, training.nll_weight] if training.nll_weight else [1.0],
         label_smoothing=training.label_smoothing,
         bf16=models.uses_bf16(training.precision),
-        gradient_checkpointing=training.gradient_checkpointing,
+        gradient_checkpointing=training.gradient_checkpointing and not training.fsdp,
+        fsdp=training.fsdp,
+        fsdp_config={
+            "activation_checkpointing": training.gradient_checkpointing,
+            "state_dict_type": "FULL_STATE_DICT",
+        }
+        if training.fsdp
+        else None,
         max_length=None,
         seed=settings.seed,
         data_seed=settings.seed,

@@ -106,6 +106,16 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
             self.average.install()
         return result
 
+    def whole_weights(self) -> dict[str, torch.Tensor] | None:
+        """The policy's weights where FSDP has divided them, on the first process; every process must ask.
+
+        None where the policy itself holds them.
+        """
+        if not self.is_fsdp_enabled:
+            return None
+        weights: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.model)
+        return weights
+
     def _restore(self, checkpoint: Path) -> int:
         """Take up our part of a checkpoint; return the steps it has behind it."""
         state = checkpoints.read_state(checkpoint)

@@ -18,4 +18,4 @@ def write(experiment: Experiment, path: Path) -> None:
         path: the YAML file, replaced in one step.
     """
     with files.replacing(path) as place:
-        compiler.Compiler().compile(build(experiment, OnCluster(experiment.cluster)), str(place))
+        compiler.Compiler().compile(build(experiment, OnCluster(experiment)), str(place))

@@ -6,15 +6,17 @@ from typing import Any, cast
 from kfp import kubernetes
 from kfp.dsl import PipelineConfig, PipelineTask
 
-from automixalign.cluster import ClusterSpec, Pod, Step
-
-SECRET_KEYS = {
-    "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
-    "mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
-    "hub": ("HF_TOKEN",),
-}
-"""The keys of each Secret, which are the environment variables, too."""
-ENVIRONMENT_KEYS = ("AWS_ENDPOINT_URL", "AWS_REGION", "MLFLOW_TRACKING_URI")
+from automixalign.cluster import (
+    ENVIRONMENT_KEYS,
+    SECRET_KEYS,
+    TRAIN_JOB,
+    TRAINING,
+    Pod,
+    Step,
+    TrainJobRequest,
+)
+from automixalign.config import Experiment
+from components.image import IMAGE
 
 _READS_SOURCES: tuple[Step, ...] = ("validate_config", "prepare_base_model", "prepare_data")
 _USES: dict[str, tuple[Step, ...]] = {
@@ -44,28 +46,45 @@ class OnCluster(Placement):
     """Makes the tasks of a pipeline, each with what its pod asks for.
 
     Args:
-        cluster: the experiment's `cluster`.
+        experiment: its `cluster` says what, and `training.nodes` on how many pods a training runs.
     """
 
-    def __init__(self, cluster: ClusterSpec) -> None:
-        self.cluster = cluster
-        self.pipeline_config = PipelineConfig(ttl_seconds_after_finished=cluster.ttl_seconds)
+    def __init__(self, experiment: Experiment) -> None:
+        self.cluster, self.nodes = experiment.cluster, experiment.training.nodes
+        self.pipeline_config = PipelineConfig(ttl_seconds_after_finished=self.cluster.ttl_seconds)
 
     def __call__(self, component: Callable[..., PipelineTask], **inputs: Any) -> PipelineTask:
         task = super().__call__(component, **inputs)
         step = cast(Step, component.name.replace("-", "_"))  # type: ignore[attr-defined]
         pod = self.cluster.pod(step)
+        hands_over = self.nodes > 1 and step in TRAINING
+        if hands_over:
+            # The nodes get what the training asks for; this pod starts the job and waits for it.
+            task.set_env_variable(TRAIN_JOB, self._train_job(pod).model_dump_json())
+            pod = self.cluster.default
         task.set_caching_options(self.cluster.cache and step not in _NEVER_CACHED)
         _give_resources(task, pod)
         _choose_nodes(task, pod)
         _limit_time(task, pod)
-        self._give_environment(task, step)
+        self._give_environment(task, step, hands_over)
         return task
 
-    def _give_environment(self, task: PipelineTask, step: Step) -> None:
+    def _train_job(self, pod: Pod) -> TrainJobRequest:
+        assert self.cluster.train_job is not None  # noqa: S101  the schema requires it
+        return TrainJobRequest(
+            **self.cluster.train_job.model_dump(),
+            image=IMAGE,
+            nodes=self.nodes,
+            pod=pod,
+            secrets=self.cluster.secrets,
+            environment=self.cluster.environment,
+            image_pull_secrets=self.cluster.image_pull_secrets,
+        )
+
+    def _give_environment(self, task: PipelineTask, step: Step, hands_over: bool) -> None:
         for kind, keys in SECRET_KEYS.items():
             name = getattr(self.cluster.secrets, kind)
-            if name and step in _USES.get(kind, (step,)):
+            if name and (step in _USES.get(kind, (step,)) or (kind == "s3" and hands_over)):
                 kubernetes.use_secret_as_env(task, name, _as_themselves(keys), optional=True)
         if self.cluster.environment:
             kubernetes.use_config_map_as_env(

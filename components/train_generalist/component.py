@@ -31,19 +31,20 @@ def train_generalist(
 
     from automixalign.progress import step
     from automixalign.settings import TrainingSettings
-    from automixalign.train import train_generalist
+    from automixalign.train import GeneralistTraining, train
 
     checked = TrainingSettings.model_validate_json(settings)
     with step("train_generalist", checked.name):
-        facts = train_generalist(
-            checked,
-            Path(data.path),
-            Path(logps.path),
-            [Path(artifact.path) for artifact in losses],
-            Path(base_model.path),
-            Path(model.path),
-            Path(trajectory.path),
+        training = GeneralistTraining(
+            settings=checked,
+            data=Path(data.path),
+            reference=Path(logps.path),
+            losses=[Path(artifact.path) for artifact in losses],
+            base_model=Path(base_model.path),
+            output=Path(model.path),
+            trajectory=Path(trajectory.path),
         )
+        facts = train(training)
         labels = {"model": checked.name, "family": "generalist"}
         model.metadata.update(facts, **labels, run_path=f"models/{checked.name}")
         trajectory.metadata.update(facts, **labels, run_path=f"trajectories/{checked.name}.jsonl")

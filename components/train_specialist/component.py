@@ -32,19 +32,20 @@ def train_specialist(
     from automixalign.config import specialist_name
     from automixalign.progress import step
     from automixalign.settings import TrainingSettings
-    from automixalign.train import train_specialist
+    from automixalign.train import SpecialistTraining, train
 
     name = specialist_name(task_name)
     with step("train_specialist", task_name):
-        facts = train_specialist(
-            TrainingSettings.model_validate_json(settings),
-            task_name,
-            Path(data.path),
-            Path(logps.path),
-            Path(base_model.path),
-            Path(model.path),
-            Path(trajectory.path),
+        training = SpecialistTraining(
+            settings=TrainingSettings.model_validate_json(settings),
+            task=task_name,
+            data=Path(data.path),
+            reference=Path(logps.path),
+            base_model=Path(base_model.path),
+            output=Path(model.path),
+            trajectory=Path(trajectory.path),
         )
+        facts = train(training)
         labels = {"model": name, "family": "specialist", "task": task_name}
         model.metadata.update(facts, **labels, run_path=f"models/{name}")
         trajectory.metadata.update(facts, **labels, run_path=f"trajectories/{name}.jsonl")

@@ -56,6 +56,10 @@ EXPERIMENTS = {
     "eight-gpus": _experiment(
         _gpus(8) | {"ttl_seconds": 604800, "image_pull_secrets": ["registry"]}, training={"processes": 8}
     ),
+    "two-nodes": _experiment(
+        _gpus(8) | {"train_job": {"storage": "s3://results/jobs"}},
+        training={"batch_size": 128, "processes": 8, "nodes": 2, "fsdp": True},
+    ),
     "lora": _experiment(
         _gpus(1) | {"cache": False, "secrets": {"hub": None}, "environment": None},
         training={"lora": {"rank": 16}},

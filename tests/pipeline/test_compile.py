@@ -12,7 +12,7 @@ from google.protobuf import json_format
 from kfp import compiler
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 
-from automixalign.cluster import Step
+from automixalign.cluster import TRAIN_JOB, Step, TrainJobRequest
 from automixalign.config import parse
 from automixalign.errors import ConfigError
 from automixalign.validate import plan
@@ -47,7 +47,9 @@ def test_each_container_gets_what_its_step_is_configured_to_get(name: str) -> No
     assert pods.keys() == executors.keys()
     for label, executor in executors.items():
         step = label.removeprefix("exec-").rstrip("-0123456789").replace("-", "_")
-        asked, resources, pod = cluster.pod(step), executor["container"].get("resources", {}), pods[label]
+        hands_over = EXPERIMENTS[name].training.nodes > 1 and step.startswith("train_")
+        asked = cluster.default if hands_over else cluster.pod(step)
+        resources, pod = executor["container"].get("resources", {}), pods[label]
         assert resources.get("resourceCpuRequest") == asked.cpu
         assert resources.get("resourceCpuLimit") == asked.cpu_limit
         assert resources.get("resourceMemoryRequest") == resources.get("resourceMemoryLimit") == asked.memory
@@ -63,9 +65,25 @@ def test_each_container_gets_what_its_step_is_configured_to_get(name: str) -> No
         secrets = {secret["secretName"] for secret in pod.get("secretAsEnv", [])}
         reads = step in ("validate_config", "prepare_base_model", "prepare_data")
         names = cluster.secrets
-        expected = {names.mlflow, names.s3 if reads or step in ("register", "publish") else None}
+        stores = reads or hands_over or step in ("register", "publish")
+        expected = {names.mlflow, names.s3 if stores else None}
         assert secrets == (expected | ({names.hub} if reads else set())) - {None}
         assert all(secret["optional"] for secret in pod.get("secretAsEnv", []))
+
+
+def test_a_training_on_two_nodes_is_told_of_the_job_it_is_to_start() -> None:
+    spec, _ = pipeline("two-nodes")
+    executors = spec["deploymentSpec"]["executors"]
+    told = {
+        label: variable["value"]
+        for label, executor in executors.items()
+        for variable in executor["container"].get("env", [])
+        if variable["name"] == TRAIN_JOB
+    }
+    assert told.keys() == {"exec-train-specialist", "exec-train-generalist"}
+    job = TrainJobRequest.model_validate_json(told["exec-train-generalist"])
+    assert (job.nodes, job.pod.accelerators, job.pod.memory) == (2, 8, "512Gi")
+    assert (job.storage, job.image) == ("s3://results/jobs", executors["exec-compare"]["container"]["image"])
 
 
 def test_time_to_live_and_retries_are_compiled_in() -> None:
@@ -89,6 +107,16 @@ def test_only_steps_that_look_or_act_outside_are_never_cached() -> None:
     assert {step for step in steps if not cached[step]} == uncached
     spec, _ = pipeline("lora")
     assert "enableCache" not in json.dumps(spec["root"]["dag"]["tasks"]["prepare-data"]), "cache: false"
+
+
+@pytest.mark.parametrize("preset", ["zephyr-7b", "zephyr-7b-lora"])
+def test_the_presets_for_a_cluster_compile(preset: str, tmp_path: Path) -> None:
+    write(
+        load(preset, None, ["helpful=org/helpful", "harmless=s3://data/harmless/"], None), tmp_path / "p.yaml"
+    )
+    spec = next(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))
+    trained = spec["deploymentSpec"]["executors"]["exec-train-generalist"]["container"]["resources"]
+    assert trained["accelerator"]["resourceCount"] == "8"
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -12,7 +12,7 @@ import torch
 from automixalign import checkpoints
 from automixalign.averaging import IterateAverage
 from automixalign.settings import TrainingSettings
-from automixalign.train import train_generalist
+from automixalign.train import GeneralistTraining, train
 from automixalign.trainer import MixingTrainer
 
 BATCHES = "batches.jsonl"
@@ -31,7 +31,7 @@ def run(settings: str, places: dict[str, Any], output: Path, kill: tuple[str, in
 
     Args:
         settings: `TrainingSettings` as JSON.
-        places: further arguments of `train_generalist`.
+        places: further fields of a `GeneralistTraining`.
         kill: a point and the number of the call after which to die.
     """
     torch.set_num_threads(1)
@@ -40,7 +40,8 @@ def run(settings: str, places: dict[str, Any], output: Path, kill: tuple[str, in
     if kill is not None:
         _die_after(*POINTS[kill[0]], kill[1])
     checked = TrainingSettings.model_validate_json(settings)
-    train_generalist(checked, **places, output=output / "model", trajectory=output / "trajectory.jsonl")
+    log = output / "trajectory.jsonl"
+    train(GeneralistTraining(settings=checked, **places, output=output / "model", trajectory=log))
 
 
 def _log_batches(log: Path) -> None:

@@ -32,7 +32,7 @@ def changed(data: Data, changes: Data) -> Data:
 
 
 def test_presets_parse() -> None:
-    assert cli.preset_names() == ["quickstart", "smollm2"]
+    assert cli.preset_names() == ["quickstart", "smollm2", "zephyr-7b", "zephyr-7b-lora"]
     quickstart = cli.load("quickstart", None, None, None)
     assert len(quickstart.tasks) >= 2
     assert all(task.source == f"synthetic:{task.name}" for task in quickstart.tasks)
@@ -249,7 +249,7 @@ def test_an_experiment_cannot_be_changed(experiment_data: Data) -> None:
         experiment.training.beta = 1.0  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("preset", ["quickstart", "smollm2"])
+@pytest.mark.parametrize("preset", cli.preset_names())
 def test_a_dump_parses_to_the_same_experiment(preset: str) -> None:
     sets = ["training.learning_rate=1.0e-7", "seed=3", "tasks.0.hub_split='yes'", "training.nll_weight=1e-12"]
     experiment = cli.load(preset, None, ["a=./null", "b=12: #é"], sets)

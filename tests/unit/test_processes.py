@@ -2,6 +2,9 @@
 
 import json
 import multiprocessing
+import os
+import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,9 @@ from safetensors.torch import load_file
 from automixalign import files
 from automixalign.config import parse
 from automixalign.errors import CacheError, ConfigError, TrainingError
-from automixalign.launch import launch
 from automixalign.settings import TrainingSettings
-from automixalign.train import train_generalist
+from automixalign.train import GeneralistTraining
+from automixalign.train import train as train_it
 
 STEPS = 4
 
@@ -35,7 +38,8 @@ def train(output: Path, places: dict[str, Any], method: dict[str, Any], **traini
         "method": method,
     }
     settings = TrainingSettings.model_validate_json(json.dumps(given))
-    return train_generalist(settings, **places, output=output / "model", trajectory=output / "log.jsonl")
+    log = output / "log.jsonl"
+    return train_it(GeneralistTraining(settings=settings, **places, output=output / "model", trajectory=log))
 
 
 @pytest.mark.parametrize(
@@ -74,9 +78,21 @@ def test_the_first_error_of_a_process_is_told(places: dict[str, Any], tmp_path: 
     assert not (tmp_path / "model").exists()
 
 
-def test_an_unexpected_failure_is_named() -> None:
-    with pytest.raises(TrainingError, match=r"(?s)one of the processes failed: .*ZeroDivisionError"):
-        launch(divmod, (1, 0), 2)
+def test_an_unexpected_failure_is_named(places: dict[str, Any], base_model: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(base_model, broken)
+    (broken / "model.safetensors").write_bytes(b"cut short")
+    with pytest.raises(TrainingError, match=r"one of the processes failed: SafetensorError: "):
+        train(tmp_path, {**places, "base_model": broken}, {"method": "ama-r"}, processes=2)
+
+
+def test_the_launcher_leaves_signals_and_environment_as_they_were(
+    places: dict[str, Any], tmp_path: Path
+) -> None:
+    signals = signal.SIGTERM, signal.SIGINT
+    before = [signal.getsignal(number) for number in signals], dict(os.environ)
+    train(tmp_path, places, {"method": "uniform"}, processes=2)
+    assert ([signal.getsignal(number) for number in signals], dict(os.environ)) == before
 
 
 def test_pairs_must_divide_among_the_processes(experiment_data: dict[str, Any]) -> None:

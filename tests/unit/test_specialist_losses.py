@@ -16,7 +16,8 @@ from automixalign.models import load_full_model, load_model
 from automixalign.scoring import Scorer, scores_of, write_reference_logps
 from automixalign.settings import DataSettings, ScoringSettings, SpecialistLossesSettings, TrainingSettings
 from automixalign.specialist_losses import folds, write_specialist_losses
-from automixalign.train import train_fold, train_specialist
+from automixalign.train import SpecialistTraining
+from automixalign.train import train as train_it
 
 TASK = "format"
 TRAINING = TrainingSettings.model_validate(
@@ -57,11 +58,25 @@ def noisy(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _specialist(
+    settings: TrainingSettings, base_model: Path, noisy: Path, output: Path, **more: Any
+) -> SpecialistTraining:
+    return SpecialistTraining(
+        settings=settings,
+        task=TASK,
+        data=noisy / "data",
+        reference=noisy / "reference",
+        base_model=base_model,
+        output=output,
+        trajectory=output.with_suffix(".jsonl"),
+        **more,
+    )
+
+
 @pytest.fixture(scope="module")
 def memoriser(base_model: Path, noisy: Path) -> Path:
     """A specialist that passed over its training pairs many times."""
-    places = noisy / "data", noisy / "reference", base_model, noisy / "model", noisy / "log.jsonl"
-    train_specialist(TRAINING, TASK, *places)
+    train_it(_specialist(TRAINING, base_model, noisy, noisy / "model"))
     return noisy / "model"
 
 
@@ -136,8 +151,7 @@ def test_cross_fitting_scores_each_pair_by_a_specialist_that_never_saw_it(
     first, second = folds(train, 0)
     for seen, unseen in ((first, second), (second, first)):
         model = tmp_path / f"half-{len(list(tmp_path.iterdir()))}"
-        log = tmp_path / "log.jsonl"
-        train_fold(fold, TASK, noisy / "data", noisy / "reference", base_model, model, log, seen)
+        train_it(_specialist(fold, base_model, noisy, model, pair_ids=seen))
         rows = train.filter(pa.array([pair_id in unseen for pair_id in ids]))
         chosen, _ = Scorer(load_model(model, base_model), 5, "fp32").logps(rows)
         mine = cached.filter(pa.array([pair_id in unseen for pair_id in ids]))

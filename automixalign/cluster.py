@@ -17,6 +17,7 @@ Step = Literal[
     "train_specialist",
     "evaluate",
     "specialist_losses",
+    "gather_specialists",
     "train_generalist",
     "merge_specialists",
     "compare",
@@ -88,11 +89,10 @@ class Toleration(Schema):
 class Retries(Schema):
     """How often a failed step is tried again, and how long it waits before that."""
 
-    times: Natural = 2
+    times: Annotated[int, Field(strict=True, ge=0, le=10)] = 2
     wait_seconds: Natural = 30
-    factor: Annotated[float, Field(ge=1, le=10)] = 2.0
+    factor: Annotated[int, Field(strict=True, ge=1, le=10)] = 2
     """Each further wait is so many times the one before."""
-    longest_wait_seconds: Natural = 600
 
 
 class Pod(Schema):
@@ -141,7 +141,6 @@ class TrainJobRequest(TrainJobSpec):
     """What a training step is told, in `AMA_TRAIN_JOB`, of the job that it is to start."""
 
     image: str
-    nodes: Count
     pod: Pod
     secrets: Secrets
     environment: ObjectName | None

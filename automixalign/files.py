@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,14 @@ def link(source: Path, target: Path) -> None:
             shutil.copytree(source, temporary, copy_function=_link_or_copy)
         else:
             _link_or_copy(str(source), str(temporary))
+
+
+def gather(sources: Mapping[str, Path], target: Path) -> None:
+    """Bring files or folders together in the folder `target`, each under its name, as `link` does."""
+    with replacing(target) as temporary:
+        temporary.mkdir()
+        for name, source in sources.items():
+            link(source, temporary / name)
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -60,7 +60,7 @@ def launch(training: Training) -> dict[str, Any]:
 
     Several processes of this machine are started by `accelerate launch`
     (https://huggingface.co/docs/accelerate/basic_tutorials/launch), several nodes by Kubeflow Trainer
-    (`train_job.py`). With one process, or where a launcher has started several already, it simply runs.
+    (`nodes/`). With one process, or where a launcher has started several already, it simply runs.
 
     Raises:
         AutoMixAlignError: the error of the process that failed first, once the others are ended; a
@@ -70,7 +70,7 @@ def launch(training: Training) -> dict[str, Any]:
     if processes * nodes == 1 or _WORLD in os.environ:
         return training.run()
     if nodes > 1:
-        from automixalign import train_job
+        from automixalign.nodes import train_job
 
         return train_job.run(training)
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -98,6 +98,8 @@ class MergeSettings(Settings):
     """Of `merge_specialists`."""
 
     merge: config.MergeSpec
+    tasks: list[str]
+    """The specialists, in their order."""
 
     @property
     def name(self) -> str:
@@ -160,6 +162,7 @@ class Plan(BaseModel):
         """
         common = {"library": library_digest(), "seed": experiment.seed}
         training, evaluation = experiment.training, experiment.evaluation
+        tasks = [task.name for task in experiment.tasks]
         unplaced = experiment.model_copy(update={"cluster": ClusterSpec()})
         scoring = {**common, "batch_size": evaluation.batch_size, "precision": evaluation.precision}
         specialist = TrainingSettings(
@@ -192,7 +195,7 @@ class Plan(BaseModel):
                 warn_gap=experiment.specialist_losses.warn_gap,
                 fold=specialist.for_a_half() if experiment.specialist_losses.cross_fit else None,
             ),
-            tasks=[task.name for task in experiment.tasks],
+            tasks=tasks,
             generalists=[
                 TrainingSettings(
                     **common,
@@ -202,7 +205,7 @@ class Plan(BaseModel):
                 )
                 for method in experiment.methods
             ],
-            merges=[MergeSettings(**common, merge=merge) for merge in experiment.merges],
+            merges=[MergeSettings(**common, merge=merge, tasks=tasks) for merge in experiment.merges],
             evaluation=EvaluationSettings(
                 **common,
                 evaluation=evaluation,

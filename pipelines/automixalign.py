@@ -2,12 +2,14 @@
 
     validate_config -> prepare_base_model -> prepare_data -> reference_logps -> evaluate (reference)
     specialists: for each task    train_specialist  -> evaluate -> specialist_losses
+                 gather_specialists
     generalists: for each method  train_generalist  -> evaluate
     merges:      for each merge   merge_specialists -> evaluate
     compare -> register, publish
 
 Loops stand in pipelines of their own, because the local runner can only loop over a pipeline's parameter
-and collect artifacts at the end of a pipeline.
+and collect artifacts at the end of a pipeline. What else is wired around the open-source backend's limits
+stands in `backend.md`.
 """
 
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from kfp.dsl import Artifact, Dataset, Input, Model
 from automixalign.config import Experiment
 from components.compare.component import compare
 from components.evaluate.component import evaluate
+from components.gather_specialists.component import gather_specialists
 from components.merge_specialists.component import merge_specialists
 from components.prepare_base_model.component import prepare_base_model
 from components.prepare_data.component import prepare_data
@@ -69,7 +72,7 @@ def _specialists(place: Placement) -> Callable[..., Any]:
         logps: Input[Dataset],
         base_model: Input[Model],
     ) -> Specialists:
-        with dsl.ParallelFor(items=tasks, name="tasks") as task_name:
+        with dsl.ParallelFor(items=tasks) as task_name:
             trained = place(
                 train_specialist,
                 settings=specialist,
@@ -111,10 +114,10 @@ def _generalists(place: Placement) -> Callable[..., Any]:
         evaluation: str,
         data: Input[Dataset],
         logps: Input[Dataset],
-        losses: Input[list[Dataset]],
+        losses: Input[Dataset],
         base_model: Input[Model],
     ) -> Generalists:
-        with dsl.ParallelFor(items=methods, name="methods") as settings:
+        with dsl.ParallelFor(items=methods) as settings:
             trained = place(
                 train_generalist,
                 settings=settings,
@@ -149,11 +152,11 @@ def _merges(place: Placement) -> Callable[..., Any]:
         evaluation: str,
         data: Input[Dataset],
         logps: Input[Dataset],
-        models: Input[list[Model]],
+        specialists: Input[Model],
         base_model: Input[Model],
     ) -> Merges:
-        with dsl.ParallelFor(items=methods, name="merges") as settings:
-            merged = place(merge_specialists, settings=settings, base_model=base_model, specialists=models)
+        with dsl.ParallelFor(items=methods) as settings:
+            merged = place(merge_specialists, settings=settings, base_model=base_model, specialists=specialists)
             evaluated = place(
                 evaluate,
                 settings=evaluation,
@@ -198,7 +201,7 @@ def build(experiment: Experiment, place: Placement = ON_THIS_MACHINE) -> Callabl
             "logps"
         ]
         common = {"data": data, "logps": logps, "base_model": base_model}
-        evaluated = place(evaluate, settings=plan["evaluation"], model=base_model, **common)
+        evaluated = place(evaluate, settings=plan["evaluation"], **common)
         first = specialists(
             tasks=plan["tasks"],
             specialist=plan["specialist"],
@@ -206,10 +209,12 @@ def build(experiment: Experiment, place: Placement = ON_THIS_MACHINE) -> Callabl
             evaluation=plan["evaluation"],
             **common,
         ).outputs
+        to_merge = {"models": first["models"]} if "merges" in parts else {}
+        gathered = place(gather_specialists, losses=first["losses"], **to_merge).outputs
         trained = generalists(
             methods=plan["generalists"],
             evaluation=plan["evaluation"],
-            losses=first["losses"],
+            losses=gathered["all_losses"],
             **common,
         ).outputs
         to_compare = {
@@ -226,7 +231,7 @@ def build(experiment: Experiment, place: Placement = ON_THIS_MACHINE) -> Callabl
             merged = merges(
                 methods=plan["merges"],
                 evaluation=plan["evaluation"],
-                models=first["models"],
+                specialists=gathered["all_models"],
                 **common,
             ).outputs
             to_compare["merges"], candidates["merges"] = merged["evaluations"], merged["models"]

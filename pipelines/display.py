@@ -72,7 +72,7 @@ class Progress:
 def steps_of(experiment: Experiment) -> int:
     """How many steps the DAG of an experiment has."""
     loops = 3 * len(experiment.tasks) + 2 * len(experiment.methods) + 2 * len(experiment.merges)
-    return 6 + loops + (experiment.registry is not None) + (experiment.output is not None)
+    return 7 + loops + (experiment.registry is not None) + (experiment.output is not None)
 
 
 def show_results(console: Console, folder: Path) -> None:

@@ -28,6 +28,11 @@ _NEVER_CACHED: tuple[Step, ...] = ("validate_config", "register", "publish")
 """They look at or change what lies outside the DAG: the sources' content, the registry, the output."""
 
 
+_LONG = 10 * 365 * 24 * 3600
+"""Of a step and all its retries, in seconds. Argo counts its limit from the first start (see `backend.md`), so
+that it would end a long training's second try; a step's own limit is `timeout_seconds`."""
+
+
 class Placement:
     """Makes the tasks of a pipeline: on this machine."""
 
@@ -74,7 +79,6 @@ class OnCluster(Placement):
         return TrainJobRequest(
             **self.cluster.train_job.model_dump(),
             image=IMAGE,
-            nodes=self.nodes,
             pod=pod,
             secrets=self.cluster.secrets,
             environment=self.cluster.environment,
@@ -131,9 +135,4 @@ def _limit_time(task: PipelineTask, pod: Pod) -> None:
     if pod.timeout_seconds:
         kubernetes.set_timeout(task, pod.timeout_seconds)
     if pod.retries.times:
-        task.set_retry(
-            pod.retries.times,
-            f"{pod.retries.wait_seconds}s",
-            pod.retries.factor,
-            f"{pod.retries.longest_wait_seconds}s",
-        )
+        task.set_retry(pod.retries.times, f"{pod.retries.wait_seconds}s", pod.retries.factor, f"{_LONG}s")

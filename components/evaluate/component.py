@@ -12,8 +12,8 @@ def evaluate(
     data: Input[Dataset],
     logps: Input[Dataset],
     base_model: Input[Model],
-    model: Input[Model],
     evaluation: Output[Dataset],
+    model: Input[Model] = None,  # kfp's form of an optional
 ) -> None:
     """Measure DPO loss, reward accuracy, margin, drift and verified generations of one model.
 
@@ -22,8 +22,8 @@ def evaluate(
         data: the prepared splits.
         logps: the reference log-probabilities.
         base_model: under a LoRA model.
-        model: the model; its metadata give its name and family.
         evaluation: folder with a row a pair, the generations and a summary.
+        model: the model, whose metadata give its name and family; without one, the base model.
     """
     from pathlib import Path
 
@@ -31,7 +31,8 @@ def evaluate(
     from automixalign.progress import step
     from automixalign.settings import EvaluationSettings
 
-    name, family = model.metadata["model"], model.metadata["family"]
+    policy = model or base_model
+    name, family = policy.metadata["model"], policy.metadata["family"]
     with step("evaluate", name):
         summary = evaluate(
             EvaluationSettings.model_validate_json(settings),
@@ -40,7 +41,7 @@ def evaluate(
             Path(data.path),
             Path(logps.path),
             Path(base_model.path),
-            Path(model.path),
+            Path(policy.path),
             Path(evaluation.path),
         )
         evaluation.metadata.update(summary, run_path=f"evaluations/{name}")

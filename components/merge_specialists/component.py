@@ -10,7 +10,7 @@ from components.image import IMAGE
 def merge_specialists(
     settings: str,
     base_model: Input[Model],
-    specialists: Input[list[Model]],
+    specialists: Input[Model],
     model: Output[Model],
 ) -> None:
     """Merge the specialists by one of mergekit's methods.
@@ -18,7 +18,7 @@ def merge_specialists(
     Args:
         settings: `MergeSettings` as JSON.
         base_model: what the specialists started from.
-        specialists: full models or LoRA adapters, one artifact a task.
+        specialists: folder with full models or LoRA adapters, `TASK/`.
         model: the merged full model.
     """
     from pathlib import Path
@@ -31,7 +31,7 @@ def merge_specialists(
     with step("merge_specialists", checked.name):
         facts = merge_specialists(
             Path(base_model.path),
-            {artifact.metadata["task"]: Path(artifact.path) for artifact in specialists},
+            {task: Path(specialists.path) / task for task in checked.tasks},
             checked.merge.method,
             checked.merge.parameters,
             Path(model.path),

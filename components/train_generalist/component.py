@@ -11,7 +11,7 @@ def train_generalist(
     settings: str,
     data: Input[Dataset],
     logps: Input[Dataset],
-    losses: Input[list[Dataset]],
+    losses: Input[Dataset],
     base_model: Input[Model],
     model: Output[Model],
     trajectory: Output[Artifact],
@@ -22,7 +22,7 @@ def train_generalist(
         settings: `TrainingSettings` as JSON; its method names the mixer.
         data: the prepared splits.
         logps: the reference log-probabilities.
-        losses: the specialists' cached losses, one artifact a task.
+        losses: folder with the specialists' cached losses, `TASK/`.
         base_model: the policy to start from.
         model: the generalist, a full model or a LoRA adapter.
         trajectory: JSONL, a line an optimiser step: task weights, losses, excess, clip fractions.
@@ -39,7 +39,7 @@ def train_generalist(
             settings=checked,
             data=Path(data.path),
             reference=Path(logps.path),
-            losses=[Path(artifact.path) for artifact in losses],
+            losses=sorted(Path(losses.path).iterdir()),
             base_model=Path(base_model.path),
             output=Path(model.path),
             trajectory=Path(trajectory.path),

@@ -82,7 +82,7 @@ def test_a_training_on_two_nodes_is_told_of_the_job_it_is_to_start() -> None:
     }
     assert told.keys() == {"exec-train-specialist", "exec-train-generalist"}
     job = TrainJobRequest.model_validate_json(told["exec-train-generalist"])
-    assert (job.nodes, job.pod.accelerators, job.pod.memory) == (2, 8, "512Gi")
+    assert (job.pod.accelerators, job.pod.memory) == (8, "512Gi")
     assert (job.storage, job.image) == ("s3://results/jobs", executors["exec-compare"]["container"]["image"])
 
 

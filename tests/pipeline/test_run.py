@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from automixalign.files import digest
 from automixalign.publish import Manifest, fetch
+from pipelines.outputs import KFP, artifacts
 
 TASKS = ("arithmetic", "own")
 BETA = 0.3
@@ -146,6 +147,14 @@ def test_the_leaderboard_can_be_recomputed_from_the_saved_models(run_folder: Pat
         assert entry["average"]["excess"] == pytest.approx(sum(excesses) / len(excesses), abs=1e-4)
     assert board["reference"]["average"]["loss"] == pytest.approx(math.log(2))
     assert board["specialist-own"]["tasks"]["own"]["loss"] < math.log(2), "training taught nothing"
+
+
+def test_metadata_are_what_a_cluster_takes(run_folder: Path) -> None:
+    """KFP's launcher fails a step whose artifact has a null among its metadata."""
+    found = dict(artifacts(run_folder.resolve() / KFP))
+    assert len(found) > 30
+    for path, metadata in found.items():
+        assert not [key for key, value in metadata.items() if value is None], path
 
 
 def test_specialist_losses_are_cross_fitted_as_configured(run_folder: Path) -> None:

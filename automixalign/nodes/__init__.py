@@ -1,0 +1,1 @@
+"""Trainings on several nodes of a cluster, as TrainJobs of Kubeflow Trainer."""

@@ -1,0 +1,33 @@
+"""What the loop over the tasks made, as one artifact of each kind."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Input, Model, Output
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def gather_specialists(
+    losses: Input[list[Dataset]],
+    all_losses: Output[Dataset],
+    all_models: Output[Model],
+    models: Input[list[Model]] = None,  # kfp's form of an optional
+) -> None:
+    """Bring the specialists and their losses together, since KFP's backend hands no list to a nested pipeline.
+
+    Args:
+        losses: the specialists' cached losses, one artifact a task.
+        all_losses: folder with `TASK/`.
+        all_models: folder with `TASK/`, empty without merges.
+        models: the specialists, where merges will need them.
+    """
+    from pathlib import Path
+
+    from automixalign.files import gather
+    from automixalign.progress import step
+
+    with step("gather_specialists"):
+        for artifacts, folder in ((losses, all_losses), (models or [], all_models)):
+            gather(
+                {artifact.metadata["task"]: Path(artifact.path) for artifact in artifacts}, Path(folder.path)
+            )

@@ -1,0 +1,142 @@
+"""`pipelines/backend.md` names every construct of the compiled pipelines, and none besides.
+
+Read from the compiled documents of all kept experiments and the quickstart, so that the list cannot drift. A
+construct is called by its key; a key of it by both, `secretAsEnv: optional`.
+"""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from compiled import EXPERIMENTS, pipeline
+
+PIPELINES = Path(__file__).parents[2] / "pipelines"
+LIST = PIPELINES / "backend.md"
+FRAME = frozenset(
+    """
+    args artifactType artifacts command componentRef components container dag dependentTasks deploymentSpec
+    description executorLabel executors image inputs inputDefinitions kubernetes name outputs outputDefinitions
+    parameters pipelineInfo platforms root schemaVersion sdkVersion taskInfo tasks
+    """.split()  # noqa: SIM905  thirty names in three lines
+)
+"""Keys of any pipeline, that hold or name constructs and are none themselves."""
+NAMES = frozenset(("artifacts", "components", "executors", "labels", "parameters", "tasks"))
+"""Below these, keys are names that we gave."""
+KINDS = frozenset(("medium", "parameterType", "schemaTitle"))
+"""Keys whose values are constructs: `schemaTitle: system.HTML`."""
+NONE, NOT_FOUND = "none known", "not found"
+"""In place of a backend's version: none carries it out; it is not known which was the first."""
+
+
+def _keys(node: Any, head: str = "", inside: str = "") -> Iterator[str]:
+    """The constructs in a part of a document, under the outermost of them."""
+    if isinstance(node, list):
+        yield from chain.from_iterable(_keys(item, head, inside) for item in node)
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            if inside in NAMES:
+                yield from _keys(value, head)
+            elif key in KINDS:
+                yield from (key, f"{key}: {value}")
+            elif key in FRAME:
+                yield from _keys(value, head, key)
+            else:
+                yield from (head, f"{head}: {key}") if head else (key,)
+                yield from _keys(value, head or key, key)
+
+
+def _dags(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield from (part["dag"] for part in (spec["root"], *spec["components"].values()) if "dag" in part)
+
+
+def _definitions(component: dict[str, Any], place: str) -> Iterator[str]:
+    for side in ("input", "output"):
+        yield from _keys(component.get(f"{side}Definitions", {}), f"{place} {side}")
+
+
+def _task(key: str, task: dict[str, Any]) -> Iterator[str]:
+    """What a task has, by itself and by how its keys go together."""
+    yield from _keys(task)
+    sources = [str(source) for source in task.get("inputs", {}).get("artifacts", {}).values()]
+    if len(set(sources)) < len(sources):
+        yield "one artifact as two inputs"
+    if task["taskInfo"]["name"] != key:
+        yield "named loop" if "parameterIterator" in task else "named task"
+
+
+def _constructs(spec: dict[str, Any], platform: dict[str, Any]) -> Iterator[str]:
+    yield from _definitions(spec["root"], "pipeline")
+    for component in spec["components"].values():
+        yield from ["dag"] if "dag" in component else []
+        yield from _definitions(component, "dag" if "dag" in component else "task")
+    for dag in _dags(spec):
+        yield from _keys(dag.get("outputs", {}))
+        yield from chain.from_iterable(_task(key, task) for key, task in dag["tasks"].items())
+    for part in (spec["deploymentSpec"], spec["pipelineInfo"], platform["platforms"]["kubernetes"]):
+        yield from _keys(part)
+
+
+@cache
+def in_use() -> frozenset[str]:
+    """The constructs of all pipelines."""
+    quickstart = list(yaml.safe_load_all((PIPELINES / "automixalign.yaml").read_text()))
+    every = [quickstart, *(pipeline(name) for name in EXPERIMENTS)]
+    return frozenset(chain.from_iterable(_constructs(*documents) for documents in every))
+
+
+def named() -> dict[str, list[str]]:
+    """The constructs of the list -> its row: what they are, where used, since which SDK and backend, source."""
+    rows = {}
+    for line in LIST.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        head, *keys = re.findall("`([^`]+)`", cells[0]) or [""]
+        if line.startswith("|") and head:
+            rows |= dict.fromkeys((head, *(f"{head}: {key}" for key in keys)), cells)
+    return rows
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """`2.14.0, in loops` -> (2, 14, 0)."""
+    return tuple(map(int, text.partition(",")[0].split(".")))
+
+
+def test_the_list_names_every_construct_in_use() -> None:
+    assert not in_use() - named().keys(), f"look up which server brought it, and add it to {LIST.name}"
+
+
+def test_the_list_names_no_construct_that_is_not_in_use() -> None:
+    assert not named().keys() - in_use(), f"take it off {LIST.name}"
+
+
+def test_each_row_says_where_it_is_used_since_when_and_how_that_is_known() -> None:
+    for what, *cells in named().values():
+        assert len(cells) == 4 and all(cells), what
+
+
+def test_the_server_asked_for_is_the_newest_that_a_construct_needs() -> None:
+    asked = re.search(r"\*\*KFP (\S+)\*\*", LIST.read_text())
+    assert asked, "the list says which server it asks for"
+    since = [cells[3] for cells in named().values() if not cells[3].startswith((NONE, NOT_FOUND))]
+    needed = max(map(_version, since))
+    assert _version(asked[1]) == needed
+
+
+def test_every_construct_in_use_is_carried_out_by_some_server() -> None:
+    assert not [cells[0] for cells in named().values() if cells[3].startswith(NONE)]
+
+
+@pytest.mark.parametrize("name", ["one-gpu", "eight-gpus"])
+def test_a_step_that_fails_at_the_end_of_its_time_is_tried_again(name: str) -> None:
+    spec, platform = pipeline(name)
+    pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    tried_again = [task for dag in _dags(spec) for task in dag["tasks"].values() if "retryPolicy" in task]
+    for task in tried_again:
+        executor = spec["components"][task["componentRef"]["name"]]["executorLabel"]
+        tries = task["retryPolicy"]["maxRetryCount"] + 1
+        allowed = int(task["retryPolicy"]["backoffMaxDuration"].removesuffix("s"))
+        assert allowed >= tries * int(pods[executor]["activeDeadlineSeconds"]), executor

@@ -1,0 +1,57 @@
+"""What a step does with the servers of the manifests, in the environment of a step: `log`, then `read`."""
+
+import os
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import boto3
+import mlflow
+
+SIZE = 20 * 2**20
+"""Bytes of a file; more than S3 takes in one part."""
+
+
+def log() -> None:
+    """Log a run with a file, which goes to S3 through MLflow, and register a model."""
+    weights = Path.home() / "weights.bin"
+    weights.write_bytes(os.urandom(SIZE))
+    with mlflow.start_run() as run:
+        mlflow.log_metric("worst_excess", 0.25)
+        mlflow.log_artifact(str(weights))
+    mlflow.MlflowClient().create_registered_model("assistant")
+    assert _download(run.info.run_id).read_bytes() == weights.read_bytes()
+    store = boto3.client("s3", region_name=os.environ["AWS_REGION"])
+    found = store.list_objects_v2(Bucket="automixalign", Prefix="mlflow/")["Contents"]
+    assert [entry["Size"] for entry in found] == [SIZE], found
+    assert _status("localhost:5000") == 200
+    assert _status("rebound.example.com:5000") == 403
+
+
+def read() -> None:
+    """Find what `log` left."""
+    (run,) = mlflow.search_runs(experiment_ids=["0"], output_format="list")
+    assert run.data.metrics == {"worst_excess": 0.25}
+    assert _download(run.info.run_id).stat().st_size == SIZE
+    (model,) = mlflow.MlflowClient().search_registered_models()
+    assert model.name == "assistant"
+
+
+def _download(run_id: str) -> Path:
+    return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="weights.bin"))
+
+
+def _status(host: str) -> int:
+    """MLflow's answer to one who calls it by a name."""
+    address = f"{os.environ['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/experiments/get?experiment_id=0"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, headers={"Host": host})) as answer:  # noqa: S310
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+if __name__ == "__main__":
+    {"log": log, "read": read}[sys.argv[1]]()
+    print("all of it worked")

@@ -3,17 +3,32 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+SCAN   := .venv-scan
 ARGS   ?=
+JOBS   ?= 2
+
+# Of the images; images/README.md says what they mean.
+DOCKER  ?= docker
+BASE    ?= python:3.11-slim
+INDEX   ?= https://pypi.org/simple
+WHEELS  ?=
+BUILD_OPTIONS ?=
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+IMAGE   ?= automixalign:$(VERSION)
+BUILD    = $(DOCKER) build $(BUILD_OPTIONS) --file images/Dockerfile --build-arg BASE=$(BASE) --build-arg INDEX=$(INDEX) \
+  --build-arg WHEELS=$(WHEELS) --build-arg VERSION=$(VERSION) \
+  --build-arg REVISION=$(shell git describe --always --exclude='*' --abbrev=40 --dirty 2>/dev/null) \
+  --build-arg SOURCE=$(shell git remote get-url origin 2>/dev/null | sed -nE 's|^https://([^@/]*@)?|https://|p')
 
 # A newcomer's machine may have no hub access; everything the two commands use is on disk.
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup run test lint types unit compile pages clean
+.PHONY: help setup run test lint types unit test-containers images image-cpu image-cuda compile pages scan clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
 setup: $(STAMP) ## .venv with the exact versions of constraints.txt; nothing when they have not changed
 
@@ -41,7 +56,18 @@ types: setup
 	$(BIN)/mypy
 
 unit: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
+
+test-containers: setup ## build the image and run the DAG in containers, with an engine of its own; needs root
+	$(BIN)/python -m pytest tests/container -m container --verbose --capture=no $(ARGS)
+
+images: image-cpu image-cuda ## both container images
+
+image-cpu: ## the container image for CPUs
+	$(BUILD) --tag $(IMAGE) .
+
+image-cuda: ## the container image for CUDA, several GB
+	$(BUILD) --build-arg TORCH_INDEX=$(INDEX) --build-arg ACCELERATOR=cuda --tag $(IMAGE)-cuda .
 
 compile: setup ## rewrite the pipelines that are kept after a change to the DAG or to where it runs
 	$(BIN)/ama compile --preset quickstart --output pipelines/automixalign.yaml
@@ -50,5 +76,16 @@ compile: setup ## rewrite the pipelines that are kept after a change to the DAG 
 pages: setup ## rewrite the components' pages after a change to a docstring or signature
 	$(BIN)/python -m components.pages
 
+scan: setup $(SCAN)/.installed ## a security scan of the rendered manifests and the Dockerfile; needs kubectl
+	rm -rf build/rendered
+	$(BIN)/python tests/unit/rendered_manifests.py build/rendered
+	$(SCAN)/bin/checkov --config-file .checkov.yaml --framework kubernetes --directory build/rendered
+	$(SCAN)/bin/checkov --config-file .checkov.yaml --framework dockerfile --file images/Dockerfile
+
+$(SCAN)/.installed: .ci/scan-constraints.txt
+	test -x $(SCAN)/bin/python || $(PYTHON) -m venv $(SCAN)
+	$(SCAN)/bin/python -m pip install --quiet --constraint .ci/scan-constraints.txt checkov
+	touch $@
+
 clean: ## remove what the commands made, but the results of runs
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	rm -rf $(VENV) $(SCAN) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

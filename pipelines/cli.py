@@ -2,10 +2,11 @@
 
 import signal
 import sys
+import tempfile
 import time
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -125,6 +126,10 @@ def run(
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Run folder, new. [default: runs/NAME-DATE-TIME]"),
     ] = None,
+    runner: Annotated[
+        Literal["subprocess", "docker"],
+        typer.Option("--runner", "-r", help="What steps are: processes, or containers of the image AMA_IMAGE."),
+    ] = "subprocess",
 ) -> None:
     """Run the whole DAG on this machine and print the leaderboard.
 
@@ -135,21 +140,25 @@ def run(
         ama run -p quickstart --set seed=1 --set methods.2.eta=0.1 --output runs/eta
 
         ama run -p smollm2 -t helpful=data/helpful.jsonl -t code=s3://bucket/code/
+
+        ama run -p quickstart --runner docker
     """
     from pipelines import display
     from pipelines import run as local_run
+    from pipelines.containers import Containers
 
     console = Console()
     experiment = load(preset, file, task, set_)
     plan_experiment(experiment)
     check_local_data(experiment)
+    steps_are = Containers(experiment) if runner == "docker" else local_run.Processes()
     folder = output or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     steps = display.steps_of(experiment)
     progress = display.Progress(console, steps)
     console.print(f"{experiment.name}: {steps} steps, results in {folder}", highlight=False, soft_wrap=True)
     try:
         with progress.live:
-            local_run.run(experiment, folder, progress.follow)
+            local_run.run(experiment, folder, progress.follow, steps_are)
     except local_run.StepFailedError as failure:
         display.show_failure(Console(stderr=True), failure, folder)
         raise typer.Exit(1) from failure
@@ -225,6 +234,113 @@ def report(
     typer.echo(output)
 
 
+@app.command()
+def submit(
+    preset: Preset = None,
+    file: Config = None,
+    task: Task = None,
+    set_: Set = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            "--host",
+            envvar="KF_PIPELINES_ENDPOINT",
+            metavar="URL",
+            help="The server. [default: the pod's cluster, else the kubeconfig's]",
+        ),
+    ] = None,
+    experiment_name: Annotated[
+        str,
+        typer.Option(
+            "--experiment",
+            envvar="KF_PIPELINES_DEFAULT_EXPERIMENT_NAME",
+            metavar="NAME",
+            help="The server's group of runs; made if need be.",
+        ),
+    ] = "automixalign",
+    run_name: Annotated[
+        str | None, typer.Option("--run-name", metavar="NAME", help="[default: NAME-DATE-TIME]")
+    ] = None,
+    pipeline_name: Annotated[
+        str, typer.Option("--pipeline-name", metavar="NAME", help="The pipeline whose versions are uploaded.")
+    ] = "automixalign",
+    namespace: Annotated[
+        str | None,
+        typer.Option("--namespace", "-n", metavar="NAME", help="Yours, where the server has several users."),
+    ] = None,
+    service_account: Annotated[
+        str | None, typer.Option("--service-account", metavar="NAME", help="The pods' account.")
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-file",
+            envvar="KF_PIPELINES_SA_TOKEN_PATH",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help="Holds a bearer token, and is read again for every request. A token that does not change "
+            "can stand in the environment variable AMA_KFP_TOKEN instead.",
+        ),
+    ] = None,
+    ssl_ca_cert: Annotated[
+        Path | None,
+        typer.Option("--ssl-ca-cert", metavar="FILE", exists=True, dir_okay=False, help="Whom to trust, PEM."),
+    ] = None,
+    client_cert: Annotated[
+        Path | None,
+        typer.Option("--client-cert", metavar="FILE", exists=True, dir_okay=False, help="Your own, PEM."),
+    ] = None,
+    client_key: Annotated[
+        Path | None,
+        typer.Option("--client-key", metavar="FILE", exists=True, dir_okay=False, help="Its key, PEM."),
+    ] = None,
+    kube_context: Annotated[
+        str | None, typer.Option("--kube-context", metavar="NAME", help="Of the kubeconfig.")
+    ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Compute every step: --set cluster.cache=false.")
+    ] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Start the run and leave it to itself.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent; send nothing.")] = False,
+    poll: Annotated[
+        float, typer.Option("--poll", metavar="SECONDS", min=0.01, help="Between two looks at the run.")
+    ] = 5.0,
+) -> None:
+    """Run an experiment on Kubeflow Pipelines, follow it, and end with its status.
+
+    The pipeline is uploaded unless the server has the same version already. Ctrl-C ends the following, not
+    the run. Exit status: 0 the run succeeded, 1 it failed or was cancelled, 2 it could not be made or followed.
+
+    Examples:
+
+        ama submit --config my.yaml --host https://kubeflow.example/pipeline --namespace me --token-file token
+
+        ama submit --preset quickstart --host http://localhost:8888 --dry-run
+    """
+    from pipelines import compiling
+    from pipelines.submit import reachable, terminal
+    from pipelines.submit.server import Access, Server
+    from pipelines.submit.submission import Submission
+
+    experiment = load(preset, file, task, [*(set_ or []), *(["cluster.cache=false"] if no_cache else [])])
+    reachable.check(experiment)
+    access = Access(host, namespace, token_file, ssl_ca_cert, client_cert, client_key, kube_context)
+    console = Console()
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "pipeline.yaml"
+        compiling.write(experiment, package)
+        _warn_of_a_tag()
+        name = run_name or f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        submission = Submission(experiment, name, experiment_name, pipeline_name, service_account, package)
+        if dry_run:
+            terminal.show_dry_run(console, submission, access)
+            return
+        status = terminal.send_and_follow(console, Server(access), submission, None if detach else poll)
+    raise typer.Exit(status)
+
+
 @app.command("compile")
 def compile_(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.yaml", help="Where to write it.")],
@@ -242,7 +358,6 @@ def compile_(
 
         AMA_IMAGE=registry/automixalign@sha256:... ama compile --config my.yaml --output my-pipeline.yaml
     """
-    from components.image import IMAGE, is_pinned
     from pipelines import compiling
 
     if output.suffix not in (".yaml", ".yml"):
@@ -252,15 +367,18 @@ def compile_(
         compiling.write(experiment, output)
     except OSError as error:
         raise ConfigError(f"--output {output} cannot be written: {error}") from error
+    _warn_of_a_tag()
+
+
+def _warn_of_a_tag() -> None:
+    from components.image import IMAGE, is_pinned
+
     if not is_pinned(IMAGE):
-        _warn(
+        message = (
             f"the image {IMAGE} is named by a tag, behind which another image may come to stand while a run "
             "goes on: name it by digest (AMA_IMAGE=registry/name@sha256:...)"
         )
-
-
-def _warn(message: str) -> None:
-    Console(stderr=True).print(Text.assemble(("warning:", "yellow"), f" {message}"), soft_wrap=True)
+        Console(stderr=True).print(Text.assemble(("warning:", "yellow"), f" {message}"), soft_wrap=True)
 
 
 def main() -> None:

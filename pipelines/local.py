@@ -1,4 +1,7 @@
-"""Run the DAG on this machine through kfp's local runner: `python -m pipelines.local CONFIG FOLDER`."""
+"""Run the DAG on this machine through kfp's local runner: `python -m pipelines.local CONFIG FOLDER [FILE]`.
+
+The steps are processes, or containers as the file of `containers.py` says.
+"""
 
 import json
 import logging
@@ -9,19 +12,20 @@ from kfp import local
 
 from automixalign import config
 from pipelines.automixalign import build
+from pipelines.containers import docker_runner
 
 WORKERS = 2
 """How many iterations of a loop kfp's local runner runs at a time."""
 
 
-def run(experiment: config.Experiment, pipeline_root: Path) -> None:
+def run(experiment: config.Experiment, pipeline_root: Path, containers: Path | None = None) -> None:
     """Run every step of the experiment, with the steps' artifacts below `pipeline_root`.
 
     Raises:
         RuntimeError: a step failed; its own log says why.
     """
     local.init(
-        runner=local.SubprocessRunner(use_venv=False),
+        runner=docker_runner(containers) if containers else local.SubprocessRunner(use_venv=False),
         pipeline_root=str(pipeline_root),
         workspace_root=str(pipeline_root / "workspace"),
         raise_on_error=True,
@@ -31,4 +35,5 @@ def run(experiment: config.Experiment, pipeline_root: Path) -> None:
 
 if __name__ == "__main__":
     logging.captureWarnings(True)
-    run(config.parse(json.loads(Path(sys.argv[1]).read_text()), sys.argv[1]), Path(sys.argv[2]))
+    config_file, *places = map(Path, sys.argv[1:])
+    run(config.parse(json.loads(config_file.read_text()), str(config_file)), *places)

@@ -2,12 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from automixalign import checkpoints, config, config_file, files, progress, run_folder
 from automixalign.errors import AutoMixAlignError
@@ -34,26 +35,91 @@ class StepFailedError(AutoMixAlignError):
         return "\n".join(text.splitlines()[-_TAIL:])
 
 
-def run(experiment: config.Experiment, folder: Path, follow: Callable[[list[dict[str, Any]]], None]) -> None:
+class Runner(Protocol):
+    """What the steps of a run are."""
+
+    def prepare(self, folder: Path, environment: Mapping[str, str]) -> list[str]:
+        """Make ready for a run into `folder` (absolute); return arguments for `pipelines.local`."""
+
+    def end(self) -> None:
+        """Leave nothing of the run behind but its folder, however it ended."""
+
+
+class Processes:
+    """The steps are processes of this machine; they end with the one that started them."""
+
+    def prepare(self, folder: Path, environment: Mapping[str, str]) -> list[str]:
+        """Nothing is needed."""
+        return []
+
+    def end(self) -> None:
+        """Nothing is left."""
+
+
+def run(
+    experiment: config.Experiment,
+    folder: Path,
+    follow: Callable[[list[dict[str, Any]]], None],
+    runner: Runner | None = None,
+) -> None:
     """Run an experiment into a new run folder.
 
     Args:
         experiment: the checked configuration.
         folder: the run folder; it must be new or empty.
         follow: called several times a second with the events of the steps since the last call.
+        runner: what the steps are; by default, processes.
 
     Raises:
-        ConfigError: the folder is in use.
+        ConfigError: the folder is in use, or the steps cannot run as the runner has them.
         StepFailedError: a step failed; what the others finished is in the run folder all the same.
     """
+    runner = runner or Processes()
     run_folder.create(folder)
     files.write_text(folder / run_folder.CONFIG, config_file.dump(experiment))
     root, logs = folder.resolve() / KFP, folder.resolve() / run_folder.LOGS
     root.mkdir()
     (root / "config.json").write_text(experiment.model_dump_json(), encoding="utf-8")
     events = _Events(logs / progress.EVENTS)
-    environment = {
-        **os.environ,
+    sender = Sender(experiment, folder.resolve())
+    environment = {**_environment(root, logs), **sender.environment}
+    try:
+        arguments = runner.prepare(folder.resolve(), environment)
+    except BaseException:
+        runner.end()
+        shutil.rmtree(folder)  # so that the same command can be given again
+        raise
+    command = [sys.executable, "-m", "pipelines.local", str(root / "config.json"), str(root), *arguments]
+    with (logs / KFP_LOG).open("wb") as log:
+        # A session of its own, so that the whole family of processes can be ended together.
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+        sender.start(logs / MLFLOW_LOG)
+        try:
+            while _still_runs(process):
+                follow(events.new())
+        finally:
+            _end(process)
+            runner.end()
+            last = events.new()
+            failure = failure_of(experiment, events.seen, process.returncode, logs)
+            unsent = sender.finish("FAILED" if failure else "FINISHED")
+    follow(last)
+    run_folder.publish(folder, artifacts(root))
+    if unsent:
+        follow([{"stage": "mlflow", "name": "", "event": "warning", "message": unsent}])
+    if failure:
+        raise failure
+
+
+def _environment(root: Path, logs: Path) -> dict[str, str]:
+    """What the steps are told, beyond what the user's own environment says."""
+    return {
         progress.LOGS: str(logs),
         progress.WORKERS: str(WORKERS),
         checkpoints.FOLDER: str(root / "checkpoints"),
@@ -67,27 +133,6 @@ def run(experiment: config.Experiment, folder: Path, follow: Callable[[list[dict
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    sender = Sender(experiment, folder.resolve())
-    environment |= sender.environment
-    command = [sys.executable, "-m", "pipelines.local", str(root / "config.json"), str(root)]
-    with (logs / KFP_LOG).open("wb") as log:
-        # A session of its own, so that the whole family of processes can be ended together.
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
-        sender.start(logs / MLFLOW_LOG)
-        try:
-            while _still_runs(process):
-                follow(events.new())
-        finally:
-            _end(process)
-            unsent = sender.finish("FAILED" if process.returncode else "FINISHED")
-    follow(events.new())
-    run_folder.publish(folder, artifacts(root))
-    if unsent:
-        follow([{"stage": "mlflow", "name": "", "event": "warning", "message": unsent}])
-    if process.returncode:
-        raise _failure(events.seen, logs)
 
 
 def _still_runs(process: "subprocess.Popen[bytes]") -> bool:
@@ -127,23 +172,37 @@ class _Events:
         return fresh
 
 
-def _failure(events: list[dict[str, Any]], logs: Path) -> StepFailedError:
-    """The step that failed; one that was killed could not say so, but it never finished either."""
-    open_steps: dict[tuple[str, str], dict[str, Any]] = {}
+def failure_of(
+    experiment: config.Experiment, events: list[dict[str, Any]], status: int, logs: Path
+) -> StepFailedError | None:
+    """The step that failed, if one did; one that was killed could not say so, but it never finished either.
+
+    kfp's own word is not enough: it takes a step for a success whose container is gone before kfp asks how it
+    ended.
+    """
+    states: dict[tuple[str, str], str] = {}
     for event in events:
         key = event["stage"], event["name"]
         if event["event"] == "failed":
             return StepFailedError(step_title(*key), event["error"], logs / progress.log_name(*key))
-        if event["event"] == "started":
-            open_steps[key] = event
-        elif event["event"] == "finished":
-            open_steps.pop(key, None)
-    if open_steps:
-        key = next(iter(open_steps))
-        return StepFailedError(
-            step_title(*key), "ended without a word (killed?)", logs / progress.log_name(*key)
-        )
-    return StepFailedError("kfp", "the local runner failed", logs / KFP_LOG)
+        if event["event"] in ("started", "finished"):
+            states[key] = event["event"]
+    for key, state in states.items():
+        if state == "started":
+            reason = "ended without a word (killed?)"
+            return StepFailedError(step_title(*key), reason, logs / progress.log_name(*key))
+    if status:
+        return StepFailedError("kfp", "the local runner failed", logs / KFP_LOG)
+    for stage in _last_steps(experiment):
+        if (stage, "") not in states:
+            return StepFailedError(stage, "never began", logs / KFP_LOG)
+    return None
+
+
+def _last_steps(experiment: config.Experiment) -> list[str]:
+    """The steps whose results no other step needs: all others would be missed."""
+    wanted = {"compare": True, "register": experiment.registry, "publish": experiment.output}
+    return [stage for stage, asked in wanted.items() if asked]
 
 
 def step_title(stage: str, name: str) -> str:

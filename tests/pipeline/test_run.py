@@ -152,7 +152,7 @@ def test_the_leaderboard_can_be_recomputed_from_the_saved_models(run_folder: Pat
 def test_metadata_are_what_a_cluster_takes(run_folder: Path) -> None:
     """KFP's launcher fails a step whose artifact has a null among its metadata."""
     found = dict(artifacts(run_folder.resolve() / KFP))
-    assert len(found) > 30
+    assert len(found) >= 30
     for path, metadata in found.items():
         assert not [key for key, value in metadata.items() if value is None], path
 

@@ -1,0 +1,82 @@
+"""What the terminal shows of a submission, and the exit status it gives."""
+
+import signal
+import time
+
+from rich.console import Console
+from rich.markup import escape
+
+from automixalign import config_file
+from pipelines.submit.following import Outcome, follow
+from pipelines.submit.server import Access, Server
+from pipelines.submit.submission import Submission
+
+_NO_REASON = "the server gives no reason; the step's log does"
+
+
+def show_dry_run(console: Console, submission: Submission, access: Access) -> None:
+    """What would be sent, and where to."""
+    console.print("dry run: nothing is sent", highlight=False)
+    for what, value in {**access.facts(), **submission.facts()}.items():
+        console.print(f"  {what:<13}{value}", highlight=False, soft_wrap=True, markup=False)
+    console.print("  config:", highlight=False)
+    for line in config_file.dump(submission.experiment).splitlines():
+        console.print(f"    {line}", highlight=False, soft_wrap=True, markup=False)
+
+
+def send_and_follow(console: Console, server: Server, submission: Submission, poll: float | None) -> int:
+    """Start the run and show how it goes on until it has ended.
+
+    Args:
+        console: where to.
+        server: takes the run.
+        submission: the run.
+        poll: seconds between two looks at it; None leaves it to itself.
+
+    Returns:
+        The exit status: 0 for a run that succeeded or was left to itself, 1 for one that did not succeed,
+        130 after Ctrl-C, which the run does not notice.
+
+    Raises:
+        ServerError: the run cannot be made.
+        LostSightError: it was, but cannot be followed.
+    """
+    sent = submission.send(server)
+    link = server.link(sent.run_id)
+    upload = "uploaded" if sent.uploaded else "is there already"
+    _print(console, f"{submission.pipeline_name} {submission.version} {upload}")
+    _print(console, f"{submission.run_name}: {link}")
+    if poll is None:
+        return 0
+    try:
+        from pipelines import display  # takes seconds, which the run need not wait for
+
+        progress = display.Progress(console, display.steps_of(submission.experiment))
+        with progress.live:
+            outcome = follow(server, sent.run_id, progress.follow, poll)
+    except KeyboardInterrupt:
+        _print(console, f"no longer following; the run goes on: {link}")
+        return 128 + signal.SIGINT
+    except SystemExit:
+        _print(console, f"no longer following; the run goes on: {link}")
+        raise
+    return _show_end(console, outcome, submission.run_name, time.time() - progress.started, link)
+
+
+def _show_end(console: Console, outcome: Outcome, name: str, seconds: float, link: str) -> int:
+    if outcome.succeeded:
+        mark, text = "[green]✓[/]", f"{name} succeeded after {seconds:.0f} s: {link}"
+        console.print(f"{mark} {escape(text)}", highlight=False, soft_wrap=True)
+        return 0
+    errors = Console(stderr=True)
+    errors.print(f"[red]✗ {escape(name)}: {outcome.state}[/]", highlight=False, soft_wrap=True)
+    if outcome.message:
+        _print(errors, f"  {outcome.message}")
+    for step, message in outcome.failed:
+        _print(errors, f"  {step}: {message or _NO_REASON}")
+    _print(errors, f"  {link}")
+    return 1
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,309 @@
+"""The image, and the DAG in containers of it; where no engine can be had, all of this fails."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+import yaml
+from container_engine import BASE, IMAGE, NoEngineError, build, engine, say
+
+from automixalign import __version__
+from automixalign.files import digest
+from pipelines.containers import RUN
+
+pytestmark = pytest.mark.container
+
+TMP = "/tmp"  # noqa: S108  the containers' own
+SHUT = {"user": "12345:0", "read_only": True, "tmpfs": {TMP: ""}, "network_mode": "none", "cap_drop": ["ALL"]}
+"""As an OpenShift cluster would run it: any user, nothing to write to but /tmp."""
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory, base_model: Path) -> Path:
+    """A folder with a base model and data that the configuration names by relative paths."""
+    folder = tmp_path_factory.mktemp("place")
+    shutil.copytree(base_model, folder / "base")
+    words = [f"word{number}" for number in range(30)]
+    rows = [{"prompt": f"say {word}:", "chosen": f" {word}!", "rejected": f" {word[::-1]}?"} for word in words]
+    (folder / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for file in (folder / "base").iterdir():  # safetensors writes for its own user alone
+        file.chmod(0o644)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def by_processes(place: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A run of the DAG by processes, which goes on while the image is built."""
+    with started(place, experiment(), "-o", "by-processes") as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def address(by_processes: object) -> Iterator[str]:
+    """Of an engine that holds the image."""
+    with tempfile.TemporaryDirectory(prefix="ama-") as folder, ExitStack() as stack:
+        try:
+            address = stack.enter_context(engine(Path(folder)))
+        except NoEngineError as error:
+            pytest.exit(f"NO CONTAINER ENGINE: NOTHING WAS TESTED IN CONTAINERS. {error}", returncode=3)
+        (Path(folder) / "scratch").mkdir()
+        build(address, Path(folder) / "scratch")
+        yield address
+
+
+@pytest.fixture(scope="session")
+def client(address: str) -> docker.DockerClient:
+    return docker.DockerClient(address)
+
+
+@pytest.fixture
+def in_containers(address: str, place: Path) -> Iterator[Start]:
+    """Start a run of the DAG in containers."""
+    with ExitStack() as stack:
+
+        def start(experiment: dict[str, Any], run: Path, **environment: str) -> "subprocess.Popen[str]":
+            environment = {"DOCKER_HOST": address, "AMA_IMAGE": IMAGE, **environment}
+            return stack.enter_context(
+                started(place, experiment, "--runner", "docker", "-o", str(run), **environment)
+            )
+
+        yield start
+
+
+@contextmanager
+def started(
+    folder: Path, experiment: dict[str, Any], *arguments: str, **environment: str
+) -> Iterator["subprocess.Popen[str]"]:
+    """`ama run` with an experiment, ended at the end."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(experiment, file)
+        command = [sys.executable, "-c", "from pipelines.cli import main; main()", "run", "-c", file.name]
+        process = subprocess.Popen(
+            [*command, *arguments],
+            cwd=folder,
+            env={**os.environ, "COLUMNS": "200", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.communicate()
+
+
+def experiment(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "boxed",
+        "base_model": "./base",
+        "tasks": [
+            {"name": "arithmetic", "source": "synthetic:arithmetic", "limit": 40, "verifier": "exact"},
+            {"name": "own", "source": "own.jsonl"},
+        ],
+        "max_length": 64,
+        "split": {"validation": 0.1, "test": 0.2},
+        "training": {"batch_size": 4, "learning_rate": 0.02, "lora": {"rank": 2}},
+        "budget": {"specialist": {"steps": 6}, "generalist": {"steps": 8}},
+        "methods": ["ama-r"],
+        "merges": ["linear"],
+        "evaluation": {"max_new_tokens": 4},
+        "registry": {"name": "boxed"},
+        **changes,
+    }
+
+
+LONG = experiment(base_model={"source": "tiny", "tiny": {}})
+"""Its second step takes ten seconds."""
+
+
+def wait_for(process: "subprocess.Popen[str]", client: docker.DockerClient, run: Path, step: str) -> Any:
+    """The container of a step of a run, once the step has begun."""
+    events = run / "logs" / "events.jsonl"
+    deadline = time.monotonic() + 120
+    while step not in (events.read_text() if events.exists() else ""):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    (container,) = containers_of(client, run)
+    return container
+
+
+def containers_of(client: docker.DockerClient, run: Path) -> list[Any]:
+    return list(client.containers.list(all=True, filters={"label": f"{RUN}={run}"}))
+
+
+def test_the_image_says_what_it_is_and_is_small(client: docker.DockerClient) -> None:
+    image = client.images.get(IMAGE)
+    said = {key.removeprefix("org.opencontainers.image."): value for key, value in image.labels.items()}
+    assert said["title"] == "automixalign"
+    assert said["description"]
+    assert said["version"] == __version__
+    assert said["licenses"] == "Apache-2.0"
+    assert {"source", "revision"} <= said.keys()
+    assert said["automixalign.accelerator"] == "cpu"
+    assert image.attrs["Config"]["User"] == "1001:0"
+    say(f"image: {image.attrs['Size'] / 1e9:.2f} GB")
+    assert image.attrs["Size"] <= 2e9
+
+
+def test_the_image_holds_nothing_to_build_or_install_with(client: docker.DockerClient) -> None:
+    look = (
+        (
+            "for tool in cc gcc g++ clang ld as make cmake pip pip3; do command -v $tool; done;"
+            "find / -xdev ( -name ensurepip -o -name pip -o -name setuptools -o -name '*.whl' ) 2>/dev/null;"
+            "find /var/lib/apt/lists /var/cache/apt -type f -size +100k 2>/dev/null;"
+            "find / -xdev -path /proc -prune -o -writable ! -type l ! -type c -print 2>/dev/null;"
+            "true"
+        )
+        .replace("( ", r"\( ")
+        .replace(" )", r" \)")
+    )
+    found = client.containers.run(IMAGE, ["sh", "-c", look], remove=True, user="12345:0")
+    assert set(found.decode().split()) <= {"/tmp", "/var/tmp", "/run/lock"}  # noqa: S108
+
+
+def test_any_user_can_run_it_on_a_read_only_file_system(client: docker.DockerClient) -> None:
+    work = """
+import getpass, matplotlib, pathlib
+import boto3, datasets, gguf, kfp, mergekit, mlflow.transformers, peft, scipy.stats, torch, transformers, trl
+from automixalign import merge, registry, s3, trainer
+from matplotlib import pyplot
+pyplot.plot([1, 2])
+pyplot.savefig("plot.png")
+print(getpass.getuser(), pathlib.Path.home(), pathlib.Path("plot.png").stat().st_size > 0)
+"""
+    said = client.containers.run(IMAGE, ["python", "-c", work], remove=True, **SHUT)
+    assert said.decode().split() == ["automixalign", TMP, "True"]
+    version = client.containers.run(IMAGE, ["ama", "--version"], remove=True, **SHUT)
+    assert version.decode().strip() == f"automixalign {__version__}"
+
+
+def test_the_dag_in_containers_gives_the_numbers_of_processes(
+    by_processes: "subprocess.Popen[str]",
+    in_containers: Start,
+    client: docker.DockerClient,
+    place: Path,
+    tmp_path: Path,
+) -> None:
+    out, err = by_processes.communicate()
+    assert by_processes.returncode == 0, out + err
+    one, other = place / "by-processes", tmp_path / "run"
+    began = time.monotonic()
+    run = in_containers(experiment(), other)
+    out, err = run.communicate()
+    assert run.returncode == 0, out + err
+    say(f"the DAG in containers: {time.monotonic() - began:.0f} s")
+    boards = [json.loads((run / "leaderboard.json").read_text()) for run in (one, other)]
+    assert boards[0] == boards[1]
+    assert {entry["model"] for entry in boards[0]} >= {"reference", "specialist-own", "ama-r", "linear"}
+    weights = sorted(path.relative_to(one) for path in one.glob("models/*/*.safetensors"))
+    assert len(weights) == 5
+    for what in (*weights, "data"):
+        assert digest(one / what) == digest(other / what), what
+    assert json.loads((other / "registration.json").read_text())["champion"]
+    assert not list((other / ".kfp" / "spool").glob("*.record.json")), "MLflow has everything"
+    assert {path.stat().st_uid for path in (other / ".kfp").rglob("*")} == {0, 1001}, "no step was root"
+    assert containers_of(client, other) == []
+    assert not (other / ".kfp" / "scratch").exists()
+
+
+def test_a_step_is_shut_in_and_ends_with_its_run(
+    in_containers: Start, client: docker.DockerClient, place: Path, tmp_path: Path
+) -> None:
+    run = in_containers(LONG, tmp_path / "run")
+    container = wait_for(run, client, tmp_path / "run", "prepare_base_model")
+    asked = container.attrs["HostConfig"]
+    assert container.attrs["Config"]["User"] == "1001:0"
+    assert asked["NetworkMode"] == "none"
+    assert asked["CapDrop"] == ["ALL"]
+    assert asked["ReadonlyRootfs"]
+    assert not asked["Privileged"]
+    assert asked["PidsLimit"] == 4096
+    assert 0 < asked["Memory"] < client.info()["MemTotal"]
+    mounts = {mount["Source"]: mount["RW"] for mount in container.attrs["Mounts"]}
+    assert not mounts.pop(str(place / "own.jsonl"))
+    assert all(Path(source).is_relative_to(tmp_path / "run") for source in mounts)
+    inside = "cat /proc/self/status /proc/net/dev; touch /opt/ama/x /etc/x || echo read-only"
+    found = container.exec_run(["sh", "-c", inside]).output.decode()
+    assert "CapEff:\t0000000000000000" in found
+    assert "NoNewPrivs:\t1" in found
+    assert "Uid:\t1001\t1001\t1001\t1001" in found
+    assert "lo:" in found
+    assert "eth0" not in found
+    assert "read-only\n" in found
+    run.terminate()
+    assert run.wait(30) == 143
+    assert containers_of(client, tmp_path / "run") == []
+
+
+def test_a_step_that_is_killed_fails_the_run(
+    in_containers: Start, client: docker.DockerClient, tmp_path: Path
+) -> None:
+    """As for want of memory; kfp's runner may take it for a success."""
+    run = in_containers(LONG, tmp_path / "run")
+    wait_for(run, client, tmp_path / "run", "prepare_base_model").kill()
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 1, out + err
+    assert "prepare_base_model failed: ended without a word (killed?)" in err
+
+
+def test_a_step_reaches_s3_and_a_failing_one_is_named_with_the_end_of_its_log(
+    s3: Any, in_containers: Start, place: Path, tmp_path: Path
+) -> None:
+    """Over the network of this machine, as the server listens on its loopback."""
+    for file in (place / "base").iterdir():
+        s3.upload_file(str(file), "ready", f"base/{file.name}")
+    failing = experiment(base_model="s3://ready/base", max_length=8)
+    run = in_containers(failing, tmp_path / "run", AMA_DOCKER_NETWORK="host")
+    out, err = run.communicate()
+    assert run.returncode == 1, out + err
+    assert "prepare_data failed" in err
+    assert "fits max_length=8" in err
+    assert "Traceback" in err, "the end of the step's log"
+    fetched = tmp_path / "run" / "models" / "reference" / "model.safetensors"
+    assert digest(fetched) == digest(place / "base" / "model.safetensors")
+    texts = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    secret = os.environ["AWS_SECRET_ACCESS_KEY"].encode()
+    assert not any(secret in text for text in [*texts, (out + err).encode()])
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"AMA_IMAGE": "automixalign:none"}, "there is no image automixalign:none; `make images` builds it"),
+        ({"AMA_IMAGE": BASE}, f"the image {BASE} does not run this library: "),
+        ({"AMA_DOCKER_MEMORY": "1k"}, "a container cannot be started as the run needs it: "),
+    ],
+)
+def test_what_cannot_run_is_refused_before_any_work(
+    environment: dict[str, str], message: str, in_containers: Start, tmp_path: Path
+) -> None:
+    run = in_containers(LONG, tmp_path / "run", **environment)
+    out, err = run.communicate()
+    assert run.returncode == 2, out + err
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_source_that_the_steps_may_not_read_is_refused(
+    in_containers: Start, place: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(place / "base", tmp_path / "base")
+    (tmp_path / "base" / "model.safetensors").chmod(0o600)
+    run = in_containers(experiment(base_model=str(tmp_path / "base")), tmp_path / "run")
+    out, err = run.communicate()
+    assert run.returncode == 2, out + err
+    assert f"user 1001 of group 0, who has no access to {tmp_path}/base/model.safetensors: " in err

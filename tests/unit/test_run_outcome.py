@@ -1,0 +1,77 @@
+"""How a run ended is told from its steps' events; kfp's exit status is not enough."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from automixalign import config
+from pipelines.run import failure_of
+
+LOGS = Path("logs")
+
+
+def events(*lines: str) -> list[dict[str, Any]]:
+    """`started evaluate reference`."""
+    found = []
+    for line in lines:
+        event, stage, *name = line.split()
+        found.append({"event": event, "stage": stage, "name": "".join(name), "error": "ValueError: no"})
+    return found
+
+
+WELL = events(
+    "started validate_config",
+    "finished validate_config",
+    "started evaluate reference",
+    "started evaluate uniform",
+    "progress evaluate uniform",
+    "finished evaluate uniform",
+    "warning evaluate reference",
+    "finished evaluate reference",
+    "started compare",
+    "finished compare",
+)
+
+
+def test_a_run_whose_steps_all_finished_has_not_failed(experiment_data: dict[str, Any]) -> None:
+    assert failure_of(config.parse(experiment_data, "test"), WELL, 0, LOGS) is None
+
+
+@pytest.mark.parametrize(
+    ("ended", "status", "message", "log"),
+    [
+        (
+            events("started evaluate a", "failed evaluate a"),
+            1,
+            "evaluate [a]: ValueError: no",
+            "evaluate-a.log",
+        ),
+        (
+            events("started evaluate a", "failed evaluate a"),
+            0,
+            "evaluate [a]: ValueError: no",
+            "evaluate-a.log",
+        ),
+        (events("started merge"), 0, "merge: ended without a word (killed?)", "merge.log"),
+        ([], 1, "kfp: the local runner failed", "kfp.log"),
+    ],
+    ids=["failed", "failed, and kfp did not see it", "killed, and kfp did not see it", "kfp itself"],
+)
+def test_a_run_has_failed_by_its_first_bad_step_whatever_kfp_says(
+    ended: list[dict[str, Any]], status: int, message: str, log: str, experiment_data: dict[str, Any]
+) -> None:
+    failure = failure_of(config.parse(experiment_data, "test"), [*WELL, *ended], status, LOGS)
+    assert (str(failure), failure and failure.log) == (message, LOGS / log)
+
+
+@pytest.mark.parametrize(
+    ("change", "missing"),
+    [({}, "compare"), ({"registry": {"name": "m"}}, "register"), ({"output": "s3://b/p"}, "publish")],
+)
+def test_a_last_step_that_never_began_is_missed(
+    change: dict[str, Any], missing: str, experiment_data: dict[str, Any]
+) -> None:
+    seen = [event for event in WELL if missing != "compare" or event["stage"] != "compare"]
+    failure = failure_of(config.parse(experiment_data | change, "test"), seen, 0, LOGS)
+    assert str(failure) == f"{missing}: never began"

@@ -57,6 +57,19 @@ def plan_experiment(experiment: Experiment) -> Plan:
     return Plan.of(experiment, fingerprints)
 
 
+def check_one_machine(experiment: Experiment) -> None:
+    """See that this machine alone can run an experiment.
+
+    Raises:
+        ConfigError: it asks for several nodes.
+    """
+    if experiment.training.nodes > 1:
+        raise ConfigError(
+            f"training.nodes: {experiment.training.nodes} nodes need a cluster with Kubeflow Trainer "
+            "(`ama submit`); on this machine set training.nodes=1"
+        )
+
+
 def check_local_data(experiment: Experiment) -> None:
     """Read every task whose data lie on this machine: a broken row is found before anything long begins.
 

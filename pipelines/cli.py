@@ -14,7 +14,7 @@ from rich.text import Text
 
 from automixalign import __version__, config, config_file
 from automixalign.errors import AutoMixAlignError, ConfigError
-from automixalign.validate import check_local_data, plan_experiment
+from automixalign.validate import check_local_data, check_one_machine, plan_experiment
 
 PRESETS = resources.files("pipelines") / "presets"
 
@@ -149,6 +149,7 @@ def run(
 
     console = Console()
     experiment = load(preset, file, task, set_)
+    check_one_machine(experiment)
     plan_experiment(experiment)
     check_local_data(experiment)
     steps_are = Containers(experiment) if runner == "docker" else local_run.Processes()

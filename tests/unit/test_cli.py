@@ -252,6 +252,15 @@ def test_run_refuses_a_place_that_cannot_be_written_to(ama: Ama, written: Path, 
     assert "error: --output file/out cannot be written to: " in ended.err
 
 
+def test_run_refuses_what_only_a_cluster_can_do(ama: Ama, written: Path, tmp_path: Path) -> None:
+    sets = ["training.nodes=2", "training.batch_size=16", "cluster.train_job={storage: 's3://bucket/jobs'}"]
+    options = [part for value in sets for part in ("--set", value)]
+    ended = ama("run", "-c", str(written), "--output", "out", *options)
+    assert ended.status == 2
+    assert "training.nodes: 2 nodes need a cluster with Kubeflow Trainer" in ended.err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", ["pipeline.json", "pipeline", "file/pipeline.yaml"])
 def test_compile_refuses(ama: Ama, written: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")

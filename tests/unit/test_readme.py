@@ -3,11 +3,13 @@
 import re
 import shlex
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import typer
+import yaml
 
+from automixalign.config import parse
 from automixalign.losses import LossType
 from automixalign.mixers import MIXERS
 from pipelines import cli
@@ -25,7 +27,23 @@ def test_every_method_option_and_loss_is_named(name: str) -> None:
 
 
 def test_there_are_commands() -> None:
-    assert {command.split()[0] for command in COMMANDS} >= {"run", "validate", "compile", "sync", "report"}
+    assert {command.split()[0] for command in COMMANDS} >= {
+        "run",
+        "validate",
+        "compile",
+        "submit",
+        "sync",
+        "report",
+    }
+
+
+def test_the_example_of_a_cluster_is_one(experiment_data: dict[str, Any]) -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    changes = yaml.safe_load(example)
+    experiment_data["training"] |= changes.pop("training")
+    cluster = parse(experiment_data | changes, "README.md").cluster
+    assert cluster.pod("train_generalist").accelerators == 8
+    assert cluster.pod("train_generalist").scratch == cluster.default.scratch == "50Gi"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -36,6 +54,8 @@ def test_every_command_is_understood(command: str, tmp_path: Path, monkeypatch: 
     for word in words:
         if word.startswith("runs/"):
             Path(word).mkdir(parents=True)
+        elif word == "token":
+            Path(word).write_text("")
     group = typer.main.get_command(cli.app)
     assert isinstance(group, typer.core.TyperGroup)
     group.commands[name].make_context(name, words)

@@ -15,7 +15,7 @@ from automixalign.config import specialist_name
 from automixalign.data.split import TRAIN
 from automixalign.data.store import read_split, tasks_of
 from automixalign.errors import CacheError, ConfigError
-from automixalign.launch import Training, launch, world_size
+from automixalign.jobs import Training, world_size
 from automixalign.losses import NLL
 from automixalign.mixers import MIXERS, Mixer, Standard
 from automixalign.settings import TrainingSettings
@@ -70,21 +70,8 @@ TRAININGS: dict[str, type[Training]] = {
 """What a job can hold, by the name of its class."""
 
 
-def train(training: Training) -> dict[str, Any]:
-    """Train a specialist or a generalist; write the model and a log of every step.
-
-    Returns:
-        Metadata: steps, pairs, tokens, seconds; of a generalist also the method and the last task weights.
-
-    Raises:
-        CacheError: a cache is missing, incomplete or belongs to other data.
-        TrainingError: the loss became not finite.
-    """
-    return _recorded(launch(training), training.trajectory)
-
-
-def _recorded(facts: Mapping[str, Any], trajectory: Path) -> dict[str, Any]:
-    """Count the tokens and tell MLflow."""
+def recorded(facts: Mapping[str, Any], trajectory: Path) -> dict[str, Any]:
+    """A training's metadata with its tokens counted; MLflow is told, too."""
     rows = files.read_jsonl(trajectory)
     tokens = sum(row["pairs"][task] * (mean or 0) for row in rows for task, mean in row["tokens"].items())
     facts = {**facts, "tokens": round(tokens), "tokens_per_second": round(tokens / max(facts["seconds"], 0.1))}

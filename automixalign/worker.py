@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from automixalign import files, progress
-from automixalign.launch import JOB, RESULT, Job
+from automixalign.jobs import JOB, RESULT, Job
 from automixalign.train import TRAININGS
 
 

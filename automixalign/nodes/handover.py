@@ -19,10 +19,11 @@ from typing import Any, Self
 
 from automixalign import errors, files, publish, s3
 from automixalign.errors import AutoMixAlignError, ConfigError, StorageError, TrainingError
-from automixalign.launch import JOB, RESULT, Job, Training
+from automixalign.jobs import JOB, RESULT, Job, Training
 from automixalign.publish import Manifest, PublishedFile
 from automixalign.schema import Schema
 from automixalign.settings import library_digest
+from automixalign.train import TRAININGS
 
 _TRAINING = "training.json"
 _MODEL, _TRAJECTORY = "model", "trajectory.jsonl"
@@ -113,8 +114,6 @@ class Exchange:
             )
         for name, entry in handover.inputs.files.items():
             self._files.fetch(entry.sha256, folder / name, entry.sha256)
-        from automixalign.train import TRAININGS  # which imports `launch`, which imports this module
-
         here = TRAININGS[handover.job.kind].model_validate(handover.job.training)
         training = _relocated(here, lambda _, path: folder / path)
         job = handover.job.model_copy(update={"training": training.model_dump(mode="json")})

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from automixalign.errors import AutoMixAlignError
-from automixalign.launch import error_of
+from automixalign.jobs import error_of
 from automixalign.nodes.handover import Exchange
 
 _JOIN_SECONDS = 1800

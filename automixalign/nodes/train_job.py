@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from automixalign import progress
 from automixalign.cluster import TRAIN_JOB, TrainJobRequest
 from automixalign.errors import ConfigError, StorageError, TrainingError
-from automixalign.launch import Training
+from automixalign.jobs import Training
 from automixalign.nodes.handover import Exchange, pack
 from automixalign.nodes.manifest import DIGEST, render
 from automixalign.nodes.server import RefusedError, TrainJobs, UnavailableError

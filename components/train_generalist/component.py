@@ -29,9 +29,10 @@ def train_generalist(
     """
     from pathlib import Path
 
+    from automixalign.launch import train
     from automixalign.progress import step
     from automixalign.settings import TrainingSettings
-    from automixalign.train import GeneralistTraining, train
+    from automixalign.train import GeneralistTraining
 
     checked = TrainingSettings.model_validate_json(settings)
     with step("train_generalist", checked.name):

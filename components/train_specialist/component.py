@@ -30,9 +30,10 @@ def train_specialist(
     from pathlib import Path
 
     from automixalign.config import specialist_name
+    from automixalign.launch import train
     from automixalign.progress import step
     from automixalign.settings import TrainingSettings
-    from automixalign.train import SpecialistTraining, train
+    from automixalign.train import SpecialistTraining
 
     name = specialist_name(task_name)
     with step("train_specialist", task_name):

@@ -136,9 +136,10 @@ def _steps(run: api.V2beta1Run) -> list[tuple[str, api.V2beta1PipelineTaskDetail
 def _step(task: api.V2beta1PipelineTaskDetail) -> str | None:
     """The step that a task is, None for what the server adds: loops, a step's pods, the whole.
 
+    Up to KFP 2.17 it goes by its key in the DAG (`train-specialist`); its display name is understood, too.
     A step's driver prepares its pod; it is shown only where it fails, because the step then never starts.
     """
-    name = str(task.display_name)
+    name = re.sub(r"[ _]", "-", str(task.display_name).lower())
     step = re.sub(r"-\d+$", "", name.removesuffix(_DRIVER)).replace("-", "_")
     if name.endswith(_DRIVER):
         return f"{step}{_DRIVER}" if task.state == "FAILED" else None

@@ -12,6 +12,7 @@ from automixalign.errors import ConfigError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _LOCAL_STORES = ("", "file", "sqlite")
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 
 def check(experiment: Experiment) -> None:
@@ -44,7 +45,7 @@ def _faults(experiment: Experiment) -> list[str]:
         and (Path(task.source).exists() or looks_like_path(task.source))
     ]
     uri = experiment.tracking.uri
-    if uri and uri != "databricks" and urlsplit(uri).scheme in _LOCAL_STORES:
+    if uri and _is_local_store(uri):
         faults.append(
             f"tracking.uri: {uri} lies on this machine; name a server, or leave it to MLFLOW_TRACKING_URI there"
         )
@@ -54,6 +55,13 @@ def _faults(experiment: Experiment) -> list[str]:
             f"output: {output.to} would be a folder of a pod, which goes with it; name an s3:// prefix"
         )
     return faults
+
+
+def _is_local_store(uri: str) -> bool:
+    parts = urlsplit(uri)
+    if uri.startswith("databricks"):  # its name alone is enough
+        return False
+    return parts.scheme in _LOCAL_STORES or parts.hostname in _THIS_MACHINE
 
 
 def _is_local_model(source: str) -> bool:

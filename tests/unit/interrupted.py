@@ -11,8 +11,9 @@ import torch
 
 from automixalign import checkpoints
 from automixalign.averaging import IterateAverage
+from automixalign.launch import train
 from automixalign.settings import TrainingSettings
-from automixalign.train import GeneralistTraining, train
+from automixalign.train import GeneralistTraining
 from automixalign.trainer import MixingTrainer
 
 BATCHES = "batches.jsonl"

@@ -440,6 +440,8 @@ def kfp_stub(tls: ssl.SSLContext | None = None) -> Iterator[Stub]:
             pass
 
     class Server(ThreadingHTTPServer):
+        block_on_close = False  # a client may keep its connection
+
         def handle_error(self, request: Any, client_address: Any) -> None:
             """Only what is the stub's own fault: clients may go when they like."""
             if not isinstance(sys.exception(), OSError):
@@ -447,7 +449,7 @@ def kfp_stub(tls: ssl.SSLContext | None = None) -> Iterator[Stub]:
 
     server = Server(("127.0.0.1", 0), Handler)
     if tls:
-        server.socket = tls.wrap_socket(server.socket, server_side=True)
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     stub.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from automixalign import checkpoints, files
 from automixalign.config import parse
 from automixalign.errors import ConfigError, TrainingError
-from automixalign.launch import JOB, RESULT, Job, _accelerate, error_of
+from automixalign.jobs import JOB, RESULT, Job, error_of
+from automixalign.launch import _accelerate
 from automixalign.settings import TrainingSettings
 from automixalign.train import GeneralistTraining
 

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from automixalign import files
 from automixalign.config import parse
 from automixalign.errors import CacheError, ConfigError, TrainingError
+from automixalign.launch import train as train_it
 from automixalign.settings import TrainingSettings
 from automixalign.train import GeneralistTraining
-from automixalign.train import train as train_it
 
 STEPS = 4
 

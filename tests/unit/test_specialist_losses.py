@@ -12,12 +12,12 @@ from automixalign import caches, files
 from automixalign.data.prepare import prepare_data
 from automixalign.data.store import read_split
 from automixalign.errors import DataError
+from automixalign.launch import train as train_it
 from automixalign.models import load_full_model, load_model
 from automixalign.scoring import Scorer, scores_of, write_reference_logps
 from automixalign.settings import DataSettings, ScoringSettings, SpecialistLossesSettings, TrainingSettings
 from automixalign.specialist_losses import folds, write_specialist_losses
 from automixalign.train import SpecialistTraining
-from automixalign.train import train as train_it
 
 TASK = "format"
 TRAINING = TrainingSettings.model_validate(

@@ -330,6 +330,7 @@ def test_a_dry_run_needs_no_server(submit: Submit) -> None:
         ({"tasks": [{"name": "own", "source": "my/data"}]}, "tasks: own: my/data is a path"),
         ({"tracking": {"uri": "sqlite:///mlflow.db"}}, "tracking.uri: sqlite:///mlflow.db lies"),
         ({"tracking": {"uri": "./mlruns"}}, "tracking.uri: ./mlruns lies"),
+        ({"tracking": {"uri": "http://localhost:5000"}}, "tracking.uri: http://localhost:5000 lies"),
         ({"output": "results"}, "output: results would be a folder of a pod"),
     ],
 )
@@ -665,14 +666,20 @@ def test_every_step_of_the_pipeline_is_shown_and_nothing_else(stub: Stub, submit
     pipeline = next(yaml.safe_load_all(next(iter(stub.packages.values()))))
     components = pipeline["components"]
     dags = [part["dag"]["tasks"] for part in (pipeline["root"], *components.values()) if "dag" in part]
-    tasks = [(name, task["componentRef"]["name"]) for dag in dags for name, task in dag.items()]
-    details = [
-        api.V2beta1PipelineTaskDetail(task_id=str(place), display_name=name, state="RUNNING")
-        for place, (name, _) in enumerate(tasks)
+    tasks = {name: task for dag in dags for name, task in dag.items()}
+    steps = [
+        name for name, task in tasks.items() if "executorLabel" in components[task["componentRef"]["name"]]
     ]
-    run = api.V2beta1Run(state="RUNNING", run_details=api.V2beta1RunDetails(task_details=details))
-    shown = [event["stage"].replace("_", "-") for event in following.Tasks().changes(run)]
-    assert sorted(shown) == sorted(name for name, of in tasks if "executorLabel" in components[of])
+
+    def shown(names: list[str]) -> list[str]:
+        details = [
+            api.V2beta1PipelineTaskDetail(task_id=name, display_name=name, state="RUNNING") for name in names
+        ]
+        run = api.V2beta1Run(state="RUNNING", run_details=api.V2beta1RunDetails(task_details=details))
+        return [event["stage"].replace("_", "-") for event in following.Tasks().changes(run)]
+
+    assert shown(list(tasks)) == steps
+    assert shown([task["taskInfo"]["name"] for task in tasks.values()]) == steps
 
 
 def test_the_stub_knows_the_api_by_kfp_server_api_itself() -> None:

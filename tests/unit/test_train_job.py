@@ -20,13 +20,14 @@ from trainer_stub import NAMESPACE, Stub, condition, running, trainer_stub
 from automixalign import files, progress
 from automixalign.cluster import TRAIN_JOB, Pod, TrainJobRequest
 from automixalign.errors import AutoMixAlignError, CacheError, ConfigError, StorageError, TrainingError
-from automixalign.launch import RESULT
+from automixalign.jobs import RESULT
+from automixalign.launch import train
 from automixalign.nodes import manifest as train_job_manifest
 from automixalign.nodes import server as train_job_server
 from automixalign.nodes import train_job
 from automixalign.nodes.handover import Exchange, pack
 from automixalign.settings import TrainingSettings
-from automixalign.train import GeneralistTraining, SpecialistTraining, train
+from automixalign.train import GeneralistTraining, SpecialistTraining
 
 STEPS = 4
 GPUS = {

@@ -1,0 +1,65 @@
+"""A training as a job: what it reads and writes, its way to the processes that run it, and what they leave."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from automixalign import errors, files, progress
+from automixalign.settings import TrainingSettings
+
+JOB, RESULT = "job.json", "result.json"
+WORLD = "WORLD_SIZE"
+"""The environment variable by which a launcher says how many processes there are."""
+
+
+class Training(BaseModel):
+    """What a training reads and writes, so that any process which sees the files can run its part of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    settings: TrainingSettings
+    data: Path
+    reference: Path
+    base_model: Path
+    output: Path
+    trajectory: Path
+
+    def run(self) -> dict[str, Any]:
+        """Train; called in every process that shares the work."""
+        raise NotImplementedError
+
+
+class Job(BaseModel):
+    """A training on its way to other processes, as `job.json`; see `worker.py`."""
+
+    kind: str
+    training: dict[str, Any]
+    stage: str = ""
+    name: str = ""
+
+    @classmethod
+    def of(cls, training: Training) -> "Job":
+        """The job of the step that this process runs."""
+        step = progress.current()
+        data = training.model_dump(mode="json")
+        return cls(kind=type(training).__name__, training=data, stage=step.stage, name=step.name)
+
+
+def world_size() -> int:
+    """How many processes share the work; a launcher such as torchrun or `launch` says so."""
+    return int(os.environ.get(WORLD, "1"))
+
+
+def error_of(folder: Path, failure: Exception) -> errors.AutoMixAlignError:
+    """The first error that a worker left in the job's folder."""
+    left = sorted(folder.glob("error-*.json"), key=lambda file: file.stat().st_mtime_ns)
+    if not left:
+        return errors.TrainingError(f"one of the processes failed: {failure}")
+    name, message = files.read_json(left[0])
+    kind = getattr(errors, name, None)
+    if kind is None:
+        return errors.TrainingError(f"one of the processes failed: {name}: {message}")
+    error: errors.AutoMixAlignError = kind(message)
+    return error

@@ -181,6 +181,9 @@ def seaweed(folder: Path, ports: list[int] | None = None) -> Iterator[Seaweed]:
         "-admin.ui=false",
         "-webdav=false",
         "-master.telemetry=false",
+        # Each bucket takes several volumes; by itself the server counts them by what is free on the disk.
+        "-master.volumeSizeLimitMB=64",
+        "-volume.max=1000",
         "-bucket=ready",
     ]
     with (folder / "weed.log").open("ab") as log:

@@ -130,10 +130,15 @@ def _container(folder: Path, number: int) -> None:
                 _forbid_writing(here)
     for path, source in container["mounts"].items():
         _mount(source, str(_make_room(root, path)), _BIND)
+    programs = root / sys.prefix.lstrip("/")
+    if not programs.exists():  # the checkout lies where the container has a volume, as below /tmp
+        programs.mkdir(parents=True)
+        _mount(sys.prefix, str(programs), _BIND | _RECURSIVE)
+        _forbid_writing(programs)
     _mount("", str(root), _REMOUNT | _READ_ONLY)
     os.chroot(root)
     os.chdir(container["folder"])
-    for path in ("/", "/usr", "/etc", str(Path(__file__).parent)):
+    for path in ("/", "/usr", "/etc", sys.prefix):
         with contextlib.suppress(OSError):
             (Path(path) / "written").touch()
             raise SystemExit(f"the root is not read-only: {path}")

@@ -60,7 +60,7 @@ SECRET_KEYS = {
     "hub": ("HF_TOKEN",),
 }
 """The keys of each Secret of `Secrets`, which are the environment variables, too."""
-ENVIRONMENT_KEYS = ("AWS_ENDPOINT_URL", "AWS_REGION", "MLFLOW_TRACKING_URI")
+ENVIRONMENT_KEYS = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI")
 """The keys of the ConfigMap `environment`."""
 TRAIN_JOB = "AMA_TRAIN_JOB"
 """The environment variable with a `TrainJobRequest` as JSON."""

@@ -22,7 +22,7 @@ def log() -> None:
         mlflow.log_artifact(str(weights))
     mlflow.MlflowClient().create_registered_model("assistant")
     assert _download(run.info.run_id).read_bytes() == weights.read_bytes()
-    store = boto3.client("s3", region_name=os.environ["AWS_REGION"])
+    store = boto3.client("s3", region_name=os.environ["AWS_DEFAULT_REGION"])
     found = store.list_objects_v2(Bucket="automixalign", Prefix="mlflow/")["Contents"]
     assert [entry["Size"] for entry in found] == [SIZE], found
     assert _status("localhost:5000") == 200

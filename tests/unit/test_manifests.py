@@ -320,7 +320,7 @@ def test_kfp_and_the_steps_use_the_same_store(documents: list[Document]) -> None
     assert host in (endpoint.hostname, f"{endpoint.hostname}.{namespace}.svc")
     assert port == str(endpoint.port or "")
     assert store["disableSSL"] is (endpoint.scheme == "http")
-    assert store["region"] == environment["AWS_REGION"]
+    assert store["region"] == environment["AWS_DEFAULT_REGION"]
     assert store["credentials"] == {
         "fromEnv": False,
         "secretRef": {

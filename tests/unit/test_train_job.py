@@ -123,7 +123,7 @@ def test_a_trainjob_says_all_that_was_asked_for() -> None:
             ),
             *(
                 {"name": key, "valueFrom": {"configMapKeyRef": {**settings, "key": key}}}
-                for key in ("AWS_ENDPOINT_URL", "AWS_REGION")
+                for key in ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
             ),
             {"name": "OMP_NUM_THREADS", "value": "2"},
         ],
@@ -292,7 +292,7 @@ def on_cluster(stub: Stub, bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
     }
     stub.config_maps["automixalign-env"] = {
         "AWS_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"],
-        "AWS_REGION": os.environ["AWS_DEFAULT_REGION"],
+        "AWS_DEFAULT_REGION": os.environ["AWS_DEFAULT_REGION"],
     }
     return storage
 

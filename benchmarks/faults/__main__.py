@@ -1,0 +1,84 @@
+"""The fault bench: bring every fault about, and print what came of it.
+
+    python -m benchmarks.faults [GROUP ...] [--only TEXT] [--json FILE]
+
+Each module of this folder that has `CASES` is a group; with no GROUP named, all of them run. Exit status 1 if a
+fault did not end as expected.
+"""
+
+import argparse
+import importlib
+import json
+import pkgutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks import faults
+from benchmarks.faults.case import Case, UnexpectedError
+
+
+def groups() -> dict[str, list[Case]]:
+    """Every group's cases."""
+    found = {}
+    for module in pkgutil.iter_modules(faults.__path__):
+        if not module.name.startswith("_"):
+            cases = getattr(importlib.import_module(f"benchmarks.faults.{module.name}"), "CASES", None)
+            if cases:
+                found[module.name] = list(cases)
+    return found
+
+
+def outcome(case: Case) -> dict[str, Any]:
+    """Run one case in a folder of its own."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="ama-fault-") as folder:
+        try:
+            seen, as_expected = case.run(Path(folder)), True
+        except UnexpectedError as error:
+            seen, as_expected = str(error), False
+    return {
+        "group": case.group,
+        "case": case.name,
+        "expected": case.expected,
+        "seen": seen,
+        "as expected": as_expected,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def main() -> int:
+    """Run the cases, print the table, write it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("groups", nargs="*", metavar="GROUP")
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds it")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    known = groups()
+    if unknown := set(options.groups) - known.keys():
+        parser.error(f"there is no group {', '.join(unknown)}; there are: {', '.join(known)}")
+    cases = [case for group in options.groups or known for case in known[group] if options.only in case.name]
+    errors = Console(stderr=True)
+    rows = [outcome(case) for case in track(cases, "faults", console=errors)]
+    table = Table(*("case", "expected", "seen", "s"), show_lines=False)
+    for row in rows:
+        style = None if row["as expected"] else "bold red"
+        cells = (f"{row['group']}: {row['case']}", row["expected"], row["seen"], f"{row['seconds']:.1f}")
+        table.add_row(*map(str, cells), style=style)
+    console = Console(width=160)
+    console.print(table, markup=False)
+    failed = sum(not row["as expected"] for row in rows)
+    console.print(f"{len(rows) - failed} of {len(rows)} faults ended as expected")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

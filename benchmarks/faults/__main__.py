@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -70,9 +71,9 @@ def main() -> int:
     for row in rows:
         style = None if row["as expected"] else "bold red"
         cells = (f"{row['group']}: {row['case']}", row["expected"], row["seen"], f"{row['seconds']:.1f}")
-        table.add_row(*map(str, cells), style=style)
+        table.add_row(*map(escape, cells), style=style)  # what is seen quotes data
     console = Console(width=160)
-    console.print(table, markup=False)
+    console.print(table)
     failed = sum(not row["as expected"] for row in rows)
     console.print(f"{len(rows) - failed} of {len(rows)} faults ended as expected")
     if options.json:

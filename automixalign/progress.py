@@ -15,12 +15,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from automixalign import alive, artifacts, files
+from automixalign.artifacts import Artifact
 from automixalign.tracking import spool
 from automixalign.tracking.record import Record
 
 LOGS = "AMA_LOGS"
 WORKERS = "AMA_LOCAL_WORKERS"
 EVENTS = "events.jsonl"
+RECORD = "record.json"
+"""What a step of a local run told MLflow, kept beside its outputs for whoever takes them from the cache."""
 _INTERVAL = 0.5
 _T = TypeVar("_T")
 
@@ -77,27 +81,43 @@ def adopt(running: Step) -> None:
 
 
 @contextmanager
-def step(stage: str, name: str = "") -> Iterator[Step]:
+def step(
+    stage: str, name: str = "", reads: Iterable[Artifact] = (), writes: Iterable[Artifact] = ()
+) -> Iterator[Step]:
     """Run a step of the DAG: announce it, log it, and share the processors with its siblings.
 
     A step with a name is one of several that a loop runs side by side. `AMA_LOCAL_WORKERS` tells how many
     run at a time on this machine; each then takes its part of the processors.
+
+    Args:
+        reads: the artifacts it is made from, which must be as they were made.
+        writes: those it makes, which get their digests when it has ended well.
+
+    Raises:
+        CacheError: an input has changed since it was made.
     """
     global _current  # noqa: PLW0603  one process runs one step
+    alive.depend()
     _current = running = Step(stage, name)
+    outputs = list(writes)
     if workers := os.environ.get(WORKERS):
         _share_processors(int(workers) if name else 1)
     started = time.monotonic()
     running.emit("started")
     with _own_log(running):
         try:
+            artifacts.verify(reads)
             yield running
+            artifacts.seal(outputs)
         except BaseException as error:
             traceback.print_exc()
             running.emit("failed", error=f"{type(error).__name__}: {error}")
             _keep_record(running, "FAILED")
             raise
         _keep_record(running, "FINISHED")
+        if running.events is not None and outputs:
+            beside = Path(outputs[0].path).parent
+            files.write_text(beside / RECORD, running.record.model_dump_json())
     running.emit("finished", seconds=round(time.monotonic() - started, 2))
 
 

@@ -3,32 +3,93 @@
     config.yaml  leaderboard.{json,md}  report/{index.html,data.json}  plots/  data/TASK/  reference_logps/TASK/
     specialist_losses/TASK/  evaluations/MODEL/  models/MODEL/  trajectories/MODEL.jsonl  logs/
 
-Each step states in its artifacts' metadata (`run_path`) where they belong; files are linked, not copied.
+Each step states in its artifacts' metadata (`run_path`) where they belong; files are linked, not copied. A
+folder belongs to one experiment and to one run at a time; a run that was ended goes on when it is started
+again.
 """
 
-from collections.abc import Iterable
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from automixalign import files
+from automixalign import config, config_file, files
+from automixalign.config import Experiment
 from automixalign.errors import ConfigError
+from automixalign.flat import flat
 
 CONFIG = "config.yaml"
 LOGS = "logs"
+WORK = ".kfp"
+"""What only the run itself looks at: the steps' artifacts as kfp keeps them, its cache, checkpoints."""
+LOCK = "lock"
+
+_NAMED = 5
 
 
-def create(folder: Path) -> None:
-    """Make a new run folder, and see that it can be written to before anything long begins.
+@contextmanager
+def claim(folder: Path, experiment: Experiment) -> Iterator[TextIO]:
+    """Have a run folder for oneself, a new one or that of the same experiment.
+
+    The lock is the system's, on an open file: it ends with the processes that hold it, so that no stale one is
+    left behind by a run that was killed. Yields that file, for processes that shall hold it too.
 
     Raises:
-        ConfigError: it holds something already, or cannot be written to.
+        ConfigError: another run is at work there, it belongs to another experiment or to nobody's run, or it
+            cannot be written to. A new folder is then gone again.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    new = not folder.exists()
+    if not new and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / WORK).is_dir())):
         raise ConfigError(f"--output {folder} holds something already; name a new folder")
     try:
-        (folder / LOGS).mkdir(parents=True)
+        (folder / WORK).mkdir(parents=True, exist_ok=True)
+        lock = (folder / WORK / LOCK).open("a+", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--output {folder} cannot be written to: {error}") from error
+    with lock:
+        _lock(lock, folder)
+        _check_experiment(folder, experiment)
+        (folder / LOGS).mkdir(exist_ok=True)
+        files.write_text(folder / CONFIG, config_file.dump(experiment))
+        yield lock
+
+
+def _lock(lock: TextIO, folder: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.seek(0)
+        raise ConfigError(
+            f"--output {folder}: another run is at work there ({lock.read().strip() or 'it has just begun'}); "
+            "wait for it, end it, or name another folder"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"--output {folder}: its file system has no locks: {error}") from error
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+    lock.flush()
+
+
+def _check_experiment(folder: Path, experiment: Experiment) -> None:
+    """Refuse a folder with the results of another experiment."""
+    path = folder / CONFIG
+    if not path.exists():
+        return
+    there = config.parse(config_file.read_yaml(path), str(path))
+    if there == experiment:
+        return
+    old, new = (dict(flat(each.model_dump(mode="json"))) for each in (there, experiment))
+    changed = [key for key in {**old, **new} if json.dumps(old.get(key)) != json.dumps(new.get(key))]
+    more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
+    raise ConfigError(
+        f"--output {folder} holds the run of another experiment: it differs in {', '.join(changed[:_NAMED])}"
+        f"{more}; name a new folder (what is the same is taken from the cache)"
+    )
 
 
 def publish(folder: Path, artifacts: Iterable[tuple[Path, dict[str, Any]]]) -> None:

@@ -4,10 +4,7 @@ A step's settings travel as one JSON string. Two experiments that differ elsewhe
 which is what lets its cached result stand: another eta re-trains one generalist and nothing before it.
 """
 
-import hashlib
 from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict
@@ -16,16 +13,7 @@ from automixalign import config
 from automixalign.cluster import ClusterSpec
 from automixalign.config import Experiment
 from automixalign.losses import Loss
-
-
-@cache
-def library_digest() -> str:
-    """SHA-256 of this library's source: part of every step's settings, so new code never meets an old cache."""
-    total = hashlib.sha256()
-    root = Path(__file__).parent
-    for file in sorted(file for file in root.rglob("*") if file.suffix in (".py", ".html", ".css", ".js")):
-        total.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
-    return total.hexdigest()[:16]
+from automixalign.provenance import environment_digest, library_digest
 
 
 class Settings(BaseModel):
@@ -35,6 +23,8 @@ class Settings(BaseModel):
 
     library: str = ""
     """Digest of the code that made the plan."""
+    environment: str = ""
+    """Digest of the versions under it, and of the variables that can change a result."""
     seed: int
 
 
@@ -160,7 +150,11 @@ class Plan(BaseModel):
             experiment: the checked configuration.
             fingerprints: what stands for the content of each source: a task's name, or "base_model" -> digest.
         """
-        common = {"library": library_digest(), "seed": experiment.seed}
+        common = {
+            "library": library_digest(),
+            "environment": environment_digest(),
+            "seed": experiment.seed,
+        }
         training, evaluation = experiment.training, experiment.evaluation
         tasks = [task.name for task in experiment.tasks]
         unplaced = experiment.model_copy(update={"cluster": ClusterSpec()})

@@ -124,12 +124,34 @@ def run(
     set_: Set = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Run folder, new. [default: runs/NAME-DATE-TIME]"),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Run folder: a new one, or that of the same experiment, whose run then goes on. "
+            "[default: runs/NAME-DATE-TIME]",
+        ),
     ] = None,
     runner: Annotated[
         Literal["subprocess", "docker"],
         typer.Option("--runner", "-r", help="What steps are: processes, or containers of the image AMA_IMAGE."),
     ] = "subprocess",
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            "--cache",
+            envvar="AMA_CACHE",
+            metavar="DIR",
+            help="Knows what the steps of all runs made. [default: automixalign in the user's cache folder]",
+        ),
+    ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Take nothing from other runs: --set cluster.cache=false.")
+    ] = False,
+    retries: Annotated[
+        int,
+        typer.Option("--retries", min=0, max=10, metavar="N", help="Try a failed step so often again."),
+    ] = 0,
 ) -> None:
     """Run the whole DAG on this machine and print the leaderboard.
 
@@ -142,16 +164,19 @@ def run(
         ama run -p smollm2 -t helpful=data/helpful.jsonl -t code=s3://bucket/code/
 
         ama run -p quickstart --runner docker
+
+    A run that was ended, by whatever, goes on when the same command names the same --output.
     """
-    from pipelines import display
+    from pipelines import caching, display
     from pipelines import run as local_run
     from pipelines.containers import Containers
 
     console = Console()
-    experiment = load(preset, file, task, set_)
+    experiment = load(preset, file, task, [*(set_ or []), *_caching(no_cache)])
     check_one_machine(experiment)
     plan_experiment(experiment)
     check_local_data(experiment)
+    shared = caching.shared_folder(cache) if experiment.cluster.cache else None
     steps_are = Containers(experiment) if runner == "docker" else local_run.Processes()
     folder = output or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     steps = display.steps_of(experiment)
@@ -159,11 +184,15 @@ def run(
     console.print(f"{experiment.name}: {steps} steps, results in {folder}", highlight=False, soft_wrap=True)
     try:
         with progress.live:
-            local_run.run(experiment, folder, progress.follow, steps_are)
+            local_run.run(experiment, folder, progress.follow, steps_are, shared, retries)
     except local_run.StepFailedError as failure:
         display.show_failure(Console(stderr=True), failure, folder)
         raise typer.Exit(1) from failure
     display.show_results(console, folder)
+
+
+def _caching(no_cache: bool) -> list[str]:
+    return ["cluster.cache=false"] if no_cache else []
 
 
 @app.command()
@@ -325,7 +354,7 @@ def submit(
     from pipelines.submit.server import Access, Server
     from pipelines.submit.submission import Submission
 
-    experiment = load(preset, file, task, [*(set_ or []), *(["cluster.cache=false"] if no_cache else [])])
+    experiment = load(preset, file, task, [*(set_ or []), *_caching(no_cache)])
     reachable.check(experiment)
     access = Access(host, namespace, token_file, ssl_ca_cert, client_cert, client_key, kube_context)
     console = Console()

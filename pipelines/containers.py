@@ -21,7 +21,8 @@ from kfp.local.docker_task_handler import add_latest_tag_if_not_present
 
 from automixalign.config import Experiment
 from automixalign.errors import ConfigError
-from automixalign.settings import library_digest
+from automixalign.provenance import library_digest
+from automixalign.run_folder import WORK
 from automixalign.tracking import spool
 from components.image import IMAGE
 from pipelines.needs import needs_of
@@ -44,7 +45,7 @@ _PAUSE = 0.3
 _NOBODY = 1001
 _TRY = """
 import json, os, pathlib, sys
-from automixalign.settings import library_digest
+from automixalign.provenance import library_digest
 readable, writable = json.loads(sys.argv[1])
 read = [path for place in map(pathlib.Path, readable) for path in (place, *place.rglob("*"))]
 closed = [str(path) for path in read if path.exists() and not os.access(path, os.R_OK)]
@@ -77,7 +78,7 @@ class Containers:
         self._run: Path | None = None
         self._umask: int | None = None
 
-    def prepare(self, folder: Path, environment: Mapping[str, str]) -> list[str]:
+    def prepare(self, folder: Path, environment: Mapping[str, str]) -> Path:
         """See that a container can do what the steps must.
 
         Args:
@@ -85,12 +86,13 @@ class Containers:
             environment: the run's own part of the environment.
 
         Returns:
-            Arguments for `pipelines.local`.
+            The file that tells `pipelines.local` of it.
 
         Raises:
             ConfigError: the container does not start, may not read or write, or holds another library.
         """
-        self._run, scratch = folder, folder / ".kfp" / "scratch"
+        self._run, scratch = folder, folder / WORK / "scratch"
+        self.end()  # what is left of a run that was killed
         scratch.mkdir()
         if environment[spool.URI] == f"sqlite:///{folder / STORE}":
             (folder / STORE).touch()  # SQLite itself would open it to its owner alone
@@ -106,9 +108,9 @@ class Containers:
         self._try_out(folder, arguments, values)
         names = sorted({*environment, *self.needs.variables})
         made = {"arguments": arguments, "values": values, "names": names}
-        file = folder / ".kfp" / "containers.json"
+        file = folder / WORK / "containers.json"
         file.write_text(json.dumps(made), encoding="utf-8")
-        return [str(file)]
+        return file
 
     def end(self) -> None:
         """Remove what is left of the run's containers, and their scratch."""
@@ -124,7 +126,7 @@ class Containers:
                     container.remove(force=True)
             looks = 0 if left else looks + 1
             time.sleep(_PAUSE)
-        shutil.rmtree(self._run / ".kfp" / "scratch")
+        shutil.rmtree(self._run / WORK / "scratch", ignore_errors=True)
 
     def _left(self) -> list[Any]:
         found: list[Any] = self.engine.containers.list(

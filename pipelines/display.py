@@ -22,7 +22,7 @@ REGISTRATION, PUBLICATION = "registration.json", "publication.json"
 SHOWN = {"excess": "excess", "accuracy": "accuracy", "generation": "passed"}
 """The metrics that fit a terminal of 80 columns, and their heads there; the page has all."""
 
-_MARK = {"finished": "[green]✓[/]", "failed": "[red]✗[/]"}
+_MARK = {"finished": "[green]✓[/]", "failed": "[red]✗[/]", "cached": "[green]✓[/]"}
 
 
 class Progress:
@@ -47,11 +47,12 @@ class Progress:
                 self.console.print(f"[yellow]![/] {escape(event['message'])}", highlight=False, soft_wrap=True)
             elif event["event"] in _MARK:
                 step = self.running.pop(key, {"began": event["time"]})
-                self.finished += event["event"] == "finished"
+                self.finished += event["event"] != "failed"
                 loss = f"  loss {step['loss']:.3f}" if "loss" in step else ""
                 took = event["time"] - step["began"]
                 title = escape(step_title(*key))
-                self.console.print(f"{_MARK[event['event']]} {title:<44}{took:7.1f} s{loss}", highlight=False)
+                cost = "from cache" if event["event"] == "cached" else f"{took:7.1f} s{loss}"
+                self.console.print(f"{_MARK[event['event']]} {title:<44}{cost}", highlight=False)
 
     def _render(self) -> RenderableType:
         grid = Table.grid(padding=(0, 2))

@@ -4,14 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from automixalign import files
-
-KFP = ".kfp"
+from automixalign import files, run_folder
 
 
-def artifacts(pipeline_root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Path and metadata of every output artifact of the steps that finished."""
-    for record in sorted(pipeline_root.rglob("executor_output.json")):
+def artifacts(attempt: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Path and metadata of every output artifact of the steps that finished, or were taken from the cache."""
+    for record in sorted(attempt.rglob("executor_output.json")):
         for output in files.read_json(record).get("artifacts", {}).values():
             for artifact in output["artifacts"]:
                 yield Path(artifact["uri"]), artifact.get("metadata", {})
@@ -21,6 +19,6 @@ def training_costs(folder: Path) -> dict[str, dict[str, Any]]:
     """Generalist or specialist -> what its training returned, if the run folder still holds kfp's records."""
     return {
         metadata["model"]: metadata
-        for _, metadata in artifacts(folder / KFP)
+        for _, metadata in artifacts(folder / run_folder.WORK)
         if "model" in metadata and "seconds" in metadata
     }

@@ -34,17 +34,39 @@ that it would end a long training's second try; a step's own limit is `timeout_s
 
 
 class Placement:
-    """Makes the tasks of a pipeline: on this machine."""
+    """Makes the tasks of a pipeline."""
 
     pipeline_config: PipelineConfig | None = None
+    cache = True
 
     def __call__(self, component: Callable[..., PipelineTask], **inputs: Any) -> PipelineTask:
         """The task of a component with these inputs."""
         task = component(**inputs)
+        task.set_caching_options(self.cache and step_of(component) not in _NEVER_CACHED)
         return task.set_display_name(task.name.replace("-", " ").capitalize())
 
 
-ON_THIS_MACHINE = Placement()
+class OnThisMachine(Placement):
+    """Makes the tasks of a pipeline for kfp's local runner.
+
+    Args:
+        retries: how often a failed step is tried again.
+    """
+
+    def __init__(self, retries: int = 0) -> None:
+        self.retries = retries
+
+    def __call__(self, component: Callable[..., PipelineTask], **inputs: Any) -> PipelineTask:
+        task = super().__call__(component, **inputs)
+        return task.set_retry(self.retries, "1s", 1) if self.retries else task
+
+
+def step_of(component: Callable[..., PipelineTask]) -> Step:
+    """The step that a component is."""
+    return cast(Step, component.name.replace("-", "_"))  # type: ignore[attr-defined]
+
+
+ON_THIS_MACHINE = OnThisMachine()
 
 
 class OnCluster(Placement):
@@ -56,18 +78,18 @@ class OnCluster(Placement):
 
     def __init__(self, experiment: Experiment) -> None:
         self.cluster, self.nodes = experiment.cluster, experiment.training.nodes
+        self.cache = self.cluster.cache
         self.pipeline_config = PipelineConfig(ttl_seconds_after_finished=self.cluster.ttl_seconds)
 
     def __call__(self, component: Callable[..., PipelineTask], **inputs: Any) -> PipelineTask:
         task = super().__call__(component, **inputs)
-        step = cast(Step, component.name.replace("-", "_"))  # type: ignore[attr-defined]
+        step = step_of(component)
         pod = self.cluster.pod(step)
         hands_over = self.nodes > 1 and step in TRAINING
         if hands_over:
             # The nodes get what the training asks for; this pod starts the job and waits for it.
             task.set_env_variable(TRAIN_JOB, self._train_job(pod).model_dump_json())
             pod = self.cluster.default
-        task.set_caching_options(self.cluster.cache and step not in _NEVER_CACHED)
         _give_resources(task, pod)
         _choose_nodes(task, pod)
         _limit_time(task, pod)

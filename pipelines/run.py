@@ -7,17 +7,20 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
-from automixalign import checkpoints, config, config_file, files, progress, run_folder
+from automixalign import alive, checkpoints, config, files, progress, run_folder
 from automixalign.errors import AutoMixAlignError
-from pipelines.local import WORKERS
-from pipelines.outputs import KFP, artifacts
+from pipelines.local import WORKERS, Attempt
+from pipelines.outputs import artifacts
 from pipelines.sending import Sender
 
 KFP_LOG = "kfp.log"
 MLFLOW_LOG = "mlflow.log"
+_ATTEMPT, _CHECKPOINTS = "attempt-", "checkpoints"
+_STATES = ("started", "finished", "failed", "cached")
 _TAIL = 25
 _POLL = 0.2
 
@@ -38,8 +41,8 @@ class StepFailedError(AutoMixAlignError):
 class Runner(Protocol):
     """What the steps of a run are."""
 
-    def prepare(self, folder: Path, environment: Mapping[str, str]) -> list[str]:
-        """Make ready for a run into `folder` (absolute); return arguments for `pipelines.local`."""
+    def prepare(self, folder: Path, environment: Mapping[str, str]) -> Path | None:
+        """Make ready for a run into `folder` (absolute); return the file that tells `pipelines.local` of it."""
 
     def end(self) -> None:
         """Leave nothing of the run behind but its folder, however it ended."""
@@ -48,9 +51,9 @@ class Runner(Protocol):
 class Processes:
     """The steps are processes of this machine; they end with the one that started them."""
 
-    def prepare(self, folder: Path, environment: Mapping[str, str]) -> list[str]:
+    def prepare(self, folder: Path, environment: Mapping[str, str]) -> Path | None:
         """Nothing is needed."""
-        return []
+        return None
 
     def end(self) -> None:
         """Nothing is left."""
@@ -61,68 +64,95 @@ def run(
     folder: Path,
     follow: Callable[[list[dict[str, Any]]], None],
     runner: Runner | None = None,
+    shared_cache: Path | None = None,
+    retries: int = 0,
 ) -> None:
-    """Run an experiment into a new run folder.
+    """Run an experiment into a run folder: a new one, or the one where it was ended before.
+
+    What has been done already is not done again: a step that finished is taken from the cache, one that was
+    ended in the middle starts again, a training from its last checkpoint.
 
     Args:
         experiment: the checked configuration.
-        folder: the run folder; it must be new or empty.
+        folder: the run folder; new, empty, or of the same experiment.
         follow: called several times a second with the events of the steps since the last call.
         runner: what the steps are; by default, processes.
+        shared_cache: folder that knows the results of other runs.
+        retries: how often a failed step is tried again.
 
     Raises:
-        ConfigError: the folder is in use, or the steps cannot run as the runner has them.
+        ConfigError: the folder is in use or another experiment's, or the runner cannot run the steps.
         StepFailedError: a step failed; what the others finished is in the run folder all the same.
     """
     runner = runner or Processes()
-    run_folder.create(folder)
-    files.write_text(folder / run_folder.CONFIG, config_file.dump(experiment))
-    root, logs = folder.resolve() / KFP, folder.resolve() / run_folder.LOGS
-    root.mkdir()
-    (root / "config.json").write_text(experiment.model_dump_json(), encoding="utf-8")
-    events = _Events(logs / progress.EVENTS)
-    sender = Sender(experiment, folder.resolve())
-    environment = {**_environment(root, logs), **sender.environment}
-    try:
-        arguments = runner.prepare(folder.resolve(), environment)
-    except BaseException:
-        runner.end()
-        shutil.rmtree(folder)  # so that the same command can be given again
-        raise
-    command = [sys.executable, "-m", "pipelines.local", str(root / "config.json"), str(root), *arguments]
-    with (logs / KFP_LOG).open("wb") as log:
-        # A session of its own, so that the whole family of processes can be ended together.
-        process = subprocess.Popen(
-            command,
-            stdout=log,
+    with run_folder.claim(folder, experiment) as lock:
+        work, logs = folder.resolve() / run_folder.WORK, folder.resolve() / run_folder.LOGS
+        before = sorted(work.glob(f"{_ATTEMPT}*"))
+        place = work / f"{_ATTEMPT}{int(before[-1].name[len(_ATTEMPT) :]) + 1 if before else 1:04}"
+        place.mkdir()
+        events = _Events(logs / progress.EVENTS)
+        with alive.hold(place / "alive") as behind:
+            sender = Sender(experiment, folder.resolve())
+            environment = {**_environment(work, logs), alive.FILE: behind.name, **sender.environment}
+            try:
+                containers = runner.prepare(folder.resolve(), environment)
+            except BaseException:
+                runner.end()
+                shutil.rmtree(place if before else folder)  # so that the same command can be given again
+                raise
+            attempt = Attempt(
+                experiment=experiment,
+                folder=place,
+                cache=work / "cache",
+                shared_cache=shared_cache,
+                retries=retries,
+                containers=containers,
+            )
+            process = _start(attempt, logs / KFP_LOG, environment, lock)
+            sender.start(logs / MLFLOW_LOG)
+            try:
+                while _still_runs(process):
+                    follow(events.new())
+            finally:
+                _end(process)
+                runner.end()
+                last = events.new()
+                failure = failure_of(experiment, events.seen, process.returncode, logs)
+                unsent = sender.finish("FAILED" if failure else "FINISHED")
+        follow(last)
+        run_folder.publish(folder, artifacts(place))
+        if unsent:
+            follow([{"stage": "mlflow", "name": "", "event": "warning", "message": unsent}])
+        if failure:
+            raise failure
+        for left in (*before, work / _CHECKPOINTS):  # what counts of it was linked into this attempt
+            if left.exists():
+                shutil.rmtree(left)
+
+
+def _start(
+    attempt: Attempt, log: Path, environment: Mapping[str, str], lock: TextIO
+) -> "subprocess.Popen[bytes]":
+    """Start the process that goes through the DAG."""
+    file = attempt.folder / "attempt.json"
+    files.write_text(file, attempt.model_dump_json())
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipelines.local", str(file)],
+            stdout=out,
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
-            start_new_session=True,
+            start_new_session=True,  # so that the whole family of processes can be ended together
+            pass_fds=[lock.fileno()],  # the folder is in use for as long as one of them lives
         )
-        sender.start(logs / MLFLOW_LOG)
-        try:
-            while _still_runs(process):
-                follow(events.new())
-        finally:
-            _end(process)
-            runner.end()
-            last = events.new()
-            failure = failure_of(experiment, events.seen, process.returncode, logs)
-            unsent = sender.finish("FAILED" if failure else "FINISHED")
-    follow(last)
-    run_folder.publish(folder, artifacts(root))
-    if unsent:
-        follow([{"stage": "mlflow", "name": "", "event": "warning", "message": unsent}])
-    if failure:
-        raise failure
 
 
-def _environment(root: Path, logs: Path) -> dict[str, str]:
+def _environment(work: Path, logs: Path) -> dict[str, str]:
     """What the steps are told, beyond what the user's own environment says."""
     return {
         progress.LOGS: str(logs),
         progress.WORKERS: str(WORKERS),
-        checkpoints.FOLDER: str(root / "checkpoints"),
+        checkpoints.FOLDER: str(work / _CHECKPOINTS),
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
         # glibc returns every large tensor's pages at once and faults them in again, a quarter of a step's time.
@@ -144,21 +174,25 @@ def _still_runs(process: "subprocess.Popen[bytes]") -> bool:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End what is left of the run, when the user interrupts it."""
+    """End what is left of the run, when the user interrupts it or kfp's runner was killed."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGTERM)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(5)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 class _Events:
-    """The steps' events, read as they are appended."""
+    """The steps' events, read as they are appended; those of earlier attempts are passed over."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.seen, self._offset = path, list[dict[str, Any]](), 0
+        if path.exists():
+            whole = path.read_bytes().rpartition(b"\n")
+            self._offset = len(whole[0]) + len(whole[1])
+            os.truncate(path, self._offset)  # a line that a power failure cut short
 
     def new(self) -> list[dict[str, Any]]:
         if not self.path.exists():
@@ -180,16 +214,15 @@ def failure_of(
     kfp's own word is not enough: it takes a step for a success whose container is gone before kfp asks how it
     ended.
     """
-    states: dict[tuple[str, str], str] = {}
+    states: dict[tuple[str, str], dict[str, Any]] = {}
     for event in events:
         key = event["stage"], event["name"]
-        if event["event"] == "failed":
-            return StepFailedError(step_title(*key), event["error"], logs / progress.log_name(*key))
-        if event["event"] in ("started", "finished"):
-            states[key] = event["event"]
-    for key, state in states.items():
-        if state == "started":
-            reason = "ended without a word (killed?)"
+        if event["event"] in _STATES:  # the last word of a step counts: it may be tried again
+            states.pop(key, None)
+            states[key] = event
+    for key, event in states.items():
+        if event["event"] in ("started", "failed"):
+            reason = event.get("error", "ended without a word (killed?)")
             return StepFailedError(step_title(*key), reason, logs / progress.log_name(*key))
     if status:
         return StepFailedError("kfp", "the local runner failed", logs / KFP_LOG)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from automixalign import config
 from automixalign.errors import ConfigError
+from automixalign.run_folder import WORK
 from automixalign.tracking import spool
 
 STORE, ARTIFACTS = "mlflow.db", "mlartifacts"
@@ -15,7 +16,7 @@ _PATIENCE = 120
 
 def spool_folder(run_folder: Path) -> Path:
     """Where the records of a run wait."""
-    return run_folder / ".kfp" / "spool"
+    return run_folder / WORK / "spool"
 
 
 class Sender:
@@ -43,7 +44,7 @@ class Sender:
             run_id=os.environ.get(spool.RUN_ID),
             artifacts=(run_folder / ARTIFACTS).as_uri() if uri.startswith("sqlite:") else None,
         )
-        self.spool.aim(target)
+        self.spool.reopen(target)
         self.environment = {
             spool.FOLDER: str(self.spool.folder),
             spool.FOLLOWED: "1",

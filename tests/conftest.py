@@ -30,6 +30,14 @@ from automixalign.tiny_model import build_tokenizer
 torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_step_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test meets what the user's own runs have made."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AMA_CACHE", str(tmp_path_factory.mktemp("steps")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """A token a character, with a chat template."""

@@ -20,9 +20,9 @@ from typing import Any, Self
 from automixalign import errors, files, publish, s3
 from automixalign.errors import AutoMixAlignError, ConfigError, StorageError, TrainingError
 from automixalign.jobs import JOB, RESULT, Job, Training
+from automixalign.provenance import library_digest
 from automixalign.publish import Manifest, PublishedFile
 from automixalign.schema import Schema
-from automixalign.settings import library_digest
 from automixalign.train import TRAININGS
 
 _TRAINING = "training.json"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from automixalign import __version__, files
-from automixalign.settings import library_digest
+from automixalign.provenance import library_digest
 from automixalign.tracking.record import Record
 from automixalign.tracking.spool import Spool, Target
 

@@ -66,6 +66,13 @@ class Spool:
         """Set the target."""
         files.write_text(self.folder / _TARGET, target.model_dump_json())
 
+    def reopen(self, target: Target) -> None:
+        """Go on: with the pipeline's run of before where it is in the same place, else with a new target."""
+        before = self.target() if (self.folder / _TARGET).exists() else None
+        if before is None or (before.uri, before.experiment) != (target.uri, target.experiment):
+            self.aim(target)
+        (self.folder / _CLOSED).unlink(missing_ok=True)
+
     def close(self, status: str) -> None:
         """Tell whoever follows the spool that no more records come, and how the pipeline ended."""
         files.write_text(self.folder / _CLOSED, status)

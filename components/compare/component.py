@@ -31,10 +31,9 @@ def compare(
         reference, specialists, generalists, merges: the evaluations of the models of this family.
         trajectories, specialist_trajectories: per-step logs; their metadata tell what a training cost.
         data, losses: the prepared splits, and the specialists' losses of them.
-        leaderboard, markdown: every model on every task, as JSON and as a table.
+        leaderboard, markdown, metrics: every model on every task, as JSON and a table; its worst and average.
         plots: folder of PNG files: task weights over time, a bar chart a metric.
         page, facts: the report as one HTML file, and what it shows as JSON.
-        metrics: worst and average of every model.
     """
     from pathlib import Path
 
@@ -42,13 +41,14 @@ def compare(
     from automixalign.progress import step
     from automixalign.settings import ComparisonSettings
 
+    evaluations = [reference, *specialists, *generalists, *(merges or [])]
     logs = {log.metadata["model"]: log for log in [*trajectories, *specialist_trajectories]}
     outputs = {"leaderboard.json": leaderboard, "plots": plots, "leaderboard.md": markdown}
     outputs |= {"report/index.html": page, "report/data.json": facts}
-    with step("compare"):
+    with step("compare", reads=[*evaluations, *logs.values(), data, *losses], writes=outputs.values()):
         entries = compare(
             ComparisonSettings.model_validate_json(settings),
-            [Path(artifact.path) for artifact in (reference, *specialists, *generalists, *(merges or []))],
+            [Path(artifact.path) for artifact in evaluations],
             {name: Path(log.path) for name, log in logs.items()},
             {name: log.metadata for name, log in logs.items()},
             Path(data.path),

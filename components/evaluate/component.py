@@ -33,7 +33,7 @@ def evaluate(
 
     policy = model or base_model
     name, family = policy.metadata["model"], policy.metadata["family"]
-    with step("evaluate", name):
+    with step("evaluate", name, reads=[data, logps, base_model, policy], writes=[evaluation]):
         summary = evaluate(
             EvaluationSettings.model_validate_json(settings),
             name,

@@ -26,7 +26,8 @@ def gather_specialists(
     from automixalign.files import gather
     from automixalign.progress import step
 
-    with step("gather_specialists"):
+    reads, writes = [*losses, *(models or [])], [all_losses, all_models]
+    with step("gather_specialists", reads=reads, writes=writes):
         for artifacts, folder in ((losses, all_losses), (models or [], all_models)):
             gather(
                 {artifact.metadata["task"]: Path(artifact.path) for artifact in artifacts}, Path(folder.path)

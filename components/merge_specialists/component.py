@@ -28,7 +28,7 @@ def merge_specialists(
     from automixalign.settings import MergeSettings
 
     checked = MergeSettings.model_validate_json(settings)
-    with step("merge_specialists", checked.name):
+    with step("merge_specialists", checked.name, reads=[base_model, specialists], writes=[model]):
         facts = merge_specialists(
             Path(base_model.path),
             {task: Path(specialists.path) / task for task in checked.tasks},

@@ -20,6 +20,6 @@ def prepare_base_model(settings: str, base_model: Output[Model]) -> None:
     from automixalign.progress import step
     from automixalign.settings import BaseModelSettings
 
-    with step("prepare_base_model"):
+    with step("prepare_base_model", writes=[base_model]):
         facts = prepare_base_model(BaseModelSettings.model_validate_json(settings), Path(base_model.path))
         base_model.metadata.update(facts, model="reference", family="reference", run_path="models/reference")

@@ -21,6 +21,6 @@ def prepare_data(settings: str, base_model: Input[Model], data: Output[Dataset])
     from automixalign.progress import step
     from automixalign.settings import DataSettings
 
-    with step("prepare_data"):
+    with step("prepare_data", reads=[base_model], writes=[data]):
         card = prepare_data(DataSettings.model_validate_json(settings), Path(base_model.path), Path(data.path))
         data.metadata.update(card, run_path="data")

@@ -38,7 +38,7 @@ def publish(
     models = {model.metadata["model"]: model for model in [*generalists, *(merges or [])]}
     artifacts = {f"models/{name}": model for name, model in [("reference", base_model), *models.items()]}
     artifacts |= {"leaderboard.json": board, "report/index.html": page, "report/data.json": facts}
-    with step("publish"):
+    with step("publish", reads=artifacts.values(), writes=[publication]):
         facts_of_it = publish_run(
             PublicationSettings.model_validate_json(settings),
             {name: Path(artifact.path) for name, artifact in artifacts.items()},

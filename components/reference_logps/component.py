@@ -24,7 +24,7 @@ def reference_logps(
     from automixalign.scoring import write_reference_logps
     from automixalign.settings import ScoringSettings
 
-    with step("reference_logps"):
+    with step("reference_logps", reads=[data, base_model], writes=[logps]):
         manifests = write_reference_logps(
             ScoringSettings.model_validate_json(settings),
             Path(data.path),

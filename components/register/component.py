@@ -33,11 +33,12 @@ def register(
     from automixalign.registry import register
     from automixalign.settings import RegistrySettings
 
-    with step("register"):
+    models = [*generalists, *(merges or [])]
+    with step("register", reads=[board, data, base_model, *models], writes=[registration]):
         facts = register(
             RegistrySettings.model_validate_json(settings),
             Path(board.path),
-            {model.metadata["model"]: Path(model.path) for model in [*generalists, *(merges or [])]},
+            {model.metadata["model"]: Path(model.path) for model in models},
             Path(data.path),
             Path(base_model.path),
             Path(registration.path),

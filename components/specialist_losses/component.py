@@ -35,7 +35,8 @@ def specialist_losses(
     from automixalign.settings import SpecialistLossesSettings
     from automixalign.specialist_losses import write_specialist_losses
 
-    with step("specialist_losses", task_name):
+    reads = [data, logps, base_model, model, evaluation]
+    with step("specialist_losses", task_name, reads=reads, writes=[losses]):
         manifest = write_specialist_losses(
             SpecialistLossesSettings.model_validate_json(settings),
             task_name,

@@ -35,7 +35,8 @@ def train_generalist(
     from automixalign.train import GeneralistTraining
 
     checked = TrainingSettings.model_validate_json(settings)
-    with step("train_generalist", checked.name):
+    reads, writes = [data, logps, losses, base_model], [model, trajectory]
+    with step("train_generalist", checked.name, reads=reads, writes=writes):
         training = GeneralistTraining(
             settings=checked,
             data=Path(data.path),

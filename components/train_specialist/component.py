@@ -36,7 +36,8 @@ def train_specialist(
     from automixalign.train import SpecialistTraining
 
     name = specialist_name(task_name)
-    with step("train_specialist", task_name):
+    reads, writes = [data, logps, base_model], [model, trajectory]
+    with step("train_specialist", task_name, reads=reads, writes=writes):
         training = SpecialistTraining(
             settings=TrainingSettings.model_validate_json(settings),
             task=task_name,

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM
 
 from automixalign.files import digest
 from automixalign.publish import Manifest, fetch
-from pipelines.outputs import KFP, artifacts
+from automixalign.run_folder import WORK
+from pipelines.outputs import artifacts
 
 TASKS = ("arithmetic", "own")
 BETA = 0.3
@@ -151,7 +152,7 @@ def test_the_leaderboard_can_be_recomputed_from_the_saved_models(run_folder: Pat
 
 def test_metadata_are_what_a_cluster_takes(run_folder: Path) -> None:
     """KFP's launcher fails a step whose artifact has a null among its metadata."""
-    found = dict(artifacts(run_folder.resolve() / KFP))
+    found = dict(artifacts(run_folder.resolve() / WORK))
     assert len(found) >= 30
     for path, metadata in found.items():
         assert not [key for key, value in metadata.items() if value is None], path

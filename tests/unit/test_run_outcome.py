@@ -16,7 +16,8 @@ def events(*lines: str) -> list[dict[str, Any]]:
     found = []
     for line in lines:
         event, stage, *name = line.split()
-        found.append({"event": event, "stage": stage, "name": "".join(name), "error": "ValueError: no"})
+        error = {"error": "ValueError: no"} if event == "failed" else {}
+        found.append({"event": event, "stage": stage, "name": "".join(name), **error})
     return found
 
 
@@ -36,6 +37,12 @@ WELL = events(
 
 def test_a_run_whose_steps_all_finished_has_not_failed(experiment_data: dict[str, Any]) -> None:
     assert failure_of(config.parse(experiment_data, "test"), WELL, 0, LOGS) is None
+
+
+@pytest.mark.parametrize("lines", [["failed evaluate a"], []], ids=["failed", "killed"])
+def test_a_step_that_was_tried_again_has_not_failed(lines: list[str], experiment_data: dict[str, Any]) -> None:
+    again = events("started evaluate a", *lines, "started evaluate a", "finished evaluate a")
+    assert failure_of(config.parse(experiment_data, "test"), [*again, *WELL], 0, LOGS) is None
 
 
 @pytest.mark.parametrize(

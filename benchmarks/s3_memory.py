@@ -68,7 +68,7 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if options.destination is None:
-            from tests.conftest import seaweed
+            from benchmarks.servers.seaweed import seaweed
 
             (folder / "server").mkdir()
             os.environ.update(stack.enter_context(seaweed(folder / "server")).environment)

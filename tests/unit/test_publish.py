@@ -10,10 +10,11 @@ from typing import Any
 
 import boto3
 import pytest
-from conftest import seaweed, use
+from conftest import use
 
 from automixalign import files, publish, s3
 from automixalign.errors import StorageError
+from benchmarks.servers.seaweed import seaweed
 
 BUCKET = "published"
 PLACE = f"s3://{BUCKET}/runs/one"

@@ -16,7 +16,6 @@ from typing import Any
 import mlflow
 import pytest
 import torch
-from mlflow_server import free_port, server
 from peft import LoraConfig, get_peft_model
 
 from automixalign import files, models
@@ -25,6 +24,8 @@ from automixalign.errors import ConfigError
 from automixalign.registry import gate, register
 from automixalign.settings import RegistrySettings
 from automixalign.tracking.spool import FOLDER, RUN_ID, URI
+from benchmarks.servers.mlflow_server import server
+from benchmarks.servers.ports import free_port
 
 QUESTION = [{"role": "user", "content": "12+3="}]
 

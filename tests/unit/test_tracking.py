@@ -7,7 +7,6 @@ from typing import Any
 
 import mlflow
 import pytest
-from mlflow_server import free_port, server
 from typer.testing import CliRunner
 
 from automixalign import progress
@@ -16,6 +15,8 @@ from automixalign.errors import ConfigError
 from automixalign.tracking.record import Dataset, Record
 from automixalign.tracking.send import send_waiting
 from automixalign.tracking.spool import FOLDER, FOLLOWED, RUN_ID, URI, Spool, Target
+from benchmarks.servers.mlflow_server import server
+from benchmarks.servers.ports import free_port
 from pipelines import cli, sending
 
 

@@ -1,8 +1,7 @@
-"""A real MLflow server for the tests."""
+"""A real MLflow server."""
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,18 +12,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def server(folder: Path, port: int, artifacts: str) -> Iterator[str]:
-    """A real MLflow server, ended with its whole process group."""
+    """A real MLflow server on 127.0.0.1, ended with its whole process group.
+
+    Args:
+        folder: keeps its database and its log.
+        artifacts: where it keeps what runs leave: an `s3://` prefix of the server that the environment names,
+            or a folder.
+    """
     command = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", artifacts]
-    environment = {**os.environ, "MLFLOW_S3_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"]}
+    environment = dict(os.environ)
+    if endpoint := environment.get("AWS_ENDPOINT_URL"):
+        environment["MLFLOW_S3_ENDPOINT_URL"] = endpoint
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
@@ -38,8 +39,9 @@ def server(folder: Path, port: int, artifacts: str) -> Iterator[str]:
     try:
         deadline = time.monotonic() + 90
         while not _answers(uri):
-            assert process.poll() is None, (folder / "server.log").read_text()
-            assert time.monotonic() < deadline, "the MLflow server did not come up"
+            if process.poll() is not None or time.monotonic() > deadline:
+                log_text = (folder / "server.log").read_text(encoding="utf-8", errors="replace")
+                raise RuntimeError(f"the MLflow server did not come up:\n{log_text[-2000:]}")
             time.sleep(0.2)
         yield uri
     finally:

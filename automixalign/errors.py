@@ -26,4 +26,8 @@ class TrainingError(AutoMixAlignError):
 
 
 class StorageError(AutoMixAlignError):
-    """A file, object or publication that cannot be read or written; the message names it."""
+    """A file, object, publication or registered model that cannot be read or written; the message names it."""
+
+
+class ResourceError(AutoMixAlignError):
+    """A step needs more memory than it may have; the message says which, and what to lower."""

@@ -13,19 +13,32 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from automixalign import shortages
+from automixalign.errors import AutoMixAlignError
+
 _CHUNK = 1 << 20
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path` to write a file or folder at; it becomes `path` if all went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
-        yield temporary
-        if path.is_dir() and not path.is_symlink() and temporary.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
+    """Yield a temporary sibling of `path` to write a file or folder at; it becomes `path` if all went well.
+
+    Raises:
+        StorageError: the disk is full; like every named error raised meanwhile, it speaks of `path`.
+    """
+    with shortages.written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            temporary = Path(folder) / path.name
+            try:
+                with shortages.written(temporary):
+                    yield temporary
+            except AutoMixAlignError as error:
+                error.args = tuple(str(part).replace(str(temporary), str(path)) for part in error.args)
+                raise
+            if path.is_dir() and not path.is_symlink() and temporary.exists():
+                shutil.rmtree(path)
+            temporary.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:

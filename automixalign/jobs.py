@@ -1,12 +1,13 @@
 """A training as a job: what it reads and writes, its way to the processes that run it, and what they leave."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from automixalign import errors, files, progress
+from automixalign import errors, files, progress, shortages
 from automixalign.settings import TrainingSettings
 
 JOB, RESULT = "job.json", "result.json"
@@ -53,9 +54,15 @@ def world_size() -> int:
 
 
 def error_of(folder: Path, failure: Exception) -> errors.AutoMixAlignError:
-    """The first error that a worker left in the job's folder."""
+    """The first error that a worker left in the job's folder; one that was killed left none."""
     left = sorted(folder.glob("error-*.json"), key=lambda file: file.stat().st_mtime_ns)
     if not left:
+        codes = {each.exitcode for each in getattr(failure, "failures", {}).values()}
+        if -signal.SIGKILL in codes:
+            return errors.ResourceError(
+                "one of the processes was killed (SIGKILL), most often for want of memory; "
+                f"{shortages.advice('train_generalist')}"
+            )
         return errors.TrainingError(f"one of the processes failed: {failure}")
     name, message = files.read_json(left[0])
     kind = getattr(errors, name, None)

@@ -10,13 +10,14 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from automixalign import alive, artifacts, files
+from automixalign import alive, artifacts, files, shortages
 from automixalign.artifacts import Artifact
+from automixalign.errors import StorageError
 from automixalign.tracking import spool
 from automixalign.tracking.record import Record
 
@@ -38,14 +39,19 @@ class Step:
         self.events = Path(folder) / EVENTS if folder else None
         self.record = Record(stage=stage, name=name)
         self._last = 0.0
+        self._torn = False
+        """The last event may have been cut short by a full disk."""
 
     def emit(self, event: str, **facts: Any) -> None:
         """Append one event; a line this short is appended whole, also by several processes."""
         if self.events is None:
             return
         row = {"time": time.time(), "stage": self.stage, "name": self.name, "event": event, **facts}
+        line = f"{json.dumps(row)}\n"
+        torn, self._torn = self._torn, True
         with self.events.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(row) + "\n")
+            out.write(f"\n{line}" if torn else line)
+        self._torn = False
 
     def report(self, done: int, total: int, **facts: float) -> None:
         """Tell how far the step is, at most twice a second."""
@@ -103,22 +109,35 @@ def step(
     if workers := os.environ.get(WORKERS):
         _share_processors(int(workers) if name else 1)
     started = time.monotonic()
-    running.emit("started")
+    running.emit("started", process=os.getpid(), killed_for_memory=shortages.killed_for_memory())
     with _own_log(running):
         try:
-            artifacts.verify(reads)
-            yield running
-            artifacts.seal(outputs)
+            with shortages.of_step(running.record.title, stage):
+                artifacts.verify(reads)
+                yield running
+                artifacts.seal(outputs)
         except BaseException as error:
-            traceback.print_exc()
-            running.emit("failed", error=f"{type(error).__name__}: {error}")
-            _keep_record(running, "FAILED")
+            _tell_failure(running, error)
             raise
         _keep_record(running, "FINISHED")
         if running.events is not None and outputs:
             beside = Path(outputs[0].path).parent
             files.write_text(beside / RECORD, running.record.model_dump_json())
     running.emit("finished", seconds=round(time.monotonic() - started, 2))
+
+
+def _tell_failure(running: Step, error: BaseException) -> None:
+    """Tell of an error wherever there is room for it: a full disk must not put another in its place."""
+    tellings: list[Callable[[], None]] = [
+        lambda: running.emit("failed", error=f"{type(error).__name__}: {error}"),
+        lambda: traceback.print_exception(error),
+        lambda: _keep_record(running, "FAILED"),
+    ]
+    for tell in tellings:
+        try:
+            tell()
+        except (OSError, StorageError) as trouble:
+            error.add_note(f"it could not be written down: {trouble}")
 
 
 def _keep_record(running: Step, status: Literal["FINISHED", "FAILED"]) -> None:

@@ -11,7 +11,7 @@ import socket
 import sys
 from pathlib import Path
 
-from automixalign import files, progress
+from automixalign import files, progress, shortages
 from automixalign.jobs import JOB, RESULT, Job
 from automixalign.train import TRAININGS
 
@@ -32,7 +32,8 @@ def work(folder: Path) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
     torch.distributed.init_process_group("nccl" if cuda else "gloo")
     try:
-        result = TRAININGS[job.kind].model_validate(job.training).run()
+        with shortages.of_step(f"process {os.environ['RANK']}", job.stage):
+            result = TRAININGS[job.kind].model_validate(job.training).run()
     except BaseException as error:
         files.write_json(folder / f"error-{os.environ['RANK']}.json", [type(error).__name__, str(error)])
         raise

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from automixalign import __version__, config, config_file
+from automixalign import __version__, config, config_file, shortages
 from automixalign.errors import AutoMixAlignError, ConfigError
 from automixalign.validate import check_local_data, check_one_machine, plan_experiment
 
@@ -416,7 +416,8 @@ def main() -> None:
     # Ended from outside, leave by the same door as Ctrl-C: a run ends its steps on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        app()
+        with shortages.of_step("ama", ""):
+            app()
     except AutoMixAlignError as error:
         Console(stderr=True).print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
         sys.exit(2)

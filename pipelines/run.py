@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from automixalign import alive, checkpoints, config, files, progress, run_folder
+from automixalign import alive, checkpoints, config, files, progress, run_folder, shortages
 from automixalign.errors import AutoMixAlignError
 from pipelines.local import WORKERS, Attempt
 from pipelines.outputs import artifacts
@@ -201,9 +201,18 @@ class _Events:
             stream.seek(self._offset)
             whole = stream.read().rpartition(b"\n")[0]
         self._offset += len(whole) + bool(whole)
-        fresh = [json.loads(line) for line in whole.splitlines()]
+        fresh = [event for line in whole.splitlines() if (event := _event(line)) is not None]
         self.seen += fresh
         return fresh
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    """One event; None where a full disk cut it short."""
+    try:
+        event: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return None
+    return event
 
 
 def failure_of(
@@ -222,14 +231,31 @@ def failure_of(
             states[key] = event
     for key, event in states.items():
         if event["event"] in ("started", "failed"):
-            reason = event.get("error", "ended without a word (killed?)")
+            reason = event.get("error") or _silence(event, logs)
             return StepFailedError(step_title(*key), reason, logs / progress.log_name(*key))
     if status:
-        return StepFailedError("kfp", "the local runner failed", logs / KFP_LOG)
+        return StepFailedError("kfp", f"the local runner failed{_full(logs)}", logs / KFP_LOG)
     for stage in _last_steps(experiment):
         if (stage, "") not in states:
             return StepFailedError(stage, "never began", logs / KFP_LOG)
     return None
+
+
+def _silence(began: dict[str, Any], logs: Path) -> str:
+    """Why a step said nothing more after its first event `began`, as far as that can be known."""
+    before, now = began.get("killed_for_memory"), shortages.killed_for_memory()
+    what_to_do = shortages.advice(began["stage"])
+    if before is not None and now is not None and now > before:
+        return f"was killed by the system for want of memory; {what_to_do}"
+    if full := _full(logs):
+        return f"ended without a word{full}"
+    return f"ended without a word: it was killed (SIGKILL), most often for want of memory; {what_to_do}"
+
+
+def _full(logs: Path) -> str:
+    if logs.exists() and shortages.is_nearly_full(logs):
+        return f"; the disk of {logs} is full: free some, or name a run folder on another"
+    return ""
 
 
 def _last_steps(experiment: config.Experiment) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from automixalign import config
-from pipelines.run import failure_of
+from pipelines.run import _Events, failure_of
 
 LOGS = Path("logs")
 
@@ -60,7 +60,13 @@ def test_a_step_that_was_tried_again_has_not_failed(lines: list[str], experiment
             "evaluate [a]: ValueError: no",
             "evaluate-a.log",
         ),
-        (events("started merge"), 0, "merge: ended without a word (killed?)", "merge.log"),
+        (
+            events("started evaluate b"),
+            0,
+            "evaluate [b]: ended without a word: it was killed (SIGKILL), most often for want of memory; lower "
+            "evaluation.batch_size or max_length, or give the step more memory",
+            "evaluate-b.log",
+        ),
         ([], 1, "kfp: the local runner failed", "kfp.log"),
     ],
     ids=["failed", "failed, and kfp did not see it", "killed, and kfp did not see it", "kfp itself"],
@@ -70,6 +76,19 @@ def test_a_run_has_failed_by_its_first_bad_step_whatever_kfp_says(
 ) -> None:
     failure = failure_of(config.parse(experiment_data, "test"), [*WELL, *ended], status, LOGS)
     assert (str(failure), failure and failure.log) == (message, LOGS / log)
+
+
+def test_a_step_that_the_system_killed_for_memory_is_told_so(experiment_data: dict[str, Any]) -> None:
+    """Linux counts such kills; the step noted how many there had been when it started."""
+    killed = [{**event, "killed_for_memory": -1} for event in events("started train_generalist a")]
+    failure = failure_of(config.parse(experiment_data, "test"), [*WELL, *killed], 1, LOGS)
+    assert str(failure).startswith("train_generalist [a]: was killed by the system for want of memory; lower ")
+    assert "training.micro_batch_size" in str(failure)
+
+
+def test_an_event_that_a_full_disk_cut_short_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "events").write_bytes(b'{"stage": "merge", "ev\n{"stage": "compare"}\n{"stage":')
+    assert _Events(tmp_path / "events").new() == [{"stage": "compare"}]
 
 
 @pytest.mark.parametrize(

@@ -87,8 +87,13 @@ def test_a_step_that_the_system_killed_for_memory_is_told_so(experiment_data: di
 
 
 def test_an_event_that_a_full_disk_cut_short_is_passed_over(tmp_path: Path) -> None:
-    (tmp_path / "events").write_bytes(b'{"stage": "merge", "ev\n{"stage": "compare"}\n{"stage":')
-    assert _Events(tmp_path / "events").new() == [{"stage": "compare"}]
+    events = _Events(tmp_path / "events")
+    events.path.write_bytes(b'{"stage": "merge", "ev\n{"stage": "compare"}\n{"stage":')
+    assert events.new() == [{"stage": "compare"}]
+    assert _Events(events.path).new() == [], "those of an earlier attempt are passed over"
+    with events.path.open("ab") as out:
+        out.write(b'{"stage": "publish"}\n')
+    assert events.path.read_bytes().splitlines()[-1] == b'{"stage": "publish"}', "what was cut short is gone"
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,7 @@ class Placement:
     def __call__(self, component: Callable[..., PipelineTask], **inputs: Any) -> PipelineTask:
         """The task of a component with these inputs."""
         task = component(**inputs)
-        task.set_caching_options(self.cache and step_of(component) not in _NEVER_CACHED)
-        return task.set_display_name(task.name.replace("-", " ").capitalize())
+        return task.set_caching_options(self.cache and step_of(component) not in _NEVER_CACHED)
 
 
 class OnThisMachine(Placement):
@@ -83,6 +82,7 @@ class OnCluster(Placement):
 
     def __call__(self, component: Callable[..., PipelineTask], **inputs: Any) -> PipelineTask:
         task = super().__call__(component, **inputs)
+        task.set_display_name(task.name.replace("-", " ").capitalize())
         step = step_of(component)
         pod = self.cluster.pod(step)
         hands_over = self.nodes > 1 and step in TRAINING

@@ -8,6 +8,8 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import threading
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -29,6 +31,7 @@ IMPORTS = (
 _LIGHT = ("validate_config",)
 """Steps that need none of it; they alone run where everything else is taken from the cache."""
 
+_ASKING = threading.Lock()
 _start_anew = subprocess_task_handler.run_local_subprocess
 
 
@@ -40,15 +43,19 @@ def install() -> None:
     def run(full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
         if full_command[-1] in _LIGHT:
             return int(_start_anew(full_command, env_vars))
-        return _fork(context, full_command, env_vars or {})
+        return _fork(context, full_command, {**os.environ, **(env_vars or {})})
 
     subprocess_task_handler.run_local_subprocess = run
 
 
 def _fork(context: ForkServerContext, full_command: list[str], environment: dict[str, str]) -> int:
     process = context.Process(target=_run, args=(full_command, environment))
-    process.start()
-    process.join()
+    # A start also looks how the others have ended; two that ask at once would see 255 (Python 3.11).
+    with _ASKING:
+        process.start()
+    wait([process.sentinel])
+    with _ASKING:
+        process.join()
     return process.exitcode or 0
 
 

@@ -1,0 +1,229 @@
+"""What runs again after a change, and what does not: real steps, real files, kfp's runner and our cache."""
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from kfp.local import cache as kfp_cache
+from kfp.local import config as kfp_config
+from kfp.local import subprocess_task_handler
+from safetensors.torch import load_file, save_file
+
+from automixalign import config, files, progress
+from pipelines.local import Attempt
+from pipelines.outputs import artifacts
+
+ROOT = Path(__file__).parents[2]
+BASE, DATA = "prepare_base_model", {"prepare_data", "reference_logps", "evaluate reference"}
+OWN = {"train_specialist own", "evaluate specialist-own", "specialist_losses own"}
+SPECIALISTS = {*OWN, *(step.replace("own", "format") for step in OWN)}
+AMA_R, UNIFORM = {"train_generalist ama-r", "evaluate ama-r"}, {"train_generalist uniform", "evaluate uniform"}
+MERGE = {"merge_specialists linear", "evaluate linear"}
+AFTER_SPECIALISTS = {"gather_specialists", *AMA_R, *UNIFORM, *MERGE, "compare"}
+AFTER_DATA = {*SPECIALISTS, *AFTER_SPECIALISTS}
+ALL = {BASE, *DATA, *AFTER_DATA}
+
+
+class World(NamedTuple):
+    """What an experiment reads, and what a change may touch."""
+
+    folder: Path
+    experiment: dict[str, Any]
+    patch: pytest.MonkeyPatch
+
+    @property
+    def rows(self) -> Path:
+        return self.folder / "own.jsonl"
+
+    @property
+    def base_model(self) -> Path:
+        return self.folder / "base"
+
+    def result(self, run_path: str) -> Path:
+        """What the first run made, where its step left it."""
+        made = artifacts(self.folder / "first")
+        return next(path for path, metadata in made if metadata.get("run_path") == run_path)
+
+
+def set_(*keys: str | int, value: Any) -> Callable[[World], None]:
+    """Change a key of the experiment."""
+
+    def change(world: World) -> None:
+        node: Any = world.experiment
+        for key in keys[:-1]:
+            node = node[key]
+        node[keys[-1]] = value
+
+    return change
+
+
+def variable(name: str, value: str) -> Callable[[World], None]:
+    return lambda world: world.patch.setenv(name, value)
+
+
+def further_row(world: World) -> None:
+    row = {"prompt": "say more:", "chosen": " more!", "rejected": " erom?"}
+    with world.rows.open("a") as out:
+        out.write(json.dumps(row) + "\n")
+
+
+def other_weights(world: World) -> None:
+    file = world.base_model / "model.safetensors"
+    weights = load_file(file)
+    weights["lm_head.weight"] += 0.01
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def other_code(world: World) -> None:
+    code = world.folder / "code"
+    for package in ("automixalign", "components", "pipelines"):
+        shutil.copytree(ROOT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
+    with (code / "automixalign" / "mixers.py").open("a") as out:
+        out.write("# changed\n")
+    world.patch.setenv("PYTHONPATH", str(code))
+    world.patch.chdir(code)
+
+
+def other_version(world: World) -> None:
+    info = world.folder / "packages" / "scipy-1.99.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: scipy\nVersion: 1.99.0\n")
+    world.patch.setenv("PYTHONPATH", f"{info.parent}{os.pathsep}{ROOT}")
+
+
+def deleted_file(world: World) -> None:
+    (world.result("models/specialist-own") / "adapter_model.safetensors").unlink()
+
+
+def flipped_bit(world: World) -> None:
+    file = world.result("models/ama-r") / "adapter_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def deleted_result(world: World) -> None:
+    shutil.rmtree(world.result("reference_logps"))
+
+
+CHANGES: dict[str, tuple[Callable[[World], None], set[str]]] = {
+    "nothing": (lambda world: None, set()),
+    "eta": (set_("methods", 1, "eta", value=0.2), {*AMA_R, "compare"}),
+    "another merge": (
+        set_("merges", value=["linear", "ties"]),
+        {"merge_specialists ties", "evaluate ties", "compare"},
+    ),
+    "beta": (set_("training", "beta", value=0.2), {"evaluate reference", *AFTER_DATA}),
+    "steps of the generalists": (
+        set_("budget", "generalist", "steps", value=3),
+        {*AMA_R, *UNIFORM, "compare"},
+    ),
+    "length of generations": (
+        set_("evaluation", "max_new_tokens", value=3),
+        {
+            *("evaluate reference", "evaluate specialist-own", "evaluate specialist-format", "evaluate ama-r"),
+            *("evaluate uniform", "evaluate linear", "specialist_losses own", "specialist_losses format"),
+            "compare",
+        },
+    ),
+    "where the pods run": (set_("cluster", value={"default": {"cpu": 4}}), set()),
+    "seed": (set_("seed", value=6), ALL),
+    "data": (further_row, ALL - {BASE}),
+    "the base model's content": (other_weights, ALL),
+    "library code": (other_code, ALL),
+    "a version": (other_version, ALL),
+    "relevant environment": (variable("ATEN_CPU_CAPABILITY", "default"), ALL),
+    "irrelevant environment": (variable("EDITOR", "ed"), set()),
+    # Trained again, it is the same to the last bit, but its metadata say how long it took: what reads them runs
+    # again and makes the same, and there it ends.
+    "a deleted file": (deleted_file, {*OWN, "gather_specialists", "compare"}),
+    "an altered file": (flipped_bit, {*AMA_R, "compare"}),
+    "a deleted result": (deleted_result, {"reference_logps"}),
+}
+
+
+@pytest.fixture(scope="module")
+def patch() -> Iterator[pytest.MonkeyPatch]:
+    """kfp's local runner keeps its settings in its modules."""
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in (
+            (kfp_cache, "get_local_cache"),
+            (kfp_config.LocalExecutionConfig, "instance"),
+            (subprocess_task_handler, "run_local_subprocess"),
+        ):
+            patch.setattr(owner, name, getattr(owner, name))
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def first(
+    base_model: Path, patch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """The folder of a world whose experiment has run, and the experiment."""
+    folder = tmp_path_factory.mktemp("caching")
+    shutil.copytree(base_model, folder / "base")
+    rows = [
+        {"prompt": f"say {word}:", "chosen": f" {word}!", "rejected": f" {word[::-1]}?"}
+        for word in (f"word{number}" for number in range(20))
+    ]
+    files.write_jsonl(folder / "own.jsonl", rows)
+    experiment = {
+        "name": "caching",
+        "seed": 5,
+        "base_model": {"source": str(folder / "base")},
+        "tasks": [
+            {"name": "own", "source": str(folder / "own.jsonl")},
+            {"name": "format", "source": "synthetic:format", "limit": 20, "verifier": "exact"},
+        ],
+        "max_length": 64,
+        "split": {"validation": 0.1, "test": 0.2},
+        "training": {"batch_size": 4, "learning_rate": 0.01, "lora": {"rank": 2}},
+        "budget": {"specialist": {"steps": 2}, "generalist": {"steps": 2}},
+        "methods": ["uniform", {"method": "ama-r", "eta": 0.1}],
+        "merges": ["linear"],
+        "evaluation": {"max_new_tokens": 2},
+    }
+    with pytest.MonkeyPatch.context() as own:
+        assert run(folder, "first", experiment, own) == ALL
+    return folder, experiment
+
+
+def run(folder: Path, name: str, experiment: dict[str, Any], patch: pytest.MonkeyPatch) -> set[str]:
+    """Run an experiment into a folder of its own; return the steps that ran, as `STAGE NAME`."""
+    logs = folder / f"logs-{name}"
+    logs.mkdir()
+    patch.setenv(progress.LOGS, str(logs))
+    patch.setenv("HF_HUB_OFFLINE", "1")
+    checked = config.parse(experiment, "test")
+    Attempt(
+        experiment=checked, folder=folder / name, cache=folder / f"own-{name}", shared_cache=folder / "shared"
+    ).run()
+    events = files.read_jsonl(logs / progress.EVENTS)
+    finished = {f"{event['stage']} {event['name']}".strip() for event in events if event["event"] == "finished"}
+    cached = {f"{event['stage']} {event['name']}".strip() for event in events if event["event"] == "cached"}
+    assert not finished & cached
+    assert "validate_config" in finished, "the sources are looked at each time"
+    return finished - {"validate_config"}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_runs_again_what_depends_on_it_and_nothing_else(
+    name: str, first: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, experiment = first
+    shutil.copytree(folder, tmp_path / "kept")
+    change, expected = CHANGES[name]
+    try:
+        world = World(folder, copy.deepcopy(experiment), monkeypatch)
+        change(world)
+        assert run(folder, "again", world.experiment, monkeypatch) == expected
+        board = {path.name: path for path, _ in artifacts(folder / "again")}["leaderboard"]
+        assert {entry["model"] for entry in files.read_json(board)} >= {"reference", "specialist-own", "ama-r"}
+    finally:
+        shutil.rmtree(folder)
+        shutil.copytree(tmp_path / "kept", folder)

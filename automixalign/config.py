@@ -25,6 +25,7 @@ from automixalign.schema import (
     Positive,
     PositiveFraction,
     Schema,
+    Text,
     describe,
 )
 from automixalign.synthetic import SYNTHETIC_TASKS
@@ -44,11 +45,15 @@ def _named(key: str) -> BeforeValidator:
 Precision = Literal["auto", "fp32", "bf16"]
 
 
+TINY_POSITIONS = 256
+"""Tokens that a `TinyModel` can take; a synthetic conversation has about 25."""
+
+
 class TinyModel(Schema):
     """A small Llama with a character vocabulary, trained by SFT on the synthetic tasks."""
 
-    hidden_size: Count = 64
-    layers: Count = 2
+    hidden_size: Annotated[Count, Field(le=4096)] = 64
+    layers: Annotated[Count, Field(le=64)] = 2
     heads: Count = 4
     steps: Count = 600
     batch_size: Count = 32
@@ -70,9 +75,9 @@ class TinyModel(Schema):
 class BaseModelSpec(Schema):
     """The policy every specialist and generalist starts from; it is also the reference model."""
 
-    source: Annotated[str, StringConstraints(min_length=1)]
+    source: Text
     """Folder, GGUF file, `package:MODULE/FILE.gguf`, hub id, `s3://` or `models:/` URI, or `tiny`."""
-    revision: str | None = None
+    revision: Text | None = None
     tiny: TinyModel | None = None
 
     @model_validator(mode="after")
@@ -86,9 +91,9 @@ class TaskSpec(Schema):
     """One task: where its preference pairs come from and how its answers can be verified."""
 
     name: Name
-    source: Annotated[str, StringConstraints(min_length=1)]
+    source: Text
     """JSONL or Parquet file, folder, `s3://` URI, hub id, or `synthetic:NAME`."""
-    hub_split: str = "train"
+    hub_split: Text = "train"
     limit: Count | None = None
     """At most so many pairs, drawn by the seed; for a synthetic task, how many are made."""
     label_noise: Annotated[Number, Field(ge=0, le=0.5)] = 0.0
@@ -137,7 +142,7 @@ class Budget(Schema):
     """How long to train: optimiser steps, or epochs over the phase's training pairs."""
 
     steps: Count | None = None
-    epochs: Positive | None = None
+    epochs: Annotated[Positive, Field(le=10_000)] | None = None
     learning_rate: Positive | None = None
     """Replaces `training.learning_rate` for this phase."""
 
@@ -158,7 +163,7 @@ class BudgetSpec(Schema):
 class TrainingSpec(Loss):
     """What every training of the experiment shares, so that methods are compared fairly."""
 
-    batch_size: Count
+    batch_size: Annotated[Count, Field(le=2**20)]
     """Pairs an optimiser step, over all ranks and accumulation micro-steps."""
     micro_batch_size: Count | None = None
     """Pairs a forward pass of a process; what is left of `batch_size` is gradient accumulation."""
@@ -290,10 +295,10 @@ class TrackingSpec(Schema):
     On a cluster the environment says so (MLFLOW_TRACKING_URI, and MLFLOW_RUN_ID of a run to join), not this.
     """
 
-    uri: str | None = None
+    uri: Text | None = None
     """A server or a store; by default a SQLite store in the run folder. Credentials belong in the environment
     (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN)."""
-    experiment: Annotated[str, StringConstraints(min_length=1)] = "automixalign"
+    experiment: Text = "automixalign"
 
     @model_validator(mode="after")
     def _no_secrets(self) -> Self:
@@ -305,7 +310,7 @@ class TrackingSpec(Schema):
 class OutputSpec(Schema):
     """Where the final models, the leaderboard and the report are copied to when the run has ended well."""
 
-    to: Annotated[str, StringConstraints(min_length=1)]
+    to: Text
     """`s3://bucket/prefix` or a folder, for this run alone. Access comes from boto3's credential chain."""
     replace: Flag = False
     """Replace what another run published there."""
@@ -371,6 +376,8 @@ class Experiment(Schema):
                 merge_methods.check(merge.method, len(self.tasks), merge.parameters)
             except ValueError as error:
                 raise ValueError(f"merges: {merge.name}: {error}") from error
+        if self.base_model.tiny is not None and self.max_length > TINY_POSITIONS:
+            raise ValueError(f"max_length: {TINY_POSITIONS} at most with 'base_model: tiny'")
         self._check_an_accelerator_for_each_process()
         self._check_what_cannot_go_together()
         return self

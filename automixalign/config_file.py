@@ -1,5 +1,6 @@
 """Configurations as text: read YAML strictly, change keys from the command line, write YAML."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,24 +9,57 @@ import yaml
 from automixalign.config import Experiment
 from automixalign.errors import ConfigError
 
+LARGEST = 1 << 20
+"""Bytes of a configuration file. The largest real ones have some ten thousand; a hundred times more would only
+keep the parser busy."""
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML would silently keep the last of two equal keys, and expand anchors without bound."""
+_TOO_LONG = f"it is longer than a configuration may be, {LARGEST} bytes"
+_DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
+_TEXT = "tag:yaml.org,2002:str"
+
+
+def _refused(problem: str, mark: Any) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, mark)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML as far as a configuration needs it, and nothing that would be read otherwise than it looks.
+
+    YAML would expand aliases without bound, build other types by tags, keep the last of two equal keys, and
+    read 010 as eight and 1:30 as ninety.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed", mark)
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.events.AliasEvent):
+            raise _refused("aliases are not allowed", event.start_mark)
+        if event.tag is not None:
+            raise _refused(f"the tag {event.tag!r:.80} is not allowed", event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", node.start_mark
-                )
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag != _TEXT:
+                raise _refused("a key must be text; put it in quotes", key.start_mark)
+            if key.value in seen:
+                raise _refused(f"the key {key.value!r:.80} stands twice", key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: Any) -> int:
+        if not _DECIMAL.fullmatch(node.value):
+            raise _refused(f"{node.value!r:.80}: write a number in decimal, or text in quotes", node.start_mark)
+        return super().construct_yaml_int(node)
+
+    def construct_yaml_float(self, node: Any) -> float:
+        if ":" in node.value:
+            raise _refused(f"{node.value!r:.80}: write a number in decimal, or text in quotes", node.start_mark)
+        return super().construct_yaml_float(node)
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int)
+_StrictLoader.add_constructor("tag:yaml.org,2002:float", _StrictLoader.construct_yaml_float)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -35,8 +69,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file cannot be read, is not YAML, or is not a mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as stream:  # which may be a pipe, or never end
+            raw = stream.read(LARGEST + 1)
+        if len(raw) > LARGEST:
+            raise ValueError(_TOO_LONG)
+        text = raw.decode("utf-8")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the name
         raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
     data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
@@ -45,13 +83,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, origin: str) -> Any:
-    """The value of a YAML (or JSON) text from `origin`, without aliases and without a key that stands twice.
+    """The value of a YAML (or JSON) text from `origin`, without aliases, tags, or a key that stands twice.
 
     Raises:
-        ConfigError: it is no such text.
+        ConfigError: it is no such text, or longer than `LARGEST`.
     """
     try:
-        return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506
+        if len(text) > LARGEST:
+            raise ValueError(_TOO_LONG)
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506
     # PyYAML lets a date that no calendar has (2024-13-01) through as a ValueError.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{origin} cannot be read as YAML: {error}") from error

@@ -24,10 +24,8 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
+from automixalign.config import TINY_POSITIONS
 from automixalign.synthetic import SYNTHETIC_TASKS, generate
-
-MAX_LENGTH = 256
-"""Positions the model is built for; a synthetic conversation takes about 25."""
 
 _PAD, _BOS, _EOS, _UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 _ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
@@ -65,7 +63,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         eos_token=_EOS,
         unk_token=_UNK,
         additional_special_tokens=list(_ROLES.values()),
-        model_max_length=MAX_LENGTH,
+        model_max_length=TINY_POSITIONS,
         clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = CHAT_TEMPLATE
@@ -91,7 +89,7 @@ def build_model(
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=heads,
-        max_position_embeddings=MAX_LENGTH,
+        max_position_embeddings=TINY_POSITIONS,
         tie_word_embeddings=False,
         # 0.02 suits wide models; a narrow one starts too slowly from it.
         initializer_range=0.05,
@@ -179,7 +177,7 @@ def train_tiny_model(
                 warmup_steps=max(1, steps // 20),
                 adam_beta2=0.99,
                 weight_decay=0.0,
-                max_length=MAX_LENGTH,
+                max_length=TINY_POSITIONS,
                 seed=_derived_seed(seed, "sft"),
                 data_seed=_derived_seed(seed, "order"),
                 use_cpu=not torch.cuda.is_available(),

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from automixalign import caches, checkpoints, files, models, progress
+from automixalign import caches, checkpoints, files, models, progress, trainable
 from automixalign.config import specialist_name
 from automixalign.data.split import TRAIN
 from automixalign.data.store import read_split, tasks_of
@@ -102,7 +101,7 @@ def _train(training: Training, tables: Mapping[str, pa.Table], mixer: Mixer) -> 
     steps = _steps(settings, sum(len(table) for table in tables.values()))
     tokenizer = models.load_tokenizer(training.base_model)
     model = models.load_full_model(training.base_model)
-    _freeze(model, settings.training.trainable)
+    trainable.freeze(model, settings.training.trainable)
     with checkpoints.training_folder(_key(settings, tables)) as folder:
         log = folder / checkpoints.TRAJECTORY
         trainer = MixingTrainer(
@@ -113,7 +112,7 @@ def _train(training: Training, tables: Mapping[str, pa.Table], mixer: Mixer) -> 
             log,
             average_iterates=settings.method.average_iterates if settings.method else None,
             processing_class=tokenizer,
-            peft_config=_lora(settings),
+            peft_config=trainable.lora_config(model, settings.training.lora),
         )
         trainer.train(resume_from_checkpoint=True)
         weights = trainer.whole_weights()
@@ -147,39 +146,6 @@ def _steps(settings: TrainingSettings, pairs: int) -> int:
         return budget.steps
     assert budget.epochs is not None  # noqa: S101  the schema requires one of them
     return math.ceil(budget.epochs * pairs / settings.training.batch_size)
-
-
-def _freeze(model: Any, trainable: list[str] | None) -> None:
-    """Train only the parameters whose name one of the patterns finds.
-
-    Raises:
-        ConfigError: a pattern finds none.
-    """
-    if trainable is None:
-        return
-    names = [name for name, _ in model.named_parameters()]
-    for pattern in trainable:
-        if not any(re.search(pattern, name) for name in names):
-            raise ConfigError(
-                f"training.trainable: {pattern!r} finds no parameter; there are: {', '.join(names)}"
-            )
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(re.search(pattern, name) for pattern in trainable))
-
-
-def _lora(settings: TrainingSettings) -> Any:
-    if settings.training.lora is None:
-        return None
-    from peft import LoraConfig
-
-    lora = settings.training.lora
-    return LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        target_modules=lora.target_modules,
-        lora_dropout=0.0,
-        task_type="CAUSAL_LM",
-    )
 
 
 def _dpo_config(settings: TrainingSettings, steps: int, folder: Path) -> Any:

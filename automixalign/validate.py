@@ -1,13 +1,13 @@
 """The first step of the DAG: check the configuration and what it points at, then plan every other step."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from automixalign import base_model, progress, publish
-from automixalign.config import Experiment, parse
+from automixalign import base_model, progress, publish, trainable
+from automixalign.config import SYNTHETIC, Experiment, parse
 from automixalign.config_file import parse_yaml
 from automixalign.data import read
-from automixalign.data.prepare import read_pairs
+from automixalign.data.prepare import check_rendering, read_pairs
+from automixalign.data.split import split_tasks
 from automixalign.errors import ConfigError
 from automixalign.settings import Plan
 
@@ -70,12 +70,29 @@ def check_one_machine(experiment: Experiment) -> None:
         )
 
 
-def check_local_data(experiment: Experiment) -> None:
-    """Read every task whose data lie on this machine: a broken row is found before anything long begins.
+def check_local_sources(experiment: Experiment) -> None:
+    """Look at what lies on this machine, data and base model: a fault is found before anything long begins.
+
+    Of the base model everything is seen but the values of its weights; of the data, everything but pairs that
+    are too long beside others that fit.
 
     Raises:
-        DataError: naming file and line.
+        DataError: naming file and line, or the task.
+        ModelError: naming the folder.
+        ConfigError: the base model does not take `max_length` or what `training` is to change.
     """
-    for task in experiment.tasks:
-        if Path(task.source).exists():
-            read_pairs(task, experiment.seed)
+    seen = base_model.look_at(experiment.base_model)
+    pairs = {
+        task.name: read_pairs(task, experiment.seed)[0]
+        for task in experiment.tasks
+        if task.source.startswith(SYNTHETIC) or read.local_path(task)
+    }
+    if len(pairs) == len(experiment.tasks):  # a prompt's split may depend on the other tasks
+        split_tasks(pairs, experiment.split, experiment.seed)
+    if seen is None:
+        return
+    model, tokenizer = seen
+    base_model.check_positions(model.config, experiment.max_length)
+    for name, rows in pairs.items():
+        check_rendering(name, rows, tokenizer, experiment.max_length)
+    trainable.check(model, experiment.training)

@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Callable
+from decimal import Decimal
 
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
+"""With or without commas between the thousands; `1, 2` and `1,2` are two numbers."""
 
 
 def _exact(output: str, answer: str) -> bool:
@@ -19,7 +21,8 @@ def _number(output: str, answer: str) -> bool:
     said, right = _NUMBER.findall(output), _NUMBER.findall(answer)
     if not said or not right:
         return False
-    return float(said[-1].replace(",", "")) == float(right[-1].replace(",", ""))
+    # Not as floats, of which all are equal above 1e308, and many below.
+    return Decimal(said[-1].replace(",", "")) == Decimal(right[-1].replace(",", ""))
 
 
 VERIFIERS: dict[str, Callable[[str, str], bool]] = {

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from automixalign import __version__, config, config_file, shortages
 from automixalign.errors import AutoMixAlignError, ConfigError
-from automixalign.validate import check_local_data, check_one_machine, plan_experiment
+from automixalign.validate import check_local_sources, check_one_machine, plan_experiment
 
 PRESETS = resources.files("pipelines") / "presets"
 
@@ -174,8 +174,8 @@ def run(
     console = Console()
     experiment = load(preset, file, task, [*(set_ or []), *_caching(no_cache)])
     check_one_machine(experiment)
+    check_local_sources(experiment)
     plan_experiment(experiment)
-    check_local_data(experiment)
     shared = caching.shared_folder(cache) if experiment.cluster.cache else None
     steps_are = Containers(experiment) if runner == "docker" else local_run.Processes()
     folder = output or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -204,8 +204,8 @@ def validate(preset: Preset = None, file: Config = None, task: Task = None, set_
         ama validate --preset quickstart --set training.beta=0.2
     """
     experiment = load(preset, file, task, set_)
+    check_local_sources(experiment)
     plan_experiment(experiment)
-    check_local_data(experiment)
     typer.echo(config_file.dump(experiment), nl=False)
 
 

@@ -6,6 +6,7 @@ apart or as the part both sides begin with.
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ Message: TypeAlias = dict[str, str]
 Turn: TypeAlias = str | list[Message]
 
 _ROLES = ("system", "user", "assistant", "tool")
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -80,16 +82,15 @@ def _turn(value: Any, field: str, where: str) -> Turn:
         _check_text(value, field, where)
         return value
     if not isinstance(value, list) or not value:
-        raise DataError(f"{where}: {field!r} must be text or a list of messages, not {value!r:.40}")
+        raise DataError(f"{where}: {field!r} must be text or a list of messages, not {_shown(value)}")
     messages = []
     for number, message in enumerate(value):
         place = f"{field}[{number}]"
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise DataError(f"{where}: {place} must be an object with 'role' and 'content'")
         if message["role"] not in _ROLES:
-            raise DataError(
-                f"{where}: {place} has the role {message['role']!r}; there are: {', '.join(_ROLES)}"
-            )
+            role = _shown(message["role"])
+            raise DataError(f"{where}: {place} has the role {role}; there are: {', '.join(_ROLES)}")
         if not isinstance(message["content"], str):
             raise DataError(f"{where}: the content of {place} must be text")
         _check_text(message["content"], place, where)
@@ -97,10 +98,17 @@ def _turn(value: Any, field: str, where: str) -> Turn:
     return messages
 
 
+def _shown(value: Any) -> str:
+    """A value for a message; what it may hold, at any depth, is not looked at."""
+    if isinstance(value, (list, dict)):
+        return f"{'a' if value else 'an empty'} {type(value).__name__}"
+    return f"{value!r:.40}"
+
+
 def _check_text(text: str, field: str, where: str) -> None:
     if not text.strip():
         raise DataError(f"{where}: {field} is empty")
-    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+    if _NO_TEXT.search(text):
         raise DataError(f"{where}: {field} holds a NUL or half a surrogate pair, which is not text")
 
 
@@ -134,8 +142,11 @@ def _check_order(prompt: Turn, chosen: Turn, rejected: Turn, where: str) -> None
     if roles[-1] == "assistant":
         raise DataError(f"{where}: 'prompt' must end before the assistant's turn")
     for field, turn in (("chosen", chosen), ("rejected", rejected)):
-        if isinstance(turn[0], dict) and turn[0]["role"] != "assistant":
-            raise DataError(f"{where}: {field!r} must begin with an assistant message")
+        roles = [message["role"] for message in turn if isinstance(message, dict)]
+        if roles[0] != "assistant" or roles[-1] != "assistant":
+            raise DataError(f"{where}: {field!r} must begin and end with an assistant message")
+        if "system" in roles:
+            raise DataError(f"{where}: a system message may only open the prompt, and {field!r} holds one")
 
 
 def clean(rows: Iterable[Row]) -> tuple[list[Pair], Counter[str]]:

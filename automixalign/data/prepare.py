@@ -2,21 +2,25 @@
 
 import random
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from automixalign import files, progress
+from automixalign.base_model import check_positions
 from automixalign.config import TaskSpec
 from automixalign.data.pairs import Pair, clean, text_of
 from automixalign.data.read import read_rows
 from automixalign.data.split import SPLITS, TRAIN, split_tasks
 from automixalign.data.store import split_path, task_digest
 from automixalign.data.tokens import Tokens, check_template, tokenize
-from automixalign.errors import DataError
+from automixalign.errors import DataError, ModelError
 from automixalign.settings import DataSettings
 from automixalign.tracking.record import Dataset
+from automixalign.verifiers import VERIFIERS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,9 +36,11 @@ def prepare_data(settings: DataSettings, base_model: Path, output: Path) -> dict
         DataError: a malformed row (file and line), a task that is left without pairs, or messages that the
             chat template refuses.
         ModelError: conversational data and a tokenizer without chat template.
+        ConfigError: `max_length` is more than the model takes.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
+    check_positions(AutoConfig.from_pretrained(base_model), settings.max_length)
     tokenizer = AutoTokenizer.from_pretrained(base_model)
     pairs: dict[str, list[Pair]] = {}
     counts: dict[str, Counter[str]] = {}
@@ -72,24 +78,67 @@ def _record(cards: list[dict[str, Any]], output: Path) -> None:
 
 
 def read_pairs(task: TaskSpec, seed: int) -> tuple[list[Pair], Counter[str]]:
-    """All clean pairs of a task's source, and how many rows were read and dropped, by reason.
+    """The clean pairs of a task's source, `task.limit` at most, and how many rows were read and dropped.
 
     Raises:
         DataError: a malformed row (file and line), no pair at all, text and messages in one task, or a pair
-            without the answer that the task's verifier needs.
+            without an answer that the task's verifier can use.
     """
     pairs, counts = clean(read_rows(task, seed))
     if not pairs:
-        raise DataError(f"task {task.name}: {task.source} holds no usable pair ({dict(counts)})")
+        dropped = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+        raise DataError(f"task {task.name}: {task.source} holds no usable pair ({dropped})")
     if len({isinstance(pair.prompt, str) for pair in pairs}) > 1:
         raise DataError(f"task {task.name}: mixes plain-text and conversational rows; use one form a task")
-    for pair in pairs:
-        if task.verifier and pair.answer is None:
-            raise DataError(
-                f"task {task.name}: the verifier {task.verifier!r} needs an 'answer' in every row; there is "
-                f"none for the prompt {text_of(pair.prompt)!r:.80}"
-            )
+    if task.verifier:
+        _check_answers(task.name, task.verifier, pairs)
+    if task.limit is not None and len(pairs) > task.limit:
+        chosen = random.Random(f"limit:{seed}:{task.name}").sample(range(len(pairs)), task.limit)
+        counts["over_limit"] = len(pairs) - task.limit
+        pairs = [pairs[index] for index in sorted(chosen)]
     return pairs, counts
+
+
+def _check_answers(task: str, verifier: str, pairs: list[Pair]) -> None:
+    for pair in pairs:
+        if pair.answer is None:
+            problem = "needs an 'answer' in every row; there is none"
+        elif not VERIFIERS[verifier](pair.answer, pair.answer):
+            problem = f"cannot pass the answer {pair.answer!r:.80}, which is"
+        else:
+            continue
+        raise DataError(
+            f"task {task}: the verifier {verifier!r} {problem} for the prompt {text_of(pair.prompt)!r:.80}"
+        )
+
+
+def check_rendering(
+    task: str, pairs: list[Pair], tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> None:
+    """See, before anything is trained, that a tokenizer takes a task's pairs and that one of them fits.
+
+    Raises:
+        DataError: none fits, or the chat template refuses one before.
+        ModelError: the pairs are conversational and the tokenizer has no chat template.
+    """
+    with _of_task(task):
+        check_template(tokenizer, pairs[0])
+        fitting = (tokenize(tokenizer, pair, max_length) for pair in pairs)
+        if not any(tokens is not None and tokens.chosen != tokens.rejected for tokens in fitting):
+            raise _nothing_fits(len(pairs), max_length)
+
+
+@contextmanager
+def _of_task(task: str) -> Iterator[None]:
+    """Name the task in what is said of its data."""
+    try:
+        yield
+    except (DataError, ModelError) as error:
+        raise type(error)(f"task {task}: {error}") from error
+
+
+def _nothing_fits(count: int, max_length: int) -> DataError:
+    return DataError(f"none of its {count} pairs fits max_length={max_length} tokens; raise 'max_length'")
 
 
 def _usable_pairs(
@@ -98,35 +147,22 @@ def _usable_pairs(
     tokenizer: "PreTrainedTokenizerBase",
     tokens: dict[str, Tokens],
 ) -> tuple[list[Pair], Counter[str]]:
-    from jinja2 import TemplateError
-
     pairs, counts = read_pairs(task, settings.seed)
-    check_template(tokenizer, pairs[0], task.name)
-    if task.limit is not None and len(pairs) > task.limit:
-        chosen = random.Random(f"limit:{settings.seed}:{task.name}").sample(range(len(pairs)), task.limit)
-        counts["over_limit"] = len(pairs) - task.limit
-        pairs = [pairs[index] for index in sorted(chosen)]
     usable = []
-    for pair in pairs:
-        try:
+    with _of_task(task.name):
+        check_template(tokenizer, pairs[0])
+        for pair in pairs:
             found = tokenize(tokenizer, pair, settings.max_length)
-        except TemplateError as error:  # such as a template without system messages
-            raise DataError(
-                f"task {task.name}: the chat template refuses the prompt {text_of(pair.prompt)!r:.80}: {error}"
-            ) from error
-        if found is None:
-            counts["prompt_too_long"] += 1
-        elif found.chosen == found.rejected:
-            counts["identical_when_cut"] += 1
-        else:
-            counts["cut"] += found.truncated
-            tokens[pair.pair_id] = found
-            usable.append(pair)
-    if not usable:
-        raise DataError(
-            f"task {task.name}: none of its {len(pairs)} pairs fits max_length={settings.max_length} tokens; "
-            "raise 'max_length'"
-        )
+            if found is None:
+                counts["prompt_too_long"] += 1
+            elif found.chosen == found.rejected:
+                counts["identical_when_cut"] += 1
+            else:
+                counts["cut"] += found.truncated
+                tokens[pair.pair_id] = found
+                usable.append(pair)
+        if not usable:
+            raise _nothing_fits(len(pairs), settings.max_length)
     return usable, counts
 
 

@@ -1,11 +1,13 @@
 """Read preference rows from wherever a task's source points, each with the place it came from."""
 
 import json
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from automixalign import files, s3
@@ -13,7 +15,12 @@ from automixalign.config import SYNTHETIC, TaskSpec
 from automixalign.errors import DataError
 from automixalign.synthetic import generate
 
+FIELDS = ("prompt", "chosen", "rejected", "answer")
+"""What is read of a row; whatever else a data set holds is left alone."""
+
 _READERS = (".jsonl", ".ndjson", ".json", ".parquet")
+_LONGEST = 64 << 20
+"""Bytes of a line; a longer one is no row, and would have to be held in memory to find out."""
 
 
 class Row(NamedTuple):
@@ -40,12 +47,40 @@ def read_rows(task: TaskSpec, seed: int) -> Iterator[Row]:
         with tempfile.TemporaryDirectory() as folder:
             fetched = s3.download(source, Path(folder))
             yield from _read_path(fetched, named=source)
-    elif Path(source).exists():
-        yield from _read_path(Path(source), named=source)
-    elif looks_like_path(source):
-        raise DataError(f"task {task.name}: {source} does not exist")
+    elif path := local_path(task):
+        yield from _read_path(path, named=source)
     else:
         yield from _read_hub(task)
+
+
+def local_path(task: TaskSpec) -> Path | None:
+    """The file or folder of this machine that a task's source names; None if it lies elsewhere.
+
+    Raises:
+        DataError: it was meant as a path, and nothing is there, or nothing that can be read as data.
+    """
+    source = task.source
+    if source.startswith((SYNTHETIC, s3.SCHEME)):
+        return None
+    path = Path(source)
+    try:
+        if path.is_file() or path.is_dir():
+            return path
+        if path.exists():  # a device or a pipe, which may never end
+            raise DataError(f"task {task.name}: {source} is neither a file nor a folder")
+    except OSError as error:  # a folder above that may not be entered, or a name too long
+        raise DataError(f"task {task.name}: {source:.200} cannot be read: {error.strerror}") from error
+    if looks_like_path(source):
+        raise DataError(f"task {task.name}: {source} does not exist")
+    return None
+
+
+def is_local(source: str) -> bool:
+    """Whether a source is, or was meant as, a file or folder of this machine."""
+    try:
+        return Path(source).exists() or looks_like_path(source)
+    except OSError:  # a folder above that may not be entered, or a name too long
+        return True
 
 
 def looks_like_path(source: str) -> bool:
@@ -64,11 +99,13 @@ def fingerprint(task: TaskSpec) -> str:
         return source
     if source.startswith(s3.SCHEME):
         return json.dumps(s3.list_objects(source))
-    if Path(source).exists():
-        return files.digest(Path(source))
-    if looks_like_path(source):
-        raise DataError(f"task {task.name}: {source} does not exist")
-    return f"hub:{source}:{task.hub_split}"
+    path = local_path(task)
+    if path is None:
+        return f"hub:{source}:{task.hub_split}"
+    try:
+        return files.digest(path)
+    except OSError as error:
+        raise DataError(f"task {task.name}: {source} cannot be read: {error}") from error
 
 
 def _read_path(path: Path, named: str) -> Iterator[Row]:
@@ -77,7 +114,7 @@ def _read_path(path: Path, named: str) -> Iterator[Row]:
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             yield from _read_saved_dataset(path, named)
             return
-        inside = sorted(file for file in path.rglob("*") if _is_data(file, path))
+        inside = _data_files(path, named)
         if not inside:
             raise DataError(f"{named}: no {', '.join(_READERS)} file in this folder")
         for file in inside:
@@ -90,38 +127,65 @@ def _read_path(path: Path, named: str) -> Iterator[Row]:
         raise DataError(f"{named}: unknown kind of file; there are: {', '.join(_READERS)}")
 
 
-def _is_data(file: Path, folder: Path) -> bool:
-    """Whether a file belongs to the data; hidden ones do not, as for the folder's digest."""
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return file.suffix in _READERS and file.is_file() and not hidden
+def _data_files(folder: Path, named: str) -> list[Path]:
+    """The files below a folder that belong to the data; hidden ones do not, as for the folder's digest."""
+
+    def refuse(error: OSError) -> None:  # to leave it out would be to train on part of the data
+        raise DataError(f"{named}: {error.filename} cannot be read: {error.strerror}") from error
+
+    found = []
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files_here = (Path(place, name) for name in names if not name.startswith("."))
+        found += [file for file in files_here if file.suffix in _READERS and file.is_file()]
+    return sorted(found)
 
 
 def _read_json_lines(path: Path, named: str) -> Iterator[Row]:
-    with path.open("rb") as lines:
-        for number, raw in enumerate(lines, start=1):
-            where = f"{named}:{number}"
-            try:
-                # utf-8-sig: editors on Windows put a byte order mark in front of the first line.
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{where}: not UTF-8: {error}") from error
-            if not line.strip():
-                continue
-            try:
-                yield Row(where, json.loads(line))
-            except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
-                raise DataError(f"{where}: not a JSON document: {error}") from error
+    for number, raw in enumerate(_lines(path, named), start=1):
+        where = f"{named}:{number}"
+        if len(raw) > _LONGEST:
+            raise DataError(f"{where}: the line is longer than {_LONGEST >> 20} MiB")
+        try:
+            # utf-8-sig: editors on Windows put a byte order mark in front of the first line.
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where}: not UTF-8: {error}") from error
+        if not line.strip():
+            continue
+        try:
+            yield Row(where, json.loads(line, object_pairs_hook=_object))
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
+            raise DataError(f"{where}: not a JSON document: {error}; every line must be one") from error
+
+
+def _lines(path: Path, named: str) -> Iterator[bytes]:
+    """The lines of a file; of one that is too long, a little more than it may have."""
+    try:
+        with path.open("rb") as stream:
+            while line := stream.readline(_LONGEST + 1):
+                yield line
+    except OSError as error:
+        raise DataError(f"{named}: cannot be read: {error}") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of two equal fields, Python would silently keep the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {twice!r:.80} stands twice")
+    return found
 
 
 def _read_parquet(path: Path, named: str) -> Iterator[Row]:
     try:
-        batches = pq.ParquetFile(path).iter_batches(batch_size=256)
-        number = 0
-        for batch in batches:
-            for data in batch.to_pylist():
-                number += 1
-                yield Row(f"{named}:{number}", {k: v for k, v in data.items() if v is not None})
-    except (OSError, ValueError) as error:  # pyarrow's errors derive from these
+        file = pq.ParquetFile(path)
+        columns = [name for name in FIELDS if name in file.schema_arrow.names]
+        batches = file.iter_batches(batch_size=256, columns=columns)
+        yield from _rows((data for batch in batches for data in batch.to_pylist()), named)
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{named}: not a readable Parquet file: {error}") from error
 
 
@@ -130,13 +194,13 @@ def _read_saved_dataset(path: Path, named: str) -> Iterator[Row]:
 
     try:
         data = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError) as error:
+        parts = data if isinstance(data, dict) else {"": data}
+        for part, rows in parts.items():
+            yield from _rows(_with_fields(rows), f"{named}/{part}" if part else named)
+    except DataError:
+        raise
+    except Exception as error:  # its files are JSON and Arrow, and each may be broken in a way of its own
         raise DataError(f"{named}: not a readable saved data set: {error}") from error
-    parts = data if isinstance(data, dict) else {"": data}
-    for part, rows in parts.items():
-        for number, row in enumerate(rows, start=1):
-            where = f"{named}/{part}:{number}" if part else f"{named}:{number}"
-            yield Row(where, {k: v for k, v in row.items() if v is not None})
 
 
 def _read_hub(task: TaskSpec) -> Iterator[Row]:
@@ -149,6 +213,14 @@ def _read_hub(task: TaskSpec) -> Iterator[Row]:
             f"task {task.name}: {task.source} is neither a local path nor a readable hub data set "
             f"with a split {task.hub_split!r}: {error}"
         ) from error
-    for number, row in enumerate(data, start=1):
-        where = f"{task.source}[{task.hub_split}]:{number}"
-        yield Row(where, {k: v for k, v in row.items() if v is not None})
+    yield from _rows(_with_fields(data), f"{task.source}[{task.hub_split}]")
+
+
+def _with_fields(data: Any) -> Any:
+    return data.select_columns([name for name in FIELDS if name in data.column_names])
+
+
+def _rows(rows: Iterable[dict[str, Any]], named: str) -> Iterator[Row]:
+    """Rows of a table, in which a field that a row does not have is null."""
+    for number, row in enumerate(rows, start=1):
+        yield Row(f"{named}:{number}", {key: value for key, value in row.items() if value is not None})

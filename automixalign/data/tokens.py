@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from automixalign.data.pairs import Pair, Turn
-from automixalign.errors import ModelError
+from automixalign.data.pairs import Pair, Turn, text_of
+from automixalign.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,7 +18,7 @@ class Tokens(NamedTuple):
     truncated: bool
 
 
-def check_template(tokenizer: "PreTrainedTokenizerBase", pair: Pair, task: str) -> None:
+def check_template(tokenizer: "PreTrainedTokenizerBase", pair: Pair) -> None:
     """Refuse messages for a tokenizer that cannot render them.
 
     Raises:
@@ -26,8 +26,8 @@ def check_template(tokenizer: "PreTrainedTokenizerBase", pair: Pair, task: str) 
     """
     if not isinstance(pair.prompt, str) and not tokenizer.chat_template:
         raise ModelError(
-            f"task {task}: the data is conversational, but the base model's tokenizer has no chat template; "
-            "use a chat model, or plain-text data"
+            "the data is conversational, but the base model's tokenizer has no chat template; use a chat "
+            "model, or plain-text data"
         )
 
 
@@ -39,6 +39,9 @@ def tokenize(tokenizer: "PreTrainedTokenizerBase", pair: Pair, max_length: int) 
 
     Returns:
         The ids, or None when the prompt leaves no room for an answer.
+
+    Raises:
+        DataError: the chat template refuses the messages.
     """
     prompt = _render(tokenizer, pair.prompt, None)
     chosen = _render(tokenizer, pair.prompt, pair.chosen)
@@ -57,9 +60,12 @@ def _render(tokenizer: "PreTrainedTokenizerBase", prompt: Turn, side: Turn | Non
             text += side if side.endswith(tokenizer.eos_token) else side + tokenizer.eos_token
         return list(tokenizer(text)["input_ids"])
     messages = prompt + (side if isinstance(side, list) else [])
-    rendered = tokenizer.apply_chat_template(
-        messages, tokenize=True, add_generation_prompt=side is None, return_dict=True
-    )
+    try:
+        rendered = tokenizer.apply_chat_template(
+            messages, tokenize=True, add_generation_prompt=side is None, return_dict=True
+        )
+    except Exception as error:  # a template is a program of the model's, such as one without system messages
+        raise DataError(f"the chat template refuses the prompt {text_of(prompt)!r:.80}: {error}") from error
     return list(rendered["input_ids"])
 
 

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from automixalign import s3
 from automixalign.base_model import MLFLOW, PACKAGE
 from automixalign.config import SYNTHETIC, Experiment
-from automixalign.data.read import looks_like_path
+from automixalign.data.read import is_local
 from automixalign.errors import ConfigError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -41,8 +41,7 @@ def _faults(experiment: Experiment) -> list[str]:
     faults += [
         f"tasks: {task.name}: {task.source} is a path on this machine; copy it to s3:// or name a hub id"
         for task in experiment.tasks
-        if not task.source.startswith((SYNTHETIC, s3.SCHEME))
-        and (Path(task.source).exists() or looks_like_path(task.source))
+        if not task.source.startswith((SYNTHETIC, s3.SCHEME)) and is_local(task.source)
     ]
     uri = experiment.tracking.uri
     if uri and _is_local_store(uri):
@@ -65,4 +64,4 @@ def _is_local_store(uri: str) -> bool:
 
 
 def _is_local_model(source: str) -> bool:
-    return Path(source).exists() or source.endswith(".gguf") or not _HUB_ID.fullmatch(source)
+    return source.endswith(".gguf") or not _HUB_ID.fullmatch(source) or Path(source).exists()

@@ -308,13 +308,15 @@ def test_ending_a_run_ends_its_steps(base_model: Path, tmp_path: Path) -> None:
 
 def test_a_failing_step_is_named_with_the_end_of_its_log(base_model: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.jsonl"
-    own.write_text("".join(json.dumps(row) + "\n" for row in own_rows()))
+    first, *others = own_rows()
+    rows = [first, *(row | {"prompt": row["prompt"] * 9} for row in others)]  # which are too long
+    own.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(configuration(base_model, own) | {"max_length": 8}))
+    config.write_text(yaml.safe_dump(configuration(base_model, own)))
     failed = ama("run", "--config", config, "--output", tmp_path / "run")
     assert failed.returncode == 1
     assert "prepare_data failed" in failed.stderr
-    assert "none of its 40 pairs fits max_length=8" in failed.stderr
+    assert "task own: 1 usable pairs with 1 prompts leave its train split empty" in failed.stderr
     assert "Traceback" in failed.stderr, "the end of the step's log"
     assert (tmp_path / "run" / "models" / "reference" / "config.json").exists(), "finished steps are kept"
     assert not (tmp_path / "run" / "leaderboard.json").exists()

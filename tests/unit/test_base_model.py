@@ -104,6 +104,7 @@ def test_the_tiny_model(tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
 
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 NORM, UP = "model.layers.0.input_layernorm.weight", "model.layers.0.mlp.up_proj.weight"
 
 
@@ -121,8 +122,14 @@ def infinite(weights: Weights) -> None:
         (nan, f"the weight {UP} is not finite"),
         (infinite, f"the weight {NORM} is not finite"),
         (lambda w: (w.pop(UP), w.pop(NORM)), f"2 weights are missing, first {NORM}"),
-        (lambda w: w.update({UP: torch.zeros(3, 3)}), "cannot be loaded"),
-        (lambda w: [w.update({name: w[name][:50].clone()}) for name in (EMBEDDING, HEAD)], "cannot be loaded"),
+        (
+            lambda w: w.update({UP: torch.zeros(3, 3)}),
+            rf"the weight {UP} is \[3, 3\], which by config.json must be \[32, 16\]",
+        ),
+        (
+            lambda w: [w.update({name: w[name][:50].clone()}) for name in (EMBEDDING, HEAD)],
+            rf"the weight {HEAD} is \[50, 16\], which by config.json must be ",
+        ),
     ],
     ids=["nan", "inf", "missing", "shape", "fewer-rows"],
 )
@@ -133,9 +140,6 @@ def test_weights_that_are_refused(
     with pytest.raises(ModelError, match=f"base_model.source: {model}:? {message}"):
         prepare(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def test_a_tokenizer_larger_than_the_embedding(

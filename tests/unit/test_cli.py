@@ -132,8 +132,9 @@ def test_validate_prints_every_default(ama: Ama, preset: str) -> None:
 
 def test_tasks_from_the_command_line(ama: Ama, written: Path, tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
+    rows = "".join(ROW.replace('"p"', f'"{number}"') for number in range(3))
     for name in ("a=b.jsonl", "new/x.jsonl"):
-        (tmp_path / name).write_text(ROW)
+        (tmp_path / name).write_text(rows)
     ended = ama("validate", "-c", str(written), "-t", "format=a=b.jsonl", "--task", "new=./new")
     assert ended.status == 0, ended.err
     tasks = yaml.safe_load(ended.out)["tasks"]

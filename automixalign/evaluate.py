@@ -1,5 +1,6 @@
 """Measure one model on every task's held-out test split: preference metrics and verified generations."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,11 +135,13 @@ def _continue(
     spec: EvaluationSpec,
 ) -> list[str]:
     padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(policy.device)
+    positions = getattr(policy.config, "max_position_embeddings", None) or math.inf
+    room = positions - padded["input_ids"].shape[1]  # at least one: a prompt is shorter than max_length
     with models.autocast(spec.precision):
         ids = policy.generate(
             **padded,
             do_sample=False,
-            max_new_tokens=spec.max_new_tokens,
+            max_new_tokens=min(spec.max_new_tokens, room),
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )

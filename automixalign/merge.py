@@ -21,7 +21,7 @@ from mergekit.io.tasks import LoaderCache
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from automixalign import merge_methods, progress
@@ -63,9 +63,9 @@ def merge_specialists(
     Returns the method, the tasks in order, all parameters in force and the method's reference.
 
     Raises:
-        ValueError: the method, its parameters or the number of specialists; or a specialist that
-            does not have the base's architecture, naming the task and the difference.
-        ModelError: a folder that holds no model in safetensors.
+        ValueError: the method, its parameters or the number of specialists.
+        ModelError: a folder that holds no model in safetensors; or a specialist that does not have the
+            base's architecture, naming the task and the difference.
         FileExistsError: `output` exists and is not an empty folder.
     """
     merge_methods.check(method, len(specialists), parameters)
@@ -111,7 +111,7 @@ def _stage(base: Path, specialists: Mapping[str, Path], staging: Path) -> list[P
         else:
             model.symlink_to(folder.resolve(), target_is_directory=True)
         if models and (found := _difference(models[0], model)):
-            raise ValueError(f"{whose} ({folder}) cannot be merged with {base}: {found}")
+            raise ModelError(f"{whose} ({folder}) cannot be merged with {base}: {found}")
         models.append(model)
     return models
 
@@ -138,8 +138,11 @@ def _tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         raise ModelError(f"{folder} holds no model.safetensors")
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
-        with safe_open(folder / file, framework="pt") as tensors:
-            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in _names(tensors)}
+        try:
+            with safe_open(folder / file, framework="pt") as tensors:
+                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in _names(tensors)}
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{folder / file} cannot be read: {error}") from error
     return shapes
 
 
@@ -188,7 +191,7 @@ def _fold(base: Path, adapter: Path, folder: Path, whose: str) -> None:
             raise ValueError(f"{len(odd)} weights fit no module, or are missing: {odd[0]} ...")
     except (RuntimeError, ValueError) as error:  # other shapes, or none of its modules
         reason = " ".join(str(error).split())
-        raise ValueError(f"{whose} ({adapter}) is no adapter of {base}: {reason}") from error
+        raise ModelError(f"{whose} ({adapter}) is no adapter of {base}: {reason}") from error
     _save(model.merge_and_unload(), folder)
 
 

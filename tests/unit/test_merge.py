@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -473,31 +474,39 @@ class TestRefusals:
     def test_other_shapes(self, base: Path, specialists: dict[str, Path], tmp_path: Path) -> None:
         wide = save(build(1, hidden=32), tmp_path / "wide")
         message = r"task 'wide' .*lm_head.weight is \[12, 32\] instead of \[12, 16\]; .* more$"
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ModelError, match=message):
             merge_specialists(base, {**specialists, "wide": wide}, "ties", {}, tmp_path / "out", 0)
         assert [entry.name for entry in tmp_path.iterdir()] == ["wide"]
 
     def test_tied_among_untied(self, base: Path, tmp_path: Path) -> None:
         tied = save(build(1, tied=True), tmp_path / "tied")
-        with pytest.raises(ValueError, match=r"task 't' .*tie_word_embeddings is True instead of F"):
+        with pytest.raises(ModelError, match=r"task 't' .*tie_word_embeddings is True instead of F"):
             merge_specialists(base, {"t": tied}, "linear", {}, tmp_path / "out", 0)
 
     def test_other_heads_of_equal_shapes(self, base: Path, tmp_path: Path) -> None:
         other = save(build(1, heads=4), tmp_path / "heads")
-        with pytest.raises(ValueError, match=r"task 'h' .*num_attention_heads is 4 instead of 2"):
+        with pytest.raises(ModelError, match=r"task 'h' .*num_attention_heads is 4 instead of 2"):
             merge_specialists(base, {"h": other}, "linear", {}, tmp_path / "out", 0)
 
     def test_adapter_of_another_model(self, adapters: dict[str, Path], tmp_path: Path) -> None:
         wide = save_base(build(1, hidden=32), tmp_path / "wide")
-        with pytest.raises(ValueError, match=r"task 'maths' .* is no adapter of .*size mismatch"):
+        with pytest.raises(ModelError, match=r"task 'maths' .* is no adapter of .*size mismatch"):
             merge_specialists(wide, adapters, "linear", {}, tmp_path / "out", 0)
 
     def test_adapter_of_a_deeper_model(self, base: Path, tmp_path: Path) -> None:
         deep = build(1, layers=3)
         peft = get_peft_model(deep, LoraConfig(r=2, target_modules=["q_proj"]))
         peft.save_pretrained(tmp_path / "deep")
-        with pytest.raises(ValueError, match=r"task 'd' .* 2 weights fit no module.*layers\.2\."):
+        with pytest.raises(ModelError, match=r"task 'd' .* 2 weights fit no module.*layers\.2\."):
             merge_specialists(base, {"d": tmp_path / "deep"}, "linear", {}, tmp_path / "out", 0)
+
+    def test_a_specialist_cut_short(self, base: Path, specialists: dict[str, Path], tmp_path: Path) -> None:
+        cut = Path(shutil.copytree(specialists["chat"], tmp_path / "cut"))
+        whole = (cut / "model.safetensors").read_bytes()
+        (cut / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ModelError, match=r"cut/model.safetensors cannot be read: "):
+            merge_specialists(base, {"c": cut}, "linear", {}, tmp_path / "out", 0)
+        assert [entry.name for entry in tmp_path.iterdir()] == ["cut"]
 
     def test_folder_without_a_model(self, base: Path, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()

@@ -74,7 +74,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if len(raw) > LARGEST:
             raise ValueError(_TOO_LONG)
         text = raw.decode("utf-8")
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the name
+    except OSError as error:
+        raise ConfigError(f"{path!s:.200} cannot be read as YAML: {error.strerror}") from error
+    except ValueError as error:  # not UTF-8, or a NUL in the name
         raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
     data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
@@ -92,8 +94,10 @@ def parse_yaml(text: str, origin: str) -> Any:
         if len(text) > LARGEST:
             raise ValueError(_TOO_LONG)
         return yaml.load(text, Loader=_StrictLoader)  # noqa: S506
+    except RecursionError as error:
+        raise ConfigError(f"{origin} cannot be read as YAML: it is nested too deep") from error
     # PyYAML lets a date that no calendar has (2024-13-01) through as a ValueError.
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{origin} cannot be read as YAML: {error}") from error
 
 

@@ -43,14 +43,14 @@ def claim(folder: Path, experiment: Experiment) -> Iterator[TextIO]:
         ConfigError: another run is at work there, it belongs to another experiment or to nobody's run, or it
             cannot be written to. A new folder is then gone again.
     """
-    new = not folder.exists()
-    if not new and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / WORK).is_dir())):
-        raise ConfigError(f"--output {folder} holds something already; name a new folder")
     try:
+        new = not folder.exists()
+        if not new and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / WORK).is_dir())):
+            raise ConfigError(f"--output {folder} holds something already; name a new folder")
         (folder / WORK).mkdir(parents=True, exist_ok=True)
         lock = (folder / WORK / LOCK).open("a+", encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"--output {folder} cannot be written to: {error}") from error
+        raise ConfigError(f"--output {folder!s:.200} cannot be written to: {error.strerror}") from error
     with lock:
         _lock(lock, folder)
         _check_experiment(folder, experiment)

@@ -104,7 +104,7 @@ def _check_answers(task: str, verifier: str, pairs: list[Pair]) -> None:
         if pair.answer is None:
             problem = "needs an 'answer' in every row; there is none"
         elif not VERIFIERS[verifier](pair.answer, pair.answer):
-            problem = f"cannot pass the answer {pair.answer!r:.80}, which is"
+            problem = f"can never pass the answer {pair.answer!r:.80}, which is given"
         else:
             continue
         raise DataError(

@@ -155,8 +155,13 @@ def _read_json_lines(path: Path, named: str) -> Iterator[Row]:
             continue
         try:
             yield Row(where, json.loads(line, object_pairs_hook=_object))
-        except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
-            raise DataError(f"{where}: not a JSON document: {error}; every line must be one") from error
+        except json.JSONDecodeError as error:  # whose line number is not the file's
+            problem = f"{error.msg} at column {error.colno}; every line must be one"
+            raise DataError(f"{where}: not a JSON document: {problem}") from error
+        except RecursionError as error:
+            raise DataError(f"{where}: not a JSON document: it is nested too deep") from error
+        except ValueError as error:  # a number of 5,000 digits, or a field that stands twice
+            raise DataError(f"{where}: not a JSON document: {error}") from error
 
 
 def _lines(path: Path, named: str) -> Iterator[bytes]:

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_CHARACTERS = 128
+"""No token stands for more of them: a text of so many times `max_length` need not be tokenised to the end."""
+
+
 class Tokens(NamedTuple):
     """Token ids of a pair; the prompt's are shared by both sides."""
 
@@ -43,14 +47,24 @@ def tokenize(tokenizer: "PreTrainedTokenizerBase", pair: Pair, max_length: int) 
     Raises:
         DataError: the chat template refuses the messages.
     """
+    most = _CHARACTERS * max_length
+    if len(text_of(pair.prompt)) > most:
+        return None
     prompt = _render(tokenizer, pair.prompt, None)
-    chosen = _render(tokenizer, pair.prompt, pair.chosen)
-    rejected = _render(tokenizer, pair.prompt, pair.rejected)
+    chosen = _render(tokenizer, pair.prompt, _first(pair.chosen, most))
+    rejected = _render(tokenizer, pair.prompt, _first(pair.rejected, most))
     start = min(_common_prefix(prompt, chosen), _common_prefix(prompt, rejected))
     if start == 0 or start >= max_length:
         return None
     truncated = max(len(chosen), len(rejected)) > max_length
     return Tokens(prompt[:start], chosen[start:max_length], rejected[start:max_length], truncated)
+
+
+def _first(side: Turn, characters: int) -> Turn:
+    """The side as far as it can matter."""
+    if isinstance(side, str):
+        return side[:characters]
+    return [{**message, "content": message["content"][:characters]} for message in side]
 
 
 def _render(tokenizer: "PreTrainedTokenizerBase", prompt: Turn, side: Turn | None) -> list[int]:

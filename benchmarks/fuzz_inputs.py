@@ -1,0 +1,182 @@
+"""Inputs for the fuzzer: good ones spoiled, and odd ones made up."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from hypothesis import reject
+from hypothesis import strategies as st
+
+from automixalign import config
+from benchmarks.faults._refusals import EXPERIMENT, experiment
+from benchmarks.faults.rows import GOOD, MANY_SCRIPTS, lines, text
+
+
+def _pieces(text: str) -> list[str]:
+    """What stands between bars; `_` is a blank, and escapes are Python's."""
+    return text.replace("_", " ").encode("latin-1").decode("unicode-escape").split("|")
+
+
+ODD_TEXT = [
+    *_pieces(r"|_|\0|\t|\r|\n|\x85|\ufeff|\u2028|\u202e|\ud800|\udfff\ud800|\U0001f468\u200d|\u0663|\xe9"),
+    *_pieces(
+        "~|%|/|//|..|../x|.|-|=|<<|(x|(a+)+$|[|{|1,,2|0x1f|0b1|010|1:30|nan|-inf|1e400|1e-400|yes|no|null"
+    ),
+    *_pieces("s3://|s3:///|s3://b/../x|models:/|package:|package:json/x.gguf|package:a.b./x|synthetic:|a/b"),
+    *_pieces("synthetic:format|own.jsonl|reference|ama-r|2024-01-01|2024-13-01"),
+    *("1_0", "9" * 5000, "1" * 30, "x" * 300),
+]
+YAML_PIECES = [
+    *_pieces(
+        r"""&a_|*a|<<:_|?_|:_|-_|---|...|%YAML_1.1|#|"|'|>-|{|}|[|]|,|@|`|\\|"\\ud800"|"\\0"|\n|\n__|\n-_|\t|\0"""
+    ),
+    *_pieces("!!int_|!!float_''|!!bool_x|!!timestamp_x|!!binary_\xe9|!!set_{a}|!!omap_[1]|!<x>_|!_"),
+    *("|", "!!python/object:os.system "),
+]
+JSON_PIECES = [
+    *_pieces(r'"|\\|{|}|[|]|,|:|-|\\u0000|\\ud800|\\udc00|NaN|-Infinity|1e999|null|true|\n|""'),
+    *_pieces('"role"|"user"|"assistant"|"system"|"content"|"prompt":_|"chosen":_'),
+]
+
+odd_text = st.one_of(
+    st.sampled_from(ODD_TEXT), st.text(max_size=12), st.text(max_size=3).map(lambda s: s * 500)
+)
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.integers(-3, 3), st.floats(), odd_text, st.just(10**400)
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(odd_text, inner, max_size=4)),
+    max_leaves=12,
+)
+
+
+@st.composite
+def spoiled(draw: st.DrawFn, good: Sequence[str], pieces: Sequence[str]) -> str:
+    """A good text with a few places cut out, doubled or replaced."""
+    found = draw(st.sampled_from(good))
+    for _ in range(draw(st.integers(0, 5))):
+        at = draw(st.integers(0, len(found)))
+        end = at + draw(st.sampled_from([0, 0, 1, 2, 5, 30]))
+        piece = draw(st.one_of(st.sampled_from(pieces), odd_text, st.just(found[at : at + 40])))
+        found = found[:at] + piece * draw(st.sampled_from([1, 1, 1, 1, 2, 400])) + found[end:]
+    return found
+
+
+roles = st.one_of(st.sampled_from(["system", "user", "assistant", "assistant", "user", "tool"]), scalars)
+messages = st.lists(
+    st.one_of(st.fixed_dictionaries({"role": roles, "content": st.one_of(odd_text, scalars)}), values),
+    max_size=4,
+)
+turns = st.one_of(odd_text, messages, values)
+words = st.one_of(odd_text, st.text(st.characters(exclude_categories=["Cs"]), max_size=9)).map(
+    lambda found: "x" + "".join(char for char in found if char != "\0" and not "\ud800" <= char <= "\udfff")
+)
+said = st.tuples(st.sampled_from(["assistant"]), words).map(
+    lambda found: [{"role": found[0], "content": found[1]}]
+)
+asked = st.tuples(st.booleans(), words, words).map(
+    lambda found: [{"role": "system", "content": found[1]}] * found[0] + [{"role": "user", "content": found[2]}]
+)
+good_text = st.fixed_dictionaries(
+    {"prompt": words, "chosen": words, "rejected": words}, optional={"answer": words, "other": scalars}
+)
+good_messages = st.fixed_dictionaries({"prompt": asked, "chosen": said, "rejected": said})
+odd_rows = st.one_of(
+    st.fixed_dictionaries(
+        {"chosen": turns, "rejected": turns}, optional={"prompt": turns, "answer": st.one_of(odd_text, values)}
+    ),
+    st.fixed_dictionaries({"prompt": odd_text, "chosen": odd_text, "rejected": odd_text, "answer": odd_text}),
+    st.sampled_from([*GOOD, *MANY_SCRIPTS, text(1, answer="1"), text(2, answer="1,000")]),
+    values,
+)
+
+
+def _as_json(row: Any) -> str:
+    try:
+        return json.dumps(row, ensure_ascii=False)
+    except ValueError:  # an integer of too many digits to be written
+        return "1" * 5000
+
+
+rows = st.one_of(
+    st.lists(good_text, min_size=3, max_size=12),
+    st.lists(good_messages, min_size=3, max_size=12),
+    st.lists(odd_rows, max_size=4),
+)
+jsonl = st.one_of(
+    rows.map(lambda found: "\n".join(map(_as_json, found))),
+    spoiled([lines(GOOD[:4]).decode(), lines(text(n, answer="3") for n in range(6)).decode()], JSON_PIECES),
+).flatmap(
+    lambda found: st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-8", "utf-16", "utf-8-sig"]).map(
+        lambda encoding: found.encode(encoding, "surrogatepass")
+    )
+)
+noisy_bytes = st.tuples(jsonl, st.integers(0, 500), st.binary(max_size=4)).map(
+    lambda found: found[0][: found[1]] + found[2] + found[0][found[1] :]
+)
+configurations = spoiled(
+    [
+        experiment(),
+        experiment({"tasks.0": {"name": "own", "source": "own.jsonl", "verifier": "number"}}),
+        experiment(
+            {"training.lora": {"rank": 2, "target_modules": ["q_proj"]}, "output": "published", "split": {}}
+        ),
+        experiment(
+            {"cluster": {"default": {"cpu": 1, "memory": "1Gi"}, "steps": {"evaluate": {"cpu": "500m"}}}}
+        ),
+        json.dumps(EXPERIMENT),
+    ],
+    YAML_PIECES,
+)
+
+
+def _places(data: Any, above: str = "") -> list[str]:
+    """Every key of a configuration, as `--set` writes it."""
+    inside = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    below = [_places(value, f"{above}.{key}" if above else str(key)) for key, value in inside]
+    return [above] * bool(above) + [place for places in below for place in places]
+
+
+PLACES = [
+    *_places(config.parse(yaml.safe_load(experiment()), "the bench").model_dump(mode="json")),
+    *_pieces("methods.1.eta|methods.1.c|training.lora.rank|training.trainable|registry.name|output"),
+    *_pieces("cluster.steps.evaluate|cluster.default.tolerations|merges.0.parameters.weight"),
+]
+SETTINGS = _pieces("true|null|{}|[]|[a]|{a:_1}|abc|1Gi|own.jsonl|1e-3|./x|synthetic:format|a/b|s3://b/c")
+keys = st.one_of(
+    st.sampled_from(PLACES),
+    st.sampled_from(PLACES),
+    st.lists(st.one_of(odd_text, st.integers(-3, 3).map(str)), max_size=4).map(".".join),
+)
+settings = st.one_of(
+    st.integers(-1, 300).map(str),
+    st.floats(0, 1).map(str),
+    st.sampled_from(SETTINGS),
+    odd_text,
+    spoiled(["{a: 1}", "[x, y]", "1.0e-3"], YAML_PIECES),
+)
+overrides = st.lists(st.tuples(keys, settings), min_size=1, max_size=3)
+
+
+@st.composite
+def parquet(draw: st.DrawFn) -> bytes:
+    """A Parquet file of odd rows or of good ones, at times with some of its bytes changed."""
+    found = draw(st.one_of(rows, st.just(GOOD)))
+    try:
+        table = pa.Table.from_pylist([row for row in found if isinstance(row, dict)])
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError, KeyError):  # rows that make no table
+        reject()
+    content = bytearray(sink.getvalue().to_pybytes())
+    for _ in range(draw(st.integers(0, 3))):
+        content[draw(st.integers(0, len(content) - 1))] = draw(st.integers(0, 255))
+    return bytes(content[: draw(st.one_of(st.just(len(content)), st.integers(0, len(content))))])
+
+
+answer = st.one_of(odd_text, spoiled(["1,234.5", "it is -3", "a 1 b 2"], ODD_TEXT))
+answers = st.tuples(answer, answer)

@@ -93,7 +93,7 @@ def look_at(spec: BaseModelSpec) -> "tuple[PreTrainedModel, PreTrainedTokenizerB
     path = _local_path(spec.source)
     if path is None or path.suffix == ".gguf":
         return None
-    with _silence():
+    with quietly():
         model, tokenizer = _load(spec, path, device_map="meta")
     return model, tokenizer
 
@@ -162,8 +162,8 @@ def _refuse_an_adapter(path: Path, source: str) -> None:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """Without transformers' progress bar and report, which are for those who wait."""
+def quietly() -> Iterator[None]:
+    """Without transformers' progress bar, report and warnings, which are for those who wait."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -133,7 +133,7 @@ class SplitSpec(Schema):
 class LoraSpec(Schema):
     """LoRA (arXiv 2106.09685) through peft."""
 
-    rank: Count = 16
+    rank: Annotated[Count, Field(le=8192)] = 16
     alpha: Positive = 32.0
     target_modules: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
 
@@ -167,7 +167,7 @@ class TrainingSpec(Loss):
     """Pairs an optimiser step, over all ranks and accumulation micro-steps."""
     micro_batch_size: Count | None = None
     """Pairs a forward pass of a process; what is left of `batch_size` is gradient accumulation."""
-    processes: Count = 1
+    processes: Annotated[Count, Field(le=256)] = 1
     """Processes on one machine that share every step, each with a slice of its pairs: one a GPU."""
     nodes: Count = 1
     """Machines with so many processes each; more than one are Kubeflow Trainer's (`cluster.train_job`)."""

@@ -69,7 +69,7 @@ def check(model: "PreTrainedModel", training: TrainingSpec) -> None:
         from peft import get_peft_model
 
         try:
-            get_peft_model(model, config)
+            get_peft_model(model, config, low_cpu_mem_usage=True)
         except (ValueError, TypeError) as error:  # such as a module of a kind that LoRA cannot adapt
             raise ConfigError(f"training.lora: the base model does not take it: {error}") from error
 

@@ -93,6 +93,7 @@ def check_local_sources(experiment: Experiment) -> None:
         return
     model, tokenizer = seen
     base_model.check_positions(model.config, experiment.max_length)
-    for name, rows in pairs.items():
-        check_rendering(name, rows, tokenizer, experiment.max_length)
+    with base_model.quietly():
+        for name, rows in pairs.items():
+            check_rendering(name, rows, tokenizer, experiment.max_length)
     trainable.check(model, experiment.training)

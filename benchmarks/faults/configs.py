@@ -333,6 +333,18 @@ CASES: list[Case] = [
     _keys("a method nobody knows", {"methods": ["dro"]}, "methods.0: unknown method 'dro'"),
     _keys("a LoRA rank of 0", {"training.lora": {"rank": 0}}, "training.lora.rank: "),
     _keys(
+        "a LoRA rank beyond every model's width",
+        {"training.lora": {"rank": 10**6}},
+        "training.lora.rank: ",
+        "8192",
+    ),
+    _keys(
+        "a million processes",
+        {"training.batch_size": 2**20, "training.processes": 2**20},
+        "training.processes: ",
+        "256",
+    ),
+    _keys(
         "LoRA and `trainable`",
         {"training.lora": {}, "training.trainable": ["x"]},
         "'lora' and 'trainable' exclude",

@@ -95,10 +95,10 @@ def parse_yaml(text: str, origin: str) -> Any:
             raise ValueError(_TOO_LONG)
         return yaml.load(text, Loader=_StrictLoader)  # noqa: S506
     except RecursionError as error:
-        raise ConfigError(f"{origin} cannot be read as YAML: it is nested too deep") from error
+        raise ConfigError(f"{origin:.300} cannot be read as YAML: it is nested too deep") from error
     # PyYAML lets a date that no calendar has (2024-13-01) through as a ValueError.
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{origin} cannot be read as YAML: {error}") from error
+        raise ConfigError(f"{origin:.300} cannot be read as YAML: {error}") from error
 
 
 def override(data: dict[str, Any], key: str, value: Any) -> None:
@@ -119,7 +119,7 @@ def override(data: dict[str, Any], key: str, value: Any) -> None:
         else:
             raise TypeError
     except (IndexError, ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"--set {key}: there is no such place in the configuration") from error
+        raise ConfigError(f"--set {key:.80}: there is no such place in the configuration") from error
 
 
 def set_task(data: dict[str, Any], name: str, source: str) -> None:
@@ -130,7 +130,7 @@ def set_task(data: dict[str, Any], name: str, source: str) -> None:
     """
     tasks = data["tasks"] = data.get("tasks") or []
     if not isinstance(tasks, list):
-        raise ConfigError(f"--task {name}: 'tasks' is not a list in the configuration")
+        raise ConfigError(f"--task {name:.80}: 'tasks' is not a list in the configuration")
     for task in tasks:
         if isinstance(task, dict) and task.get("name") == name:
             task["source"] = source

@@ -1,6 +1,7 @@
 """Inputs for the fuzzer: good ones spoiled, and odd ones made up."""
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +42,8 @@ JSON_PIECES = [
     *_pieces('"role"|"user"|"assistant"|"system"|"content"|"prompt":_|"chosen":_'),
 ]
 
+_VALUE = re.compile(r"(?<=[:-] )[^\n,}\]]+|\"[^\"]*\"")
+
 odd_text = st.one_of(
     st.sampled_from(ODD_TEXT), st.text(max_size=12), st.text(max_size=3).map(lambda s: s * 500)
 )
@@ -56,11 +59,15 @@ values = st.recursive(
 
 @st.composite
 def spoiled(draw: st.DrawFn, good: Sequence[str], pieces: Sequence[str]) -> str:
-    """A good text with a few places cut out, doubled or replaced."""
+    """A good text with a few places cut out, doubled or replaced: anywhere, or where a value stands."""
     found = draw(st.sampled_from(good))
-    for _ in range(draw(st.integers(0, 5))):
-        at = draw(st.integers(0, len(found)))
-        end = at + draw(st.sampled_from([0, 0, 1, 2, 5, 30]))
+    for _ in range(draw(st.integers(1, 3))):
+        places = [match.span() for match in _VALUE.finditer(found)]
+        if places and draw(st.booleans()):
+            at, end = draw(st.sampled_from(places))
+        else:
+            at = draw(st.integers(0, len(found)))
+            end = at + draw(st.sampled_from([0, 0, 1, 2, 5, 30]))
         piece = draw(st.one_of(st.sampled_from(pieces), odd_text, st.just(found[at : at + 40])))
         found = found[:at] + piece * draw(st.sampled_from([1, 1, 1, 1, 2, 400])) + found[end:]
     return found
@@ -81,8 +88,9 @@ said = st.tuples(st.sampled_from(["assistant"]), words).map(
 asked = st.tuples(st.booleans(), words, words).map(
     lambda found: [{"role": "system", "content": found[1]}] * found[0] + [{"role": "user", "content": found[2]}]
 )
+nearly = st.one_of(words, words, words, odd_text)
 good_text = st.fixed_dictionaries(
-    {"prompt": words, "chosen": words, "rejected": words}, optional={"answer": words, "other": scalars}
+    {"prompt": words, "chosen": words, "rejected": nearly}, optional={"answer": words, "other": scalars}
 )
 good_messages = st.fixed_dictionaries({"prompt": asked, "chosen": said, "rejected": said})
 odd_rows = st.one_of(

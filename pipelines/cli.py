@@ -99,12 +99,12 @@ def preset_names() -> list[str]:
 def _key_value(option: str, text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not (key and equals and value):
-        raise ConfigError(f"{option} {text}: must be of the form KEY=VALUE")
+        raise ConfigError(f"{option} {text:.80}: must be of the form KEY=VALUE")
     return key, value
 
 
 def _value(key: str, text: str) -> Any:
-    return config_file.parse_yaml(text, f"--set {key}: {text!r}")
+    return config_file.parse_yaml(text, f"--set {key:.80}: {text!r:.80}")
 
 
 @app.callback(invoke_without_command=True)

@@ -65,7 +65,7 @@ def _output(name: str, output: str, *says: str, prepare: Callable[[Path], object
             prepare(folder)
         before = sorted(folder.rglob("*"))
         try:
-            ended = ama_here(folder, "run", "-c", CONFIG, "--output", output)
+            ended = ama_here(folder, "run", "-c", CONFIG, "--no-cache", "--output", output)
         except Exception as error:
             raise UnexpectedError(f"a traceback that ends in {error!r:.200}") from error
         if ended.status != 2 or not all(text in ended.err for text in says):
@@ -377,6 +377,18 @@ CASES: list[Case] = [
     _options("--set that is no YAML", ["--set", "seed=[1"], "--set seed: '[1' cannot be read as YAML"),
     _options(
         "--set of a path 10,000 deep", ["--set", "training." + "a." * 10_000 + "b=1"], "training.a: unknown key"
+    ),
+    _options(
+        "--set of a key of 20,000 letters",
+        ["--set", "x" * 20_000 + '="'],
+        "--set xxx",
+        "cannot be read as YAML",
+    ),
+    _options(
+        "--set of no such place with a long name",
+        ["--set", "name." + "x" * 20_000 + "=1"],
+        "--set name.xxx",
+        "there is no such place",
     ),
     _options("--task without a source", ["--task", "a"], "--task a: must be of the form"),
     _options("--task with an unsafe name", ["--task", "../a=a.jsonl"], "tasks.2.name: ", "'../a'"),

@@ -29,5 +29,9 @@ class StorageError(AutoMixAlignError):
     """A file, object, publication or registered model that cannot be read or written; the message names it."""
 
 
+class DamagedError(StorageError):
+    """A file or object is there, but is not what was stored."""
+
+
 class ResourceError(AutoMixAlignError):
     """A step needs more memory than it may have; the message says which, and what to lower."""

@@ -27,8 +27,12 @@ class Training(BaseModel):
     output: Path
     trajectory: Path
 
-    def run(self) -> dict[str, Any]:
-        """Train; called in every process that shares the work."""
+    def run(self, scratch: Path) -> dict[str, Any]:
+        """Train; called in every process that shares the work.
+
+        Args:
+            scratch: a folder that the processes of a machine share, and that is gone afterwards.
+        """
         raise NotImplementedError
 
 

@@ -39,21 +39,24 @@ def launch(training: Training) -> dict[str, Any]:
             TrainingError where it was not one of ours.
     """
     processes, nodes = training.settings.training.processes, training.settings.training.nodes
-    if processes * nodes == 1 or WORLD in os.environ:
-        return training.run()
-    if nodes > 1:
+    alone = processes * nodes == 1 or WORLD in os.environ
+    if nodes > 1 and not alone:
         return train_job.run(training)
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        files.write_text(scratch / JOB, Job.of(training).model_dump_json())
-        try:
-            _accelerate(processes, ["--module", "automixalign.worker", str(scratch)])
-        except ChildFailedError as failure:
-            raise error_of(scratch, failure) from failure
-        result: dict[str, Any] = files.read_json(scratch / RESULT)
-        return result
+        return training.run(scratch) if alone else _in_processes(training, processes, scratch)
+
+
+def _in_processes(training: Training, processes: int, scratch: Path) -> dict[str, Any]:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    files.write_text(scratch / JOB, Job.of(training).model_dump_json())
+    try:
+        _accelerate(processes, ["--module", "automixalign.worker", str(scratch)])
+    except ChildFailedError as failure:
+        raise error_of(scratch, failure) from failure
+    result: dict[str, Any] = files.read_json(scratch / RESULT)
+    return result
 
 
 def _accelerate(processes: int, command: list[str]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from automixalign import files
-from automixalign.errors import StorageError
+from automixalign.errors import DamagedError, StorageError
 
 SCHEME = "s3://"
 SHA256 = "automixalign-sha256"
@@ -218,7 +218,11 @@ def _download_object(client: Any, bucket: str, key: str, target: Path, sha256: s
 
 
 def _verify(uri: str, path: Path, head: dict[str, Any], sha256: str | None) -> None:
-    """Hold a file against its size and the SHA-256 it should have, else the MD5 that servers give as ETag."""
+    """Hold a file against its size and the SHA-256 it should have, else the MD5 that servers give as ETag.
+
+    Raises:
+        DamagedError: it is another one.
+    """
     sha256 = sha256 or head["Metadata"].get(SHA256)
     etag = head["ETag"].strip('"')
     # An object of several parts, or one under a key of its own, has an ETag that is not its MD5.
@@ -233,7 +237,7 @@ def _verify(uri: str, path: Path, head: dict[str, Any], sha256: str | None) -> N
     else:
         return
     advice = "start again; if it stays so, delete the object and store it anew"
-    raise StorageError(f"{uri} is not what was stored: {fault}; {advice}")
+    raise DamagedError(f"{uri} is not what was stored: {fault}; {advice}")
 
 
 def _md5(path: Path) -> str:

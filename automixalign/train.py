@@ -26,11 +26,11 @@ class SpecialistTraining(Training):
     task: str
     pair_ids: frozenset[str] | None = None
 
-    def run(self) -> dict[str, Any]:
+    def run(self, scratch: Path) -> dict[str, Any]:
         table = _training_table(self.data, self.reference, self.task)
         if self.pair_ids is not None:
             table = table.filter([pair in self.pair_ids for pair in table.column("pair_id").to_pylist()])
-        return _train(self, {self.task: table}, Standard([len(table)], self.settings.seed))
+        return _train(self, {self.task: table}, Standard([len(table)], self.settings.seed), scratch)
 
 
 class GeneralistTraining(Training):
@@ -38,13 +38,13 @@ class GeneralistTraining(Training):
 
     losses: list[Path]
 
-    def run(self) -> dict[str, Any]:
+    def run(self, scratch: Path) -> dict[str, Any]:
         method = self.settings.method
         assert method is not None  # noqa: S101  the plan gives every generalist one
         tables = self._tables()
         sizes = [len(table) for table in tables.values()]
         mixer = MIXERS[method.method](sizes, self.settings.seed, **method.options)
-        facts = _train(self, tables, mixer)
+        facts = _train(self, tables, mixer, scratch)
         weights = dict(zip(tables, mixer.weights().round(4).tolist(), strict=True))
         return {**method.model_dump(exclude_none=True), **facts, "weights": weights}
 
@@ -92,25 +92,27 @@ def _training_table(data: Path, reference: Path, task: str) -> pa.Table:
     return table.append_column("ref_rejected_logps", known.column(caches.REJECTED))
 
 
-def _train(training: Training, tables: Mapping[str, pa.Table], mixer: Mixer) -> dict[str, Any]:
+def _train(training: Training, tables: Mapping[str, pa.Table], mixer: Mixer, scratch: Path) -> dict[str, Any]:
     from datasets import Dataset
 
     from automixalign.trainer import MixingTrainer
 
     started, settings = time.monotonic(), training.settings
     steps = _steps(settings, sum(len(table) for table in tables.values()))
-    tokenizer = models.load_tokenizer(training.base_model)
-    model = models.load_full_model(training.base_model)
-    trainable.freeze(model, settings.training.trainable)
-    with checkpoints.training_folder(_key(settings, tables)) as folder:
-        log = folder / checkpoints.TRAJECTORY
+    place = checkpoints.place(settings.training.checkpoint_every)
+    with checkpoints.of_training(place, _key(training, tables) if place else "training", scratch) as kept:
+        tokenizer = models.load_tokenizer(training.base_model)
+        model = models.load_full_model(training.base_model)
+        trainable.freeze(model, settings.training.trainable)
+        log = kept.folder / checkpoints.TRAJECTORY
         trainer = MixingTrainer(
             model,
-            _dpo_config(settings, steps, folder),
+            _dpo_config(settings, steps, kept, saves=place is not None),
             {task: Dataset(table.drop_columns("pair_id")) for task, table in tables.items()},
             mixer,
             log,
             average_iterates=settings.method.average_iterates if settings.method else None,
+            kept=kept,
             processing_class=tokenizer,
             peft_config=trainable.lora_config(model, settings.training.lora),
         )
@@ -129,13 +131,19 @@ def _train(training: Training, tables: Mapping[str, pa.Table], mixer: Mixer) -> 
     }
 
 
-def _key(settings: TrainingSettings, tables: Mapping[str, pa.Table]) -> str:
+def _key(training: Training, tables: Mapping[str, pa.Table]) -> str:
     """Names everything that determines a training, so that its checkpoints serve no other one."""
+    settings = training.settings
     total = hashlib.sha256(settings.model_dump_json().encode())
     for task, table in tables.items():
         total.update(task.encode() + b"\0")
-        for batch in table.combine_chunks().to_batches():  # the reference's log-probs stand for the base model
+        for batch in table.combine_chunks().to_batches():
             total.update(batch.serialize())
+    # The reference's log-probabilities, in the tables, do not show all of the base model: its dropout, for one.
+    total.update(files.digest(training.base_model).encode())
+    # What the settings leave to the machine.
+    bf16 = models.uses_bf16(settings.training.precision)
+    total.update(f"{models.device().type} {bf16} {world_size()}".encode())
     name = settings.name if settings.method else specialist_name(*tables)
     return f"{name}-{total.hexdigest()[:16]}"
 
@@ -148,14 +156,13 @@ def _steps(settings: TrainingSettings, pairs: int) -> int:
     return math.ceil(budget.epochs * pairs / settings.training.batch_size)
 
 
-def _dpo_config(settings: TrainingSettings, steps: int, folder: Path) -> Any:
+def _dpo_config(settings: TrainingSettings, steps: int, kept: checkpoints.Checkpoints, saves: bool) -> Any:
     """TRL's configuration; everything TRL presets and this project means otherwise is set here."""
     from trl import DPOConfig
 
     training = settings.training
     world = world_size()
     micro = training.micro_batch_size or max(1, training.batch_size // world)
-    saves = training.checkpoint_every if checkpoints.kept() else 0
     if training.batch_size % (micro * world):
         raise ConfigError(
             f"training.batch_size: {training.batch_size} pairs cannot be divided among {world} processes "
@@ -163,7 +170,7 @@ def _dpo_config(settings: TrainingSettings, steps: int, folder: Path) -> Any:
         )
     scheduler = training.lr_scheduler
     return DPOConfig(
-        output_dir=str(folder),
+        output_dir=str(kept.folder),
         max_steps=steps,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=training.batch_size // (micro * world),
@@ -192,8 +199,8 @@ def _dpo_config(settings: TrainingSettings, steps: int, folder: Path) -> Any:
         dataloader_pin_memory=False,
         ddp_backend="gloo" if world > 1 and models.device().type == "cpu" else None,
         save_strategy="steps" if saves else "no",
-        save_steps=saves or 1,
-        save_total_limit=2,  # the one before stays until the new one is sealed
+        save_steps=training.checkpoint_every or 1,
+        save_total_limit=kept.kept_here,
         logging_steps=max(1, steps // 20),
         disable_tqdm=True,
         report_to="none",

@@ -12,18 +12,22 @@ What differs from `trl.DPOTrainer`, and nothing else does:
 
 import json
 import math
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from automixalign import checkpoints, progress
+from automixalign import checkpoints, files, progress
 from automixalign.averaging import IterateAverage
+from automixalign.checkpoints import Checkpoints
 from automixalign.errors import TrainingError
 from automixalign.losses import NLL, from_trl
 from automixalign.mixers import Draws, Mixer
@@ -45,6 +49,7 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         mixer: draws the tasks, weighs the pairs and learns from what it is shown of them.
         trajectory: JSONL file that gets a line an optimiser step.
         average_iterates: share of the training, counted from its end, over whose steps the policy is averaged.
+        kept: the checkpoints, where other than `args.output_dir` simply has them.
 
     Raises:
         ConfigError: `args` asks for what has no per-pair loss here.
@@ -59,6 +64,7 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         mixer: Mixer,
         trajectory: Path,
         average_iterates: float | None = None,
+        kept: Checkpoints | None = None,
         **kwargs: Any,
     ) -> None:
         self.pair_loss, nll_weight = from_trl(args, kwargs.get("eval_dataset"))
@@ -67,6 +73,7 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         self.mixer = mixer
         self.draws = Draws([len(data) for data in self.by_task], args.seed)
         self.trajectory = trajectory
+        self.kept = kept or Checkpoints(Path(args.output_dir))
         self.totals: dict[str, torch.Tensor] = {}
         self.has_specialists = all(_SPECIALIST in data.column_names for data in self.by_task)
         if not self.has_specialists and {mixer.trains_on, mixer.learns_from} != {"loss"}:
@@ -95,12 +102,12 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
                 from the start if there is none. The result is what training without a break would have given.
         """
         if resume_from_checkpoint is True:
-            checkpoint = checkpoints.last_whole(Path(self.args.output_dir))
-        else:
-            checkpoint = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-        done = self._restore(checkpoint) if checkpoint else 0
-        if self.accelerator.is_main_process:
-            checkpoints.keep_lines(self.trajectory, done)
+            resume_from_checkpoint = self._last_checkpoint()
+        checkpoint = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        elif self.accelerator.is_main_process:
+            files.write_text(self.trajectory, "")
         result = super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
         if self.average is not None:
             self.average.install()
@@ -116,29 +123,44 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         weights: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.model)
         return weights
 
-    def _restore(self, checkpoint: Path) -> int:
-        """Take up our part of a checkpoint; return the steps it has behind it."""
-        state = checkpoints.read_state(checkpoint)
+    def _last_checkpoint(self) -> str:
+        """The first process finds, checks and fetches it for all; empty if there is none."""
+        found = [str(self.kept.last_whole() or "") if self.accelerator.is_main_process else ""]
+        return str(broadcast_object_list(found)[0])
+
+    def _restore(self, checkpoint: Path) -> None:
+        """Take up our part of a checkpoint."""
+        state = files.read_json(checkpoint / checkpoints.STATE)
         self.mixer.load(state["mixer"])
         self.draws.taken = state["taken"]
         if self.average is not None:
             self.average.load(checkpoint, state["averaged"])
-        return int(state["step"])
-
-    def seal_checkpoint(self) -> None:
-        """Complete the checkpoint that was just saved, once every process has written its part."""
-        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            if self.average is not None:
-                self.average.save(checkpoint)
-            state = {
-                "step": self.state.global_step,
-                "mixer": self.mixer.state(),
-                "taken": self.draws.taken,
-                "averaged": self.average.count if self.average is not None else 0,
-            }
-            checkpoints.seal(checkpoint, state)
+            print(f"goes on after step {state['step']}, from {checkpoint}", file=sys.stderr)  # noqa: T201
+            with files.replacing(self.trajectory) as new:
+                shutil.copyfile(checkpoint / checkpoints.TRAJECTORY, new)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save one, and complete it with our part once every process has written its own."""
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with checkpoints.saved(checkpoint):
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                self._complete(checkpoint)
+
+    def _complete(self, checkpoint: Path) -> None:
+        if self.average is not None:
+            self.average.save(checkpoint)
+        state = {
+            "step": self.state.global_step,
+            "mixer": self.mixer.state(),
+            "taken": self.draws.taken,
+            "averaged": self.average.count if self.average is not None else 0,
+        }
+        files.write_json(checkpoint / checkpoints.STATE, state)
+        shutil.copyfile(self.trajectory, checkpoint / checkpoints.TRAJECTORY)
+        self.kept.add(checkpoint)
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
@@ -252,6 +274,3 @@ class _AfterStep(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self.trainer.finish_step()
-
-    def on_save(self, *_: Any, **__: Any) -> None:
-        self.trainer.seal_checkpoint()

@@ -33,7 +33,7 @@ def work(folder: Path) -> None:
     torch.distributed.init_process_group("nccl" if cuda else "gloo")
     try:
         with shortages.of_step(f"process {os.environ['RANK']}", job.stage):
-            result = TRAININGS[job.kind].model_validate(job.training).run()
+            result = TRAININGS[job.kind].model_validate(job.training).run(folder)
     except BaseException as error:
         files.write_json(folder / f"error-{os.environ['RANK']}.json", [type(error).__name__, str(error)])
         raise

@@ -152,7 +152,7 @@ def _environment(work: Path, logs: Path) -> dict[str, str]:
     return {
         progress.LOGS: str(logs),
         progress.WORKERS: str(WORKERS),
-        checkpoints.FOLDER: str(work / _CHECKPOINTS),
+        checkpoints.PLACE: str(work / _CHECKPOINTS),
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
         # glibc returns every large tensor's pages at once and faults them in again, a quarter of a step's time.

@@ -5,18 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import numpy as np
-import pyarrow as pa
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from automixalign import caches
-from automixalign.data.prepare import prepare_data
-from automixalign.data.split import SPLITS
-from automixalign.scoring import write_reference_logps
-from automixalign.settings import DataSettings, ScoringSettings
 from automixalign.tiny_model import build_tokenizer
+from benchmarks import tiny
 from benchmarks.servers.seaweed import Seaweed, seaweed
 
 torch.set_num_threads(1)
@@ -37,24 +31,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="session")
-def base_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a Llama of some thousand random weights, with `tokenizer`; not to be changed."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
     folder = tmp_path_factory.mktemp("base") / "model"
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    tiny.write_base_model(folder)
     return folder
 
 
@@ -62,14 +42,7 @@ def base_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTo
 def two_tasks(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepared splits of two synthetic tasks, `format` and `refusal`; not to be changed."""
     folder = tmp_path_factory.mktemp("two_tasks") / "data"
-    settings = {
-        "seed": 0,
-        "tasks": [{"name": name, "source": f"synthetic:{name}", "limit": 30} for name in ("format", "refusal")],
-        "split": {"test": 0.3},
-        "max_length": 64,
-        "fingerprints": ["", ""],
-    }
-    prepare_data(DataSettings.model_validate(settings), base_model, folder)
+    tiny.write_data(base_model, folder)
     return folder
 
 
@@ -77,24 +50,14 @@ def two_tasks(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def two_references(base_model: Path, two_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The reference log-probabilities of `two_tasks` under `base_model`; not to be changed."""
     folder = tmp_path_factory.mktemp("two_references") / "logps"
-    settings = ScoringSettings(seed=0, batch_size=16, precision="fp32")
-    write_reference_logps(settings, two_tasks, base_model, folder)
+    tiny.write_references(two_tasks, base_model, folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def two_losses(two_tasks: Path, two_references: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Made-up specialist losses of `two_tasks`, some above and some below ln 2; not to be changed."""
-    folder = tmp_path_factory.mktemp("two_losses")
-    generator = np.random.default_rng(0)
-    for task in ("format", "refusal"):
-        tables = {}
-        for split in SPLITS:
-            scores = caches.read_cache(two_references / task, split)
-            losses = generator.uniform(0.4, 0.8, size=len(scores))
-            tables[split] = scores.append_column(caches.LOSS, pa.array(losses))
-        caches.write_cache(folder / task, task, tables, two_tasks)
-    return [folder / "refusal", folder / "format"]
+    return tiny.write_losses(two_tasks, two_references, tmp_path_factory.mktemp("two_losses"))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from automixalign import checkpoints, files
 from automixalign.config import parse
-from automixalign.errors import ConfigError, TrainingError
+from automixalign.errors import ConfigError, ResourceError
 from automixalign.jobs import JOB, RESULT, Job, error_of
 from automixalign.launch import _accelerate
 from automixalign.settings import TrainingSettings
@@ -71,12 +71,12 @@ def test_a_divided_model_learns_what_a_whole_one_learns_with_a_kill_on_the_way(
     places: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "whole").mkdir()
-    whole = training(tmp_path / "whole", places).run()
-    monkeypatch.setenv(checkpoints.FOLDER, str(tmp_path / "checkpoints"))
-    with pytest.raises(TrainingError, match="one of the processes failed"):
+    whole = training(tmp_path / "whole", places).run(tmp_path)
+    monkeypatch.setenv(checkpoints.PLACE, str(tmp_path / "checkpoints"))
+    with pytest.raises(ResourceError, match="one of the processes was killed"):
         in_two(tmp_path / "divided", places, "3", gradient_checkpointing=True)
     (kept,) = (tmp_path / "checkpoints").iterdir()
-    assert checkpoints.last_whole(kept), "a checkpoint after step 2"
+    assert checkpoints.Checkpoints(kept).last_whole() == kept / "checkpoint-2"
     divided = in_two(tmp_path / "divided", places, gradient_checkpointing=True)
     assert divided["trained_parameters"] == whole["trained_parameters"]
     compare(tmp_path / "whole", tmp_path / "divided", 1e-6)
@@ -88,7 +88,7 @@ def test_an_adapter_of_a_divided_model_learns_what_that_of_a_whole_one_learns(
     """The tolerance is wider: an adapter's first gradients are near 0, where Adam turns rounding into steps."""
     lora = {"rank": 2, "alpha": 4}
     (tmp_path / "whole").mkdir()
-    training(tmp_path / "whole", places, lora=lora).run()
+    training(tmp_path / "whole", places, lora=lora).run(tmp_path)
     in_two(tmp_path / "divided", places, lora=lora)
     compare(tmp_path / "whole", tmp_path / "divided", 1e-4)
 

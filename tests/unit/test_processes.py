@@ -1,7 +1,6 @@
 """Two processes train what one process with the same global batch trains."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -12,15 +11,16 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from interrupted import run
 from safetensors.torch import load_file
 
 from automixalign import files
+from automixalign.checkpoints import SEAL
 from automixalign.config import parse
 from automixalign.errors import CacheError, ConfigError, TrainingError
 from automixalign.launch import train as train_it
 from automixalign.settings import TrainingSettings
 from automixalign.train import GeneralistTraining
+from benchmarks.faults import _interrupted
 
 STEPS = 4
 
@@ -111,22 +111,16 @@ def test_two_processes_killed_from_outside_go_on_to_the_same_bits(
         "budget": {"steps": 40},
         "method": {"method": "ama-s", "eta": 0.5},
     }
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["automixalign.train", "automixalign.trainer"])
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
 
     def start(output: Path) -> Any:
-        process = context.Process(target=run, args=(json.dumps(given), places, output, None))
-        process.start()
-        return process
+        return _interrupted.start(json.dumps(given), output)
 
     whole = start(tmp_path / "whole")
     whole.join()
     killed = start(tmp_path / "killed")
     checkpoints = tmp_path / "killed" / "checkpoints"
     deadline = time.monotonic() + 60
-    while not list(checkpoints.glob("*/checkpoint-*/mixing.json")):
+    while not list(checkpoints.glob(f"*/checkpoint-*/{SEAL}")):
         assert killed.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.01)

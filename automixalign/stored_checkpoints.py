@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 from automixalign import files, progress, s3
 from automixalign.checkpoints import SEAL, Checkpoints, read_seal
@@ -34,12 +35,15 @@ class StoredCheckpoints(Checkpoints):
         super().__init__(folder)
         self.uri = uri
         self._outbox = folder / ".outbox"
-        """Links to what is on its way, for transformers removes older checkpoints meanwhile."""
+        """Links to what is on its way and what waits: transformers removes its older checkpoints meanwhile."""
         self._sizes: dict[str, int] = {}
         self._stored: str | None = None
         """The latest that is stored whole, as far as this process knows."""
-        self._wanted: str | None = None
-        """The latest that is to be stored."""
+        self._waiting: str | None = None
+        """The one whose upload has not begun."""
+        self._ended = False
+        self._lock = Lock()
+        """Held by whoever decides what becomes of the one that waits."""
         self._uploads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._upload: Future[None] | None = None
 
@@ -53,8 +57,10 @@ class StoredCheckpoints(Checkpoints):
         super().add(checkpoint)
         if self._upload is not None and self._upload.done():
             self._upload.result()  # raises what is no fault of S3
-        files.link(checkpoint, self._outbox / checkpoint.name)
-        self._wanted = checkpoint.name
+        with self._lock:
+            self._leave_out()
+            files.link(checkpoint, self._outbox / checkpoint.name)
+            self._waiting = checkpoint.name
         self._upload = self._uploads.submit(self._send, checkpoint.name)
 
     def close(self) -> None:
@@ -63,7 +69,9 @@ class StoredCheckpoints(Checkpoints):
             self._upload.result()
 
     def remove(self) -> None:
-        self._wanted = None
+        self._ended = True
+        with self._lock:
+            self._leave_out()
         self.close()
         try:
             self._remove_all_but(self._stored)
@@ -102,12 +110,21 @@ class StoredCheckpoints(Checkpoints):
         for name in sorted(set(self._names()) - set(names)):
             self._discard(name)
 
+    def _leave_out(self) -> None:
+        """Forget the one that waits."""
+        if self._waiting is not None:
+            shutil.rmtree(self._outbox / self._waiting)
+            self._waiting = None
+
     def _send(self, name: str) -> None:
-        """Upload a checkpoint, unless a later one has come before it is on its way."""
+        """Upload a checkpoint, unless it was left out."""
+        with self._lock:
+            if self._waiting != name:
+                return
+            self._waiting = None
         place = self._outbox / name
         try:
-            if name == self._wanted:
-                self._store(name, place)
+            self._store(name, place)
         except StorageError as error:
             again = f"go on from {self._stored}" if self._stored else "begin anew"
             progress.current().warn(
@@ -121,7 +138,7 @@ class StoredCheckpoints(Checkpoints):
         self._remove_all_but(self._stored)
         text = (place / SEAL).read_bytes()
         for file, entry in Manifest.model_validate_json(text).files.items():
-            if self._wanted is None:
+            if self._ended:
                 return
             self._prefix.upload(f"{name}/{file}", place / file, entry.size, entry.sha256)
         self._prefix.write(f"{name}/{SEAL}", text)

@@ -119,6 +119,7 @@ def _train(training: Training, tables: Mapping[str, pa.Table], mixer: Mixer, scr
         trainer.train(resume_from_checkpoint=True)
         weights = trainer.whole_weights()
         if trainer.accelerator.is_main_process:
+            _put_in_order(trainer.model)
             with files.replacing(training.output) as new:
                 trainer.model.save_pretrained(new, state_dict=weights)
                 tokenizer.save_pretrained(new)
@@ -154,6 +155,13 @@ def _steps(settings: TrainingSettings, pairs: int) -> int:
         return budget.steps
     assert budget.epochs is not None  # noqa: S101  the schema requires one of them
     return math.ceil(budget.epochs * pairs / settings.training.batch_size)
+
+
+def _put_in_order(model: Any) -> None:
+    """peft holds an adapter's modules as a set, which each process would write in another order."""
+    for adapter in getattr(model, "peft_config", {}).values():
+        if isinstance(adapter.target_modules, set):
+            adapter.target_modules = sorted(adapter.target_modules)
 
 
 def _dpo_config(settings: TrainingSettings, steps: int, kept: checkpoints.Checkpoints, saves: bool) -> Any:

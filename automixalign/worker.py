@@ -9,11 +9,15 @@ import os
 import signal
 import socket
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 from automixalign import files, progress, shortages
 from automixalign.jobs import JOB, RESULT, Job
 from automixalign.train import TRAININGS
+
+_PATIENCE = timedelta(hours=2)
+"""So long the processes wait for each other: the first one may have a large checkpoint to fetch or to check."""
 
 
 def work(folder: Path) -> None:
@@ -30,7 +34,7 @@ def work(folder: Path) -> None:
         # On one machine gloo need not listen on more than the loopback address.
         loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
-    torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    torch.distributed.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE)
     try:
         with shortages.of_step(f"process {os.environ['RANK']}", job.stage):
             result = TRAININGS[job.kind].model_validate(job.training).run(folder)

@@ -6,6 +6,7 @@ from typing import Any, cast
 from kfp import kubernetes
 from kfp.dsl import PipelineConfig, PipelineTask
 
+from automixalign import checkpoints, s3
 from automixalign.cluster import (
     ENVIRONMENT_KEYS,
     SECRET_KEYS,
@@ -23,7 +24,7 @@ _USES: dict[str, tuple[Step, ...]] = {
     "s3": (*_READS_SOURCES, "register", "publish"),
     "hub": _READS_SOURCES,
 }
-"""The steps that see a Secret; every step tells MLflow what it did."""
+"""The steps that see a Secret. Every step tells MLflow what it did; those with checkpoints see S3's, too."""
 _NEVER_CACHED: tuple[Step, ...] = ("validate_config", "register", "publish")
 """They look at or change what lies outside the DAG: the sources' content, the registry, the output."""
 
@@ -77,6 +78,7 @@ class OnCluster(Placement):
 
     def __init__(self, experiment: Experiment) -> None:
         self.cluster, self.nodes = experiment.cluster, experiment.training.nodes
+        self.checkpoints = _checkpoints_of(experiment)
         self.cache = self.cluster.cache
         self.pipeline_config = PipelineConfig(ttl_seconds_after_finished=self.cluster.ttl_seconds)
 
@@ -90,6 +92,8 @@ class OnCluster(Placement):
             # The nodes get what the training asks for; this pod starts the job and waits for it.
             task.set_env_variable(TRAIN_JOB, self._train_job(pod).model_dump_json())
             pod = self.cluster.default
+        elif step in self.checkpoints:
+            task.set_env_variable(checkpoints.PLACE, self.checkpoints[step])
         _give_resources(task, pod)
         _choose_nodes(task, pod)
         _limit_time(task, pod)
@@ -110,7 +114,10 @@ class OnCluster(Placement):
     def _give_environment(self, task: PipelineTask, step: Step, hands_over: bool) -> None:
         for kind, keys in SECRET_KEYS.items():
             name = getattr(self.cluster.secrets, kind)
-            if name and (step in _USES.get(kind, (step,)) or (kind == "s3" and hands_over)):
+            uses = step in _USES.get(kind, (step,)) or (
+                kind == "s3" and (hands_over or step in self.checkpoints)
+            )
+            if name and uses:
                 kubernetes.use_secret_as_env(task, name, _as_themselves(keys), optional=True)
         if self.cluster.environment:
             kubernetes.use_config_map_as_env(
@@ -119,6 +126,14 @@ class OnCluster(Placement):
         if self.cluster.image_pull_secrets:
             kubernetes.set_image_pull_secrets(task, self.cluster.image_pull_secrets)
         kubernetes.set_security_context(task, run_as_non_root=True)
+
+
+def _checkpoints_of(experiment: Experiment) -> dict[Step, str]:
+    """Where each step that trains keeps its checkpoints: below the run's output, hidden from its readers."""
+    if experiment.output is None or not experiment.output.to.startswith(s3.SCHEME):
+        return {}
+    steps = (*TRAINING, "specialist_losses") if experiment.specialist_losses.cross_fit else TRAINING
+    return dict.fromkeys(steps, f"{experiment.output.to.rstrip('/')}/.checkpoints")
 
 
 def _as_themselves(keys: Sequence[str]) -> dict[str, str]:

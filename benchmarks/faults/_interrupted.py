@@ -203,7 +203,7 @@ def outcome(*outputs: Path, accumulation: int = 2) -> Outcome:
     model = {file.name: files.digest(file) for file in sorted((outputs[-1] / "model").iterdir())}
     batches: dict[int, list[Any]] = {}
     for output in outputs:
-        for step, rows in files.read_jsonl(output / BATCHES) if (output / BATCHES).exists() else ():
+        for step, rows in files.read_jsonl(output / BATCHES) if (output / BATCHES).exists() else []:
             batches.setdefault(step, []).append(rows)
     last = {step: rows[-accumulation:] for step, rows in batches.items()}
     return Outcome(model, (outputs[-1] / "trajectory.jsonl").read_text(), last)

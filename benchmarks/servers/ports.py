@@ -14,7 +14,8 @@ def free_port() -> int:
 def free_pairs(count: int) -> list[int]:
     """Ports that are free together with the port 10,000 above."""
     found: list[int] = []
-    for port in range(20000 + os.getpid() % 10000, 50000):
+    # Processes that look at the same moment, with numbers side by side, are not to find the same.
+    for port in range(20000 + os.getpid() * 97 % 10000, 50000):
         with socket.socket() as first, socket.socket() as second:
             try:
                 first.bind(("127.0.0.1", port))

@@ -12,6 +12,7 @@ from google.protobuf import json_format
 from kfp import compiler
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 
+from automixalign import checkpoints
 from automixalign.cluster import TRAIN_JOB, Step, TrainJobRequest
 from automixalign.config import parse
 from automixalign.errors import ConfigError
@@ -65,25 +66,63 @@ def test_each_container_gets_what_its_step_is_configured_to_get(name: str) -> No
         secrets = {secret["secretName"] for secret in pod.get("secretAsEnv", [])}
         reads = step in ("validate_config", "prepare_base_model", "prepare_data")
         names = cluster.secrets
-        stores = reads or hands_over or step in ("register", "publish")
+        trains = step in ("train_specialist", "train_generalist")
+        keeps = trains and EXPERIMENTS[name].output is not None  # checkpoints
+        stores = reads or hands_over or keeps or step in ("register", "publish")
         expected = {names.mlflow, names.s3 if stores else None}
         assert secrets == (expected | ({names.hub} if reads else set())) - {None}
         assert all(secret["optional"] for secret in pod.get("secretAsEnv", []))
 
 
+def _told(spec: dict[str, Any], name: str) -> dict[str, str]:
+    """The value of an environment variable, by the executors that have it."""
+    return {
+        label: variable["value"]
+        for label, executor in spec["deploymentSpec"]["executors"].items()
+        for variable in executor["container"].get("env", [])
+        if variable["name"] == name
+    }
+
+
 def test_a_training_on_two_nodes_is_told_of_the_job_it_is_to_start() -> None:
     spec, _ = pipeline("two-nodes")
     executors = spec["deploymentSpec"]["executors"]
-    told = {
-        label: variable["value"]
-        for label, executor in executors.items()
-        for variable in executor["container"].get("env", [])
-        if variable["name"] == TRAIN_JOB
-    }
+    told = _told(spec, TRAIN_JOB)
     assert told.keys() == {"exec-train-specialist", "exec-train-generalist"}
     job = TrainJobRequest.model_validate_json(told["exec-train-generalist"])
     assert (job.pod.accelerators, job.pod.memory) == (8, "512Gi")
     assert (job.storage, job.image) == ("s3://results/jobs", executors["exec-compare"]["container"]["image"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({"output": "s3://results/run/"}, {"train-specialist", "train-generalist"}),
+        (
+            {"output": "s3://results/run", "specialist_losses": {"cross_fit": True}},
+            {"train-specialist", "train-generalist", "specialist-losses"},
+        ),
+        ({"output": "/results/run"}, set()),
+        ({}, set()),
+    ],
+)
+def test_trainings_keep_checkpoints_below_an_output_in_s3(
+    changes: dict[str, Any], steps: set[str], tmp_path: Path
+) -> None:
+    write(parse(_data(**changes), "test"), tmp_path / "p.yaml")
+    spec, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    told = _told(spec, checkpoints.PLACE)
+    assert told == {f"exec-{step}": "s3://results/run/.checkpoints" for step in steps}
+    pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    for label in told:
+        assert "automixalign-s3" in {secret["secretName"] for secret in pods[label]["secretAsEnv"]}
+
+
+def test_trainings_on_several_nodes_keep_no_checkpoints(tmp_path: Path) -> None:
+    data = EXPERIMENTS["two-nodes"].model_dump(mode="json") | {"output": "s3://results/run"}
+    write(parse(data, "test"), tmp_path / "p.yaml")
+    spec = next(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))
+    assert _told(spec, checkpoints.PLACE) == {}
 
 
 def test_time_to_live_and_retries_are_compiled_in() -> None:

@@ -168,6 +168,23 @@ def test_other_content_is_refused_unless_it_shall_replace(
     assert "runs/one/models/ama-r/empty" not in keys(client)
 
 
+def test_checkpoints_beside_a_publication_are_no_part_of_it(
+    client: Any, traffic: Traffic, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    """Trainings keep them there while they last; another run's may last longer."""
+    hidden = "runs/one/.checkpoints/ama-r-0/checkpoint-2/seal.json"
+    client.put_object(Bucket=BUCKET, Key=hidden, Body=b"{}")
+    publish.check_writable(PLACE)
+    first = publish.publish(artifacts, PLACE)
+    assert publish.fetch(PLACE, tmp_path / "first") == first
+    assert is_what_was_published(tmp_path / "first", artifacts)
+    changed = written(tmp_path / "changed", **{"board.json": b"[1]"})
+    publish.publish(changed, PLACE, replace=True)
+    publish.fetch(PLACE, tmp_path / "second")
+    assert is_what_was_published(tmp_path / "second", changed)
+    assert hidden in keys(client)
+
+
 def test_a_folder_is_replaced_whole(artifacts: dict[str, Path], tmp_path: Path) -> None:
     place = tmp_path / "place"
     publish.publish(artifacts, str(place), run="run-1")

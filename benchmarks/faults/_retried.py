@@ -1,0 +1,39 @@
+"""A pipeline of one training that kfp's local runner tries again.
+
+`python -m benchmarks.faults._retried FILE FOLDER`: FILE holds the training as JSON, FOLDER is kfp's, and the
+checkpoints go to `AMA_CHECKPOINTS`.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from kfp import dsl, local
+
+from automixalign.checkpoints import PLACE
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def train_generalist(training: str) -> None:
+    """Train a generalist, as the component of this name does."""
+    from automixalign.launch import train
+    from automixalign.progress import step
+    from automixalign.train import GeneralistTraining
+
+    with step("train_generalist"):
+        train(GeneralistTraining.model_validate_json(training))
+
+
+def _pipeline(training: str) -> None:
+    @dsl.pipeline(name="retried")
+    def retried() -> None:
+        task = train_generalist(training=training)
+        task.set_retry(1, "1s", 1).set_env_variable(PLACE, os.environ[PLACE])
+
+    retried()
+
+
+if __name__ == "__main__":
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=sys.argv[2], raise_on_error=True)
+    _pipeline(Path(sys.argv[1]).read_text())

@@ -128,15 +128,21 @@ def fetch(source: str, folder: Path) -> Manifest:
 
 
 def check_writable(destination: str) -> None:
-    """Write a small object or file where a publication is to go, and delete it again.
+    """Write a small object or file where a publication is to go, read it back and delete it again.
 
     Raises:
         StorageError: that cannot be done, and why.
     """
     store = _open(destination)
     if isinstance(store, s3.Prefix):
-        name = f".writable-{uuid.uuid4().hex}"
-        store.write(name, b"")
+        token = uuid.uuid4().hex
+        name = f".writable-{token}"
+        store.write(name, token.encode())
+        if store.read(name) != token.encode():  # a proxy or a web page that says yes to everything
+            raise StorageError(
+                f"{store.uri(name)} was written but is not read back: see that AWS_ENDPOINT_URL is an S3 "
+                "server's address"
+            )
         store.delete(name)
         return
     try:

@@ -1,16 +1,19 @@
 """S3 through boto3: credentials from its default chain, the endpoint from `AWS_ENDPOINT_URL`.
 
-Requests are retried a bounded number of times (`AWS_MAX_ATTEMPTS` says how often), large objects go in parts,
-and nothing is held in memory as a whole. In transit the server and boto3 check CRC32 sums (for a server that
-does not know them, `AWS_REQUEST_CHECKSUM_CALCULATION=when_required` turns them off); an object uploaded here
-carries its SHA-256 as metadata besides, which every download is held against.
+Requests are retried a bounded number of times (`AWS_MAX_ATTEMPTS` says how often), with growing pauses of at
+most 20 seconds, and given up where the server is silent for a minute (`AMA_S3_TIMEOUT`, seconds). Large objects
+go in parts, and nothing is held in memory as a whole. In transit the server and boto3 check CRC32 sums (for a
+server that does not know them, `AWS_REQUEST_CHECKSUM_CALCULATION=when_required` turns them off); an object
+uploaded here carries its SHA-256 as metadata besides, which every download is held against.
 """
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,11 @@ SCHEME = "s3://"
 SHA256 = "automixalign-sha256"
 """Key of the metadata that hold an object's SHA-256 in hexadecimal."""
 
+TIMEOUT = "AMA_S3_TIMEOUT"
+"""The environment variable that says for how many seconds a server may be silent; botocore has none."""
+
 _ATTEMPTS = 8
+_FIRST_ATTEMPTS = 3
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
 _PART = 16 << 20
@@ -46,6 +53,19 @@ _ADVICE = {
     "NotImplemented": "for a server without checksums set AWS_REQUEST_CHECKSUM_CALCULATION=when_required",
     "BadDigest": "something on the way changes what is sent: start again",
 }
+
+
+_attempts = ContextVar("attempts", default=_ATTEMPTS)
+
+
+@contextmanager
+def first_look() -> Iterator[None]:
+    """Give up sooner than usual: nothing is lost yet, and somebody waits for the answer."""
+    token = _attempts.set(_FIRST_ATTEMPTS)
+    try:
+        yield
+    finally:
+        _attempts.reset(token)
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -75,7 +95,9 @@ def list_objects(uri: str) -> dict[str, str]:
             if not below or prefix.endswith("/") or not prefix or below.startswith("/"):
                 found[item["Key"]] = item["ETag"]
     if not found:
-        raise StorageError(f"{uri}: there is nothing at that place")
+        raise StorageError(
+            f"{uri}: there is nothing at that place; check bucket and key, and that AWS_ENDPOINT_URL is their server's"
+        )
     return found
 
 
@@ -186,9 +208,22 @@ def _client() -> Any:
     # What a Config says is stronger than the environment, so that it may say only what is not said there.
     retries: Any = {"mode": os.environ.get("AWS_RETRY_MODE", "standard")}
     if "AWS_MAX_ATTEMPTS" not in os.environ:
-        retries["total_max_attempts"] = _ATTEMPTS
-    config = Config(retries=retries, connect_timeout=_CONNECT_SECONDS, read_timeout=_READ_SECONDS)
+        retries["total_max_attempts"] = _attempts.get()
+    silent = _silence()
+    config = Config(retries=retries, connect_timeout=min(silent, _CONNECT_SECONDS), read_timeout=silent)
     return boto3.client("s3", config=config)
+
+
+def _silence() -> float:
+    """For how many seconds a server may be silent."""
+    text = os.environ.get(TIMEOUT, str(_READ_SECONDS))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise StorageError(f"{TIMEOUT}: {text!r} is no number of seconds")
+    return seconds
 
 
 def _transfer() -> Any:
@@ -255,13 +290,15 @@ def _explained(what: str) -> Iterator[None]:
         yield
     # ValueError: the endpoint is no URL, a header cannot be sent; OSError: the disk is full.
     except (Boto3Error, BotoCoreError, ClientError, ValueError, OSError) as error:
-        message = f"{what}: {error}; {_advice(error)}".removesuffix("; ")
+        reason = getattr(error, "last_exception", None) or error  # where a transfer has tried several times
+        message = f"{what}: {reason}; {_advice(error)}".removesuffix("; ")
         clean = _without_credentials(message)
         # The cause's own message would stand in a traceback too.
         raise StorageError(clean) from (error if clean == message else None)
 
 
 def _advice(error: BaseException) -> str:
+    import botocore.parsers
     from botocore import exceptions as known
 
     # boto3 raises its own error while it handles the server's.
@@ -274,6 +311,8 @@ def _advice(error: BaseException) -> str:
             return _CREDENTIALS
         if isinstance(each, (known.ConnectionError, known.HTTPClientError, known.IncompleteReadError)):
             return _SERVER
+        if isinstance(each, botocore.parsers.ResponseParserError):
+            return "see that AWS_ENDPOINT_URL is an S3 server's address"
     return "check AWS_ENDPOINT_URL" if "endpoint" in str(error).lower() else ""
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from automixalign import base_model, progress, publish, trainable
+from automixalign import base_model, progress, publish, s3, trainable
 from automixalign.config import SYNTHETIC, Experiment, parse
 from automixalign.config_file import parse_yaml
 from automixalign.data import read
@@ -50,10 +50,11 @@ def plan_experiment(experiment: Experiment) -> Plan:
         DataError, ModelError: a source is not there.
         StorageError: neither is a source on S3, or the output cannot be written to.
     """
-    if experiment.output is not None:
-        publish.check_writable(experiment.output.to)
-    fingerprints = {task.name: read.fingerprint(task) for task in experiment.tasks}
-    fingerprints["base_model"] = base_model.fingerprint(experiment.base_model)
+    with s3.first_look():
+        if experiment.output is not None:
+            publish.check_writable(experiment.output.to)
+        fingerprints = {task.name: read.fingerprint(task) for task in experiment.tasks}
+        fingerprints["base_model"] = base_model.fingerprint(experiment.base_model)
     return Plan.of(experiment, fingerprints)
 
 

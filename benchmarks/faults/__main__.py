@@ -44,6 +44,8 @@ def outcome(case: Case) -> dict[str, Any]:
             seen, as_expected = case.run(Path(folder)), True
         except UnexpectedError as error:
             seen, as_expected = str(error), False
+        except Exception as error:  # whatever a case ends in, the others are still to be seen
+            seen, as_expected = f"{type(error).__name__}: {error}", False
     return {
         "group": case.group,
         "case": case.name,

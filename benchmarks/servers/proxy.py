@@ -1,0 +1,187 @@
+"""A TCP proxy that does to a connection what networks and overloaded servers do."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_CHUNK = 1 << 14
+_POLL = 0.05
+
+
+@dataclass
+class Fault:
+    """What happens to connections; as it stands, nothing."""
+
+    delay: float = 0.0
+    """Seconds that every answer waits."""
+    cut_sent: int | None = None
+    """Break a connection after it has carried so many bytes to the server."""
+    cut_received: int | None = None
+    """... or back from it."""
+    stall_received: int | None = None
+    """After so many bytes back nothing more comes, and the connection stays open."""
+    flip_sent: int | None = None
+    """Flip a bit of this byte on the way to the server (counted over all connections)."""
+    flip_received: int | None = None
+    """... or of this one on the way back."""
+    answer: bytes | None = None
+    """An HTTP answer that every request gets in the server's place."""
+    times: int | None = None
+    """So many connections are cut, stalled or answered; those after them are well. None: all."""
+
+
+class Proxy:
+    """Stands in front of a server on 127.0.0.1; `fault` may change at any time."""
+
+    def __init__(self, server: int) -> None:
+        self.server = server
+        self.struck = 0
+        """Connections that were cut, stalled or answered."""
+        self.sent = self.received = 0
+        """Bytes since the fault was set."""
+        self._fault = Fault()
+        self._lock = threading.Lock()
+        self._open: set[socket.socket] = set()
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.port = int(self._listener.getsockname()[1])
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def fault(self) -> Fault:
+        """What happens to connections."""
+        return self._fault
+
+    @fault.setter
+    def fault(self, fault: Fault) -> None:
+        with self._lock:
+            self._fault, self.struck, self.sent, self.received = fault, 0, 0, 0
+            connections = list(self._open)
+        for connection in connections:  # clients that keep one open must come anew
+            _reset(connection)
+
+    def close(self) -> None:
+        """End it and all its connections."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.fault = Fault()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with self._lock:
+            fault = self._fault
+            self._open.add(client)
+        try:
+            if fault.answer is not None and self._strikes(fault):
+                self._answer(client, fault.answer)
+                return
+            with socket.create_connection(("127.0.0.1", self.server)) as server:
+                back = threading.Thread(target=self._pump_back, args=(server, client, fault), daemon=True)
+                back.start()
+                self._pump(client, server, fault)
+                back.join()
+        except OSError:
+            _reset(client)  # the server is down: the client finds a connection that breaks
+        finally:
+            with self._lock:
+                self._open.discard(client)
+            client.close()
+
+    def _strikes(self, fault: Fault) -> bool:
+        with self._lock:
+            if fault.times is not None and self.struck >= fault.times:
+                return False
+            self.struck += 1
+            return True
+
+    def _answer(self, client: socket.socket, answer: bytes) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head and (part := client.recv(_CHUNK)):
+            head += part
+        client.sendall(answer)
+        client.shutdown(socket.SHUT_WR)
+        client.settimeout(1)
+        with contextlib.suppress(OSError):
+            while client.recv(_CHUNK):  # a body that is on the way; closing before it would lose the answer
+                pass
+
+    def _pump(self, client: socket.socket, server: socket.socket, fault: Fault) -> None:
+        carried = 0
+        with contextlib.suppress(OSError):
+            while data := client.recv(_CHUNK):
+                carried += len(data)
+                if fault.cut_sent is not None and carried > fault.cut_sent and self._strikes(fault):
+                    _reset(client)
+                    _reset(server)
+                    return
+                server.sendall(self._flipped(data, fault.flip_sent, self.sent))
+                self.sent += len(data)
+        with contextlib.suppress(OSError):
+            server.shutdown(socket.SHUT_WR)
+
+    def _pump_back(self, server: socket.socket, client: socket.socket, fault: Fault) -> None:
+        carried = 0
+        with contextlib.suppress(OSError):
+            while data := server.recv(_CHUNK):
+                time.sleep(fault.delay)
+                carried += len(data)
+                if fault.cut_received is not None and carried > fault.cut_received and self._strikes(fault):
+                    client.sendall(data[: len(data) // 2])
+                    time.sleep(_POLL)  # what was sent arrives before the connection breaks
+                    _reset(client)
+                    _reset(server)
+                    return
+                if fault.stall_received is not None and carried > fault.stall_received and self._strikes(fault):
+                    while self._fault is fault and server.fileno() >= 0:
+                        time.sleep(_POLL)
+                    _reset(client)
+                    return
+                client.sendall(self._flipped(data, fault.flip_received, self.received))
+                self.received += len(data)
+        with contextlib.suppress(OSError):
+            client.shutdown(socket.SHUT_WR)
+
+    @staticmethod
+    def _flipped(data: bytes, place: int | None, before: int) -> bytes:
+        if place is None or not before <= place < before + len(data):
+            return data
+        at = place - before
+        return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def _reset(connection: socket.socket) -> None:
+    """Break a connection as a lost one breaks: whoever waits on it gets an error at once."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def proxy(server: int) -> Iterator[Proxy]:
+    """A proxy in front of a server's port."""
+    between = Proxy(server)
+    try:
+        yield between
+    finally:
+        between.close()
+
+
+def http(status: str, body: bytes, content_type: str) -> bytes:
+    """A whole HTTP answer, after which the connection is closed."""
+    head = f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
+    return f"{head}Connection: close\r\n\r\n".encode() + body

@@ -1,0 +1,35 @@
+"""The fault bench's outages, as far as they are quick; `python -m benchmarks.faults` has all of them."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.faults import s3_outages
+from benchmarks.faults.case import Case
+
+SLOW = {
+    "down at start of `ama run`",
+    "slow: every answer waits",
+    "silent: no answer comes",
+    "a download falls silent",
+    "cut twice in a single upload",
+    "cut in a single upload",
+    "cut twice in a download",
+    "busy (503 SlowDown)",
+    "silent twice",
+}
+"""They take seconds each, and say little that another one does not."""
+
+CASES = [*s3_outages.CASES]
+
+
+def test_what_is_left_out_is_in_the_bench() -> None:
+    assert {case.name for case in CASES} >= SLOW
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=f"{case.group}: {case.name}") for case in CASES if case.name not in SLOW],
+)
+def test_fault(case: Case, tmp_path: Path) -> None:
+    assert case.run(tmp_path)

@@ -33,5 +33,9 @@ class DamagedError(StorageError):
     """A file or object is there, but is not what was stored."""
 
 
+class UnreachableError(StorageError):
+    """A server that holds or is to hold something is down, busy or silent; the same may work later."""
+
+
 class ResourceError(AutoMixAlignError):
     """A step needs more memory than it may have; the message says which, and what to lower."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from automixalign import files
-from automixalign.errors import DamagedError, StorageError
+from automixalign.errors import DamagedError, StorageError, UnreachableError
 
 SCHEME = "s3://"
 SHA256 = "automixalign-sha256"
@@ -95,9 +95,8 @@ def list_objects(uri: str) -> dict[str, str]:
             if not below or prefix.endswith("/") or not prefix or below.startswith("/"):
                 found[item["Key"]] = item["ETag"]
     if not found:
-        raise StorageError(
-            f"{uri}: there is nothing at that place; check bucket and key, and that AWS_ENDPOINT_URL is their server's"
-        )
+        advice = "check the key, and that AWS_ENDPOINT_URL is its server's address"
+        raise StorageError(f"{uri}: there is nothing at that place; {advice}")
     return found
 
 
@@ -282,7 +281,10 @@ def _md5(path: Path) -> str:
 
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Raise a `StorageError` in place of boto3's errors: what failed, why, and what to do."""
+    """Raise a `StorageError` in place of boto3's errors: what failed, why, and what to do.
+
+    It is an `UnreachableError` where the server is down, busy or silent.
+    """
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -291,10 +293,12 @@ def _explained(what: str) -> Iterator[None]:
     # ValueError: the endpoint is no URL, a header cannot be sent; OSError: the disk is full.
     except (Boto3Error, BotoCoreError, ClientError, ValueError, OSError) as error:
         reason = getattr(error, "last_exception", None) or error  # where a transfer has tried several times
-        message = f"{what}: {reason}; {_advice(error)}".removesuffix("; ")
+        advice = _advice(error)
+        message = f"{what}: {reason}; {advice}".removesuffix("; ")
         clean = _without_credentials(message)
+        kind = UnreachableError if advice == _SERVER else StorageError
         # The cause's own message would stand in a traceback too.
-        raise StorageError(clean) from (error if clean == message else None)
+        raise kind(clean) from (error if clean == message else None)
 
 
 def _advice(error: BaseException) -> str:

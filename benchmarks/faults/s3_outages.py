@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from automixalign import files, progress, publish, s3
-from automixalign.errors import StorageError
+from automixalign.errors import StorageError, UnreachableError
 from automixalign.publication import publish_run
 from automixalign.settings import PublicationSettings
 from automixalign.validate import plan_experiment
@@ -30,6 +30,9 @@ _BUSY = http(
     "application/xml",
 )
 _PAGE = http("200 OK", b"<html><body>welcome to nginx</body></html>", "text/html")
+
+
+_SETTINGS = PublicationSettings.model_validate({"seed": 0, "output": {"to": PLACE}, "run": "tiny"})
 
 
 class Stand(NamedTuple):
@@ -78,13 +81,15 @@ def _no_publication(stand: Stand) -> None:
     see(not (stand.folder / "none").exists(), "half a publication was fetched")
 
 
-def upload_ends(fault: Fault, *parts: str) -> Callable[[Path], str]:
+def upload_ends(
+    fault: Fault, *parts: str, kind: type[StorageError] = UnreachableError
+) -> Callable[[Path], str]:
     """The fault stays: a named error and no publication; whole when published again without the fault."""
 
     def run(folder: Path) -> str:
         with _stand(folder) as stand:
             stand.between.fault = fault
-            seen = refused(StorageError, lambda: publish.publish(stand.artifacts, PLACE), PLACE, *parts)
+            seen = refused(kind, lambda: publish.publish(stand.artifacts, PLACE), PLACE, *parts)
             _no_publication(stand)
             _published_whole(stand)
             return f"{seen} | published again: whole"
@@ -108,7 +113,9 @@ def upload_recovers(fault: Fault) -> Callable[[Path], str]:
     return run
 
 
-def download_ends(fault: Fault, *parts: str) -> Callable[[Path], str]:
+def download_ends(
+    fault: Fault, *parts: str, kind: type[StorageError] = UnreachableError
+) -> Callable[[Path], str]:
     """The fault stays: a named error and no file; whole when fetched again without the fault."""
 
     def run(folder: Path) -> str:
@@ -116,7 +123,7 @@ def download_ends(fault: Fault, *parts: str) -> Callable[[Path], str]:
             publish.publish(stand.artifacts, PLACE)
             stand.between.fault = fault
             target = folder / "new"
-            seen = refused(StorageError, lambda: s3.download(f"{PLACE}/models/a", target), PLACE, *parts)
+            seen = refused(kind, lambda: s3.download(f"{PLACE}/models/a", target), PLACE, *parts)
             left = [path.name for path in target.rglob("*") if path.is_file() and path.name != "config.json"]
             see(not left, f"left behind: {left}")
             stand.between.fault = Fault()
@@ -176,7 +183,7 @@ def down_at_start(what: str) -> Callable[[Path], str]:
         experiment = parse(_experiment(**ON_S3[what]), "the case")
         with environment(**_NOBODY, AWS_MAX_ATTEMPTS=None):
             began = time.monotonic()
-            seen = refused(StorageError, lambda: plan_experiment(experiment), PLACE, _SERVER)
+            seen = refused(UnreachableError, lambda: plan_experiment(experiment), PLACE, _SERVER)
             took = time.monotonic() - began
         see(took < 15, f"it took {took:.0f} s: {seen}")
         return f"{seen} (after {took:.1f} s)"
@@ -244,14 +251,13 @@ def down_at_the_publish_step(folder: Path) -> str:
     """The server dies before the last step, which fails; what the run made stays, and is published later."""
     with _stand(folder) as stand:
         before = {name: files.digest(path) for name, path in stand.artifacts.items()}
-        settings = PublicationSettings.model_validate({"seed": 0, "output": {"to": PLACE}, "run": "tiny"})
         stand.server.kill()
 
         def step() -> None:
             with progress.step("publish"):
-                publish_run(settings, stand.artifacts, folder / "publication.json")
+                publish_run(_SETTINGS, stand.artifacts, folder / "publication.json", pauses=(0.1,))
 
-        seen = refused(StorageError, step, PLACE, _SERVER)
+        seen = refused(UnreachableError, step, PLACE, _SERVER)
         see(not (folder / "publication.json").exists(), "it says that it was published")
         after = {name: files.digest(path) for name, path in stand.artifacts.items()}
         see(before == after, "the run's own files were changed")
@@ -262,8 +268,8 @@ def down_at_the_publish_step(folder: Path) -> str:
 
 
 def back_during_retries(folder: Path) -> str:
-    """The server is killed in the middle of an upload and started again two seconds later."""
-    with _stand(folder, attempts=8) as stand, ExitStack() as stack:
+    """The server is killed in the middle of the publish step and started again two seconds later."""
+    with _stand(folder) as stand, ExitStack() as stack:
         stand.between.fault = Fault(delay=0.01)
 
         def restart() -> None:
@@ -276,7 +282,7 @@ def back_during_retries(folder: Path) -> str:
         again = threading.Thread(target=restart)
         again.start()
         try:
-            publish.publish(stand.artifacts, PLACE)
+            publish_run(_SETTINGS, stand.artifacts, folder / "publication.json")
         finally:
             again.join()
         stand.between.fault = Fault()
@@ -298,7 +304,7 @@ CASES = [
         "StorageError; results stay; published later",
         down_at_the_publish_step,
     ),
-    Case("s3_outages", "killed and back during retries", "recovery", back_during_retries),
+    Case("s3_outages", "killed in the publish step, and back", "recovery", back_during_retries),
     Case("s3_outages", "slow: every answer waits", "recovery", upload_recovers(Fault(delay=0.2))),
     Case(
         "s3_outages",
@@ -348,7 +354,7 @@ CASES = [
         "s3_outages",
         "a bit flips on the way up",
         "StorageError; published again: whole",
-        upload_ends(Fault(flip_sent=150_000), "something on the way changes what is sent"),
+        upload_ends(Fault(flip_sent=150_000), "something on the way changes what is sent", kind=StorageError),
     ),
     Case(
         "s3_outages",
@@ -372,6 +378,6 @@ CASES = [
         "s3_outages",
         "a bit flips on the way down",
         "StorageError, no half file",
-        download_ends(Fault(flip_received=2 << 20), "is not what was stored"),
+        download_ends(Fault(flip_received=2 << 20), "is not what was stored", kind=StorageError),
     ),
 ]

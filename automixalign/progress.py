@@ -27,6 +27,8 @@ EVENTS = "events.jsonl"
 RECORD = "record.json"
 """What a step of a local run told MLflow, kept beside its outputs for whoever takes them from the cache."""
 _INTERVAL = 0.5
+_SENDING_SECONDS = 60
+"""A step that sends its record itself begins no other one after so long."""
 _T = TypeVar("_T")
 
 
@@ -150,7 +152,7 @@ def _keep_record(running: Step, status: Literal["FINISHED", "FAILED"]) -> None:
     if spool.FOLLOWED not in os.environ:
         from automixalign.tracking.send import send_waiting
 
-        if left := send_waiting(waiting):
+        if left := send_waiting(waiting, _SENDING_SECONDS):
             running.warn(f"MLflow did not take the step's record ({left}); it waits in {waiting.folder}")
 
 

@@ -49,7 +49,7 @@ def register(
 
     Raises:
         ConfigError: the experiment names no registered model, or no MLflow store is known.
-        mlflow.exceptions.MlflowException: the registry refuses or cannot be reached.
+        StorageError: the registry refuses; as `UnreachableError`, it cannot be reached.
     """
     spec = settings.experiment.registry
     target = _target()
@@ -63,19 +63,22 @@ def register(
     entry = next(entry for entry in entries if entry["model"] == chosen)
     tags = _lineage(settings, entry, candidates[chosen], data, base_model)
 
-    from automixalign.tracking.send import client
+    from automixalign.tracking.send import client, named_errors
 
-    registry = client(target)
-    _see_registered_model(registry, spec.name)
-    number = _version_of(registry, spec.name, tags)
-    if number is None:
-        uri = _store(target, registry, candidates[chosen], base_model, chosen)
-        made = registry.create_model_version(spec.name, uri, tags=tags, model_id=uri.removeprefix("models:/"))
-        number = str(made.version)
-    reasons = gate(spec, entry, tags, _champion(registry, spec.name))
-    registry.set_registered_model_alias(spec.name, CANDIDATE, number)
-    if not reasons:
-        registry.set_registered_model_alias(spec.name, CHAMPION, number)
+    with named_errors(f"{chosen} cannot be registered as {spec.name} (the run's own results are whole)"):
+        registry = client(target)
+        _see_registered_model(registry, spec.name)
+        number = _version_of(registry, spec.name, tags)
+        if number is None:
+            uri = _store(target, registry, candidates[chosen], base_model, chosen)
+            made = registry.create_model_version(
+                spec.name, uri, tags=tags, model_id=uri.removeprefix("models:/")
+            )
+            number = str(made.version)
+        reasons = gate(spec, entry, tags, _champion(registry, spec.name))
+        registry.set_registered_model_alias(spec.name, CANDIDATE, number)
+        if not reasons:
+            registry.set_registered_model_alias(spec.name, CHAMPION, number)
     result = {
         "name": spec.name,
         "model": chosen,

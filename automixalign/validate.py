@@ -1,5 +1,6 @@
 """The first step of the DAG: check the configuration and what it points at, then plan every other step."""
 
+import os
 from collections.abc import Sequence
 
 from automixalign import base_model, progress, publish, s3, trainable
@@ -10,6 +11,7 @@ from automixalign.data.prepare import check_rendering, read_pairs
 from automixalign.data.split import split_tasks
 from automixalign.errors import ConfigError
 from automixalign.settings import Plan
+from automixalign.tracking import spool
 
 
 def plan(configuration: str, parts: Sequence[str]) -> Plan:
@@ -48,8 +50,14 @@ def plan_experiment(experiment: Experiment) -> Plan:
 
     Raises:
         DataError, ModelError: a source is not there.
-        StorageError: neither is a source on S3, or the output cannot be written to.
+        StorageError: neither is a source on S3, the output cannot be written to, or a model registry is wanted
+            and does not answer.
     """
+    uri = experiment.tracking.uri or os.environ.get(spool.URI, "")
+    if experiment.registry is not None and uri.startswith(("http://", "https://")):
+        from automixalign.tracking.send import check_registry
+
+        check_registry(uri)
     with s3.first_look():
         if experiment.output is not None:
             publish.check_writable(experiment.output.to)

@@ -1,6 +1,11 @@
 """What a training needs, as small as it can be: a model of some thousand weights and two tasks of 30 pairs."""
 
+import atexit
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,14 +17,13 @@ from automixalign.scoring import write_reference_logps
 from automixalign.settings import DataSettings, ScoringSettings
 
 TASKS = ("format", "refusal")
+MAX_LENGTH = 64
 
 
 def write_base_model(folder: Path) -> None:
     """A Llama of random weights, with a tokenizer that has a token a character and a chat template."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
-
-    from automixalign.tiny_model import build_tokenizer
 
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
@@ -39,26 +43,31 @@ def write_base_model(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def data_settings() -> DataSettings:
+    """Of two synthetic tasks, `format` and `refusal`."""
+    return DataSettings.model_validate(
+        {
+            "seed": 0,
+            "tasks": [{"name": name, "source": f"synthetic:{name}", "limit": 30} for name in TASKS],
+            "split": {"test": 0.3},
+            "max_length": MAX_LENGTH,
+            "fingerprints": ["", ""],
+        }
+    )
+
+
 def write_data(base_model: Path, folder: Path) -> None:
-    """The prepared splits of the two tasks."""
-    settings = {
-        "seed": 0,
-        "tasks": [{"name": name, "source": f"synthetic:{name}", "limit": 30} for name in TASKS],
-        "split": {"test": 0.3},
-        "max_length": 64,
-        "fingerprints": ["", ""],
-    }
-    prepare_data(DataSettings.model_validate(settings), base_model, folder)
+    """Prepared splits of the two tasks."""
+    prepare_data(data_settings(), base_model, folder)
 
 
 def write_references(data: Path, base_model: Path, folder: Path) -> None:
-    """Their reference log-probabilities."""
-    settings = ScoringSettings(seed=0, batch_size=16, precision="fp32")
-    write_reference_logps(settings, data, base_model, folder)
+    """The reference log-probabilities of the two tasks."""
+    write_reference_logps(ScoringSettings(seed=0, batch_size=16, precision="fp32"), data, base_model, folder)
 
 
 def write_losses(data: Path, references: Path, folder: Path) -> list[Path]:
-    """Made-up specialist losses, some above and some below ln 2; a folder a task, not in the tasks' order."""
+    """Made-up specialist losses of the two tasks, some above and some below ln 2: a cache a task."""
     generator = np.random.default_rng(0)
     for task in TASKS:
         tables = {}
@@ -68,3 +77,41 @@ def write_losses(data: Path, references: Path, folder: Path) -> list[Path]:
             tables[split] = scores.append_column(caches.LOSS, pa.array(losses))
         caches.write_cache(folder / task, task, tables, data)
     return [folder / task for task in reversed(TASKS)]
+
+
+class World(NamedTuple):
+    """What every step of a tiny experiment reads; not to be changed."""
+
+    base_model: Path
+    data: Path
+    references: Path
+    losses: list[Path]
+
+
+@cache
+def world() -> World:
+    """One for this process, removed at its end."""
+    folder = Path(tempfile.mkdtemp(prefix="ama-tiny-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    base_model, data, references = folder / "model", folder / "data", folder / "references"
+    write_base_model(base_model)
+    write_data(base_model, data)
+    write_references(data, base_model, references)
+    return World(base_model, data, references, write_losses(data, references, folder / "losses"))
+
+
+def experiment() -> dict[str, Any]:
+    """A configuration whose whole run takes seconds."""
+    return {
+        "name": "tiny",
+        "base_model": {"source": "tiny", "tiny": {"hidden_size": 16, "layers": 1, "heads": 2, "steps": 2}},
+        "tasks": [
+            {"name": "arithmetic", "source": "synthetic:arithmetic", "limit": 20, "verifier": "exact"},
+            {"name": "format", "source": "synthetic:format", "limit": 20},
+        ],
+        "max_length": MAX_LENGTH,
+        "training": {"batch_size": 4, "learning_rate": 0.001},
+        "budget": {"specialist": {"steps": 2}, "generalist": {"steps": 3}},
+        "methods": ["uniform"],
+        "merges": [],
+    }

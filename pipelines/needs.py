@@ -16,7 +16,7 @@ from automixalign.tracking import spool
 
 _OFFLINE = "HF_HUB_OFFLINE"
 _ENVIRONMENT = {
-    "s3": ("AWS_",),
+    "s3": ("AWS_", s3.TIMEOUT),
     "mlflow": ("MLFLOW_", "AWS_"),  # a server may leave its artifacts to S3, and the transfer to its clients
     "hub": ("HF_TOKEN", "HF_ENDPOINT"),
 }

@@ -11,7 +11,8 @@ from automixalign.run_folder import WORK
 from automixalign.tracking import spool
 
 STORE, ARTIFACTS = "mlflow.db", "mlartifacts"
-_PATIENCE = 120
+PATIENCE = 120
+"""Seconds that a run waits at its end for MLflow to take what is left."""
 
 
 def spool_folder(run_folder: Path) -> Path:
@@ -50,11 +51,13 @@ class Sender:
             spool.FOLLOWED: "1",
             spool.URI: uri,
         }
+        self._log: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, log: Path) -> None:
         """Begin to send; the steps need not wait for it."""
         command = [sys.executable, "-m", "automixalign.tracking", str(self.spool.folder)]
+        self._log = log
         with log.open("wb") as out:
             self._process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
 
@@ -64,16 +67,18 @@ class Sender:
         Returns:
             None when MLflow has everything, else what waits and how to send it.
         """
-        assert self._process is not None  # noqa: S101  it was started
+        assert self._process is not None and self._log is not None  # noqa: S101  it was started
         self.spool.close(status)
         try:
-            self._process.wait(_PATIENCE)
+            self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+            reason = f"it was given {PATIENCE} s"
+        else:
+            reason = self._log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
         left = len(self.spool.waiting())
         if not left and not self._process.returncode:
             return None
-        return (
-            f"MLflow did not take everything ({left} steps wait): `ama sync {self.spool.folder.parent.parent}`"
-        )
+        folder = self.spool.folder.parent.parent
+        return f"MLflow did not take everything ({left} steps wait; {reason}): `ama sync {folder}`"

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from automixalign.flat import flat
+
+
+def new_key() -> str:
+    """A name that nothing else has."""
+    return uuid.uuid4().hex
 
 
 class Dataset(BaseModel):
@@ -26,6 +32,8 @@ class Record(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    key: str = Field(default_factory=new_key)
+    """Names the record, so that a run which was made for it is found again."""
     stage: str
     name: str = ""
     started: float = Field(default_factory=time.time)

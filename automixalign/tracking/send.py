@@ -2,10 +2,12 @@
 
 import fcntl
 import json
+import math
 import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from automixalign import __version__, files
+from automixalign.errors import StorageError, UnreachableError
 from automixalign.provenance import library_digest
 from automixalign.tracking.record import Record
 from automixalign.tracking.spool import Spool, Target
@@ -23,22 +26,32 @@ _EXPERIMENT = "automixalign"
 _REFUSED = (400, 404, 409, 413, 422)
 """Answers that concern one record: the others may well be taken."""
 _BOUNDED = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-"""MLflow's own retries, with backoff; as it comes it would try for minutes, and report its use."""
+"""MLflow's own retries, with backoff; as it comes it would try for minutes, report its use, and talk.
+
+A call to a silent server so ends within 50 seconds, one to a server that is down within 5."""
+_AWAY = "see that the MLflow server is up and that MLFLOW_TRACKING_URI is its address, then start again"
+_KEY = "automixalign.record"
+"""The tag by which a run is known to be a record's, even where the answer to its making was lost."""
 
 
-def send_waiting(spool: Spool) -> str | None:
+def send_waiting(spool: Spool, seconds: float = math.inf) -> str | None:
     """Send all waiting records, oldest first, and remove each that the server has.
+
+    Args:
+        seconds: begin no further record after so many.
 
     Returns:
         None when nothing waits any more, else why the first one that is left could not be sent.
     """
     from mlflow.exceptions import MlflowException
 
+    until = time.monotonic() + seconds
     with _alone(spool):
         target = spool.target()
         if target is None:
@@ -47,6 +60,8 @@ def send_waiting(spool: Spool) -> str | None:
         try:
             target = open_pipeline_run(spool, target)
             for file in spool.waiting():
+                if time.monotonic() > until:
+                    return f"the server is slow: it took {seconds:g} s and has not everything"
                 try:
                     _send(spool, file, target)
                 except FileNotFoundError as error:  # an artifact that was removed must not hold up the others
@@ -56,8 +71,11 @@ def send_waiting(spool: Spool) -> str | None:
                         raise
                     stuck = stuck or f"{file}: {error}"
             if target.ours and (status := spool.closed()):
+                _delete_twins(client(target), str(target.run_id), target.key)
                 client(target).set_terminated(str(target.run_id), status)
-        except (MlflowException, OSError) as error:  # OSError: what requests raises is one
+        # Besides its own errors MLflow lets through those of requests, SQLAlchemy and its migrations. None may
+        # fail a step: the record waits, and whoever asked is told why.
+        except Exception as error:
             return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     return stuck
 
@@ -71,12 +89,52 @@ def client(target: Target) -> Any:
     return MlflowClient(target.uri)
 
 
+@contextmanager
+def named_errors(what: str) -> Iterator[None]:
+    """Raise a `StorageError` in place of what MLflow lets through; an `UnreachableError` where it is away.
+
+    Args:
+        what: what cannot be done.
+    """
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError) as error:
+        status = error.get_http_status_code() if isinstance(error, MlflowException) else 500
+        away = isinstance(error, RequestException) or status >= 500
+        advice = _AWAY if away else "see what it says, and start again"
+        reason = str(error).partition("\n")[0]
+        raise (UnreachableError if away else StorageError)(f"{what}: {reason}; {advice}") from error
+
+
+def check_registry(uri: str) -> None:
+    """See that a model registry answers; whether it takes a model is seen when there is one.
+
+    Raises:
+        UnreachableError: it does not.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with named_errors("the model registry cannot be reached"):
+        try:
+            client(Target(uri=uri)).search_registered_models(max_results=1)
+        except MlflowException as error:
+            if error.get_http_status_code() >= 500:
+                raise
+
+
 def open_pipeline_run(spool: Spool, target: Target) -> Target:
     """See that there is a run for the whole pipeline, where the target asks for one by name."""
     if target.run_id is not None or target.run_name is None:
         return target
     mlflow = client(target)
-    run = mlflow.create_run(_experiment(mlflow, target), run_name=target.run_name, tags=_versions())
+    experiment = _experiment(mlflow, target)
+    run = _found(mlflow, experiment, target.key) or mlflow.create_run(
+        experiment, run_name=target.run_name, tags={_KEY: target.key, **_versions()}
+    )
     target = target.model_copy(update={"run_id": run.info.run_id, "ours": True})
     spool.aim(target)
     return target
@@ -92,13 +150,15 @@ def _send(spool: Spool, file: Path, target: Target) -> None:
     record = Record.model_validate_json(file.read_text(encoding="utf-8"))
     mlflow = client(target)
     if record.run_id is None:
-        tags = {"automixalign.stage": record.stage, **_versions(), **record.tags}
+        tags = {_KEY: record.key, "automixalign.stage": record.stage, **_versions(), **record.tags}
         if target.run_id is None:
             experiment = _experiment(mlflow, target)
         else:
             experiment = mlflow.get_run(target.run_id).info.experiment_id
             tags["mlflow.parentRunId"] = target.run_id
-        run = mlflow.create_run(experiment, round(record.started * 1000), tags, record.title)
+        run = _found(mlflow, experiment, record.key) or mlflow.create_run(
+            experiment, round(record.started * 1000), tags, record.title
+        )
         # From here on, trying again fills the same run.
         record.run_id = run.info.run_id
         spool.save(file, record)
@@ -107,7 +167,24 @@ def _send(spool: Spool, file: Path, target: Target) -> None:
     _fill(mlflow, str(target.run_id) if whole else record.run_id, record)
     ended = round((record.ended or record.started) * 1000)
     mlflow.set_terminated(record.run_id, record.status, ended)
+    _delete_twins(mlflow, record.run_id, record.key)
     file.unlink()
+
+
+def _runs_of(mlflow: Any, experiment: str, key: str) -> Any:
+    return mlflow.search_runs([experiment], f"tags.`{_KEY}` = '{key}'")
+
+
+def _found(mlflow: Any, experiment: str, key: str) -> Any:
+    """The run that was made for a record although its maker never heard of it."""
+    return next(iter(_runs_of(mlflow, experiment, key)), None)
+
+
+def _delete_twins(mlflow: Any, run_id: str, key: str) -> None:
+    """A call whose answer is lost is repeated by MLflow itself, and makes the run again."""
+    for run in _runs_of(mlflow, mlflow.get_run(run_id).info.experiment_id, key):
+        if run.info.run_id != run_id:
+            mlflow.delete_run(run.info.run_id)
 
 
 def _fill(mlflow: Any, run_id: str, record: Record) -> None:
@@ -118,8 +195,8 @@ def _fill(mlflow: Any, run_id: str, record: Record) -> None:
     params = [Param(key, value[:6000]) for key, value in record.params.items() if key not in known]
     for batch in _batches(params, _AT_A_TIME // 10):
         mlflow.log_batch(run_id, params=batch)
-    time = round((record.ended or record.started) * 1000)
-    metrics = [Metric(key, value, time, step) for key, value, step in record.metrics]
+    moment = round((record.ended or record.started) * 1000)
+    metrics = [Metric(key, value, moment, step) for key, value, step in record.metrics]
     for batch in _batches(metrics, _AT_A_TIME):
         mlflow.log_batch(run_id, metrics=batch)
     inputs = [

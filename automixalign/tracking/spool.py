@@ -5,10 +5,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from automixalign import files
-from automixalign.tracking.record import Record
+from automixalign.tracking.record import Record, new_key
 
 FOLDER = "AMA_SPOOL"
 """Names the spool folder."""
@@ -23,6 +23,8 @@ _CLOSED = "closed"
 class Target(BaseModel):
     """Where the records of a spool go."""
 
+    key: str = Field(default_factory=new_key)
+    """Names the spool, so that a run which was made for it is found again."""
     uri: str
     experiment: str | None = None
     run_name: str | None = None

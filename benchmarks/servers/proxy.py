@@ -142,7 +142,7 @@ class Proxy:
                 time.sleep(fault.delay)
                 carried += len(data)
                 if fault.cut_received is not None and carried > fault.cut_received and self._strikes(fault):
-                    client.sendall(data[: len(data) // 2])
+                    client.sendall(data[: max(0, fault.cut_received - (carried - len(data)))])
                     time.sleep(_POLL)  # what was sent arrives before the connection breaks
                     _reset(client)
                     _reset(server)

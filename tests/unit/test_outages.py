@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults import s3_outages
+from benchmarks.faults import mlflow_outages, s3_outages
 from benchmarks.faults.case import Case
 
 SLOW = {
@@ -17,10 +17,21 @@ SLOW = {
     "cut twice in a download",
     "busy (503 SlowDown)",
     "silent twice",
+    "down all the time",
+    "killed in the middle",
+    "killed at the end",
+    "`ama run`, server down",
+    "slow",
+    "silent",
+    "answers 500",
+    "answers with a web page",
+    "the SQLite store is locked",
+    "the SQLite store is damaged",
+    "`register`, answers 500",
 }
 """They take seconds each, and say little that another one does not."""
 
-CASES = [*s3_outages.CASES]
+CASES = [*s3_outages.CASES, *mlflow_outages.CASES]
 
 
 def test_what_is_left_out_is_in_the_bench() -> None:

@@ -23,7 +23,7 @@ from kfp.local.cache import LocalCache
 from automixalign import artifacts, files, progress
 from automixalign.errors import ConfigError
 from automixalign.tracking import spool
-from automixalign.tracking.record import Record
+from automixalign.tracking.record import Record, new_key
 
 RESULT = "executor_output.json"
 """kfp's name for what a step says of its outputs."""
@@ -105,7 +105,8 @@ class StepCache:
         _tell("cached", record.stage, record.name)
         waiting = spool.of_environment()
         if waiting and not made_in.is_relative_to(self.attempt.parent):
-            waiting.add(record.model_copy(update={"tags": {**record.tags, "automixalign.cached": "true"}}))
+            tags = {**record.tags, "automixalign.cached": "true"}
+            waiting.add(record.model_copy(update={"key": new_key(), "tags": tags}))
 
 
 def shared_folder(named: Path | None) -> Path:

@@ -11,6 +11,7 @@ from automixalign import files, s3
 from automixalign.config import BaseModelSpec
 from automixalign.errors import ConfigError, ModelError
 from automixalign.settings import BaseModelSettings
+from automixalign.weights import not_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,6 +52,11 @@ def prepare_base_model(settings: BaseModelSettings, output: Path) -> dict[str, A
     with files.replacing(output) as folder:
         if settings.base_model.tiny is not None:
             facts = _train_tiny(settings, folder)
+            if name := not_finite(folder):
+                raise ModelError(
+                    f"base_model.tiny: its training diverged, the weight {name} is not finite: lower "
+                    "base_model.tiny.learning_rate"
+                )
         else:
             with tempfile.TemporaryDirectory() as scratch:
                 facts = _convert(settings.base_model, folder, Path(scratch))

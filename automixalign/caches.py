@@ -28,9 +28,12 @@ def write_cache(
 
     Returns:
         The manifest.
+
+    Raises:
+        CacheError: a value is not finite.
     """
     for split, table in tables.items():
-        files.write_table(folder / f"{split}.parquet", table)
+        write_scores(folder / f"{split}.parquet", table)
     manifest = {
         "task": task,
         "data": task_digest(data, task),
@@ -41,9 +44,16 @@ def write_cache(
     return manifest
 
 
-def read_cache(cache: Path, split: str) -> pa.Table:
-    """One split of a task's cache: `pair_id`, `chosen_logps`, `rejected_logps`, a specialist's also `loss`."""
-    return files.read_table(cache / f"{split}.parquet")
+def read_cache(cache: Path, split: str, *further: str) -> pa.Table:
+    """One split of a task's cache: `pair_id`, `chosen_logps`, `rejected_logps`, a specialist's also `loss`.
+
+    Args:
+        further: columns that must be there besides the first three.
+
+    Raises:
+        CacheError: it cannot be read, lacks a column, or a value is not finite.
+    """
+    return _read(cache / f"{split}.parquet", *further)
 
 
 def cache_task(cache: Path) -> str:
@@ -64,8 +74,46 @@ def check_cache(cache: Path, data: Path, task: str) -> None:
 
 
 def read_scores(evaluation: Path, task: str) -> pa.Table:
-    """An evaluation's scores of one task: `pair_id`, `chosen_logps`, `rejected_logps`, `margin`, `loss`."""
-    return files.read_table(evaluation / f"{task}.parquet")
+    """An evaluation's scores of one task: `pair_id`, `chosen_logps`, `rejected_logps`, `margin`, `loss`.
+
+    Raises:
+        CacheError: they cannot be read, or a value is not finite.
+    """
+    return _read(evaluation / f"{task}.parquet", LOSS)
+
+
+def write_scores(path: Path, table: pa.Table) -> None:
+    """Write a table of scores.
+
+    Raises:
+        CacheError: a value is not finite.
+    """
+    _check_finite(path, table)
+    files.write_table(path, table)
+
+
+def _read(path: Path, *further: str) -> pa.Table:
+    try:
+        table = files.read_table(path)
+    except (OSError, ValueError, pa.ArrowException) as error:  # OSError: also a sum that does not match
+        raise CacheError(f"{path}: cannot be read, compute it again: {error}") from error
+    if lacking := {"pair_id", CHOSEN, REJECTED, *further} - set(table.column_names):
+        raise CacheError(f"{path}: has no column {', '.join(sorted(lacking))}; compute it again")
+    _check_finite(path, table)
+    return table
+
+
+def _check_finite(path: Path, table: pa.Table) -> None:
+    """A value that is not finite would pass through every mean and comparison after it."""
+    for name, kind in zip(table.column_names, table.schema.types, strict=True):
+        if pa.types.is_floating(kind):
+            bad = np.flatnonzero(~np.isfinite(column(table, name)))
+            if len(bad):
+                pair = table.column("pair_id")[int(bad[0])]
+                raise CacheError(
+                    f"{path}: the {name} of {len(bad)} of {len(table)} pairs is not finite, first of {pair}; "
+                    "compute it again, with a model that did not diverge"
+                )
 
 
 def column(table: pa.Table, name: str) -> Floats:

@@ -1,10 +1,14 @@
 """Bring all evaluations together: leaderboard, plots, and the page that shows what the run found."""
 
+import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from automixalign import config, files, leaderboard, plots, progress
+from automixalign.errors import CacheError
+from automixalign.flat import flat
 from automixalign.report import page as report_page
 from automixalign.report.collect import collect
 from automixalign.settings import ComparisonSettings
@@ -40,9 +44,11 @@ def compare(
         The leaderboard.
 
     Raises:
-        CacheError: the evaluation of a model of the experiment is missing.
+        CacheError: the evaluation of a model of the experiment is missing, or something is not finite.
     """
     experiment = settings.experiment
+    for log in trajectories.values():
+        _check_trajectory(log)
     entries = leaderboard.build(evaluations, config.model_names(experiment))
     files.write_json(board, entries)
     with files.replacing(plot_folder) as folder:
@@ -65,6 +71,27 @@ def compare(
     for place, path in kept.items():
         record.add_artifact(path, place)
     return entries
+
+
+def _check_trajectory(log: Path) -> None:
+    """See that every value of a training's log is a number, or that there is none (null).
+
+    Raises:
+        CacheError: naming file and line.
+    """
+    with log.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                values = flat(json.loads(line), "/")
+            except ValueError as error:
+                raise CacheError(
+                    f"{log}:{number}: is no line of a training's log: {error}; train again"
+                ) from error
+            for key, value in values:
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise CacheError(
+                        f"{log}:{number}: {key} is {value}; train again, with a lower learning rate"
+                    )
 
 
 def summary_metrics(entries: list[leaderboard.Entry]) -> dict[str, float]:

@@ -61,7 +61,7 @@ def evaluate(
             losses = scoring.pair_losses(settings.loss, scores, known, pairs)
             scores = scores.append_column("margin", pa.array(margins))
             scores = scores.append_column(caches.LOSS, pa.array(losses))
-            files.write_table(folder / f"{task}.parquet", scores)
+            caches.write_scores(folder / f"{task}.parquet", scores)
             tasks[task] = {
                 "loss": float(losses.mean()),
                 "accuracy": float((margins > 0).mean()),

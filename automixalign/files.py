@@ -69,14 +69,14 @@ def read_jsonl(path: Path) -> list[Any]:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file."""
+    """Write a Parquet file, with sums by which a changed byte is noticed."""
     with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
 def read_table(path: Path) -> pa.Table:
-    """Read a Parquet file."""
-    return pq.read_table(path)
+    """Read a Parquet file, and see that no byte has changed."""
+    return pq.read_table(path, page_checksum_verification=True)
 
 
 def digest(path: Path) -> str:

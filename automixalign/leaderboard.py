@@ -1,5 +1,6 @@
 """The leaderboard: every model on every task, on average and on its worst task."""
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,17 +34,23 @@ def build(evaluations: Iterable[Path], order: Iterable[str]) -> list[Entry]:
         order: the models' names, in the order wanted.
 
     Raises:
-        CacheError: a model or a task's specialist was not evaluated.
+        CacheError: a model or a task's specialist was not evaluated, not on the same tasks and pairs, or what
+            was measured is not finite or does not agree with its scores.
     """
     folders = {files.read_json(folder / SUMMARY)["model"]: folder for folder in evaluations}
-    entries = []
+    entries: list[Entry] = []
     for name in order:
         if name not in folders:
             raise CacheError(f"the model {name} was not evaluated")
         summary = files.read_json(folders[name] / SUMMARY)
+        if entries and summary["tasks"].keys() != entries[0]["tasks"].keys():
+            raise CacheError(
+                f"{folders[name]}: {name} was evaluated on {', '.join(summary['tasks'])}, but "
+                f"{entries[0]['model']} on {', '.join(entries[0]['tasks'])}; evaluate both again"
+            )
         tasks = {}
         for task, measured in summary["tasks"].items():
-            excess = _excess(folders[name], folders, task)
+            excess = _excess(folders[name], folders, task, measured)
             tasks[task] = {"excess": excess, **measured}
         entries.append(
             {
@@ -57,15 +64,33 @@ def build(evaluations: Iterable[Path], order: Iterable[str]) -> list[Entry]:
     return entries
 
 
-def _excess(folder: Path, folders: Mapping[str, Path], task: str) -> float:
+def _excess(folder: Path, folders: Mapping[str, Path], task: str, measured: Mapping[str, float]) -> float:
     specialist = folders.get(specialist_name(task))
     if specialist is None:
         raise CacheError(f"the specialist of task {task} was not evaluated")
     scores = caches.read_scores(folder, task)
     ids = scores.column("pair_id").to_pylist()
-    known = caches.join(caches.read_scores(specialist, task), ids, f"specialist of {task}, test")
-    difference = caches.column(scores, caches.LOSS) - caches.column(known, caches.LOSS)
-    return float(np.maximum(difference, 0).mean())
+    known = caches.read_scores(specialist, task)
+    if len(known) != len(scores):
+        raise CacheError(
+            f"{folder}: has {len(scores)} pairs of task {task}, but its specialist {len(known)}; evaluate again"
+        )
+    known = caches.join(known, ids, f"specialist of {task}, test")
+    losses = caches.column(scores, caches.LOSS)
+    _check(folder, task, measured, float(losses.mean()))
+    return float(np.maximum(losses - caches.column(known, caches.LOSS), 0).mean())
+
+
+def _check(folder: Path, task: str, measured: Mapping[str, float], loss: float) -> None:
+    """Hold a summary against the scores it was made of."""
+    for metric, value in measured.items():
+        if not math.isfinite(value):
+            raise CacheError(f"{folder / SUMMARY}: the {metric} of task {task} is {value}; evaluate it again")
+    if not math.isclose(measured["loss"], loss, rel_tol=1e-6, abs_tol=1e-9):
+        raise CacheError(
+            f"{folder / SUMMARY}: the loss of task {task} is {measured['loss']:g}, but its scores have "
+            f"{loss:g}; evaluate it again"
+        )
 
 
 def _mean(values: Iterable[float]) -> float:

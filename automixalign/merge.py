@@ -24,8 +24,9 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from automixalign import merge_methods, progress
+from automixalign import merge_methods, progress, shortages
 from automixalign.errors import ModelError
+from automixalign.weights import not_finite
 
 COPIED_FROM_BASE = (
     "config.json",
@@ -64,19 +65,27 @@ def merge_specialists(
 
     Raises:
         ValueError: the method, its parameters or the number of specialists.
-        ModelError: a folder that holds no model in safetensors; or a specialist that does not have the
-            base's architecture, naming the task and the difference.
+        ModelError: a folder that holds no model in safetensors; a specialist that does not have the base's
+            architecture, naming the task and the difference; or the result overflows.
         FileExistsError: `output` exists and is not an empty folder.
     """
     merge_methods.check(method, len(specialists), parameters)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} exists already; remove it or merge to another folder")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as folder:
+    with (
+        shortages.written(output),
+        tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as folder,
+    ):
         staging = Path(folder)
         models = _stage(base, specialists, staging)
         merged = staging / "merged"
         _run(models, method, parameters, merged, seed=seed)
+        if name := not_finite(merged):
+            raise ModelError(
+                f"the merge by {method} of {', '.join(specialists)} overflows: its weight {name} is not "
+                "finite; look at the specialists, or choose smaller parameters"
+            )
         _copy_from_base(base, merged)
         merged.replace(output)
     shared, per_model = merge_methods.resolve(method, parameters)

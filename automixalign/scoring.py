@@ -54,7 +54,10 @@ class Scorer:
             result[batch] = self._batch([sequences[index] for index in batch])
         if not np.isfinite(result).all():
             bad = table.column("pair_id")[int(np.flatnonzero(~np.isfinite(result))[0]) % len(prompts)]
-            raise ModelError(f"the model gives a log-probability that is not finite, first for pair {bad}")
+            raise ModelError(
+                f"the model gives a log-probability that is not finite, first for pair {bad}: its training "
+                "diverged (lower the learning rate), or it overflows in this precision"
+            )
         return result[: len(prompts)], result[len(prompts) :]
 
     def _batch(self, sequences: list[tuple[list[int], list[int]]]) -> Floats:

@@ -13,11 +13,12 @@ from automixalign import caches, checkpoints, files, models, progress, trainable
 from automixalign.config import specialist_name
 from automixalign.data.split import TRAIN
 from automixalign.data.store import read_split, tasks_of
-from automixalign.errors import CacheError, ConfigError
+from automixalign.errors import CacheError, ConfigError, TrainingError
 from automixalign.jobs import Training, world_size
 from automixalign.losses import NLL
 from automixalign.mixers import MIXERS, Mixer, Standard
 from automixalign.settings import TrainingSettings
+from automixalign.weights import not_finite
 
 
 class SpecialistTraining(Training):
@@ -57,7 +58,7 @@ class GeneralistTraining(Training):
                 raise CacheError(f"there are no specialist losses of task {task}")
             caches.check_cache(folders[task], self.data, task)
             table = _training_table(self.data, self.reference, task)
-            cache = caches.read_cache(folders[task], TRAIN)
+            cache = caches.read_cache(folders[task], TRAIN, caches.LOSS)
             joined = caches.join(cache, table.column("pair_id").to_pylist(), f"specialist losses of {task}")
             tables[task] = table.append_column("specialist_loss", joined.column(caches.LOSS))
         return tables
@@ -122,6 +123,7 @@ def _train(training: Training, tables: Mapping[str, pa.Table], mixer: Mixer, scr
             _put_in_order(trainer.model)
             with files.replacing(training.output) as new:
                 trainer.model.save_pretrained(new, state_dict=weights)
+                _check_weights(new, steps)
                 tokenizer.save_pretrained(new)
             files.link(log, training.trajectory)
     return {
@@ -130,6 +132,19 @@ def _train(training: Training, tables: Mapping[str, pa.Table], mixer: Mixer, scr
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+def _check_weights(model: Path, steps: int) -> None:
+    """Refuse a model that the last step has spoilt: no loss was computed after it.
+
+    Raises:
+        TrainingError: a weight is not finite.
+    """
+    if name := not_finite(model):
+        raise TrainingError(
+            f"after step {steps} the weight {name} is not finite; lower the learning rate, or set "
+            "training.max_grad_norm"
+        )
 
 
 def _key(training: Training, tables: Mapping[str, pa.Table]) -> str:

@@ -25,6 +25,8 @@ def write_base_model(folder: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from automixalign.tiny_model import build_tokenizer
+
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(

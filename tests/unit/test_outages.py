@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults import mlflow_outages, s3_outages
+from benchmarks.faults import mlflow_outages, numbers, s3_outages
 from benchmarks.faults.case import Case
 
 SLOW = {
@@ -28,10 +28,15 @@ SLOW = {
     "the SQLite store is locked",
     "the SQLite store is damaged",
     "`register`, answers 500",
+    "answers are lost",
+    "`ama run`, a specialist diverges",
+    "base model models:/ with a NaN",
+    "a specialist diverges, bf16",
+    "a model evaluated on fewer pairs",
 }
 """They take seconds each, and say little that another one does not."""
 
-CASES = [*s3_outages.CASES, *mlflow_outages.CASES]
+CASES = [*s3_outages.CASES, *mlflow_outages.CASES, *numbers.CASES]
 
 
 def test_what_is_left_out_is_in_the_bench() -> None:

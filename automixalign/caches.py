@@ -44,16 +44,16 @@ def write_cache(
     return manifest
 
 
-def read_cache(cache: Path, split: str, *further: str) -> pa.Table:
+def read_cache(cache: Path, split: str, *columns: str) -> pa.Table:
     """One split of a task's cache: `pair_id`, `chosen_logps`, `rejected_logps`, a specialist's also `loss`.
 
     Args:
-        further: columns that must be there besides the first three.
+        columns: those that must be there.
 
     Raises:
         CacheError: it cannot be read, lacks a column, or a value is not finite.
     """
-    return _read(cache / f"{split}.parquet", *further)
+    return _read(cache / f"{split}.parquet", *columns)
 
 
 def cache_task(cache: Path) -> str:
@@ -73,13 +73,16 @@ def check_cache(cache: Path, data: Path, task: str) -> None:
         raise CacheError(f"{cache}: was not computed for this data of task {task}; compute it again")
 
 
-def read_scores(evaluation: Path, task: str) -> pa.Table:
+def read_scores(evaluation: Path, task: str, *columns: str) -> pa.Table:
     """An evaluation's scores of one task: `pair_id`, `chosen_logps`, `rejected_logps`, `margin`, `loss`.
 
+    Args:
+        columns: those that must be there.
+
     Raises:
-        CacheError: they cannot be read, or a value is not finite.
+        CacheError: they cannot be read, lack a column, or a value is not finite.
     """
-    return _read(evaluation / f"{task}.parquet", LOSS)
+    return _read(evaluation / f"{task}.parquet", *columns)
 
 
 def write_scores(path: Path, table: pa.Table) -> None:
@@ -92,12 +95,13 @@ def write_scores(path: Path, table: pa.Table) -> None:
     files.write_table(path, table)
 
 
-def _read(path: Path, *further: str) -> pa.Table:
+def _read(path: Path, *columns: str) -> pa.Table:
     try:
         table = files.read_table(path)
+        lacking = {"pair_id", *columns} - set(table.column_names)
     except (OSError, ValueError, pa.ArrowException) as error:  # OSError: also a sum that does not match
         raise CacheError(f"{path}: cannot be read, compute it again: {error}") from error
-    if lacking := {"pair_id", CHOSEN, REJECTED, *further} - set(table.column_names):
+    if lacking:
         raise CacheError(f"{path}: has no column {', '.join(sorted(lacking))}; compute it again")
     _check_finite(path, table)
     return table

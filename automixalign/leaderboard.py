@@ -68,14 +68,14 @@ def _excess(folder: Path, folders: Mapping[str, Path], task: str, measured: Mapp
     specialist = folders.get(specialist_name(task))
     if specialist is None:
         raise CacheError(f"the specialist of task {task} was not evaluated")
-    scores = caches.read_scores(folder, task)
+    scores = caches.read_scores(folder, task, caches.LOSS)
     ids = scores.column("pair_id").to_pylist()
-    known = caches.read_scores(specialist, task)
-    if len(known) != len(scores):
+    theirs = caches.read_scores(specialist, task, caches.LOSS)
+    known = caches.join(theirs, ids, f"specialist of {task}, test")
+    if len(theirs) != len(known):
         raise CacheError(
-            f"{folder}: has {len(scores)} pairs of task {task}, but its specialist {len(known)}; evaluate again"
+            f"{folder}: has {len(known)} pairs of task {task}, but its specialist {len(theirs)}; evaluate again"
         )
-    known = caches.join(known, ids, f"specialist of {task}, test")
     losses = caches.column(scores, caches.LOSS)
     _check(folder, task, measured, float(losses.mean()))
     return float(np.maximum(losses - caches.column(known, caches.LOSS), 0).mean())

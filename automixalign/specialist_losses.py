@@ -55,12 +55,14 @@ def write_specialist_losses(
     for split, pairs in splits.items():
         ids = pairs.column("pair_id").to_pylist()
         if split == TEST:
-            scores = caches.join(caches.read_scores(evaluation, task), ids, f"evaluation of {task}")
+            known = caches.read_scores(evaluation, task, caches.CHOSEN, caches.REJECTED)
+            scores = caches.join(known, ids, f"evaluation of {task}")
         elif split == TRAIN and settings.fold is not None:
             scores = _cross_fitted(settings, task, pairs, data, reference, base_model)
         else:
             scores = scores_of(scorer, pairs)
-        known = caches.join(caches.read_cache(reference / task, split), ids, f"reference of {task}, {split}")
+        cache = caches.read_cache(reference / task, split, caches.CHOSEN, caches.REJECTED)
+        known = caches.join(cache, ids, f"reference of {task}, {split}")
         losses = pair_losses(settings.loss, scores, known, pairs)
         scores = scores.select(["pair_id", caches.CHOSEN, caches.REJECTED])
         tables[split] = scores.append_column(caches.LOSS, pa.array(losses))

@@ -33,6 +33,7 @@ from benchmarks.faults.case import Case, ama
 from benchmarks.servers.seaweed import seaweed
 
 NAN, INF = float("nan"), float("inf")
+_COLUMNS = (caches.CHOSEN, caches.REJECTED, caches.LOSS)
 _LAST = "model.norm.weight"
 
 
@@ -294,14 +295,14 @@ def flipped_cache(folder: Path) -> str:
     """Single bits of a cache's file, 200 of them one after the other: refused, or of no consequence."""
     file = folder / f"{TRAIN}.parquet"
     shutil.copytree(tiny.world().losses[0], folder, dirs_exist_ok=True)
-    whole, table, draw = file.read_bytes(), caches.read_cache(folder, TRAIN, caches.LOSS), random.Random(0)
+    whole, table, draw = file.read_bytes(), caches.read_cache(folder, TRAIN, *_COLUMNS), random.Random(0)
     noticed = 0
     for _ in range(200):
         spoilt = bytearray(whole)
         spoilt[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
         file.write_bytes(spoilt)
         try:
-            found = caches.read_cache(folder, TRAIN, caches.LOSS)
+            found = caches.read_cache(folder, TRAIN, *_COLUMNS)
         except CacheError:
             noticed += 1
         else:

@@ -4,8 +4,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import get_swa_multi_avg_fn
+
+from automixalign.errors import TrainingError
 
 FILE = "average.safetensors"
 _update_mean = get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]
@@ -44,7 +47,16 @@ class IterateAverage:
         save_file({str(place): mean.contiguous() for place, mean in enumerate(self.mean)}, folder / FILE)
 
     def load(self, folder: Path, count: int) -> None:
-        """Take up what `save` wrote."""
-        saved = load_file(folder / FILE)
-        torch._foreach_copy_(self.mean, [saved[str(place)] for place in range(len(self.mean))])
+        """Take up what `save` wrote.
+
+        Raises:
+            TrainingError: it is not there, or something else.
+        """
+        try:
+            saved = load_file(folder / FILE)
+            torch._foreach_copy_(self.mean, [saved[str(place)] for place in range(len(self.mean))])
+        except (OSError, SafetensorError, KeyError, RuntimeError) as error:  # the last two: of other parameters
+            raise TrainingError(
+                f"{folder} cannot be read: {FILE}: {error}; remove it, and start again"
+            ) from error
         self.count = count

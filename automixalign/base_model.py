@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from automixalign import files, s3
+from automixalign import files, model_files, models, s3
 from automixalign.config import BaseModelSpec
 from automixalign.errors import ConfigError, ModelError
 from automixalign.settings import BaseModelSettings
@@ -81,6 +81,7 @@ def _convert(spec: BaseModelSpec, folder: Path, scratch: Path) -> dict[str, Any]
     _check_finite(model, spec.source)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    models.forget_code(model, tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return {"parameters": model.num_parameters(), "architecture": type(model).__name__}
@@ -123,27 +124,32 @@ def _load(spec: BaseModelSpec, path: Path | None, **options: Any) -> Any:
 
     gguf = path is not None and path.suffix == ".gguf"
     place = str(path.parent if gguf and path else path or spec.source)
-    common: dict[str, Any] = {"trust_remote_code": False}
+    common: dict[str, Any] = {}
     if gguf and path:
         common["gguf_file"] = path.name
     elif path is None:
         common["revision"] = spec.revision
     else:
-        _refuse_an_adapter(path, spec.source)
+        try:
+            model_files.check_model(path)
+        except ModelError as error:
+            raise ModelError(f"base_model.source: {spec.source} cannot be loaded: {error}") from error
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **common)
-        if not gguf:
-            common["use_safetensors"] = True
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **common)
         model, report = AutoModelForCausalLM.from_pretrained(
             place,
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # its error does not say which; the report does
+            use_safetensors=not gguf,
+            trust_remote_code=False,
             **common,
             **options,
         )
     except Exception as error:  # transformers raises a dozen kinds, tokenizers a bare one
-        raise ModelError(f"base_model.source: {spec.source} cannot be loaded: {error}") from error
+        raise ModelError(
+            f"base_model.source: {spec.source} cannot be loaded: {models.reason(error)}"
+        ) from error
     if missing := sorted(report["missing_keys"]):  # transformers would leave them at random
         raise ModelError(
             f"base_model.source: {spec.source}: {len(missing)} weights are missing, first {missing[0]}"
@@ -155,16 +161,6 @@ def _load(spec: BaseModelSpec, path: Path | None, **options: Any) -> Any:
         )
     _check_tokenizer(model, tokenizer, spec.source)
     return model, tokenizer
-
-
-def _refuse_an_adapter(path: Path, source: str) -> None:
-    """transformers would fetch the model that the adapter names, and load both."""
-    from automixalign.models import ADAPTER
-
-    if (path / ADAPTER).exists() and not (path / "config.json").exists():
-        raise ModelError(
-            f"base_model.source: {source} is a LoRA adapter; merge it into its model and name the result"
-        )
 
 
 @contextmanager

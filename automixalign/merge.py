@@ -20,11 +20,11 @@ from mergekit.config import InputModelDefinition, MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
-from peft import PeftModel, get_peft_model_state_dict
+from peft import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from automixalign import merge_methods, progress, shortages
+from automixalign import merge_methods, model_files, models, progress, shortages
 from automixalign.errors import ModelError
 from automixalign.weights import not_finite
 
@@ -78,9 +78,9 @@ def merge_specialists(
         tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as folder,
     ):
         staging = Path(folder)
-        models = _stage(base, specialists, staging)
+        staged = _stage(base, specialists, staging)
         merged = staging / "merged"
-        _run(models, method, parameters, merged, seed=seed)
+        _run(staged, method, parameters, merged, seed=seed)
         if name := not_finite(merged):
             raise ModelError(
                 f"the merge by {method} of {', '.join(specialists)} overflows: its weight {name} is not "
@@ -105,35 +105,26 @@ def _stage(base: Path, specialists: Mapping[str, Path], staging: Path) -> list[P
     mergekit identifies a model by its path and caches by it. A link of a new name for each keeps
     retrained folders, two tasks of one folder, and a specialist that is the base apart.
     """
-    config = AutoConfig.from_pretrained(base)
-    tied = _tied_names(config)
-    models: list[Path] = []
+    model_files.check_model(base)
+    for folder in specialists.values():
+        model_files.check(folder)
+    tied = _tied_names(models.load_config(base))
+    staged: list[Path] = []
     for index, (task, folder) in enumerate([("", base), *specialists.items()]):
         model = staging / f"model-{index}"
         whose = f"the specialist of task {task!r}" if index else "the base model"
-        if index and _is_adapter(folder):
+        if index and model_files.is_adapter(folder):
             _fold(base, folder, model, whose)
         elif tied & _tensor_shapes(folder).keys():
             # transformers writes tied weights once. Written twice, as in some checkpoints, they
             # could come out of a merge unequal, and would then no longer be tied on loading.
-            _save(AutoModelForCausalLM.from_pretrained(folder, dtype="auto"), model)
+            _save(models.read_full_model(folder, dtype="auto"), model)
         else:
             model.symlink_to(folder.resolve(), target_is_directory=True)
-        if models and (found := _difference(models[0], model)):
+        if staged and (found := _difference(staged[0], model)):
             raise ModelError(f"{whose} ({folder}) cannot be merged with {base}: {found}")
-        models.append(model)
-    return models
-
-
-def _is_adapter(folder: Path) -> bool:
-    """Whether the folder holds a LoRA adapter; ModelError if it holds neither that nor a model."""
-    if (folder / "adapter_config.json").is_file():
-        if not (folder / "adapter_model.safetensors").is_file():
-            raise ModelError(f"{folder} holds an adapter_config.json but no adapter_model.safetensors")
-        return True
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} holds neither a config.json nor an adapter_config.json")
-    return False
+        staged.append(model)
+    return staged
 
 
 def _tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -161,7 +152,7 @@ def _names(tensors: safe_open) -> list[str]:
 
 def _difference(base: Path, model: Path) -> str:
     """How `model` differs from `base` in architecture, or ""; at most three tensors are named."""
-    ours, theirs = AutoConfig.from_pretrained(base), AutoConfig.from_pretrained(model)
+    ours, theirs = models.load_config(base), models.load_config(model)
     for key in COMPARED:
         if getattr(ours, key, None) != getattr(theirs, key, None):
             return f"{key} is {getattr(theirs, key, None)} instead of {getattr(ours, key, None)}"
@@ -188,9 +179,9 @@ def _tied_names(config: PretrainedConfig) -> set[str]:
 
 def _fold(base: Path, adapter: Path, folder: Path, whose: str) -> None:
     """Write the base with the adapter added to its weights, in the dtype the merge works in."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=_merge_dtype(_dtype(base)))
+    model = models.read_full_model(base, dtype=_merge_dtype(_dtype(base)))
     try:
-        model = PeftModel.from_pretrained(model, str(adapter))
+        model = models.load_adapter(model, adapter)
         with safe_open(adapter / "adapter_model.safetensors", framework="pt") as tensors:
             stored = {name for name in _names(tensors) if ".lora_" in name}
         loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -198,7 +189,7 @@ def _fold(base: Path, adapter: Path, folder: Path, whose: str) -> None:
         odd = sorted(stored ^ {name for name in loaded if ".lora_" in name})
         if odd:
             raise ValueError(f"{len(odd)} weights fit no module, or are missing: {odd[0]} ...")
-    except (RuntimeError, ValueError) as error:  # other shapes, or none of its modules
+    except (ModelError, ValueError) as error:  # other shapes, or none of its modules
         reason = " ".join(str(error).split())
         raise ModelError(f"{whose} ({adapter}) is no adapter of {base}: {reason}") from error
     _save(model.merge_and_unload(), folder)
@@ -209,7 +200,7 @@ def _save(model: torch.nn.Module, folder: Path) -> None:
 
 
 def _dtype(model: Path) -> torch.dtype:
-    dtype = AutoConfig.from_pretrained(model).dtype
+    dtype = models.load_config(model).dtype
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
@@ -219,7 +210,7 @@ def _merge_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _run(
-    models: list[Path],
+    staged: list[Path],
     method: str,
     parameters: Mapping[str, float],
     output: Path,
@@ -227,11 +218,11 @@ def _run(
     seed: int,
 ) -> None:
     """Run mergekit on the base and the specialists of `_stage`."""
-    dtype = _dtype(models[0])
+    dtype = _dtype(staged[0])
     spec = merge_methods.MERGE_METHODS[method]
     shared, per_model = merge_methods.resolve(method, parameters)
     # Not ModelReference.parse, to which `@` and `+` in a path are a revision and an adapter.
-    base, *inputs = (ModelReference(model=ModelPath(path=str(path))) for path in models)
+    base, *inputs = (ModelReference(model=ModelPath(path=str(path))) for path in staged)
     first = inputs[0] if spec.first_is_base else None
     configuration = MergeConfiguration(
         merge_method=method,

@@ -14,13 +14,17 @@ import json
 import math
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
@@ -108,7 +112,8 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
             self._restore(checkpoint)
         elif self.accelerator.is_main_process:
             files.write_text(self.trajectory, "")
-        result = super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
+        with _readable(checkpoint):
+            result = super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
         if self.average is not None:
             self.average.install()
         return result
@@ -264,6 +269,17 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
             task: float(mean) if count else None
             for task, mean, count in zip(self.tasks, means, pairs, strict=True)
         }
+
+
+@contextmanager
+def _readable(checkpoint: Path | None) -> Iterator[None]:
+    """Name the checkpoint that holds more than tensors and numbers, which is all that torch unpickles of it."""
+    try:
+        yield
+    except (UnpicklingError, SafetensorError) as error:
+        pickled = isinstance(error, UnpicklingError)  # torch's own words advise to run it all the same
+        reason = "a file of it is a pickle that could run code" if pickled else str(error)
+        raise TrainingError(f"{checkpoint} cannot be read: {reason}; remove it, and start again") from error
 
 
 class _AfterStep(TrainerCallback):  # type: ignore[misc]

@@ -1,0 +1,101 @@
+"""What somebody brings who wants a run to work for them: pickles, code; and a sound model to hide them in."""
+
+import atexit
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from automixalign.errors import AutoMixAlignError
+from benchmarks.faults.case import UnexpectedError
+
+
+class Bomb:
+    """Unpickled, it makes the folder `marker`: anything else could have been run as well."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = str(marker)
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[str]]:
+        return os.mkdir, (self.marker,)
+
+
+def write_pickle(path: Path, marker: Path) -> None:
+    """A torch file that makes `marker` when it is unpickled, which is tried out on the spot."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"weight": Bomb(marker)}, path)
+    with path.open("rb") as stream:
+        torch.load(stream, weights_only=False)
+    marker.rmdir()  # raises where the weapon does not work: the case would then show nothing
+
+
+def code(marker: Path) -> str:
+    """A Python module that makes `marker` when it is imported."""
+    return f"import os\nos.mkdir({str(marker)!r})\n"
+
+
+def scratch() -> Path:
+    """A folder that lasts as long as the process, for what several cases start from."""
+    folder = Path(tempfile.mkdtemp(prefix="ama-fault-"))
+    atexit.register(shutil.rmtree, folder)
+    return folder
+
+
+@cache
+def sound_model() -> Path:
+    """A sound base model of some thousand weights; not to be changed."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from automixalign.tiny_model import build_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    folder = scratch() / "model"
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def model(folder: Path) -> Path:
+    """The sound base model in a new folder, to be spoiled."""
+    return Path(shutil.copytree(sound_model(), folder))
+
+
+def change(path: Path, **keys: object) -> None:
+    """Set keys of a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
+
+
+def refused(kind: type[AutoMixAlignError], marker: Path, call: Callable[[], object], *words: str) -> str:
+    """Make a call that must end in a named error with these words, and must not make the marker."""
+    try:
+        call()
+    except kind as error:
+        said = str(error)
+    except Exception as error:
+        raise UnexpectedError(f"{_ran(marker)}{type(error).__name__}: {error}") from error
+    else:
+        raise UnexpectedError(f"{_ran(marker)}not refused")
+    if marker.exists() or any(word not in said for word in words):
+        raise UnexpectedError(f"{_ran(marker)}{kind.__name__}: {said}")
+    return f"{kind.__name__}: {said}"
+
+
+def harmless(marker: Path, call: Callable[[], object]) -> None:
+    """Make a call that must go well, and must not make the marker."""
+    try:
+        call()
+    except Exception as error:
+        raise UnexpectedError(f"{_ran(marker)}{type(error).__name__}: {error}") from error
+    if marker.exists():
+        raise UnexpectedError(_ran(marker))
+
+
+def _ran(marker: Path) -> str:
+    return "THE CODE WAS RUN; " if marker.exists() else ""

@@ -1,8 +1,13 @@
 """Errors a user can act on: each says what is wrong, where, and what to do."""
 
+from automixalign.plain_text import shown
+
 
 class AutoMixAlignError(Exception):
-    """Base of every error this library raises on purpose."""
+    """Base of every error this library raises on purpose; its message can be shown anywhere."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(shown(message))
 
 
 class ConfigError(AutoMixAlignError):

@@ -9,15 +9,15 @@ import json
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from automixalign import alive, artifacts, files, shortages
+from automixalign import alive, artifacts, files, plain_text, shortages
 from automixalign.artifacts import Artifact
 from automixalign.errors import StorageError
+from automixalign.plain_text import shown
 from automixalign.tracking import spool
 from automixalign.tracking.record import Record
 
@@ -48,6 +48,7 @@ class Step:
         """Append one event; a line this short is appended whole, also by several processes."""
         if self.events is None:
             return
+        facts = {key: shown(value) if isinstance(value, str) else value for key, value in facts.items()}
         row = {"time": time.time(), "stage": self.stage, "name": self.name, "event": event, **facts}
         line = f"{json.dumps(row)}\n"
         torn, self._torn = self._torn, True
@@ -64,7 +65,7 @@ class Step:
 
     def warn(self, message: str) -> None:
         """Tell something that the user should know of, and go on."""
-        print(f"warning: {message}", file=sys.stderr)  # noqa: T201
+        print(f"warning: {shown(message)}", file=sys.stderr)  # noqa: T201
         self.emit("warning", message=message)
 
     def track(self, items: Iterable[_T], total: int) -> Iterator[_T]:
@@ -132,7 +133,7 @@ def _tell_failure(running: Step, error: BaseException) -> None:
     """Tell of an error wherever there is room for it: a full disk must not put another in its place."""
     tellings: list[Callable[[], None]] = [
         lambda: running.emit("failed", error=f"{type(error).__name__}: {error}"),
-        lambda: traceback.print_exception(error),
+        lambda: print(plain_text.of_exception(error), file=sys.stderr),  # noqa: T201
         lambda: _keep_record(running, "FAILED"),
     ]
     for tell in tellings:

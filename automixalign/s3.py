@@ -19,6 +19,7 @@ from typing import Any
 
 from automixalign import files
 from automixalign.errors import DamagedError, StorageError, UnreachableError
+from automixalign.plain_text import masked
 
 SCHEME = "s3://"
 SHA256 = "automixalign-sha256"
@@ -33,8 +34,6 @@ _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
 _PART = 16 << 20
 _THREADS = 4
-_SECRET = 8
-"""A shorter secret is none, and may well be part of a name."""
 
 _CREDENTIALS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile that AWS_PROFILE names"
 _SERVER = "see that the server is up and that AWS_ENDPOINT_URL is its address, then start again"
@@ -295,7 +294,7 @@ def _explained(what: str) -> Iterator[None]:
         reason = getattr(error, "last_exception", None) or error  # where a transfer has tried several times
         advice = _advice(error)
         message = f"{what}: {reason}; {advice}".removesuffix("; ")
-        clean = _without_credentials(message)
+        clean = masked(message)
         kind = UnreachableError if advice == _SERVER else StorageError
         # The cause's own message would stand in a traceback too.
         raise kind(clean) from (error if clean == message else None)
@@ -318,12 +317,3 @@ def _advice(error: BaseException) -> str:
         if isinstance(each, botocore.parsers.ResponseParserError):
             return "see that AWS_ENDPOINT_URL is an S3 server's address"
     return "check AWS_ENDPOINT_URL" if "endpoint" in str(error).lower() else ""
-
-
-def _without_credentials(text: str) -> str:
-    text = re.sub(r"://[^/@\s]+@", "://***@", text)
-    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        secret = os.environ.get(name, "").strip()
-        if len(secret) >= _SECRET:
-            text = text.replace(secret, "***")
-    return text

@@ -181,7 +181,9 @@ def run(
     folder = output or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     steps = display.steps_of(experiment)
     progress = display.Progress(console, steps)
-    console.print(f"{experiment.name}: {steps} steps, results in {folder}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{experiment.name}: {steps} steps, results in {folder}", highlight=False, soft_wrap=True, markup=False
+    )
     try:
         with progress.live:
             local_run.run(experiment, folder, progress.follow, steps_are, shared, retries)

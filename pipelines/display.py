@@ -14,6 +14,7 @@ from rich.table import Table
 
 from automixalign import compare, config_file, files, leaderboard, run_folder
 from automixalign.config import Experiment
+from automixalign.plain_text import shown
 from automixalign.report import runs
 from pipelines.run import KFP_LOG, StepFailedError, step_title
 from pipelines.sending import STORE
@@ -44,13 +45,14 @@ class Progress:
             elif event["event"] == "progress" and key in self.running:
                 self.running[key].update(event)
             elif event["event"] == "warning":
-                self.console.print(f"[yellow]![/] {escape(event['message'])}", highlight=False, soft_wrap=True)
+                line = f"[yellow]![/] {_text(event['message'])}"
+                self.console.print(line, highlight=False, soft_wrap=True, emoji=False)
             elif event["event"] in _MARK:
                 step = self.running.pop(key, {"began": event["time"]})
                 self.finished += event["event"] != "failed"
                 loss = f"  loss {step['loss']:.3f}" if "loss" in step else ""
                 took = event["time"] - step["began"]
-                title = escape(step_title(*key))
+                title = _text(step_title(*key))
                 cost = "from cache" if event["event"] == "cached" else f"{took:7.1f} s{loss}"
                 self.console.print(f"{_MARK[event['event']]} {title:<44}{cost}", highlight=False)
 
@@ -60,7 +62,7 @@ class Progress:
             done, total = step.get("done", 0), step.get("total", 0)
             grid.add_row(
                 Spinner("dots"),
-                escape(step_title(stage, name)),
+                _text(step_title(stage, name)),
                 f"{time.time() - step['began']:.0f} s",
                 ProgressBar(total, done, width=24) if total else "",
                 f"{done}/{total}" if total else "",
@@ -94,9 +96,9 @@ def show_results(console: Console, folder: Path) -> None:
         table.add_column(f"{view}\n{SHOWN[metric]}", justify="right", no_wrap=True)
     for model, family, *values in rows:
         cells = [f"[bold]{cell.strip('*')}[/]" if cell.startswith("**") else cell for cell in values]
-        table.add_row(model, *cells, style="dim" if family in ("reference", "specialist") else None)
+        table.add_row(_text(model), *cells, style="dim" if family in ("reference", "specialist") else None)
     console.print(table)
-    console.print(leaderboard.verdict(entries), highlight=False)
+    console.print(_text(leaderboard.verdict(entries)), highlight=False, emoji=False)
     places = {
         "leaderboard": "leaderboard.json",
         "report": runs.PAGE,
@@ -105,10 +107,10 @@ def show_results(console: Console, folder: Path) -> None:
         "logs": run_folder.LOGS,
     }
     for what, place in places.items():
-        console.print(f"  {what:<13}{folder / place}", highlight=False, soft_wrap=True)
+        _print(console, f"  {what:<13}{folder / place}")
     if (folder / STORE).exists():
         command = f"mlflow ui --backend-store-uri sqlite:///{(folder / STORE).resolve()}"
-        console.print(f"  {'MLflow':<13}{command}", highlight=False, soft_wrap=True)
+        _print(console, f"  {'MLflow':<13}{command}")
     _show_last_steps(console, folder)
 
 
@@ -118,18 +120,29 @@ def _show_last_steps(console: Console, folder: Path) -> None:
         made = files.read_json(folder / REGISTRATION)
         what = "the champion" if made["champion"] else f"not the champion: {'; '.join(made['reasons'])}"
         line = f"models:/{made['name']}/{made['version']} ({made['model']}), {what}"
-        console.print(f"  {'registered':<13}{line}", highlight=False, soft_wrap=True, markup=False)
+        _print(console, f"  {'registered':<13}{line}")
     if (folder / PUBLICATION).exists():
         place = config_file.read_yaml(folder / run_folder.CONFIG)["output"]["to"]
-        console.print(f"  {'published':<13}{place}", highlight=False, soft_wrap=True, markup=False)
+        _print(console, f"  {'published':<13}{place}")
 
 
 def show_failure(console: Console, failure: StepFailedError, folder: Path) -> None:
     """Which step failed, why, and the end of its log."""
-    console.print(f"[red]✗ {escape(failure.step)} failed:[/] {escape(failure.error)}", soft_wrap=True)
+    line = f"[red]✗ {_text(failure.step)} failed:[/] {_text(failure.error)}"
+    console.print(line, highlight=False, soft_wrap=True, emoji=False)
     tail = failure.tail()
     if tail:
-        console.rule(f"last lines of {failure.log}", style="dim")
-        console.print(escape(tail), highlight=False, soft_wrap=True)
+        console.rule(_text(f"last lines of {failure.log}"), style="dim")
+        _print(console, tail)
         console.rule(style="dim")
-    console.print(f"kfp's own log: {folder / run_folder.LOGS / KFP_LOG}", soft_wrap=True)
+    _print(console, f"kfp's own log: {folder / run_folder.LOGS / KFP_LOG}")
+
+
+def _print(console: Console, text: str) -> None:
+    """A line as it is: what it quotes is neither markup nor an order to the terminal."""
+    console.print(shown(text), highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def _text(text: str) -> str:
+    """Text for the middle of markup."""
+    return escape(shown(text))

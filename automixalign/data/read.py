@@ -197,6 +197,7 @@ def _read_parquet(path: Path, named: str) -> Iterator[Row]:
 def _read_saved_dataset(path: Path, named: str) -> Iterator[Row]:
     import datasets
 
+    _check_that_files_lie_within(path, named)
     try:
         data = datasets.load_from_disk(str(path))
         parts = data if isinstance(data, dict) else {"": data}
@@ -206,6 +207,23 @@ def _read_saved_dataset(path: Path, named: str) -> Iterator[Row]:
         raise
     except Exception as error:  # its files are JSON and Arrow, and each may be broken in a way of its own
         raise DataError(f"{named}: not a readable saved data set: {error}") from error
+
+
+def _check_that_files_lie_within(path: Path, named: str) -> None:
+    for state in path.rglob("state.json"):
+        try:
+            names = [file["filename"] for file in files.read_json(state)["_data_files"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{named}: not a readable saved data set: {state.name}: {error!r}") from error
+        for name in names:
+            if Path(name).name != name:
+                raise DataError(f"{named}: {state.name} names {name!r}, which is no file of this folder")
+
+
+def _as_stored(data: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a data set, undecoded: an image or a sound may be an address, which would be fetched."""
+    for table in data.with_format("arrow").iter(batch_size=256):
+        yield from table.to_pylist()
 
 
 def _read_hub(task: TaskSpec) -> Iterator[Row]:
@@ -221,8 +239,8 @@ def _read_hub(task: TaskSpec) -> Iterator[Row]:
     yield from _rows(_with_fields(data), f"{task.source}[{task.hub_split}]")
 
 
-def _with_fields(data: Any) -> Any:
-    return data.select_columns([name for name in FIELDS if name in data.column_names])
+def _with_fields(data: Any) -> Iterator[dict[str, Any]]:
+    return _as_stored(data.select_columns([name for name in FIELDS if name in data.column_names]))
 
 
 def _rows(rows: Iterable[dict[str, Any]], named: str) -> Iterator[Row]:

@@ -1,13 +1,17 @@
 """The records that are waiting to be sent: a folder with a file each."""
 
 import os
+import stat
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pydantic import BaseModel, Field
 
 from automixalign import files
+from automixalign.errors import ConfigError
 from automixalign.tracking.record import Record, new_key
 
 FOLDER = "AMA_SPOOL"
@@ -61,7 +65,7 @@ class Spool:
         if file.exists():
             return Target.model_validate_json(file.read_text(encoding="utf-8"))
         if URI in os.environ:
-            return Target(uri=os.environ[URI], run_id=os.environ.get(RUN_ID))
+            return Target(uri=_without_credentials(os.environ[URI]), run_id=os.environ.get(RUN_ID))
         return None
 
     def aim(self, target: Target) -> None:
@@ -90,5 +94,32 @@ def of_environment() -> Spool | None:
     if FOLDER in os.environ:
         return Spool(Path(os.environ[FOLDER]))
     if URI in os.environ:
-        return Spool(Path(tempfile.gettempdir()) / f"automixalign-spool-{os.getuid()}")
+        return Spool(_own_folder())
     return None
+
+
+def _own_folder() -> Path:
+    """A folder that all steps of this user share; a record names files to send, so nobody else may leave one.
+
+    Raises:
+        ConfigError: somebody else has made it, or may write there.
+    """
+    folder = Path(tempfile.gettempdir()) / f"automixalign-spool-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise ConfigError(f"{folder} is not this user's alone: remove it, or name another folder in {FOLDER}")
+    return folder
+
+
+def _without_credentials(uri: str) -> str:
+    """The server's address; user and password go to the environment, where MLflow looks for them, too."""
+    parts = urlsplit(uri)
+    user, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return uri
+    name, _, password = user.partition(":")
+    os.environ.setdefault("MLFLOW_TRACKING_USERNAME", unquote(name))
+    os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", unquote(password))
+    return urlunsplit(parts._replace(netloc=host))

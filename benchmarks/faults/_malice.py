@@ -5,9 +5,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -65,6 +67,41 @@ def sound_model() -> Path:
 def model(folder: Path) -> Path:
     """The sound base model in a new folder, to be spoiled."""
     return Path(shutil.copytree(sound_model(), folder))
+
+
+def byte_model(folder: Path) -> Path:
+    """A tokenizer that knows every byte, with a ChatML template, for what must keep every character."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: place for place, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token) for token in ("<|im_start|>", "<|im_end|>")])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")  # noqa: S106  no password
+    fast.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    fast.save_pretrained(folder)
+    return folder
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[Any]:
+    """A client of an S3 server that the environment points at meanwhile; it has the bucket `ready`."""
+    from tests.conftest import seaweed
+
+    (folder / "server").mkdir()
+    with seaweed(folder / "server") as running:
+        kept = dict(os.environ)
+        os.environ.update(running.environment)
+        try:
+            yield running.client
+        finally:
+            os.environ.clear()
+            os.environ.update(kept)
 
 
 def change(path: Path, **keys: object) -> None:

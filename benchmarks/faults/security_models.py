@@ -212,6 +212,17 @@ def _registered(folder: Path) -> str:
         mlflow.set_tracking_uri(kept)
 
 
+def _on_a_server(folder: Path) -> str:
+    spoiled, marker, source = _malice.model(folder / "model"), folder / "marker", "s3://ready/evil"
+    _only_a_pickle(spoiled, marker)
+    with _malice.server(folder) as client:
+        for file in spoiled.iterdir():
+            client.upload_file(str(file), "ready", f"evil/{file.name}")
+        return _malice.refused(
+            ModelError, marker, lambda: prepare(source, folder / "output"), source, "is a pickle"
+        )
+
+
 def _gguf(folder: Path) -> str:
     marker = folder / "marker"
     _malice.write_pickle(folder / "model.gguf", marker)
@@ -365,5 +376,6 @@ CHEAP = [
 CASES = [
     *CHEAP,
     Case(_GROUP, "only pickles behind models:/", _PICKLE, _registered),
+    Case(_GROUP, "only a pickle behind s3://", _PICKLE, _on_a_server),
     Case(_GROUP, "chat template: endless", "the step works on until it is ended; nothing is written", _endless),
 ]

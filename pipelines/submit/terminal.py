@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from automixalign import config_file
+from automixalign.plain_text import shown
 from pipelines.submit.following import Outcome, follow
 from pipelines.submit.server import Access, Server
 from pipelines.submit.submission import Submission
@@ -18,10 +19,10 @@ def show_dry_run(console: Console, submission: Submission, access: Access) -> No
     """What would be sent, and where to."""
     console.print("dry run: nothing is sent", highlight=False)
     for what, value in {**access.facts(), **submission.facts()}.items():
-        console.print(f"  {what:<13}{value}", highlight=False, soft_wrap=True, markup=False)
+        _print(console, f"  {what:<13}{value}")
     console.print("  config:", highlight=False)
     for line in config_file.dump(submission.experiment).splitlines():
-        console.print(f"    {line}", highlight=False, soft_wrap=True, markup=False)
+        _print(console, f"    {line}")
 
 
 def send_and_follow(console: Console, server: Server, submission: Submission, poll: float | None) -> int:
@@ -66,10 +67,11 @@ def send_and_follow(console: Console, server: Server, submission: Submission, po
 def _show_end(console: Console, outcome: Outcome, name: str, seconds: float, link: str) -> int:
     if outcome.succeeded:
         mark, text = "[green]✓[/]", f"{name} succeeded after {seconds:.0f} s: {link}"
-        console.print(f"{mark} {escape(text)}", highlight=False, soft_wrap=True)
+        console.print(f"{mark} {escape(shown(text))}", highlight=False, soft_wrap=True, emoji=False)
         return 0
     errors = Console(stderr=True)
-    errors.print(f"[red]✗ {escape(name)}: {outcome.state}[/]", highlight=False, soft_wrap=True)
+    line = f"[red]✗ {escape(shown(f'{name}: {outcome.state}'))}[/]"
+    errors.print(line, highlight=False, soft_wrap=True, emoji=False)
     if outcome.message:
         _print(errors, f"  {outcome.message}")
     for step, message in outcome.failed:
@@ -79,4 +81,4 @@ def _show_end(console: Console, outcome: Outcome, name: str, seconds: float, lin
 
 
 def _print(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(shown(text), highlight=False, soft_wrap=True, markup=False, emoji=False)

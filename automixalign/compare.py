@@ -1,7 +1,9 @@
 """Bring all evaluations together: leaderboard, plots, and the page that shows what the run found."""
 
+import html
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,7 +59,7 @@ def compare(
         plots.weight_trajectories(ordered, folder / "task_weights.png")
         for metric in leaderboard.METRICS:
             plots.task_bars(entries, metric, folder / f"{metric}.png")
-    files.write_text(markdown, _markdown(entries))
+    files.write_text(markdown, as_markdown(entries))
     report_page.write(collect(settings, entries, trajectories, data, losses, costs), page, facts)
     record = progress.current().record
     record.of_pipeline = True
@@ -104,7 +106,14 @@ def summary_metrics(entries: list[leaderboard.Entry]) -> dict[str, float]:
     }
 
 
-def _markdown(entries: list[leaderboard.Entry]) -> str:
+def as_markdown(entries: list[leaderboard.Entry]) -> str:
+    """The leaderboard as a table; KFP's page renders it, HTML in it included."""
     header, rows = leaderboard.table(entries)
+    rows = [[*map(_escaped, (model, family)), *numbers] for model, family, *numbers in rows]
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
-    return "\n".join([leaderboard.verdict(entries), "", *lines, ""])
+    return "\n".join([_escaped(leaderboard.verdict(entries)), "", *lines, ""])
+
+
+def _escaped(text: str) -> str:
+    """Text that is neither HTML nor Markdown."""
+    return re.sub(r"([\\`*\[\]#|~])", r"\\\1", html.escape(" ".join(text.split())))

@@ -231,7 +231,7 @@ def _gguf(folder: Path) -> str:
     )
 
 
-def _tokenise(folder: Path, template: str) -> object:
+def tokenise(folder: Path, template: str) -> object:
     """Prepare data for a model with this chat template."""
     spoiled = _malice.model(folder / "spoiled")
     (spoiled / "chat_template.jinja").write_text(template)
@@ -271,7 +271,7 @@ def _template(template: str) -> Callable[[Path], str]:
     def run(folder: Path) -> str:
         marker = folder / "marker"
         text = template.replace("MARKER", str(marker))
-        return _malice.refused(DataError, marker, lambda: _tokenise(folder, text), "task task", "chat template")
+        return _malice.refused(DataError, marker, lambda: tokenise(folder, text), "task task", "chat template")
 
     return run
 
@@ -280,7 +280,7 @@ def _endless(folder: Path) -> str:
     """In a process of its own, which must still be at it when our patience ends, and end when it is told to."""
     call = (
         "import sys, pathlib; from benchmarks.faults import security_models as s; "
-        "s._tokenise(pathlib.Path(sys.argv[1]), '{% for i in range(99999) %}{% for j in range(99999) %}"
+        "s.tokenise(pathlib.Path(sys.argv[1]), '{% for i in range(99999) %}{% for j in range(99999) %}"
         "{% endfor %}{% endfor %}')"
     )
     process = subprocess.Popen([sys.executable, "-c", call, str(folder)], stderr=subprocess.DEVNULL)

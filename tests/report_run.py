@@ -15,6 +15,15 @@ from automixalign.settings import ComparisonSettings
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>\u2028&amp;"
 """A text that would run where it was taken for HTML."""
 
+EVERYWHERE = (
+    f"{HOSTILE}<!--<script>]]>\u2029<svg onload='window.hacked = 3'>"
+    "<iframe srcdoc='<script>top.hacked = 4</script>'>"
+    "<a href='javascript:window.hacked = 5'>x</a><base href='http://127.0.0.1:9/'>"
+    "' onmouseover='window.hacked = 6'"
+    '" autofocus onfocus="window.hacked = 7" $title ${script} {{7*7}} `code` \x1b[31m\u202e'
+)
+"""The same and more, for the page's every text: it must not rely on what the schema lets into a name."""
+
 TASKS = ("alpha", "beta")
 TEST_PAIRS = {"alpha": 20, "beta": 10}
 STEPS = 40
@@ -136,6 +145,25 @@ def _losses(folder: Path, task: str) -> Path:
     manifest = {"task": task, "mean_loss": {"train": 0.1, "test": 0.1 + gap}, "gap": gap, "cross_fit": False}
     files.write_json(place / caches.MANIFEST, manifest)
     return place
+
+
+def hostile_facts(facts: Any) -> Any:
+    """The facts of a run's page with a hostile text in every name, key that is a name, and free text."""
+    names = {task: task + EVERYWHERE for task in TASKS}
+    names |= {specialist_name(task): specialist_name(names[task]) for task in TASKS}
+    names |= {model: model + EVERYWHERE for model in LEVEL}
+    structure = {"kind", "family", "metrics"}
+
+    def spoiled(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {names.get(name, name): spoiled(inner, name) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [spoiled(inner, key) for inner in value]
+        if isinstance(value, str) and key not in structure and value not in ("lower", "higher"):
+            return names.get(value, value + EVERYWHERE)
+        return value
+
+    return spoiled(facts)
 
 
 def facts_of(page: Path) -> Any:

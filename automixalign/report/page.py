@@ -32,7 +32,15 @@ def render(data: dict[str, Any]) -> str:
     return Template(_asset("page.html")).substitute(
         title=html.escape(data["name"]),
         verdict=html.escape(data["verdict"]),
-        policy=f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'",
+        policy="; ".join(
+            [
+                "default-src 'none'",
+                f"style-src '{_hash(style)}'",
+                f"script-src '{_hash(script)}'",
+                "base-uri 'none'",  # these two do not follow default-src
+                "form-action 'none'",
+            ]
+        ),
         style=style,
         script=script,
         data=_embedded(data),

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 from chromium import EXECUTABLE, Page, browser
-from report_run import HOSTILE, write_run
+from report_run import EVERYWHERE, HOSTILE, hostile_facts, write_run
 
+from automixalign import files
+from automixalign.report import page as report_page
 from automixalign.report import runs
 from automixalign.report.comparison import write_comparison
 
@@ -89,6 +91,54 @@ def test_texts_are_shown_as_they_are(page: Page, reports: dict[str, Path]) -> No
     assert HOSTILE in page.run("document.querySelector('#data').textContent")
     assert HOSTILE in page.run("document.querySelector('main').textContent")
     assert page.run("document.querySelectorAll('img').length") == 0
+
+
+def test_no_text_of_the_page_is_taken_for_html(page: Page, reports: dict[str, Path], tmp_path: Path) -> None:
+    """Every name and text is hostile, as the schema would not let it be; warnings and steps are there, too."""
+    facts = files.read_json(reports["run"].parents[1] / runs.FACTS)
+    facts["warnings"] = ["a warning"]
+    facts["stages"] = [{"stage": "a step", "name": "of a task", "seconds": 1.0}]
+    whole = tmp_path / "hostile.html"
+    report_page.write(hostile_facts(facts), whole)
+    page.open(whole)
+    assert page.run("[...document.querySelectorAll('main > section')].map((part) => part.id)") == SECTIONS
+    made = page.run("[...new Set([...document.querySelectorAll('*')].map((one) => one.localName))]")
+    assert not {"img", "iframe", "base", "form", "object", "embed"} & set(made)
+    assert page.run("document.querySelectorAll('script').length") == 2
+    assert page.run("document.querySelectorAll('a[href]:not([href^=\"#\"])').length") == 0
+    events = "[...document.querySelectorAll('*')].flatMap((one) => one.getAttributeNames())"
+    assert not [name for name in page.run(events) if name.startswith("on")]
+    text = page.run("document.body.innerText + [...document.querySelectorAll('pre')].map((x) => x.textContent)")
+    assert text.count("window.hacked = 1") > 40, "it stands there in every place"
+    for select in ("#leaderboard", "#trajectories", "#curves"):
+        for value in page.run(f"[...document.querySelectorAll('{select} option')].map((one) => one.value)"):
+            choose(page, select, value)
+    assert EVERYWHERE.partition("\u2028")[0] in page.run("document.querySelector('h1').textContent")
+
+
+@pytest.mark.parametrize(
+    ("attempt", "refusal"),
+    [
+        ("const it = document.createElement('script'); it.textContent = 'window.hacked = 8';", "script-src"),
+        ("const it = document.createElement('img'); it.src = 'http://127.0.0.1:9/x.png';", "default-src"),
+        ("const it = document.createElement('base'); it.href = 'http://127.0.0.1:9/';", "base-uri"),
+        ("const it = document.createElement('style'); it.textContent = '* {color: red}';", "style-src"),
+        ("const it = document.createElement('iframe'); it.src = 'data:text/html,x';", "default-src"),
+        (
+            "const it = document.createElement('div'); it.setAttribute('onclick', 'window.hacked = 9');",
+            "script-src",
+        ),
+    ],
+)
+def test_even_html_that_got_in_could_do_nothing(
+    page: Page, reports: dict[str, Path], attempt: str, refusal: str
+) -> None:
+    page.open(reports["run"])
+    page.run(f"{{ {attempt} document.body.append(it); it.click?.(); }}")
+    page.run("new Promise((done) => setTimeout(done, 100))")
+    assert [text for text in page.complaints if refusal in text], page.complaints
+    page.complaints.clear()
+    page.requests[:] = [address for address in page.requests if address.startswith("file:")]
 
 
 def test_the_leaderboard_sorts_by_pointer_and_keyboard(page: Page, reports: dict[str, Path]) -> None:

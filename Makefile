@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SCAN   := .venv-scan
+AUDIT  := .venv-audit
 ARGS   ?=
 JOBS   ?= 2
 
@@ -25,7 +26,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup run test lint types unit test-containers images image-cpu image-cuda compile pages scan clean
+.PHONY: help setup run test lint types unit test-containers images image-cpu image-cuda sbom compile pages scan audit clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -69,6 +70,10 @@ image-cpu: ## the container image for CPUs
 image-cuda: ## the container image for CUDA, several GB
 	$(BUILD) --build-arg TORCH_INDEX=$(INDEX) --build-arg ACCELERATOR=cuda --tag $(IMAGE)-cuda .
 
+sbom: ## build/sbom.cdx.json: every Python package of the image IMAGE, with version and licence
+	mkdir -p build
+	$(DOCKER) run --rm --network none $(IMAGE) cat /opt/ama/sbom.cdx.json > build/sbom.cdx.json
+
 compile: setup ## rewrite the pipelines that are kept after a change to the DAG or to where it runs
 	$(BIN)/ama compile --preset quickstart --output pipelines/automixalign.yaml
 	$(BIN)/python tests/pipeline/compiled.py
@@ -87,5 +92,15 @@ $(SCAN)/.installed: .ci/scan-constraints.txt
 	$(SCAN)/bin/python -m pip install --quiet --constraint .ci/scan-constraints.txt checkov
 	touch $@
 
+audit: $(AUDIT)/.installed ## known holes of the pinned versions, from PyPI's advisories; needs a network
+	# Strict: where PyPI's advisories cannot be read, nothing was found out, and that is no success.
+	$(AUDIT)/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off --requirement constraints.txt
+	$(AUDIT)/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off --requirement images/sbom-constraints.txt
+
+$(AUDIT)/.installed: .ci/audit-constraints.txt
+	test -x $(AUDIT)/bin/python || $(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --constraint .ci/audit-constraints.txt pip-audit
+	touch $@
+
 clean: ## remove what the commands made, but the results of runs
-	rm -rf $(VENV) $(SCAN) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	rm -rf $(VENV) $(SCAN) $(AUDIT) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -153,8 +153,9 @@ def _stand_in(scratch: Path) -> Path:
 
 
 def _see_wheels() -> Path:
-    """A folder with the wheels of all in the image, in the versions of constraints.txt, torch for CPUs."""
-    asked = [(ROOT / name).read_text() for name in ("pyproject.toml", "constraints.txt")]
+    """A folder with the wheels of all in the image and its build, in their pinned versions, torch for CPUs."""
+    pins, tools = "constraints.txt", "images/sbom-constraints.txt"
+    asked = [(ROOT / name).read_text() for name in ("pyproject.toml", pins, tools)]
     folder = CACHE / f"wheels-{_key(*asked)}"
     if folder.exists():
         return folder
@@ -163,13 +164,14 @@ def _see_wheels() -> Path:
     part = folder.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     with _timed("wheels"):
-        for what in (
-            ["--no-deps", "--index-url", index[1], "--retries", "1", "torch"],
-            ["--no-deps", "pip", "setuptools"],
-            ["--find-links", str(part), "--only-deps", str(ROOT)],
+        for versions, *what in (
+            [pins, "--no-deps", "--index-url", index[1], "--retries", "1", "torch"],
+            [pins, "--no-deps", "pip", "setuptools"],
+            [pins, "--find-links", str(part), "--only-deps", str(ROOT)],
+            [tools, "cyclonedx-bom"],
         ):
             command = [sys.executable, "-m", "pip", "wheel", "--wheel-dir", str(part), "--constraint"]
-            done = _run([*command, str(ROOT / "constraints.txt"), *what])
+            done = _run([*command, str(ROOT / versions), *what])
             if done.returncode:
                 raise RuntimeError(f"pip wheel {' '.join(what)}: {done.stdout[-2000:]}")
         for old in CACHE.glob("wheels-*"):

@@ -1,7 +1,9 @@
 """The image, and the DAG in containers of it; where no engine can be had, all of this fails."""
 
+import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -157,6 +159,32 @@ def test_the_image_says_what_it_is_and_is_small(client: docker.DockerClient) -> 
     assert image.attrs["Config"]["User"] == "1001:0"
     say(f"image: {image.attrs['Size'] / 1e9:.2f} GB")
     assert image.attrs["Size"] <= 2e9
+
+
+def test_the_bill_of_materials_names_every_package_with_its_licence(client: docker.DockerClient) -> None:
+    place = client.images.get(IMAGE).labels["automixalign.sbom"]
+    bom = json.loads(client.containers.run(IMAGE, ["cat", place], remove=True, **SHUT))
+    assert (bom["bomFormat"], bom["specVersion"]) == ("CycloneDX", "1.6")
+    listed = {name_of(part["name"]): part for part in [bom["metadata"]["component"], *bom["components"]]}
+    look = "import importlib.metadata as m; print({d.metadata['Name']: d.version for d in m.distributions()})"
+    inside = ast.literal_eval(
+        client.containers.run(IMAGE, ["python", "-c", look], remove=True, **SHUT).decode()
+    )
+    assert {name: part["version"] for name, part in listed.items()} == {
+        name_of(name): version for name, version in inside.items()
+    }
+    assert "automixalign" in listed
+    assert len(listed) > 100
+    for name, part in listed.items():
+        licences = [each.get("expression") or each["license"] for each in part["licenses"]]
+        assert all(licences), name
+        assert name == "automixalign" or part["purl"].startswith("pkg:pypi/"), name
+    say(f"bill of materials: {len(listed)} packages")
+
+
+def name_of(package: str) -> str:
+    """A package's name as indices compare it."""
+    return re.sub("[-_.]+", "-", package).lower()
 
 
 def test_the_image_holds_nothing_to_build_or_install_with(client: docker.DockerClient) -> None:

@@ -1,9 +1,12 @@
 """The image's recipe, and how an image is named; what is in it is tested in tests/container."""
 
+import importlib.metadata
+import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,3 +59,41 @@ def test_make_gives_only_arguments_that_the_recipe_takes() -> None:
         assert {"BASE", "VERSION", "REVISION", "SOURCE", "WHEELS"} <= given.keys() <= taken
         assert given.get("TORCH_INDEX") == torch_index
     assert "ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu\n" in recipe
+
+
+def sbom() -> Any:
+    """The part of the build that completes the bill of materials."""
+    spec = importlib.util.spec_from_file_location("sbom", ROOT / "images" / "sbom.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_licence_is_concluded_only_where_none_is_stated() -> None:
+    stated = [{"license": {"id": "MIT", "acknowledgement": "declared"}}]
+    bom = {"components": [{"name": "huey"}, {"name": "protobuf", "licenses": stated}]}
+    huey, protobuf = sbom().complete(bom)["components"]
+    assert huey["licenses"] == [{"license": {"id": "MIT", "acknowledgement": "concluded"}}]
+    assert protobuf["licenses"] is stated
+
+
+def test_an_image_without_a_licence_is_not_built() -> None:
+    with pytest.raises(ValueError, match="no licence is known of mystery, riddle: "):
+        sbom().complete({"components": [{"name": "mystery", "licenses": []}, {"name": "riddle"}]})
+
+
+def test_licences_are_concluded_of_packages_that_state_none_in_a_known_form() -> None:
+    """Of those that are pinned; one that states its licence by now needs no line any more."""
+    for name in sbom().CONCLUDED:
+        facts = importlib.metadata.metadata(name)
+        assert facts["License-Expression"] is None, name
+        assert not [line for line in facts.get_all("Classifier", []) if line.startswith("License ::")], name
+
+
+@pytest.mark.parametrize("name", ["images/sbom-constraints.txt", ".ci/audit-constraints.txt"])
+def test_tools_are_pinned(name: str) -> None:
+    lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line) for line in lines)
+    assert lines == sorted(lines, key=str.lower)

@@ -10,6 +10,12 @@ class AutoMixAlignError(Exception):
         super().__init__(shown(message))
 
 
+def by_name(kind: str) -> type[AutoMixAlignError] | None:
+    """The error of this name, which another process has told; None where it is none of ours."""
+    found = globals().get(kind)
+    return found if isinstance(found, type) and issubclass(found, AutoMixAlignError) else None
+
+
 class ConfigError(AutoMixAlignError):
     """The configuration cannot be run; the message names the key."""
 

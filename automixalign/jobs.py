@@ -69,8 +69,7 @@ def error_of(folder: Path, failure: Exception) -> errors.AutoMixAlignError:
             )
         return errors.TrainingError(f"one of the processes failed: {failure}")
     name, message = files.read_json(left[0])
-    kind = getattr(errors, name, None)
+    kind = errors.by_name(name)
     if kind is None:
         return errors.TrainingError(f"one of the processes failed: {name}: {message}")
-    error: errors.AutoMixAlignError = kind(message)
-    return error
+    return kind(message)

@@ -153,8 +153,7 @@ class Exchange:
         if not found:
             return None
         (_, kind, message), *others = found
-        known: type[AutoMixAlignError] = getattr(errors, kind, TrainingError)
-        error = known(message)
+        error = (errors.by_name(kind) or TrainingError)(message)
         for name, other, text in others:
             node = name.removesuffix(".json").rpartition("-")[2]
             error.add_note(f"then node {node} failed with {other}: {text}")

@@ -78,12 +78,12 @@ def test_the_first_error_of_a_process_is_told(places: dict[str, Any], tmp_path: 
     assert not (tmp_path / "model").exists()
 
 
-def test_an_unexpected_failure_is_named(places: dict[str, Any], base_model: Path, tmp_path: Path) -> None:
+def test_an_unexpected_failure_is_named(places: dict[str, Any], tmp_path: Path) -> None:
     broken = tmp_path / "broken"
-    shutil.copytree(base_model, broken)
-    (broken / "model.safetensors").write_bytes(b"cut short")
-    with pytest.raises(TrainingError, match=r"one of the processes failed: SafetensorError: "):
-        train(tmp_path, {**places, "base_model": broken}, {"method": "ama-r"}, processes=2)
+    shutil.copytree(places["reference"], broken)
+    (broken / "format" / "train.parquet").write_bytes(b"cut short")
+    with pytest.raises(TrainingError, match=r"one of the processes failed: ArrowInvalid: "):
+        train(tmp_path, {**places, "reference": broken}, {"method": "ama-r"}, processes=2)
 
 
 def test_the_launcher_leaves_signals_and_environment_as_they_were(

@@ -91,7 +91,7 @@ def byte_model(folder: Path) -> Path:
 @contextmanager
 def server(folder: Path) -> Iterator[Any]:
     """A client of an S3 server that the environment points at meanwhile; it has the bucket `ready`."""
-    from tests.conftest import seaweed
+    from benchmarks.servers.seaweed import seaweed
 
     (folder / "server").mkdir()
     with seaweed(folder / "server") as running:

@@ -89,19 +89,25 @@ def byte_model(folder: Path) -> Path:
 
 
 @contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Further environment variables, and all as it was afterwards."""
+    kept = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(kept)
+
+
+@contextmanager
 def server(folder: Path) -> Iterator[Any]:
     """A client of an S3 server that the environment points at meanwhile; it has the bucket `ready`."""
     from benchmarks.servers.seaweed import seaweed
 
     (folder / "server").mkdir()
-    with seaweed(folder / "server") as running:
-        kept = dict(os.environ)
-        os.environ.update(running.environment)
-        try:
-            yield running.client
-        finally:
-            os.environ.clear()
-            os.environ.update(kept)
+    with seaweed(folder / "server") as running, environment(**running.environment):
+        yield running.client
 
 
 def change(path: Path, **keys: object) -> None:

@@ -309,22 +309,20 @@ def _spool_of_somebody(folder: Path) -> str:
     from automixalign.tracking import spool
 
     kept, tempfile.tempdir = tempfile.tempdir, str(folder)
-    environment = {name: os.environ.pop(name, None) for name in (spool.FOLDER, spool.URI)}
-    os.environ[spool.URI] = "http://127.0.0.1:9"
     place = folder / f"automixalign-spool-{os.getuid()}"
     seen = []
     try:
-        for make in _IMPOSTORS.values():
-            make(place)
-            seen.append(_malice.refused(AutoMixAlignError, folder / "no", spool.of_environment, str(place)))
-            place.rmdir() if place.is_dir() and not place.is_symlink() else place.unlink()
-        mine = spool.of_environment()
+        with _malice.environment(**{spool.URI: "http://127.0.0.1:9"}):
+            os.environ.pop(spool.FOLDER, None)
+            for make in _IMPOSTORS.values():
+                make(place)
+                seen.append(_malice.refused(AutoMixAlignError, folder / "no", spool.of_environment, str(place)))
+                place.rmdir() if place.is_dir() and not place.is_symlink() else place.unlink()
+            mine = spool.of_environment()
         if mine is None or mine.folder.stat().st_mode & 0o077:
             raise UnexpectedError("our own is open to others")
     finally:
         tempfile.tempdir = kept
-        os.environ.pop(spool.URI)
-        os.environ.update({name: value for name, value in environment.items() if value is not None})
     return f"{len(seen)} impostors refused; our own is private"
 
 

@@ -195,9 +195,7 @@ def _registered(folder: Path) -> str:
     _malice.write_pickle(spoiled / "python_model.pkl", marker)
     flavour = {"loader_module": "mlflow.pyfunc.model", "python_model": "python_model.pkl"}
     (spoiled / "MLmodel").write_text(json.dumps({"flavors": {"python_function": flavour}}))
-    kept = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    try:
+    with _malice.environment(MLFLOW_TRACKING_URI=uri):
         client = mlflow.MlflowClient(uri)
         client.create_registered_model("evil")
         client.create_model_version("evil", spoiled.as_uri())
@@ -208,8 +206,6 @@ def _registered(folder: Path) -> str:
             "models:/evil/1",
             "is a pickle",
         )
-    finally:
-        mlflow.set_tracking_uri(kept)
 
 
 def _on_a_server(folder: Path) -> str:

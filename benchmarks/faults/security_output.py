@@ -5,8 +5,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from rich.console import Console
 from automixalign import progress
 from automixalign.errors import AutoMixAlignError, DataError
 from automixalign.tracking import spool
-from benchmarks.faults import security_models
+from benchmarks.faults import _malice, security_models
 from benchmarks.faults.case import Case, UnexpectedError, ama
 
 _GROUP = "security_output"
@@ -53,19 +53,12 @@ def _named_error(folder: Path) -> str:
 
 def _event(folder: Path) -> str:
     """An unnamed error, a warning and the traceback of a step."""
-    kept = os.environ.get(progress.LOGS), os.environ.pop(spool.FOLDER, None), os.environ.pop(spool.URI, None)
-    os.environ[progress.LOGS] = str(folder)
-    try:
+    with _malice.environment(**{progress.LOGS: str(folder)}), suppress(RuntimeError):
+        for name in (spool.FOLDER, spool.URI):
+            os.environ.pop(name, None)
         with redirect_stderr(sys.__stderr__), progress.step("stage") as step:
             step.warn(STEERING)
             raise RuntimeError(STEERING)
-    except RuntimeError:
-        pass
-    finally:
-        for name, value in zip((progress.LOGS, spool.FOLDER, spool.URI), kept, strict=True):
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
     for line in (folder / progress.EVENTS).read_text().splitlines():
         event = json.loads(line)
         if event["event"] in ("warning", "failed"):
@@ -209,26 +202,18 @@ def _command(
         config = folder / "config.yaml"
         config.write_text(yaml.safe_dump(experiment))
         places = [argument.replace("FOLDER", str(folder)) for argument in arguments]
-        done = ama(*places, "--config", config, **{**_ENVIRONMENT, "TMPDIR": str(folder), **environment})
+        own = {"TMPDIR": str(folder), "XDG_CACHE_HOME": str(folder / "cache")}
+        done = ama(*places, "--config", config, **{**_ENVIRONMENT, **own, **environment})
         if done.returncode != status:
             raise UnexpectedError(f"exit status {done.returncode}: {done.stdout} {done.stderr}")
+        if status == 0 and arguments[0] == "run" and not (folder / "run" / "mlflow.db").is_file():
+            raise UnexpectedError(f"there is no MLflow store to look into: {done.stdout}")
         _search(folder, done.stdout, done.stderr)
         last = (done.stderr.strip() or done.stdout.strip() or "quiet").splitlines()[-1]
         count = sum(path.is_file() for path in folder.rglob("*"))
         return f"status {status}, no secret in {count} files and the output; it ends: {last:.120}"
 
     return run
-
-
-@contextmanager
-def _secretive() -> Iterator[None]:
-    kept = dict(os.environ)
-    os.environ.update(_ENVIRONMENT)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(kept)
 
 
 def _errors_in_process(folder: Path) -> str:
@@ -241,7 +226,7 @@ def _errors_in_process(folder: Path) -> str:
 
     said = []
     kept = boto3.DEFAULT_SESSION
-    with _secretive():
+    with _malice.environment(**_ENVIRONMENT):
         boto3.DEFAULT_SESSION = None
         for call in (
             lambda: s3.list_objects("s3://bucket/key"),
@@ -265,7 +250,7 @@ def _raise(message: str) -> None:
 
 def _record(folder: Path) -> str:
     """A step whose MLflow server's address holds a password, as somebody may have put it into a pod."""
-    with _secretive():
+    with _malice.environment(**_ENVIRONMENT):
         for name in (
             spool.FOLDER,
             "MLFLOW_TRACKING_USERNAME",

@@ -252,7 +252,7 @@ def _kill(process: "subprocess.Popen[bytes]", step: int, victim: str) -> None:
 
 def _checkpoint_is_written(place: Place, _: Seaweed) -> bool:
     found = (place.folder / run_folder.WORK / "checkpoints").glob("*/checkpoint-*")
-    return any(not (checkpoint / "mixing.json").exists() for checkpoint in found)
+    return any(not (checkpoint / "seal.json").exists() for checkpoint in found)
 
 
 def _merge_is_written(place: Place, _: Seaweed) -> bool:

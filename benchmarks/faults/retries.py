@@ -21,7 +21,7 @@ from benchmarks.faults.stored_checkpoints import objects, place_of
 
 _GROUP = "retries"
 _STEPS = 200
-_SECONDS = 120
+_SECONDS = 240
 
 
 def _retried(folder: Path, environment: dict[str, str], is_stored: Callable[[], bool]) -> str:

@@ -111,22 +111,23 @@ def step(
     outputs = list(writes)
     if workers := os.environ.get(WORKERS):
         _share_processors(int(workers) if name else 1)
-    started = time.monotonic()
-    running.emit("started", process=os.getpid(), killed_for_memory=shortages.killed_for_memory())
-    with _own_log(running):
-        try:
-            with shortages.of_step(running.record.title, stage):
-                artifacts.verify(reads)
-                yield running
-                artifacts.seal(outputs)
-        except BaseException as error:
-            _tell_failure(running, error)
-            raise
-        _keep_record(running, "FINISHED")
-        if running.events is not None and outputs:
-            beside = Path(outputs[0].path).parent
-            files.write_text(beside / RECORD, running.record.model_dump_json())
-    running.emit("finished", seconds=round(time.monotonic() - started, 2))
+    with shortages.of_step(running.record.title, stage):
+        started = time.monotonic()
+        running.emit("started", process=os.getpid(), killed_for_memory=shortages.killed_for_memory())
+        with _own_log(running):
+            try:
+                with shortages.of_step(running.record.title, stage):
+                    artifacts.verify(reads)
+                    yield running
+                    artifacts.seal(outputs)
+                    _keep_record(running, "FINISHED")
+            except BaseException as error:
+                _tell_failure(running, error)
+                raise
+            if running.events is not None and outputs:
+                beside = Path(outputs[0].path).parent
+                files.write_text(beside / RECORD, running.record.model_dump_json())
+        running.emit("finished", seconds=round(time.monotonic() - started, 2))
 
 
 def _tell_failure(running: Step, error: BaseException) -> None:

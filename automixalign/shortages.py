@@ -49,7 +49,7 @@ def written(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, AutoMixAlignError) or not _is_full_disk(error):
+        if isinstance(error, AutoMixAlignError) or not is_full_disk(error):
             raise
         place = _place(error) or path
         raise StorageError(f"{place} cannot be written: {_reason(error)}; {_FREE}") from error
@@ -68,7 +68,7 @@ def of_step(title: str, stage: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, AutoMixAlignError):
             raise
-        if _is_full_disk(error):
+        if is_full_disk(error):
             where = _place(error) or " or ".join(map(str, _likely_places()))
             raise StorageError(f"{title}: {where} cannot be written: {_reason(error)}; {_FREE}") from error
         if _is_short_of_memory(error):
@@ -96,7 +96,8 @@ def is_nearly_full(folder: Path) -> bool:
     return facts.f_bavail * facts.f_frsize < _NEARLY_FULL
 
 
-def _is_full_disk(error: BaseException) -> bool:
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error comes from a disk without room."""
     return any(
         (isinstance(each, OSError) and each.errno in _FULL_ERRNO) or _FULL.search(str(each)) is not None
         for each in _chain(error)
@@ -146,6 +147,8 @@ def _reason(error: BaseException) -> str:
     for each in _chain(error):
         if isinstance(each, OSError) and each.errno in (*_FULL_ERRNO, errno.ENOMEM):
             return (os.strerror(each.errno)).lower()
+    if any("no space left on device" in str(each).lower() for each in _chain(error)):
+        return "no space left on device"
     text = str(error).strip().partition("\n")[0]
     if "inline_container.cc" in text or "iostream error" in text:
         return f"no space left, or a failing disk ({text})"

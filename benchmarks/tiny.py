@@ -72,12 +72,13 @@ def write_losses(data: Path, references: Path, folder: Path) -> list[Path]:
     """Made-up specialist losses of the two tasks, some above and some below ln 2: a cache a task."""
     generator = np.random.default_rng(0)
     for task in TASKS:
-        tables = {}
+        tables, means = {}, {}
         for split in SPLITS:
             scores = caches.read_cache(references / task, split)
             losses = generator.uniform(0.4, 0.8, size=len(scores))
             tables[split] = scores.append_column(caches.LOSS, pa.array(losses))
-        caches.write_cache(folder / task, task, tables, data)
+            means[split] = float(losses.mean()) if len(losses) else 0.0
+        caches.write_cache(folder / task, task, tables, data, mean_loss=means, gap=0.0, cross_fit=False)
     return [folder / task for task in reversed(TASKS)]
 
 

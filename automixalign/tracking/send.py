@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from automixalign import __version__, files
+from automixalign import __version__, files, shortages
 from automixalign.errors import StorageError, UnreachableError
 from automixalign.provenance import library_digest
 from automixalign.tracking.record import Record
@@ -76,6 +76,8 @@ def send_waiting(spool: Spool, seconds: float = math.inf) -> str | None:
         # Besides its own errors MLflow lets through those of requests, SQLAlchemy and its migrations. None may
         # fail a step: the record waits, and whoever asked is told why.
         except Exception as error:
+            if shortages.is_full_disk(error):
+                return "the disk of the store is full: free some"
             return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     return stuck
 

@@ -262,10 +262,6 @@ def _no_pad_token(folder: Path) -> str:
     return "pads with the end-of-sequence token"
 
 
-def _untrusting(what: str) -> str:
-    return f"base_model.source: {MODEL} {what}"
-
-
 LOADED = f"base_model.source: {MODEL} cannot be loaded"
 OF = f"base_model.source: {MODEL}: "
 SYSTEM = lines([pair(0, prompt=said("system") + said("user")), *GOOD])
@@ -289,7 +285,7 @@ CASES: list[Case] = [
         "one weight that is missing", _weights(lambda weights: weights.pop(UP)), OF, "1 weights are missing", UP
     ),
     _refused("one weight of another shape", _weights(_wrong_shape), OF, UP, "[7, 16]", "[32, 16]"),
-    _refused("a LoRA adapter", _an_adapter, _untrusting("is a LoRA adapter"), "merge it"),
+    _refused("a LoRA adapter", _an_adapter, LOADED, "holds an adapter", "merge it"),
     _refused("a file of weights", _one_file, LOADED),
     # Tokenizers.
     _refused("no tokenizer", _without_tokenizer, LOADED),

@@ -25,15 +25,19 @@ from benchmarks import faults
 from benchmarks.faults.case import Case, UnexpectedError
 
 
-def groups() -> dict[str, list[Case]]:
-    """Every group's cases."""
-    found = {}
-    for module in pkgutil.iter_modules(faults.__path__):
-        if not module.name.startswith("_"):
-            cases = getattr(importlib.import_module(f"benchmarks.faults.{module.name}"), "CASES", None)
-            if cases:
-                found[module.name] = list(cases)
-    return found
+_FRAME = ("case",)
+"""Modules that are no group."""
+
+
+def groups() -> list[str]:
+    """The names of all groups."""
+    names = [module.name for module in pkgutil.iter_modules(faults.__path__)]
+    return [name for name in names if not name.startswith("_") and name not in _FRAME]
+
+
+def cases_of(group: str) -> list[Case]:
+    """A group's cases."""
+    return list(importlib.import_module(f"benchmarks.faults.{group}").CASES)
 
 
 def outcome(case: Case) -> dict[str, Any]:
@@ -64,9 +68,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     known = groups()
-    if unknown := set(options.groups) - known.keys():
+    if unknown := set(options.groups) - set(known):
         parser.error(f"there is no group {', '.join(unknown)}; there are: {', '.join(known)}")
-    cases = [case for group in options.groups or known for case in known[group] if options.only in case.name]
+    chosen = options.groups or known
+    cases = [case for group in chosen for case in cases_of(group) if options.only in case.name]
     errors = Console(stderr=True)
     rows = [outcome(case) for case in track(cases, "faults", console=errors)]
     table = Table(*("case", "expected", "seen", "s"), show_lines=False)

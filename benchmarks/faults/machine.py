@@ -35,7 +35,7 @@ from automixalign.tracking.record import Record
 from automixalign.tracking.send import send_waiting
 from automixalign.tracking.spool import FOLDER, FOLLOWED, RUN_ID, URI, Spool, Target
 from automixalign.train import SpecialistTraining
-from benchmarks import small
+from benchmarks import tiny
 from benchmarks.faults._outcome import environment, refused, see
 from benchmarks.faults.case import Case, UnexpectedError, ama
 
@@ -87,7 +87,7 @@ def fill(disk: Path, leave: int) -> None:
 
 def training(output: Path, **options: Any) -> SpecialistTraining:
     """Of a specialist of the small world, in three steps with a checkpoint each."""
-    world = small.world()
+    world = tiny.world()
     settings = {
         "seed": 0,
         "training": {"batch_size": 4, "learning_rate": 1e-3, "checkpoint_every": 1, **options},
@@ -106,12 +106,12 @@ def training(output: Path, **options: Any) -> SpecialistTraining:
 
 
 def _experiment() -> config.Experiment:
-    tasks = [{"name": name, "source": f"synthetic:{name}", "limit": 30} for name in small.TASKS]
-    return config.parse({**small.experiment(), "tasks": tasks}, "the case")
+    tasks = [{"name": name, "source": f"synthetic:{name}", "limit": 30} for name in tiny.TASKS]
+    return config.parse({**tiny.experiment(), "tasks": tasks}, "the case")
 
 
 def _evaluate(output: Path, name: str = "uniform", family: str = "generalist") -> None:
-    world = small.world()
+    world = tiny.world()
     settings = EvaluationSettings.model_validate(
         {
             "seed": 0,
@@ -125,24 +125,24 @@ def _evaluate(output: Path, name: str = "uniform", family: str = "generalist") -
 
 
 def _base_model(output: Path) -> None:
-    spec = {"source": str(small.world().base_model)}
+    spec = {"source": str(tiny.world().base_model)}
     settings = {"seed": 0, "base_model": spec, "synthetic_tasks": [], "fingerprint": ""}
     prepare_base_model(BaseModelSettings.model_validate(settings), output / "model")
 
 
 def _references(output: Path) -> None:
-    world = small.world()
+    world = tiny.world()
     settings = ScoringSettings(seed=0, batch_size=16, precision="fp32")
     write_reference_logps(settings, world.data, world.base_model, output / "logps")
 
 
 def _merge(output: Path) -> None:
-    base = small.world().base_model
-    merge_specialists(base, dict.fromkeys(small.TASKS, base), "linear", {}, output / "model", seed=0)
+    base = tiny.world().base_model
+    merge_specialists(base, dict.fromkeys(tiny.TASKS, base), "linear", {}, output / "model", seed=0)
 
 
 def _losses(output: Path) -> None:
-    world = small.world()
+    world = tiny.world()
     settings = SpecialistLossesSettings(
         seed=0, batch_size=16, precision="fp32", loss=_experiment().training.loss, warn_gap=9, fold=None
     )
@@ -161,8 +161,8 @@ def _losses(output: Path) -> None:
 @cache
 def _compared() -> tuple[list[Path], Path, dict[str, Any]]:
     """What is compared: evaluations, a training's log, and what the training returned."""
-    folder = small.world().base_model.parent / "compared"
-    tasks = [(config.specialist_name(task), "specialist") for task in small.TASKS]
+    folder = tiny.world().base_model.parent / "compared"
+    tasks = [(config.specialist_name(task), "specialist") for task in tiny.TASKS]
     models = [("reference", "reference"), *tasks, ("uniform", "generalist")]
     for name, family in models:
         _evaluate(folder, name, family)
@@ -170,15 +170,15 @@ def _compared() -> tuple[list[Path], Path, dict[str, Any]]:
     log = folder / "training" / "trajectory.jsonl"
     first = {key: value["format"] for key, value in files.read_jsonl(log)[0].items() if key != "step"}
     measured = {**first, "excess": 0.1, "difference": 0.1, "clipped": 0.0}
-    row = {key: dict.fromkeys(small.TASKS, value) for key, value in measured.items()}
+    row = {key: dict.fromkeys(tiny.TASKS, value) for key, value in measured.items()}
     files.write_jsonl(log, [{"step": 1, **row}])
     return [folder / name for name, _ in models], log, cost
 
 
 def _compare(output: Path) -> None:
-    world = small.world()
+    world = tiny.world()
     evaluations, log, cost = _compared()
-    trained = [*map(config.specialist_name, small.TASKS), "uniform"]
+    trained = [*map(config.specialist_name, tiny.TASKS), "uniform"]
     compare(
         ComparisonSettings(seed=0, experiment=_experiment()),
         evaluations,
@@ -195,12 +195,12 @@ def _compare(output: Path) -> None:
 
 
 def _publish(output: Path) -> None:
-    publish.publish({"models/a": small.world().base_model}, str(output / "published"))
+    publish.publish({"models/a": tiny.world().base_model}, str(output / "published"))
 
 
 STAGES: dict[str, Callable[[Path], object]] = {
     "prepare_base_model": _base_model,
-    "prepare_data": lambda output: small.write_data(small.world().base_model, output / "data"),
+    "prepare_data": lambda output: tiny.write_data(tiny.world().base_model, output / "data"),
     "reference_logps": _references,
     "train_specialist": lambda output: train(training(output)),
     "merge_specialists": _merge,
@@ -216,7 +216,7 @@ def full_disk(stage: str) -> Callable[[Path], str]:
     """Results go to a disk that fills up at several moments."""
 
     def run(folder: Path) -> str:
-        small.world()
+        tiny.world()
         seen = []
         with small_disk(folder, 20) as disk, environment(**_UNTRACKED):
             for room in _ROOMS:
@@ -352,7 +352,7 @@ def full_store(folder: Path) -> str:
 
 def full_run(folder: Path) -> str:
     """`ama run` into a folder on a disk that fills up in mid-run; the same command again, once it is larger."""
-    (folder / "config.yaml").write_text(json.dumps(small.experiment()))
+    (folder / "config.yaml").write_text(json.dumps(tiny.experiment()))
     with small_disk(folder, 2) as disk:
         command = ("run", "--config", folder / "config.yaml", "--output", disk / "run")
         told = {"AMA_CACHE": str(folder / "cache")}
@@ -461,7 +461,7 @@ def killed_for_memory(folder: Path) -> str:
         "training": {"batch_size": 512, "learning_rate": 0.001},
         "evaluation": {"batch_size": 2, "generate": False},
     }
-    (folder / "config.yaml").write_text(json.dumps({**small.experiment(), **changed}))
+    (folder / "config.yaml").write_text(json.dumps({**tiny.experiment(), **changed}))
     told = {"AMA_CACHE": str(folder / "cache")}
     with memory_group(3000) as processes, ExitStack() as stack:
         here = Path("/proc/self/cgroup").read_text()

@@ -24,7 +24,6 @@ from rich.table import Table
 from benchmarks import faults
 from benchmarks.faults.case import Case, UnexpectedError
 
-
 _FRAME = ("case",)
 """Modules that are no group."""
 

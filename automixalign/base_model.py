@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from automixalign import files, model_files, models, s3
+from automixalign import files, hub, model_files, models, s3
 from automixalign.config import BaseModelSpec
 from automixalign.errors import ConfigError, ModelError
 from automixalign.settings import BaseModelSettings
@@ -32,12 +32,34 @@ def fingerprint(spec: BaseModelSpec) -> str:
     if source.startswith(s3.SCHEME):
         return str(s3.list_objects(source))
     path = _local_path(source)
+    if path is None and source.startswith(MLFLOW):
+        return _registered_version(source)
     if path is None:
-        return f"{source}@{spec.revision}"
+        return f"{source}@{hub.commit_of(source, 'model', spec.revision)}"
     try:
         return files.digest(path)
     except OSError as error:
         raise ModelError(f"base_model.source: {source} cannot be read: {error}") from error
+
+
+def _registered_version(source: str) -> str:
+    """The version that an alias or `latest` stands for now; a version itself never changes."""
+    name, at, alias = source.removeprefix(MLFLOW).partition("@")
+    model, _, version = name.partition("/")
+    if not at and version != "latest":
+        return source
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    try:
+        if at:
+            return f"{MLFLOW}{name}/{client.get_model_version_by_alias(name, alias).version}"
+        found = client.search_model_versions(f"name = '{model}'", 1, ["version_number DESC"])
+    except mlflow.exceptions.MlflowException as error:
+        raise ModelError(f"base_model.source: {source} cannot be found: {error}") from error
+    if not found:
+        raise ModelError(f"base_model.source: {source}: there is no version of {model}")
+    return f"{MLFLOW}{model}/{found[0].version}"
 
 
 def prepare_base_model(settings: BaseModelSettings, output: Path) -> dict[str, Any]:

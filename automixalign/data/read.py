@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from automixalign import files, s3
+from automixalign import files, hub, s3
 from automixalign.config import SYNTHETIC, TaskSpec
 from automixalign.errors import DataError
 from automixalign.synthetic import generate
@@ -101,7 +101,7 @@ def fingerprint(task: TaskSpec) -> str:
         return json.dumps(s3.list_objects(source))
     path = local_path(task)
     if path is None:
-        return f"hub:{source}:{task.hub_split}"
+        return f"hub:{source}@{hub.commit_of(source, 'dataset')}:{task.hub_split}"
     try:
         return files.digest(path)
     except OSError as error:

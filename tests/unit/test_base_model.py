@@ -306,7 +306,41 @@ def test_the_fingerprint_of_what_is_not_on_this_machine(
         BaseModelSpec(source="owner/model", revision="v2")
     )
     assert fingerprint(BaseModelSpec(source="tiny", tiny={})) == "tiny"
-    assert fingerprint(BaseModelSpec(source="models:/name/3")) == "models:/name/3@None"
+    assert fingerprint(BaseModelSpec(source="models:/name/3")) == "models:/name/3"
+
+
+def test_the_fingerprint_of_a_hub_model_is_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the hub cannot be asked, that of the copy on this machine."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    spec = BaseModelSpec(source="owner/model")
+    assert fingerprint(spec) == "owner/model@None", "nothing is there; loading it says why"
+    reference = tmp_path / "models--owner--model" / "refs" / "main"
+    reference.parent.mkdir(parents=True)
+    for commit in ("a" * 40, "b" * 40):
+        reference.write_text(commit)
+        assert fingerprint(spec) == f"owner/model@{commit}"
+    assert fingerprint(BaseModelSpec(source="owner/model", revision="c" * 40)) == f"owner/model@{'c' * 40}"
+
+
+def test_the_fingerprint_of_an_alias_is_the_version_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    client = mlflow.MlflowClient(uri)
+    client.create_registered_model("assistant")
+    for number in ("1", "2"):
+        client.create_model_version("assistant", tmp_path.as_uri())
+        client.set_registered_model_alias("assistant", "champion", number)
+        for source in ("models:/assistant@champion", "models:/assistant/latest"):
+            assert fingerprint(BaseModelSpec(source=source)) == f"models:/assistant/{number}"
+    with pytest.raises(ModelError, match=r"models:/assistant@other cannot be found"):
+        fingerprint(BaseModelSpec(source="models:/assistant@other"))
+    with pytest.raises(ModelError, match=r"there is no version of nobody"):
+        fingerprint(BaseModelSpec(source="models:/nobody/latest"))
 
 
 def test_a_file_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from automixalign import files, hub, model_files, models, s3
+from automixalign import files, hub, model_files, s3
 from automixalign.config import BaseModelSpec
 from automixalign.errors import ConfigError, ModelError
 from automixalign.settings import BaseModelSettings
-from automixalign.weights import not_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -74,11 +73,6 @@ def prepare_base_model(settings: BaseModelSettings, output: Path) -> dict[str, A
     with files.replacing(output) as folder:
         if settings.base_model.tiny is not None:
             facts = _train_tiny(settings, folder)
-            if name := not_finite(folder):
-                raise ModelError(
-                    f"base_model.tiny: its training diverged, the weight {name} is not finite: lower "
-                    "base_model.tiny.learning_rate"
-                )
         else:
             with tempfile.TemporaryDirectory() as scratch:
                 facts = _convert(settings.base_model, folder, Path(scratch))
@@ -88,14 +82,23 @@ def prepare_base_model(settings: BaseModelSettings, output: Path) -> dict[str, A
 def _train_tiny(settings: BaseModelSettings, folder: Path) -> dict[str, Any]:
     from automixalign.synthetic import SYNTHETIC_TASKS
     from automixalign.tiny_model import train_tiny_model
+    from automixalign.weights import not_finite
 
     tiny = settings.base_model.tiny
     assert tiny is not None  # noqa: S101  the caller looked
     tasks = settings.synthetic_tasks or list(SYNTHETIC_TASKS)
-    return dict(train_tiny_model(folder, seed=settings.seed, tasks=tasks, **tiny.model_dump()))
+    facts = dict(train_tiny_model(folder, seed=settings.seed, tasks=tasks, **tiny.model_dump()))
+    if name := not_finite(folder):
+        raise ModelError(
+            f"base_model.tiny: its training diverged, the weight {name} is not finite: lower "
+            "base_model.tiny.learning_rate"
+        )
+    return facts
 
 
 def _convert(spec: BaseModelSpec, folder: Path, scratch: Path) -> dict[str, Any]:
+    from automixalign import models  # with torch, for which the command line does not wait
+
     path = _fetch(spec.source, scratch)
     model, tokenizer = _load(spec, path)
     if path is not None and path.suffix == ".gguf":
@@ -143,6 +146,8 @@ def _load(spec: BaseModelSpec, path: Path | None, **options: Any) -> Any:
     """Model and tokenizer, from `path` or, if it is None, from the hub."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from automixalign import models
 
     gguf = path is not None and path.suffix == ".gguf"
     place = str(path.parent if gguf and path else path or spec.source)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from automixalign import files, models, progress
+from automixalign import files, progress
 from automixalign.base_model import check_positions
 from automixalign.config import TaskSpec
 from automixalign.data.pairs import Pair, clean, text_of
@@ -38,6 +38,8 @@ def prepare_data(settings: DataSettings, base_model: Path, output: Path) -> dict
         ModelError: conversational data and a tokenizer without chat template.
         ConfigError: `max_length` is more than the model takes.
     """
+    from automixalign import models  # with torch, for which the command line does not wait
+
     check_positions(models.load_config(base_model), settings.max_length)
     tokenizer = models.load_tokenizer(base_model)
     pairs: dict[str, list[Pair]] = {}

@@ -80,6 +80,11 @@ def test_the_installed_command(tmp_path: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
+def test_the_command_line_does_not_wait_for_torch() -> None:
+    code = "import sys; from pipelines import cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "examples"),
     [

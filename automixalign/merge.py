@@ -24,7 +24,7 @@ from peft import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from automixalign import merge_methods, model_files, models, progress, shortages
+from automixalign import files, merge_methods, model_files, models, progress
 from automixalign.errors import ModelError
 from automixalign.weights import not_finite
 
@@ -59,7 +59,7 @@ def merge_specialists(
     `parameters` go over the method's defaults. The arithmetic is done in float32 (float64 for a
     float64 base), the result has the base's dtype. The methods that prune at random (DARE, DELLA)
     and the sampled quantiles of `arcee_fusion` depend on `seed` alone; the caller's generators are
-    left as they were. `output` appears complete or not at all.
+    left as they were. `output` appears complete or not at all, in place of what was there.
 
     Returns the method, the tasks in order, all parameters in force and the method's reference.
 
@@ -67,19 +67,13 @@ def merge_specialists(
         ValueError: the method, its parameters or the number of specialists.
         ModelError: a folder that holds no model in safetensors; a specialist that does not have the base's
             architecture, naming the task and the difference; or the result overflows.
-        FileExistsError: `output` exists and is not an empty folder.
     """
     merge_methods.check(method, len(specialists), parameters)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} exists already; remove it or merge to another folder")
-    output.parent.mkdir(parents=True, exist_ok=True)
     with (
-        shortages.written(output),
-        tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as folder,
+        files.replacing(output) as merged,
+        tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as staging,
     ):
-        staging = Path(folder)
-        staged = _stage(base, specialists, staging)
-        merged = staging / "merged"
+        staged = _stage(base, specialists, Path(staging))
         _run(staged, method, parameters, merged, seed=seed)
         if name := not_finite(merged):
             raise ModelError(
@@ -87,7 +81,6 @@ def merge_specialists(
                 "finite; look at the specialists, or choose smaller parameters"
             )
         _copy_from_base(base, merged)
-        merged.replace(output)
     shared, per_model = merge_methods.resolve(method, parameters)
     facts: dict[str, object] = {
         "method": method,

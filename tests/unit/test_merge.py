@@ -524,15 +524,16 @@ class TestRefusals:
             with pytest.raises(ModelError, match=r"model\.safetensors"):
                 merge_specialists(base, {"p": folder}, "linear", {}, tmp_path / "out", 0)
 
-    def test_output_that_holds_something(
+    def test_a_step_that_is_tried_again_replaces_what_it_made(
         self, base: Path, specialists: dict[str, Path], tmp_path: Path
     ) -> None:
-        (tmp_path / "empty").mkdir()
-        merge_specialists(base, specialists, "linear", {}, tmp_path / "empty", 0)
-        before = weights(tmp_path / "empty")
-        with pytest.raises(FileExistsError, match="exists already"):
-            merge_specialists(base, specialists, "ties", {}, tmp_path / "empty", 0)
-        assert_equal(weights(tmp_path / "empty"), before)
+        merge_specialists(base, specialists, "linear", {}, tmp_path / "out", 0)
+        before = weights(tmp_path / "out")
+        (tmp_path / "out" / "left-over").touch()
+        merge_specialists(base, specialists, "linear", {}, tmp_path / "out", 0)
+        assert_equal(weights(tmp_path / "out"), before)
+        assert not (tmp_path / "out" / "left-over").exists()
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
     def test_what_check_refuses(self, base: Path, specialists: dict[str, Path], tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="slerp merges exactly 2 specialists, got 3"):

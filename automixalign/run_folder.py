@@ -41,7 +41,7 @@ def claim(folder: Path, experiment: Experiment) -> Iterator[TextIO]:
 
     Raises:
         ConfigError: another run is at work there, it belongs to another experiment or to nobody's run, or it
-            cannot be written to. A new folder is then gone again.
+            cannot be written to.
     """
     try:
         new = not folder.exists()

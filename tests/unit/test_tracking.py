@@ -143,6 +143,32 @@ def test_sending_again_after_half_a_record_fills_the_same_run(
     assert len(history) == 1
 
 
+def test_a_run_whose_making_nobody_heard_of_is_filled_and_its_twins_are_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to the pipeline's run is lost; MLflow repeats the call for the step's run by itself."""
+    spool, uri = store(tmp_path)
+    spool.add(filled())
+    original = mlflow.MlflowClient.create_run
+    calls: list[Any] = []
+
+    def unheard(self: Any, *args: Any, **options: Any) -> Any:
+        calls.append(original(self, *args, **options))
+        if len(calls) == 1:
+            raise mlflow.exceptions.MlflowException("connection lost")
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", unheard)
+    assert send_waiting(spool) == "MlflowException: connection lost"
+    spool.close("FINISHED")
+    assert send_waiting(spool) is None
+    assert len(calls) == 2
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("automixalign")
+    names = sorted(run.info.run_name for run in client.search_runs([experiment.experiment_id]))
+    assert names == ["pipeline", "train [a]"]
+
+
 def test_a_record_that_is_refused_holds_up_no_other(tmp_path: Path) -> None:
     spool, uri = store(tmp_path)
     refused = filled(name="refused")

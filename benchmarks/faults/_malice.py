@@ -72,7 +72,7 @@ def model(folder: Path) -> Path:
 def byte_model(folder: Path) -> Path:
     """A tokenizer that knows every byte, with a ChatML template, for what must keep every character."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: place for place, letter in enumerate(letters)}, merges=[]))
@@ -85,6 +85,7 @@ def byte_model(folder: Path) -> Path:
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     fast.save_pretrained(folder)
+    LlamaConfig(vocab_size=len(fast), max_position_embeddings=4096).save_pretrained(folder)
     return folder
 
 

@@ -106,11 +106,12 @@ def _server_answer(folder: Path) -> str:
 
 
 def _command_line(folder: Path) -> str:
-    """`ama validate` on a file whose name is an order."""
+    """`ama validate` on a folder with a file whose name is an order."""
     from pipelines import cli
 
-    source = folder / "rows\x1b]0;owned\x07.jsonl"
-    source.write_text("{")
+    source = folder / "data"
+    source.mkdir()
+    (source / "rows\x1b]0;owned\x07.jsonl").write_text("{")
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(_experiment(source=str(source))))
     shown, kept = StringIO(), sys.argv

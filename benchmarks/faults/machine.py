@@ -401,7 +401,7 @@ print(json.dumps(seen))
 
 def large_stage(stage: str, output: Path, small: bool = False) -> None:
     """A step that takes a good deal of memory, or, `small`, the same with little."""
-    from benchmarks import small as given
+    from benchmarks import tiny as given
 
     if stage == "train_specialist":
         job = training(output, **({} if small else {"batch_size": 512}))

@@ -1,6 +1,6 @@
 """The fault bench: bring every fault about, and print what came of it.
 
-    python -m benchmarks.faults [GROUP ...] [--only TEXT] [--json FILE]
+    python -m benchmarks.faults [GROUP ...] [--only TEXT] [--json FILE [--page FILE]]
 
 Each module of this folder that has `CASES` is a group; with no GROUP named, all of them run. Exit status 1 if a
 fault did not end as expected.
@@ -8,7 +8,6 @@ fault did not end as expected.
 
 import argparse
 import importlib
-import json
 import pkgutil
 import sys
 import tempfile
@@ -21,7 +20,9 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from automixalign import files
 from benchmarks import faults
+from benchmarks.faults._page import page
 from benchmarks.faults.case import Case, UnexpectedError
 
 _FRAME = ("case",)
@@ -64,7 +65,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("groups", nargs="*", metavar="GROUP")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds it")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="results; those of other groups stay in it")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="the file of --json as Markdown")
     options = parser.parse_args()
     known = groups()
     if unknown := set(options.groups) - set(known):
@@ -83,7 +85,11 @@ def main() -> int:
     failed = sum(not row["as expected"] for row in rows)
     console.print(f"{len(rows) - failed} of {len(rows)} faults ended as expected")
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        kept = files.read_json(options.json) if options.json.exists() else []
+        rows = [row for row in kept if row["group"] not in chosen] + rows
+        files.write_json(options.json, rows)
+    if options.page:
+        files.write_text(options.page, page(rows))
     return int(failed > 0)
 
 

@@ -75,6 +75,17 @@ class Step:
             self.report(number, total)
 
 
+def events_in(text: bytes) -> list[dict[str, Any]]:
+    """The events of a log; a line that a full disk cut short is passed over."""
+    found = []
+    for line in text.splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
 _current = Step("", "")
 
 

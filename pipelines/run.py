@@ -1,6 +1,5 @@
 """One local run: start the DAG in a process of its own, follow it, gather what it made."""
 
-import json
 import os
 import shutil
 import signal
@@ -201,18 +200,9 @@ class _Events:
             stream.seek(self._offset)
             whole = stream.read().rpartition(b"\n")[0]
         self._offset += len(whole) + bool(whole)
-        fresh = [event for line in whole.splitlines() if (event := _event(line)) is not None]
+        fresh = progress.events_in(whole)
         self.seen += fresh
         return fresh
-
-
-def _event(line: bytes) -> dict[str, Any] | None:
-    """One event; None where a full disk cut it short."""
-    try:
-        event: dict[str, Any] = json.loads(line)
-    except ValueError:
-        return None
-    return event
 
 
 def failure_of(

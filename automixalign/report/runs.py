@@ -80,17 +80,15 @@ def rebuild(folder: Path, costs: Mapping[str, Mapping[str, Any]]) -> Path:
     data |= {key: kept.get(key) for key in _KEPT}
     events = folder / run_folder.LOGS / progress.EVENTS
     if events.is_file():
-        data |= _logged(files.read_jsonl(events), data["warnings"])
+        data |= _logged(progress.events_in(events.read_bytes()), data["warnings"])
     page.write(data, folder / PAGE, folder / FACTS)
     return folder / PAGE
 
 
 def _logged(events: list[dict[str, Any]], warnings: list[str]) -> dict[str, Any]:
     """What the steps' events say: how long each took, and what it warned of."""
-    stages = [
-        {"stage": event["stage"], "name": event["name"], "seconds": event["seconds"]}
-        for event in events
-        if event["event"] == "finished"
-    ]
-    logged = [event["message"] for event in events if event["event"] == "warning"]
+    # A run that was ended and went on has done some steps twice.
+    took = {(e["stage"], e["name"]): e["seconds"] for e in events if e["event"] == "finished"}
+    stages = [{"stage": stage, "name": name, "seconds": seconds} for (stage, name), seconds in took.items()]
+    logged = list(dict.fromkeys(event["message"] for event in events if event["event"] == "warning"))
     return {"stages": stages or None, "warnings": logged or warnings}

@@ -98,10 +98,10 @@ class Place(NamedTuple):
         environment = {**os.environ, **server.environment, "AMA_CACHE": str(above / f"cache-{bucket}")}
         return cls(above / bucket, config, bucket, environment)
 
-    def start(self) -> "subprocess.Popen[bytes]":
+    def start(self, *options: str) -> "subprocess.Popen[bytes]":
         """`ama run` into the folder; what it prints is appended to a file."""
         command = [sys.executable, "-c", "from pipelines.cli import main; main()", "run"]
-        command += ["--config", str(self.config), "--output", str(self.folder)]
+        command += ["--config", str(self.config), "--output", str(self.folder), *options]
         with self.folder.with_suffix(".log").open("ab") as out:
             return subprocess.Popen(command, env=self.environment, stdout=out, stderr=subprocess.STDOUT)
 
@@ -175,6 +175,43 @@ def kill_and_go_on(number: int, above: Path) -> str:
     if left := _left_behind(place):
         raise UnexpectedError(f"after {', '.join(done)}: left behind: {', '.join(left)}")
     return f"{len(done)} kills, the same in all: {', '.join(done)}"
+
+
+def kill_and_try_again(above: Path) -> str:
+    """A training that is killed, in a run that tries it again by itself."""
+    _, server, expected = undisturbed()
+    place = Place.make(above, server, f"retried-{os.getpid()}")
+    moment = Moment("train_generalist", "ama-s", 0.0, "checkpoint", "step")
+    process = place.start("--retries", "1")
+    killed = strike(place, server, process, moment)
+    if (status := process.returncode) or not killed:
+        raise UnexpectedError(f"{killed or 'not killed'}; exit status {status}: {_tail(place)}")
+    again = [e["event"] for e in place.events(0) if (e["stage"], e["name"]) == ("train_generalist", "ama-s")]
+    if again.count("started") != 2:
+        raise UnexpectedError(f"it was started {again.count('started')} times")
+    found = outcome(place, server)
+    if different := [what for what, value in expected.items() if found[what] != value]:
+        raise UnexpectedError(f"after {killed}: another {', '.join(different)}")
+    return f"{killed}; tried again within the run, the same in all"
+
+
+def start_twice(above: Path) -> str:
+    """A second run on the folder of one that works, and a third after that one was killed."""
+    _, server, _ = undisturbed()
+    place = Place.make(above, server, f"twice-{os.getpid()}")
+    first = place.start()
+    while not place.events(0):
+        time.sleep(_POLL)
+    if (status := place.start().wait(_LIMIT)) != 2 or f"process {first.pid} on" not in _said(place):
+        raise UnexpectedError(f"the second ended with {status}: {_said(place)}")
+    _kill(first, 0, "ama")
+    if (status := place.start().wait(_LIMIT)) != 0:
+        raise UnexpectedError(f"the third ended with {status}: {_tail(place)}")
+    return "the second refused by the first one's process id; killed, its lock held up nobody"
+
+
+def _said(place: Place) -> str:
+    return place.folder.with_suffix(".log").read_text(encoding="utf-8", errors="replace")
 
 
 def next_moment(random_: random.Random, place: Place) -> Moment | None:
@@ -290,11 +327,20 @@ def _left_behind(place: Place) -> list[str]:
 
 def _tail(place: Place) -> str:
     """What the last attempt said of its failure."""
-    said = place.folder.with_suffix(".log").read_text(encoding="utf-8", errors="replace")
+    said = _said(place)
     return (said.rpartition("\n✗")[2] or said)[:3000]
 
 
 CASES = [
-    Case("kills", f"{KILLS} kills, seed {number}", "goes on to the same bits", partial(kill_and_go_on, number))
-    for number in range(RUNS)
+    Case("kills", "two runs on one folder", "the second refused, a dead one's lock not", start_twice),
+    Case("kills", "a killed training and --retries 1", "the same bits in one run", kill_and_try_again),
+    *(
+        Case(
+            "kills",
+            f"{KILLS} kills, seed {number}",
+            "goes on to the same bits",
+            partial(kill_and_go_on, number),
+        )
+        for number in range(RUNS)
+    ),
 ]

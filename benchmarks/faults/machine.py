@@ -43,7 +43,7 @@ _BALLAST = "ballast"
 _ROOMS = (0, 8 << 10, 24 << 10, 64 << 10, 200 << 10, 600 << 10)
 """Bytes that are left on a disk, so that it fills up at one moment or another."""
 _FULL = ("cannot be written: no space left", "free some")
-_UNTRACKED = dict.fromkeys((URI, RUN_ID, FOLDER, FOLLOWED, progress.LOGS, checkpoints.FOLDER))
+_UNTRACKED = dict.fromkeys((URI, RUN_ID, FOLDER, FOLLOWED, progress.LOGS, checkpoints.PLACE))
 
 
 def may_mount() -> bool:
@@ -255,7 +255,7 @@ def full_checkpoints(folder: Path) -> str:
     """Checkpoints go to a disk that fills up; the same training then goes on from what is whole."""
     seen = []
     with small_disk(folder, 20) as disk:
-        with environment(**{**_UNTRACKED, checkpoints.FOLDER: str(disk / "checkpoints")}):
+        with environment(**{**_UNTRACKED, checkpoints.PLACE: str(disk / "checkpoints")}):
 
             def step() -> None:
                 with progress.step("train_specialist", "format"):

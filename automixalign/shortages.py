@@ -67,13 +67,20 @@ def of_step(title: str, stage: str) -> Iterator[None]:
         yield
     except Exception as error:
         if isinstance(error, AutoMixAlignError):
+            # Who loads a model calls it unreadable whatever the reason, also where memory ran out meanwhile.
+            if error.__cause__ is not None and not isinstance(error, ResourceError | StorageError):
+                _name_memory(error.__cause__, title, stage)
             raise
         if is_full_disk(error):
             where = _place(error) or " or ".join(map(str, _likely_places()))
             raise StorageError(f"{title}: {where} cannot be written: {_reason(error)}; {_FREE}") from error
-        if _is_short_of_memory(error):
-            raise ResourceError(f"{title} ran out of memory ({_reason(error)}); {advice(stage)}") from error
+        _name_memory(error, title, stage)
         raise
+
+
+def _name_memory(error: BaseException, title: str, stage: str) -> None:
+    if _is_short_of_memory(error):
+        raise ResourceError(f"{title} ran out of memory ({_reason(error)}); {advice(stage)}") from error
 
 
 def advice(stage: str) -> str:
@@ -108,7 +115,7 @@ def _is_short_of_memory(error: BaseException) -> bool:
     return any(
         isinstance(each, MemoryError)
         or (isinstance(each, OSError) and each.errno == errno.ENOMEM)
-        or (isinstance(each, RuntimeError | OSError) and _SHORT.search(str(each)) is not None)
+        or _SHORT.search(str(each)) is not None
         for each in _chain(error)
     )
 

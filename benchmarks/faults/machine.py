@@ -401,14 +401,13 @@ print(json.dumps(seen))
 
 def large_stage(stage: str, output: Path, small: bool = False) -> None:
     """A step that takes a good deal of memory, or, `small`, the same with little."""
-    from benchmarks import tiny as given
 
     if stage == "train_specialist":
         job = training(output, **({} if small else {"batch_size": 512}))
         budget = job.settings.budget.model_copy(update={"steps": 1})
         train(job.model_copy(update={"settings": job.settings.model_copy(update={"budget": budget})}))
     else:
-        world = given.world()
+        world = tiny.world()
         settings = ScoringSettings(seed=0, batch_size=4 if small else 4096, precision="fp32")
         write_reference_logps(settings, world.data, world.base_model, output / "logps")
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from automixalign import files, progress, publish, s3
-from automixalign.errors import StorageError, UnreachableError
+from automixalign.errors import DamagedError, StorageError, UnreachableError
 from automixalign.publication import publish_run
 from automixalign.settings import PublicationSettings
 from automixalign.validate import plan_experiment
+from benchmarks import tiny
 from benchmarks.faults._outcome import environment, refused, see
 from benchmarks.faults.case import Case, ama
 from benchmarks.servers.proxy import Fault, Proxy, http, proxy
@@ -150,19 +151,6 @@ def download_recovers(fault: Fault) -> Callable[[Path], str]:
     return run
 
 
-def _experiment(**changes: Any) -> dict[str, Any]:
-    return {
-        "name": "tiny",
-        "base_model": {"source": "tiny", "tiny": {"hidden_size": 16, "layers": 1, "heads": 2, "steps": 2}},
-        "tasks": [{"name": "a", "source": "synthetic:format", "limit": 20}],
-        "training": {"batch_size": 4, "learning_rate": 0.001},
-        "budget": {"specialist": {"steps": 2}, "generalist": {"steps": 2}},
-        "methods": ["uniform"],
-        "merges": [],
-        **changes,
-    }
-
-
 _NOBODY = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
 """Nobody listens there."""
 
@@ -180,7 +168,7 @@ def down_at_start(what: str) -> Callable[[Path], str]:
     def run(folder: Path) -> str:
         from automixalign.config import parse
 
-        experiment = parse(_experiment(**ON_S3[what]), "the case")
+        experiment = parse({**tiny.experiment(), **ON_S3[what]}, "the case")
         with environment(**_NOBODY, AWS_MAX_ATTEMPTS=None):
             began = time.monotonic()
             seen = refused(UnreachableError, lambda: plan_experiment(experiment), PLACE, _SERVER)
@@ -199,7 +187,7 @@ def web_page(folder: Path) -> str:
     with proxy(9) as between, environment(**{**_NOBODY, "AWS_ENDPOINT_URL": between.url}):
         between.fault = Fault(answer=_PAGE)
         for changes in ON_S3.values():
-            experiment = parse(_experiment(**changes), "the case")
+            experiment = parse({**tiny.experiment(), **changes}, "the case")
             seen = refused(
                 StorageError, lambda given=experiment: plan_experiment(given), PLACE, "AWS_ENDPOINT_URL is"
             )
@@ -208,7 +196,7 @@ def web_page(folder: Path) -> str:
 
 def run_with_server_down(folder: Path) -> str:
     """`ama run` with `output` on a server that is down."""
-    (folder / "config.yaml").write_text(json.dumps(_experiment(output=PLACE)))
+    (folder / "config.yaml").write_text(json.dumps({**tiny.experiment(), "output": PLACE}))
     began = time.monotonic()
     done = ama("run", "--config", folder / "config.yaml", "--output", folder / "run", **_NOBODY)
     took = time.monotonic() - began
@@ -378,6 +366,6 @@ CASES = [
         "s3_outages",
         "a bit flips on the way down",
         "StorageError, no half file",
-        download_ends(Fault(flip_received=2 << 20), "is not what was stored", kind=StorageError),
+        download_ends(Fault(flip_received=2 << 20), "is not what was stored", kind=DamagedError),
     ),
 ]

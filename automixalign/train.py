@@ -20,6 +20,11 @@ from automixalign.mixers import MIXERS, Mixer, Standard
 from automixalign.settings import TrainingSettings
 from automixalign.weights import not_finite
 
+BASE = "../reference"
+"""How an adapter names the model it belongs to: its neighbour, in a run folder and in a publication."""
+_MODEL_CARD = "README.md"
+"""peft's form to fill in."""
+
 
 class SpecialistTraining(Training):
     """DPO on one task alone, or on some of its pairs."""
@@ -120,9 +125,10 @@ def _train(training: Training, tables: Mapping[str, pa.Table], mixer: Mixer, scr
         trainer.train(resume_from_checkpoint=True)
         weights = trainer.whole_weights()
         if trainer.accelerator.is_main_process:
-            _put_in_order(trainer.model)
+            _name_no_place(trainer.model)
             with files.replacing(training.output) as new:
                 trainer.model.save_pretrained(new, state_dict=weights)
+                (new / _MODEL_CARD).unlink(missing_ok=True)
                 _check_weights(new, steps)
                 tokenizer.save_pretrained(new)
             files.link(log, training.trajectory)
@@ -172,9 +178,10 @@ def _steps(settings: TrainingSettings, pairs: int) -> int:
     return math.ceil(budget.epochs * pairs / settings.training.batch_size)
 
 
-def _put_in_order(model: Any) -> None:
-    """peft holds an adapter's modules as a set, which each process would write in another order."""
+def _name_no_place(model: Any) -> None:
+    """Equal trainings write equal adapters: peft would say where the base lay, and holds modules as a set."""
     for adapter in getattr(model, "peft_config", {}).values():
+        adapter.base_model_name_or_path = BASE
         if isinstance(adapter.target_modules, set):
             adapter.target_modules = sorted(adapter.target_modules)
 

@@ -80,10 +80,10 @@ def test_the_first_error_of_a_process_is_told(places: dict[str, Any], tmp_path: 
 
 def test_an_unexpected_failure_is_named(places: dict[str, Any], tmp_path: Path) -> None:
     broken = tmp_path / "broken"
-    shutil.copytree(places["reference"], broken)
-    (broken / "format" / "train.parquet").write_bytes(b"cut short")
-    with pytest.raises(TrainingError, match=r"one of the processes failed: ArrowInvalid: "):
-        train(tmp_path, {**places, "reference": broken}, {"method": "ama-r"}, processes=2)
+    shutil.copytree(places["data"], broken)
+    (broken / "card.json").write_text("cut short")
+    with pytest.raises(TrainingError, match=r"one of the processes failed: JSONDecodeError: "):
+        train(tmp_path, {**places, "data": broken}, {"method": "ama-r"}, processes=2)
 
 
 def test_the_launcher_leaves_signals_and_environment_as_they_were(

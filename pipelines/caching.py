@@ -14,6 +14,7 @@ Code, versions, environment, seed and sources are part of the steps' settings, a
 
 import os
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -113,14 +114,20 @@ def shared_folder(named: Path | None) -> Path:
     """The folder that knows the results of all runs: as named, or in the user's cache folder.
 
     Raises:
-        ConfigError: it cannot be made.
+        ConfigError: it cannot be made, or others can write to it: what stands in it is believed.
     """
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = named or caches / "automixalign" / "steps"
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # what stands in it is believed
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        facts = folder.stat()
     except OSError as error:
         raise ConfigError(f"--cache {folder} cannot be written to: {error}; or give --no-cache") from error
+    if facts.st_uid != os.getuid() or facts.st_mode & stat.S_IWOTH:
+        raise ConfigError(
+            f"--cache {folder} is not yours alone, and what stands in it is believed: name another folder, or "
+            "change its owner and rights"
+        )
     return folder
 
 

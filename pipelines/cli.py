@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from automixalign import __version__, config, config_file, shortages
+from automixalign import __version__, config, config_file, run_folder, shortages
 from automixalign.errors import AutoMixAlignError, ConfigError
 from automixalign.validate import check_local_sources, check_one_machine, plan_experiment
 
@@ -181,9 +181,9 @@ def run(
     folder = output or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     steps = display.steps_of(experiment)
     progress = display.Progress(console, steps)
-    console.print(
-        f"{experiment.name}: {steps} steps, results in {folder}", highlight=False, soft_wrap=True, markup=False
-    )
+    goes_on = ", where a run goes on" if (folder / run_folder.WORK).exists() else ""
+    said = f"{experiment.name}: {steps} steps, results in {folder}{goes_on}"
+    console.print(said, highlight=False, soft_wrap=True, markup=False)
     try:
         with progress.live:
             local_run.run(experiment, folder, progress.follow, steps_are, shared, retries)

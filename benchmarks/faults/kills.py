@@ -7,6 +7,7 @@ weights, what was published and registered.
 """
 
 import atexit
+import itertools
 import json
 import os
 import random
@@ -154,32 +155,50 @@ def outcome(place: Place, server: Seaweed) -> dict[str, Any]:
 
 
 def kill_and_go_on(number: int, above: Path) -> str:
-    """One run with its kills."""
-    _, server, expected = undisturbed()
+    """Runs that are killed at random moments, until there were `KILLS` kills."""
+    _, server, _ = undisturbed()
     random_ = random.Random(f"kills:{number}")  # the moments; what falls into them is the machine's
-    place = Place.make(above, server, f"run-{number}-{os.getpid()}")
     done: list[str] = []
-    while len(done) < KILLS and (moment := next_moment(random_, place)):
-        process = place.start()
-        if killed := strike(place, server, process, moment):
-            done.append(killed)
-    for _ in range(3):  # the victim of the last kill may have been a step, which ends the run with an error
+    for part in itertools.count():
+        place = Place.make(above, server, f"run-{number}-{part}-{os.getpid()}")
+        while len(done) < KILLS and (moment := next_moment(random_, place)):
+            if killed := strike(place, server, place.start(), moment):
+                done.append(killed)
+        _finish(place, server, done)
+        if len(done) == KILLS:
+            break
+    return f"{len(done)} kills, the same in all: {', '.join(done)}"
+
+
+def kill_in_the_middle(stage: tuple[str, str], write: str, victim: str, above: Path) -> str:
+    """One kill, while something that is written in several moves is half written."""
+    _, server, _ = undisturbed()
+    place = Place.make(above, server, f"{write}-{victim}-{os.getpid()}")
+    killed = strike(place, server, place.start(), Moment(*stage, 0.0, write, victim))
+    if not killed:
+        raise UnexpectedError(f"the {write} was over before it was seen")
+    _finish(place, server, [killed])
+    return f"{killed}; the same in all"
+
+
+def _finish(place: Place, server: Seaweed, kills: list[str]) -> None:
+    """Start a run until it has ended well, and hold what it left against the undisturbed run."""
+    after, expected = f"after {', '.join(kills)}", undisturbed()[2]
+    for _ in range(2):  # the victim of the last kill may have been a step, which ends a run with an error
         if (status := place.start().wait(_LIMIT)) == 0:
             break
     if status:
-        raise UnexpectedError(f"after {', '.join(done)}: exit status {status}: {_tail(place)}")
+        raise UnexpectedError(f"{after}: exit status {status}: {_tail(place)}")
     found = outcome(place, server)
-    different = [what for what, value in expected.items() if found[what] != value]
-    if different:
-        raise UnexpectedError(f"after {', '.join(done)}: another {', '.join(different)}")
+    if different := [what for what, value in expected.items() if found[what] != value]:
+        raise UnexpectedError(f"{after}: another {', '.join(different)}")
     if left := _left_behind(place):
-        raise UnexpectedError(f"after {', '.join(done)}: left behind: {', '.join(left)}")
-    return f"{len(done)} kills, the same in all: {', '.join(done)}"
+        raise UnexpectedError(f"{after}: left behind: {', '.join(left)}")
 
 
 def kill_and_try_again(above: Path) -> str:
     """A training that is killed, in a run that tries it again by itself."""
-    _, server, expected = undisturbed()
+    _, server, _ = undisturbed()
     place = Place.make(above, server, f"retried-{os.getpid()}")
     moment = Moment("train_generalist", "ama-s", 0.0, "checkpoint", "step")
     process = place.start("--retries", "1")
@@ -189,9 +208,7 @@ def kill_and_try_again(above: Path) -> str:
     again = [e["event"] for e in place.events(0) if (e["stage"], e["name"]) == ("train_generalist", "ama-s")]
     if again.count("started") != 2:
         raise UnexpectedError(f"it was started {again.count('started')} times")
-    found = outcome(place, server)
-    if different := [what for what, value in expected.items() if found[what] != value]:
-        raise UnexpectedError(f"after {killed}: another {', '.join(different)}")
+    _finish(place, server, [killed])
     return f"{killed}; tried again within the run, the same in all"
 
 
@@ -293,7 +310,7 @@ def _checkpoint_is_written(place: Place, _: Seaweed) -> bool:
 
 
 def _merge_is_written(place: Place, _: Seaweed) -> bool:
-    return any((place.folder / run_folder.WORK).glob("attempt-*/*/merge-specialists*/.*"))
+    return any((place.folder / run_folder.WORK).glob("attempt-*/*/*/merge-specialists/.*"))
 
 
 def _upload_is_written(place: Place, server: Seaweed) -> bool:
@@ -342,5 +359,15 @@ CASES = [
             partial(kill_and_go_on, number),
         )
         for number in range(RUNS)
+    ),
+    *(
+        Case(
+            "kills",
+            f"in the middle of the {write}: {victim}",
+            "the same bits",
+            partial(kill_in_the_middle, stage, write, victim),
+        )
+        for stage, write in ((("merge_specialists", "ties"), "merge"), (("publish", ""), "upload"))
+        for victim in ("step", "all")
     ),
 ]

@@ -92,6 +92,7 @@ def started(
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(experiment, file)
         command = [sys.executable, "-c", "from pipelines.cli import main; main()", "run", "-c", file.name]
+        command.append("--no-cache")  # no run takes what another one made
         process = subprocess.Popen(
             [*command, *arguments],
             cwd=folder,
@@ -246,6 +247,11 @@ def test_the_dag_in_containers_gives_the_numbers_of_processes(
     assert {path.stat().st_uid for path in (other / ".kfp").rglob("*")} == {0, 1001}, "no step was root"
     assert containers_of(client, other) == []
     assert not (other / ".kfp" / "scratch").exists()
+    again = in_containers(experiment(), other)
+    out, err = again.communicate()
+    assert again.returncode == 0, out + err
+    assert out.count("from cache") == 16, "all but what looks at the sources and at the registry"
+    assert json.loads((other / "leaderboard.json").read_text()) == boards[1]
 
 
 def test_a_step_is_shut_in_and_ends_with_its_run(
@@ -285,7 +291,7 @@ def test_a_step_that_is_killed_fails_the_run(
     wait_for(run, client, tmp_path / "run", "prepare_base_model").kill()
     out, err = run.communicate(timeout=60)
     assert run.returncode == 1, out + err
-    assert "prepare_base_model failed: ended without a word (killed?)" in err
+    assert "prepare_base_model failed: ended without a word: it was killed (SIGKILL)" in err
 
 
 def test_a_step_reaches_s3_and_a_failing_one_is_named_with_the_end_of_its_log(

@@ -32,6 +32,14 @@ LOCK = "lock"
 _NAMED = 5
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether a run has begun in a folder; what is wrong with one that cannot be looked at, `claim` says."""
+    try:
+        return (folder / WORK).is_dir()
+    except OSError:
+        return False
+
+
 @contextmanager
 def claim(folder: Path, experiment: Experiment) -> Iterator[TextIO]:
     """Have a run folder for oneself, a new one or that of the same experiment.

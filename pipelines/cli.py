@@ -181,7 +181,7 @@ def run(
     folder = output or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     steps = display.steps_of(experiment)
     progress = display.Progress(console, steps)
-    goes_on = ", where a run goes on" if (folder / run_folder.WORK).exists() else ""
+    goes_on = ", where a run goes on" if run_folder.is_begun(folder) else ""
     said = f"{experiment.name}: {steps} steps, results in {folder}{goes_on}"
     console.print(said, highlight=False, soft_wrap=True, markup=False)
     try:

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,9 @@ from automixalign.data.prepare import prepare_data
 from automixalign.data.split import SPLITS
 from automixalign.scoring import write_reference_logps
 from automixalign.settings import DataSettings, ScoringSettings
+
+if TYPE_CHECKING:
+    from automixalign.train import SpecialistTraining
 
 TASKS = ("format", "refusal")
 MAX_LENGTH = 64
@@ -101,6 +104,28 @@ def world() -> World:
     write_data(base_model, data)
     write_references(data, base_model, references)
     return World(base_model, data, references, write_losses(data, references, folder / "losses"))
+
+
+def specialist_training(output: Path, steps: int = 3, **options: Any) -> "SpecialistTraining":
+    """Of the specialist of `format`; `options` are keys of `training`."""
+    from automixalign.settings import TrainingSettings
+    from automixalign.train import SpecialistTraining
+
+    settings = {
+        "seed": 0,
+        "training": {"batch_size": 4, "learning_rate": 1e-3, **options},
+        "budget": {"steps": steps},
+        "method": None,
+    }
+    return SpecialistTraining(
+        settings=TrainingSettings.model_validate(settings),
+        task="format",
+        data=world().data,
+        reference=world().references,
+        base_model=world().base_model,
+        output=output / "model",
+        trajectory=output / "trajectory.jsonl",
+    )
 
 
 def experiment() -> dict[str, Any]:

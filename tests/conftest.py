@@ -63,19 +63,8 @@ def two_losses(two_tasks: Path, two_references: Path, tmp_path_factory: pytest.T
 @pytest.fixture
 def experiment_data() -> dict[str, Any]:
     """A small valid configuration with two synthetic tasks; the test's own to change."""
-    return {
-        "name": "tiny",
-        "base_model": {"source": "tiny", "tiny": {"hidden_size": 16, "layers": 1, "heads": 2, "steps": 2}},
-        "tasks": [
-            {"name": "arithmetic", "source": "synthetic:arithmetic", "limit": 20, "verifier": "exact"},
-            {"name": "format", "source": "synthetic:format", "limit": 20},
-        ],
-        "max_length": 64,
-        "training": {"batch_size": 4, "learning_rate": 0.001},
-        "budget": {"specialist": {"steps": 2}, "generalist": {"steps": 3}},
-        "methods": ["standard", {"method": "ama-r", "eta": 0.1}, "ama-s"],
-        "merges": ["linear"],
-    }
+    methods = ["standard", {"method": "ama-r", "eta": 0.1}, "ama-s"]
+    return {**tiny.experiment(), "methods": methods, "merges": ["linear"]}
 
 
 def use(server: Seaweed, patch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,6 @@ from automixalign.settings import (
     EvaluationSettings,
     ScoringSettings,
     SpecialistLossesSettings,
-    TrainingSettings,
 )
 from automixalign.specialist_losses import write_specialist_losses
 from automixalign.tracking.record import Record
@@ -86,23 +85,8 @@ def fill(disk: Path, leave: int) -> None:
 
 
 def training(output: Path, **options: Any) -> SpecialistTraining:
-    """Of a specialist of the small world, in three steps with a checkpoint each."""
-    world = tiny.world()
-    settings = {
-        "seed": 0,
-        "training": {"batch_size": 4, "learning_rate": 1e-3, "checkpoint_every": 1, **options},
-        "budget": {"steps": 3},
-        "method": None,
-    }
-    return SpecialistTraining(
-        settings=TrainingSettings.model_validate(settings),
-        task="format",
-        data=world.data,
-        reference=world.references,
-        base_model=world.base_model,
-        output=output / "model",
-        trajectory=output / "trajectory.jsonl",
-    )
+    """Of a specialist, in three steps with a checkpoint each."""
+    return tiny.specialist_training(output, checkpoint_every=1, **options)
 
 
 def _experiment() -> config.Experiment:

@@ -24,9 +24,8 @@ from automixalign.settings import (
     BaseModelSettings,
     ComparisonSettings,
     EvaluationSettings,
-    TrainingSettings,
 )
-from automixalign.train import GeneralistTraining, SpecialistTraining
+from automixalign.train import GeneralistTraining
 from benchmarks import tiny
 from benchmarks.faults._outcome import environment, refused, see
 from benchmarks.faults.case import Case, ama
@@ -131,30 +130,11 @@ def _nothing_in(folder: Path) -> None:
     see(not left, f"left behind: {left}")
 
 
-def _training(folder: Path, rate: float, steps: int, **options: Any) -> SpecialistTraining:
-    world = tiny.world()
-    settings = {
-        "seed": 0,
-        "training": {"batch_size": 4, "learning_rate": rate, "warmup_steps": 0, **options},
-        "budget": {"steps": steps},
-        "method": None,
-    }
-    return SpecialistTraining(
-        settings=TrainingSettings.model_validate(settings),
-        task="format",
-        data=world.data,
-        reference=world.references,
-        base_model=world.base_model,
-        output=folder / "made" / "model",
-        trajectory=folder / "made" / "trajectory.jsonl",
-    )
-
-
 def specialist_diverges(rate: float, steps: int, *parts: str, **options: Any) -> Callable[[Path], str]:
     """A specialist trained with a learning rate that makes it fly apart."""
 
     def run(folder: Path) -> str:
-        training = _training(folder, rate, steps, **options)
+        training = tiny.specialist_training(folder / "made", steps, learning_rate=rate, **options)
         seen = refused(TrainingError, lambda: train(training), "lower the learning rate", *parts)
         _nothing_in(folder / "made")
         return seen
@@ -247,7 +227,7 @@ def reference_cache(column: str, value: float) -> Callable[[Path], str]:
         references = folder / "references"
         shutil.copytree(tiny.world().references, references)
         _spoil(references / "format" / f"{TRAIN}.parquet", column, value)
-        training = _training(folder, 1e-3, 2).model_copy(update={"reference": references})
+        training = tiny.specialist_training(folder / "made", 2).model_copy(update={"reference": references})
         seen = refused(CacheError, lambda: train(training), f"format/{TRAIN}.parquet", column, "not finite")
         _nothing_in(folder / "made")
         return seen
@@ -256,7 +236,7 @@ def reference_cache(column: str, value: float) -> Callable[[Path], str]:
 
 
 def _generalist(folder: Path, losses: Sequence[Path]) -> GeneralistTraining:
-    base = _training(folder, 1e-3, 2)
+    base = tiny.specialist_training(folder / "made", 2)
     method = config.MethodSpec.model_validate({"method": "ama-r", "eta": 0.1, "name": "ama-r"})
     fields = {name: getattr(base, name) for name in ("data", "reference", "base_model", "output", "trajectory")}
     return GeneralistTraining(

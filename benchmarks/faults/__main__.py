@@ -54,7 +54,7 @@ def outcome(case: Case) -> dict[str, Any]:
         "group": case.group,
         "case": case.name,
         "expected": case.expected,
-        "seen": seen,
+        "seen": seen.replace(f"{folder}/", "").replace(folder, "the folder"),
         "as expected": as_expected,
         "seconds": round(time.monotonic() - began, 1),
     }

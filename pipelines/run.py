@@ -91,9 +91,9 @@ def run(
         place.mkdir()
         events = _Events(logs / progress.EVENTS)
         with alive.hold(place / "alive") as behind:
-            sender = Sender(experiment, folder.resolve())
-            environment = {**_environment(work, logs), alive.FILE: behind.name, **sender.environment}
             try:
+                sender = Sender(experiment, folder.resolve())
+                environment = {**_environment(work, logs), alive.FILE: behind.name, **sender.environment}
                 containers = runner.prepare(folder.resolve(), environment)
             except BaseException:
                 runner.end()

@@ -1,5 +1,6 @@
 """The README names everything that a configuration may name, and its commands are ones there are."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -24,6 +25,12 @@ COMMANDS = re.findall(r"^ama (.*?)(?:\s+#.*)?$", SHELL, re.MULTILINE)
 @pytest.mark.parametrize("name", [*MIXERS, *sorted(OPTIONS), *LOSSES])
 def test_every_method_option_and_loss_is_named(name: str) -> None:
     assert f"`{name}`" in README
+
+
+def test_the_faults_it_counts_are_the_measured_ones() -> None:
+    results = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "faults.json").read_text())
+    assert f"brings about {len(results)} faults" in README
+    assert all(row["as expected"] for row in results)
 
 
 def test_there_are_commands() -> None:

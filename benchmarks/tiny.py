@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from automixalign import caches
+from automixalign import caches, files
 from automixalign.data.prepare import prepare_data
 from automixalign.data.split import SPLITS
 from automixalign.scoring import write_reference_logps
@@ -64,6 +64,20 @@ def data_settings() -> DataSettings:
 def write_data(base_model: Path, folder: Path) -> None:
     """Prepared splits of the two tasks."""
     prepare_data(data_settings(), base_model, folder)
+
+
+def prepare_rows(rows: list[dict[str, Any]], base_model: Path, folder: Path, max_length: int) -> dict[str, Any]:
+    """The prepared splits of one task with these rows; returns the card."""
+    source = folder.with_name("rows.jsonl")
+    files.write_jsonl(source, rows)
+    settings = {
+        "seed": 0,
+        "tasks": [{"name": "task", "source": str(source)}],
+        "split": {"test": 0.3},
+        "max_length": max_length,
+        "fingerprints": [""],
+    }
+    return prepare_data(DataSettings.model_validate(settings), base_model, folder)
 
 
 def write_references(data: Path, base_model: Path, folder: Path) -> None:

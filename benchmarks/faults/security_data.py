@@ -13,10 +13,9 @@ from typing import Any
 from automixalign import files, publish, s3
 from automixalign.config import TaskSpec
 from automixalign.data.pairs import parse_row
-from automixalign.data.prepare import prepare_data
 from automixalign.data.read import read_rows
 from automixalign.errors import AutoMixAlignError, DataError, StorageError
-from automixalign.settings import DataSettings
+from benchmarks import tiny
 from benchmarks.faults import _malice
 from benchmarks.faults.case import Case, UnexpectedError
 
@@ -50,15 +49,7 @@ def _templates(folder: Path) -> str:
         }
         for number in range(10)
     ]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {
-        "seed": 0,
-        "tasks": [{"name": "task", "source": str(folder / "rows.jsonl")}],
-        "split": {"test": 0.3},
-        "max_length": 4096,
-        "fingerprints": [""],
-    }
-    prepare_data(DataSettings.model_validate(settings), model, folder / "data")
+    tiny.prepare_rows(rows, model, folder / "data", 4096)
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     (row, *_) = files.read_table(folder / "data" / "task" / "train.parquet").to_pylist()
     counts = {

@@ -12,9 +12,9 @@ from typing import Any
 
 from automixalign import base_model, merge, model_files, models
 from automixalign.config import BaseModelSpec
-from automixalign.data.prepare import prepare_data
 from automixalign.errors import DataError, ModelError
-from automixalign.settings import BaseModelSettings, DataSettings
+from automixalign.settings import BaseModelSettings
+from benchmarks import tiny
 from benchmarks.faults import _malice
 from benchmarks.faults.case import Case, UnexpectedError
 
@@ -239,15 +239,7 @@ def tokenise(folder: Path, template: str) -> object:
         }
         for number in range(10)
     ]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {
-        "seed": 0,
-        "tasks": [{"name": "task", "source": str(folder / "rows.jsonl")}],
-        "split": {"test": 0.3},
-        "max_length": 64,
-        "fingerprints": [""],
-    }
-    return prepare_data(DataSettings.model_validate(settings), spoiled, folder / "output")
+    return tiny.prepare_rows(rows, spoiled, folder / "output", 64)
 
 
 _TEMPLATES = {

@@ -181,7 +181,7 @@ class TrainingSpec(Loss):
     max_grad_norm: NonNegative = 1.0
     nll_weight: NonNegative = 0.0
     """Weight of TRL's `sft` term on the chosen answer, the same for every method: a mean over the tokens of a
-    forward pass, so that how a step is cut into forward passes matters a little."""
+    step, however it is cut into forward passes."""
     precision: Precision = "auto"
     """`auto`: bf16 autocast on CUDA that has it, else fp32."""
     gradient_checkpointing: Flag = False

@@ -9,11 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from automixalign import files, models, progress
+from automixalign import files, heap, models, progress
 from automixalign.caches import CHOSEN, REJECTED, Floats, column, write_cache
 from automixalign.data.split import SPLITS
 from automixalign.data.store import read_split, tasks_of
 from automixalign.errors import ModelError
+from automixalign.logps.batch import PairIds
+from automixalign.logps.forward import batch_of, packing, side_logps
 from automixalign.losses import Loss
 from automixalign.settings import ScoringSettings
 
@@ -27,7 +29,7 @@ class Scorer:
 
     Args:
         model: the policy, on its device.
-        batch_size: sequences a forward pass.
+        batch_size: sequences a forward pass, two a pair.
         precision: `auto`, `fp32` or `bf16`, of the forward pass; log-softmax is always fp32.
     """
 
@@ -42,45 +44,27 @@ class Scorer:
         Raises:
             ModelError: the model gives values that are not finite.
         """
-        prompts = table.column("prompt_ids").to_pylist()
-        sides = [table.column(name).to_pylist() for name in ("chosen_ids", "rejected_ids")]
-        sequences = [(prompt, side) for part in sides for prompt, side in zip(prompts, part, strict=True)]
+        columns = (table.column(f"{name}_ids").to_pylist() for name in PairIds._fields)
+        pairs = [PairIds(*ids) for ids in zip(*columns, strict=True)]
         # Alike lengths together: padding is what a batch of mixed lengths mostly computes.
-        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]) + len(sequences[i][1]))
-        result = np.zeros(len(sequences))
+        order = sorted(range(len(pairs)), key=lambda index: pairs[index].size)
+        size = max(1, self.batch_size // 2)
+        batches = [order[at : at + size] for at in range(0, len(order), size)]
+        result = np.zeros((len(pairs), 2))
         self.model.eval()
-        batches = [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
-        for batch in progress.current().track(batches, len(batches)):
-            result[batch] = self._batch([sequences[index] for index in batch])
+        heap.keep_freed_memory()
+        with packing(self.model) as packed:
+            for rows in progress.current().track(batches, len(batches)):
+                batch = batch_of([pairs[index] for index in rows], packed).to(self.model.device)
+                with models.autocast(self.precision):
+                    result[rows] = side_logps(self.model, batch).double().cpu().numpy()
         if not np.isfinite(result).all():
-            bad = table.column("pair_id")[int(np.flatnonzero(~np.isfinite(result))[0]) % len(prompts)]
+            bad = table.column("pair_id")[int(np.flatnonzero(~np.isfinite(result).all(1))[0])]
             raise ModelError(
                 f"the model gives a log-probability that is not finite, first for pair {bad}: its training "
                 "diverged (lower the learning rate), or it overflows in this precision"
             )
-        return result[: len(prompts)], result[len(prompts) :]
-
-    def _batch(self, sequences: list[tuple[list[int], list[int]]]) -> Floats:
-        device = self.model.device
-        longest = max(len(prompt) + len(side) for prompt, side in sequences)
-        shortest_prompt = min(len(prompt) for prompt, _ in sequences)
-        ids = torch.zeros(len(sequences), longest, dtype=torch.long)
-        attention = torch.zeros_like(ids)
-        completion = torch.zeros_like(ids, dtype=torch.bool)
-        for row, (prompt, side) in enumerate(sequences):
-            length = len(prompt) + len(side)
-            ids[row, :length] = torch.tensor(prompt + side)
-            attention[row, :length] = 1
-            completion[row, len(prompt) : length] = True
-        ids, attention, completion = ids.to(device), attention.to(device), completion.to(device)
-        # The logits of the shared prompt are never looked at: leave them out of the largest product.
-        keep = longest - shortest_prompt + 1
-        with models.autocast(self.precision):
-            output = self.model(ids, attention_mask=attention, use_cache=False, logits_to_keep=keep)
-        logits = output.logits[:, -keep:-1].float()
-        targets, mask = ids[:, 1 - keep :], completion[:, 1 - keep :]
-        picked = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
-        return np.asarray((picked * mask).double().sum(1).cpu().numpy())
+        return result[:, 0], result[:, 1]
 
 
 def log_ratios(scores: pa.Table, reference: pa.Table) -> tuple[Floats, Floats]:

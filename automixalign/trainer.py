@@ -3,10 +3,11 @@
 What differs from `trl.DPOTrainer`, and nothing else does:
 
 - pairs come tokenised and with their reference log-probabilities, so nothing is prepared or precomputed again;
+- a forward pass holds them packed, each prompt once and no padding, where the architecture allows (`logps/`);
 - the pairs of a step are drawn when the step begins, with the task weights of that moment. A sampler would have
   been asked for them several steps ahead;
-- the loss of a step is `mean_z w_z e(z)` (see `mixers.py`), rebuilt per pair from the log-probabilities of
-  TRL's own forward pass, plus TRL's `sft` term where the loss list asks for it;
+- the loss of a step is `mean_z w_z e(z)` (see `mixers.py`), plus TRL's `sft` term where the loss list asks for
+  it: a mean over the chosen tokens of the whole step, however it is cut into forward passes;
 - a checkpoint also holds the mixer, the position of the draws and the average of the iterates.
 """
 
@@ -33,12 +34,13 @@ from automixalign import checkpoints, files, progress
 from automixalign.averaging import IterateAverage
 from automixalign.checkpoints import Checkpoints
 from automixalign.errors import TrainingError
-from automixalign.losses import NLL, from_trl
+from automixalign.logps.batch import PairIds
+from automixalign.logps.forward import batch_of, packing, side_logps
+from automixalign.losses import from_trl
 from automixalign.mixers import Draws, Mixer
 
-_ROW = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
+_REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 _SPECIALIST = "specialist_loss"
-_EXTRA = ("task", _SPECIALIST, "weight")
 
 
 class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
@@ -71,7 +73,9 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         kept: Checkpoints | None = None,
         **kwargs: Any,
     ) -> None:
-        self.pair_loss, nll_weight = from_trl(args, kwargs.get("eval_dataset"))
+        self.pair_loss, self.nll_weight = from_trl(args, kwargs.get("eval_dataset"))
+        self.policy = model
+        self.packed = False
         self.tasks = list(datasets)
         self.by_task = list(datasets.values())
         self.mixer = mixer
@@ -86,9 +90,6 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
             )
         args.precompute_ref_log_probs = True
         super().__init__(model=model, args=args, train_dataset=self.by_task[0], **kwargs)
-        # The preference loss is ours; of its list TRL computes the NLL term, or a loss that nobody looks at.
-        self.adds_nll = nll_weight > 0
-        self.loss_types, self.loss_weights = ([NLL], [nll_weight]) if self.adds_nll else (["sigmoid"], [1.0])
         self.pairs_per_step = (
             args.per_device_train_batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes
         )
@@ -112,8 +113,9 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
             self._restore(checkpoint)
         elif self.accelerator.is_main_process:
             files.write_text(self.trajectory, "")
-        with _readable(checkpoint):
+        with _readable(checkpoint), packing(self.policy) as self.packed:
             result = super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
+        self.packed = False
         if self.average is not None:
             self.average.install()
         return result
@@ -179,7 +181,7 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, torch.Tensor]], None]:
+    ) -> tuple[list[dict[str, Any]], None]:
         """Draw the step's pairs with the current task weights; return this rank's micro-batches."""
         tasks = self.mixer.draw(self.state.global_step, self.pairs_per_step)
         weights = self.mixer.example_weights(tasks)
@@ -187,49 +189,58 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
             {**self.by_task[task][self.draws.next(task)], "task": task, "weight": weight}
             for task, weight in zip(tasks.tolist(), weights.tolist(), strict=True)
         ]
+        # Alike lengths together: what is drawn stays the same, what is padded shrinks, and processes keep pace.
+        rows.sort(key=lambda row: _ids(row).size)
         size, world = self.args.per_device_train_batch_size, self.accelerator.num_processes
         mine = [(batch * world + self.accelerator.process_index) * size for batch in range(num_batches)]
-        return [self._collate(rows[start : start + size]) for start in mine], None
+        batches = [self._collate(rows[start : start + size]) for start in mine]
+        for batch in batches:
+            batch["chosen_tokens"] = sum(len(row["chosen_ids"]) for row in rows) / (num_batches * world)
+        return batches, None
 
-    def _collate(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch: dict[str, torch.Tensor] = self.data_collator([{key: row[key] for key in _ROW} for row in rows])
-        for key in _EXTRA:
-            batch[key] = torch.tensor([row.get(key, 0.0) for row in rows])
-        return batch
+    def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = batch_of([_ids(row) for row in rows], self.packed)
+        return {
+            "batch": batch,
+            "input_ids": batch.inputs["input_ids"],  # by which the Trainer counts
+            "reference": torch.tensor([[row[key] for key in _REFERENCE] for row in rows]),
+            "tokens": torch.tensor([_ids(row).size for row in rows]),
+            "chosen_tokens": sum(len(row["chosen_ids"]) for row in rows),
+            "task": torch.tensor([row["task"] for row in rows]),
+            _SPECIALIST: torch.tensor([row.get(_SPECIALIST, 0.0) for row in rows]),
+            "weight": torch.tensor([row["weight"] for row in rows]),
+        }
 
     def compute_loss(
         self,
         model: Any,
-        inputs: dict[str, torch.Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> torch.Tensor:
-        """The micro-batch's part of the step's loss; one forward pass, TRL's, whose metrics are kept."""
-        task, specialist_loss, weight = (inputs.pop(key) for key in _EXTRA)
-        seen: list[torch.Tensor] = []
-        hook = model.register_forward_hook(lambda *call: seen.append(call[-1].log_probs))
-        try:
-            trl_loss = super().compute_loss(model, inputs)
-        finally:
-            hook.remove()
-        logps, tokens = seen[0].sum(dim=1).chunk(2), inputs["completion_mask"].sum(dim=1).chunk(2)
-        chosen, rejected = logps[0] - inputs["ref_chosen_logps"], logps[1] - inputs["ref_rejected_logps"]
-        loss = self.pair_loss.per_pair(chosen, rejected, *tokens)
+        """The micro-batch's part of the step's loss, from one forward pass."""
+        task, batch = inputs["task"], inputs["batch"].to(self.args.device)
+        # On CUDA, TRL's head keeps the logits of a large vocabulary out of memory; on the CPU it is slow.
+        logps = side_logps(model, batch, fused=self.args.device.type == "cuda")
+        chosen, rejected = (logps - inputs["reference"]).T
+        lengths = torch.tensor(batch.sizes, device=task.device).view(-1, 2).T
+        loss = self.pair_loss.per_pair(chosen, rejected, *lengths)
         values = {"loss": loss}
         if self.has_specialists:
-            difference = loss - specialist_loss
+            difference = loss - inputs[_SPECIALIST]
             excess = difference.clamp(min=0)
             values |= {"difference": difference, "excess": excess, "clipped": (difference <= 0).float()}
-        objective = (weight * values[self.mixer.trains_on]).mean()
+        objective: torch.Tensor = (inputs["weight"] * values[self.mixer.trains_on]).mean()
         margin = self.pair_loss.beta * (chosen - rejected)
-        both = inputs["attention_mask"].sum(dim=1).chunk(2)
-        self._count(task, **values, margin=margin, accuracy=(margin > 0).float(), tokens=both[0] + both[1])
+        self._count(task, **values, margin=margin, accuracy=(margin > 0).float(), tokens=inputs["tokens"])
         if not torch.isfinite(objective):
             raise TrainingError(
                 f"step {self.state.global_step + 1}: the loss is not finite (tasks "
                 f"{sorted({self.tasks[i] for i in task.tolist()})}); lower the learning rate, or check the data"
             )
-        return objective + trl_loss if self.adds_nll else objective
+        if self.nll_weight:
+            objective = objective - self.nll_weight * logps[:, 0].sum() / inputs["chosen_tokens"]
+        return objective
 
     def _count(self, task: torch.Tensor, **values: torch.Tensor) -> None:
         """Add up, per task, over the micro-steps of an optimiser step."""
@@ -269,6 +280,10 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
             task: float(mean) if count else None
             for task, mean, count in zip(self.tasks, means, pairs, strict=True)
         }
+
+
+def _ids(row: dict[str, Any]) -> PairIds:
+    return PairIds(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"])
 
 
 @contextmanager

@@ -1,0 +1,89 @@
+"""Models and pairs of realistic sizes for the speed benchmarks: random weights and tokens in real shapes."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+SHAPES: dict[str, dict[str, int]] = {
+    "1M": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4}
+    | {"num_key_value_heads": 4, "vocab_size": 1024},
+    "33M": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8}
+    | {"num_key_value_heads": 8, "vocab_size": 12288},
+    "135M": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
+    | {"num_key_value_heads": 3, "vocab_size": 49152},
+}
+"""Llamas by their number of parameters; the largest has the shape of SmolLM2-135M."""
+
+
+def model(size: str, seed: int = 0) -> "LlamaForCausalLM":
+    """A Llama of random weights, its head tied to its embeddings."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    return LlamaForCausalLM(LlamaConfig(**SHAPES[size], **tokens, tie_word_embeddings=True))
+
+
+def pairs(count: int, longest: int, vocabulary: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Tokenised pairs of random tokens.
+
+    Lengths are log-normal, prompts of 60 tokens in the median and answers of 60, as the four data sets of the
+    README's experiments have with SmolLM2's tokenizer; a prompt takes half of `longest` at most, and so does an
+    answer.
+    """
+    draw = np.random.default_rng(seed)
+
+    def lengths(spread: float, columns: int) -> Any:
+        sizes = np.exp(draw.normal(np.log(60), spread, (count, columns)))
+        return np.clip(sizes, 4, longest // 2).astype(int)
+
+    prompts, sides = lengths(0.8, 1), lengths(0.9, 2)
+
+    def ids(length: int) -> list[int]:
+        return draw.integers(3, vocabulary, length).tolist()  # type: ignore[no-any-return]
+
+    return [
+        {
+            "pair_id": str(number),
+            "prompt_ids": ids(prompt),
+            "chosen_ids": ids(chosen),
+            "rejected_ids": ids(rejected),
+            "ref_chosen_logps": -3.0 * chosen,
+            "ref_rejected_logps": -3.0 * rejected,
+        }
+        for number, ((prompt,), (chosen, rejected)) in enumerate(zip(prompts, sides, strict=True))
+    ]
+
+
+def tokens(rows: list[dict[str, Any]]) -> int:
+    """Tokens of both sides of all pairs, the prompt in each."""
+    return sum(2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
+
+
+def gemm_rate(size: str, bf16: bool) -> float:
+    """Operations a second of the model's largest inner product over 2,048 tokens, median of 9."""
+    import torch
+
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    width, inner = SHAPES[size]["hidden_size"], SHAPES[size]["intermediate_size"]
+    left, right = torch.randn(2048, width).to(dtype), torch.randn(width, inner).to(dtype)
+    seconds = median_seconds(lambda: torch.mm(left, right), 9)
+    return 2 * 2048 * width * inner / seconds
+
+
+def median_seconds(call: Callable[[], object], repeats: int) -> float:
+    """The median over some calls, after one that does not count."""
+    call()
+    taken = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)

@@ -1,0 +1,227 @@
+"""A training step of ours against TRL's: tokens a second, where the time goes, how near the processor's limit.
+
+    python -m benchmarks.train_step [--sizes 1M 33M 135M] [--steps 5] [--precision bf16] [--json FILE]
+
+Every trainer takes the same pairs in every step, from the same weights, one after the other in one process:
+
+- `trl`: `trl.DPOTrainer` as shipped, with its live reference model, its collator and its defaults (which
+  compute activations twice, `gradient_checkpointing`);
+- `trl tuned`: the reference's log-probabilities precomputed, activations kept;
+- `standard`, `ama-r`, `ama-s`: ours. Only AMA-S, which draws its tasks, sees some pairs twice and others not.
+
+Seconds are medians over the steps after the first. Tokens are those of the pairs, prompt and side for each side
+and no padding: what is computed twice, or for padding, does not count. `of GEMM` is 6 N tokens / seconds (N
+parameters, arXiv 2001.08361) over the measured rate of the model's largest matrix product in that precision.
+Packed, prompts are computed once: `computed` is the same for the tokens that are.
+"""
+
+import argparse
+import copy
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from transformers import TrainerCallback
+from trl import DPOConfig, DPOTrainer
+
+from automixalign import files, models
+from automixalign.mixers import MIXERS
+from automixalign.tiny_model import build_tokenizer
+from automixalign.trainer import MixingTrainer
+from benchmarks import sizes
+
+LONGEST = {"1M": 256, "33M": 512, "135M": 512}
+PAIRS = {"1M": 16, "33M": 16, "135M": 8}
+OURS = ("standard", "ama-r", "ama-s")
+PHASES = ("forward", "backward", "optimiser", "rest")
+
+
+class Stopwatch(TrainerCallback):  # type: ignore[misc]
+    """Seconds of every step, and of its phases.
+
+    Attributes:
+        steps: seconds from one step's end to the next one's.
+        phases: seconds by phase, a list of all calls.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[float] = []
+        self.phases: dict[str, list[float]] = defaultdict(list)
+        self.last = 0.0
+
+    def attach(self, trainer: Any) -> None:
+        """Time the phases of a trainer that is about to train."""
+        trainer.add_callback(self)
+        trainer.compute_loss = self._timed("forward", trainer.compute_loss)
+        trainer.accelerator.backward = self._timed("backward", trainer.accelerator.backward)
+
+    def on_train_begin(self, *_: Any, optimizer: Any = None, **__: Any) -> None:
+        optimizer.step = self._timed("optimiser", optimizer.step)
+        self.last = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        now = time.perf_counter()
+        self.steps.append(now - self.last)
+        self.last = now
+
+    def _timed(self, phase: str, call: Any) -> Any:
+        def timed(*arguments: Any, **options: Any) -> Any:
+            with self._counting(phase):
+                return call(*arguments, **options)
+
+        return timed
+
+    @contextmanager
+    def _counting(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.phases[phase].append(time.perf_counter() - started)
+
+    def shares(self) -> dict[str, float]:
+        """Each phase's part of the steps after the first."""
+        whole = sum(self.steps[1:])
+        parts = {phase: sum(taken[1:]) / whole for phase, taken in self.phases.items()}
+        return {**parts, "rest": 1 - sum(parts.values())}
+
+
+class _Tokenised(DPOTrainer):  # type: ignore[misc]
+    """TRL's trainer, spared the tokenising: the rows are tokenised."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+
+def _config(folder: Path, count: int, steps: int, bf16: bool, **options: Any) -> DPOConfig:
+    return DPOConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=count,
+        max_steps=steps,
+        bf16=bf16,
+        use_cpu=not torch.cuda.is_available(),
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **options,
+    )
+
+
+def _trl(model: Any, rows: list[dict[str, Any]], args: DPOConfig, tuned: bool) -> DPOTrainer:
+    data = Dataset.from_list(rows)
+    if not tuned:
+        data = data.remove_columns(["ref_chosen_logps", "ref_rejected_logps"])
+    reference, tokenizer = copy.deepcopy(model), build_tokenizer()
+    trainer = _Tokenised(model, reference, args, train_dataset=data, processing_class=tokenizer)
+    if tuned:  # its log-probabilities are columns already
+        trainer.precompute_ref_logps, trainer.ref_model = True, None
+    return trainer
+
+
+def _ours(model: Any, rows: list[dict[str, Any]], args: DPOConfig, method: str, folder: Path) -> MixingTrainer:
+    half = len(rows) // 2
+    parts = {"left": rows[:half], "right": rows[half:]}
+    tables = {
+        task: Dataset.from_list([row | {"specialist_loss": 0.5} for row in part])
+        for task, part in parts.items()
+    }
+    mixer = MIXERS[method]([half, len(rows) - half], args.seed)
+    return MixingTrainer(model, args, tables, mixer, folder / "log.jsonl", processing_class=build_tokenizer())
+
+
+def measure(size: str, steps: int, precision: str) -> dict[str, Any]:
+    """Train every kind on the same pairs; returns seconds, tokens and shares by kind."""
+    rows = sizes.pairs(PAIRS[size], LONGEST[size], sizes.SHAPES[size]["vocab_size"])
+    model = sizes.model(size)
+    bf16 = models.uses_bf16(precision)
+    packed = sum(len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"]) - 1 for r in rows)
+    result: dict[str, Any] = {
+        "parameters": model.num_parameters(),
+        "pairs": len(rows),
+        "tokens": sizes.tokens(rows),
+        "computed": packed,
+        "precision": "bf16" if bf16 else "fp32",
+        "gemm": {name: sizes.gemm_rate(size, name == "bf16") for name in ("fp32", "bf16")},
+        "kinds": {},
+    }
+    for kind in ("trl", "trl tuned", *OURS):
+        with tempfile.TemporaryDirectory() as scratch:
+            folder, policy = Path(scratch), copy.deepcopy(model)
+            kept = {} if kind == "trl" else {"gradient_checkpointing": False}
+            args = _config(folder, len(rows), steps + 1, bf16, **kept)
+            if kind in OURS:
+                trainer: Any = _ours(policy, rows, args, kind, folder)
+            else:
+                trainer = _trl(policy, rows, args, kind == "trl tuned")
+            watch = Stopwatch()
+            watch.attach(trainer)
+            trainer.train()
+            trained = result["tokens"]
+            if kind in OURS:
+                log = files.read_jsonl(folder / "log.jsonl")[1:]
+                trained = (
+                    sum(row["pairs"][t] * (row["tokens"][t] or 0) for row in log for t in row["pairs"]) / steps
+                )
+        seconds = statistics.median(watch.steps[1:])
+        result["kinds"][kind] = {
+            "seconds": seconds,
+            "all_seconds": watch.steps,
+            "tokens_per_second": trained / seconds,
+            "phases": watch.shares(),
+        }
+    return result
+
+
+def _table(found: dict[str, Any]) -> Table:
+    rate = found["gemm"][found["precision"]]
+    title = (
+        f"{found['parameters'] / 1e6:.1f} M parameters, {found['pairs']} pairs of {found['tokens']} tokens, "
+        f"{found['precision']}; GEMM {found['gemm']['fp32'] / 1e9:.0f} GFLOP/s in fp32, "
+        f"{found['gemm']['bf16'] / 1e9:.0f} in bf16"
+    )
+    table = Table(title=title, title_justify="left")
+    columns = ("kind", "s / step", "tokens / s", "x trl", "x trl tuned", "x standard", "of GEMM", "computed")
+    for column in (*columns, *PHASES):
+        table.add_column(column, justify="left" if column == "kind" else "right")
+    kinds = found["kinds"]
+    for kind, values in kinds.items():
+        speed = values["tokens_per_second"]
+        ratios = [speed / kinds[peer]["tokens_per_second"] for peer in ("trl", "trl tuned", "standard")]
+        of_gemm = 6 * found["parameters"] * speed / rate
+        computed = of_gemm * found["computed"] / found["tokens"] if kind in OURS else None
+        table.add_row(
+            kind,
+            f"{values['seconds']:.3f}",
+            f"{speed:.0f}",
+            *(f"{ratio:.2f}" for ratio in ratios),
+            f"{of_gemm:.0%}",
+            "" if computed is None else f"{computed:.0%}",
+            *(f"{values['phases'][phase]:.0%}" for phase in PHASES),
+        )
+    return table
+
+
+def main() -> None:
+    """Measure all sizes and print a table each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=sizes.SHAPES, default=list(sizes.SHAPES))
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="bf16")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    result = {size: measure(size, options.steps, options.precision) for size in options.sizes}
+    for found in result.values():
+        Console(width=150).print(_table(found))
+    if options.json:
+        files.write_json(options.json, result)
+
+
+if __name__ == "__main__":
+    main()

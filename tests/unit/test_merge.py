@@ -7,12 +7,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from mergekit.common import ModelPath, ModelReference
+from mergekit.config import InputModelDefinition, MergeConfiguration
 from mergekit.io.tasks import LoaderCache
+from mergekit.merge import run_merge
 from mergekit.merge_methods.base import BasePolicy, ParameterScope
 from mergekit.merge_methods.registry import registered_methods
+from mergekit.options import MergeOptions
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -22,6 +27,8 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -29,6 +36,7 @@ from transformers import (
 
 from automixalign.errors import ModelError
 from automixalign.merge import merge_specialists
+from automixalign.merge_inputs import fold
 from automixalign.merge_methods import EXCLUDED, MERGE_METHODS, check, resolve
 
 Weights = dict[str, torch.Tensor]
@@ -37,7 +45,7 @@ TEMPLATE = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
 
 
 def build(
-    seed: int, *, tied: bool = False, hidden: int = 16, heads: int = 2, layers: int = 2
+    seed: int, *, tied: bool = False, hidden: int = 16, heads: int = 2, layers: int = 2, bias: bool = False
 ) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -48,6 +56,8 @@ def build(
         num_attention_heads=heads,
         num_key_value_heads=heads,
         tie_word_embeddings=tied,
+        attention_bias=bias,
+        mlp_bias=bias,
         initializer_range=0.3,
         bos_token_id=0,
         eos_token_id=1,
@@ -394,6 +404,116 @@ class TestResult:
             merge_specialists(base, {"x": folder, "y": folder}, "linear", {}, tmp_path / task, 0)
             assert_equal(weights(tmp_path / task), weights(specialists[task]))
         assert len(LoaderCache.loaders) == cached
+
+
+class TestSameBits:
+    """What is merged a tensor at a time is what mergekit and peft make of whole models, to the last bit."""
+
+    @pytest.mark.parametrize("method", MERGE_METHODS)
+    def test_as_mergekit_writes_it(
+        self, base: Path, specialists: dict[str, Path], tmp_path: Path, method: str
+    ) -> None:
+        chosen = several(specialists, method)
+        merge_specialists(base, chosen, method, {}, tmp_path / "ours", 5)
+        spec, (shared, per_model) = MERGE_METHODS[method], resolve(method, {})
+        first, *inputs = (ModelReference(model=ModelPath(path=str(path))) for path in (base, *chosen.values()))
+        configuration = MergeConfiguration(
+            merge_method=method,
+            models=[InputModelDefinition(model=model, parameters=per_model) for model in inputs],
+            base_model=first if spec.needs_base else inputs[0] if spec.first_is_base else None,
+            parameters=shared,
+            dtype="float32",
+            out_dtype="float32",
+        )
+        options = MergeOptions(device="cpu", random_seed=5, write_model_card=False)
+        run_merge(configuration, str(tmp_path / "mergekit"), options)
+        assert_same_bits(weights(tmp_path / "ours"), weights(tmp_path / "mergekit"))
+
+    @pytest.mark.parametrize(
+        ("options", "streamed"),
+        [
+            ({"target_modules": "all-linear"}, True),
+            ({"use_rslora": True}, True),
+            ({"target_modules": ["q_proj", "lm_head"]}, False),  # peft stores the base's weight, too
+            ({"rank_pattern": {"layers.1.*": 3}, "alpha_pattern": {"layers.0.*": 5}}, True),
+            ({"layers_to_transform": [1]}, True),
+            ({"use_dora": True}, False),
+            ({"lora_bias": True}, False),
+            ({"modules_to_save": ["lm_head"]}, False),
+            ({"target_modules": ["embed_tokens", "q_proj"]}, False),
+            ({"trainable_token_indices": [1, 2]}, False),
+        ],
+    )
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_an_adapter_is_folded_as_peft_folds_it(
+        self, tmp_path: Path, options: dict[str, Any], streamed: bool, dtype: torch.dtype
+    ) -> None:
+        biased = options.get("lora_bias", False)
+        model = save(build(4, bias=biased).to(dtype), tmp_path / "base")
+        self.check(model, {"target_modules": ["q_proj", "down_proj"], **options}, streamed)
+
+    @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float64])
+    def test_an_adapter_stored_in_another_dtype(self, base: Path, tmp_path: Path, stored: torch.dtype) -> None:
+        model = shutil.copytree(base, tmp_path / "base")
+        self.check(Path(model), {"target_modules": ["q_proj"]}, True, stored=stored)
+
+    def test_an_adapter_of_a_float64_base(self, tmp_path: Path) -> None:
+        model = save(build(4).double(), tmp_path / "base")
+        self.check(model, {"target_modules": ["q_proj"]}, True, dtype=torch.float64)
+
+    def test_an_adapter_of_tied_weights(self, tmp_path: Path) -> None:
+        model = save(build(4, tied=True), tmp_path / "base")
+        self.check(model, {"target_modules": ["q_proj", "lm_head"]}, False)
+
+    def test_an_adapter_of_transposed_weights(self, tmp_path: Path) -> None:
+        config = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=12, n_positions=8)
+        model = GPT2LMHeadModel(config)
+        model.save_pretrained(tmp_path / "base")
+        self.check(tmp_path / "base", {"target_modules": ["c_attn"], "fan_in_fan_out": True}, True)
+
+    @staticmethod
+    def check(
+        base: Path,
+        options: dict[str, Any],
+        streamed: bool,
+        stored: torch.dtype | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        adapter, folder, whole = (base.with_name(name) for name in ("adapter", "folded", "whole"))
+        torch.manual_seed(1)
+        model = AutoModelForCausalLM.from_pretrained(base)
+        config = LoraConfig(r=2, lora_alpha=3, init_lora_weights=False, task_type="CAUSAL_LM", **options)
+        get_peft_model(model, config).save_pretrained(adapter)
+        if stored is not None:
+            file = adapter / "adapter_model.safetensors"
+            save_file({name: tensor.to(stored) for name, tensor in load_file(file).items()}, file)
+        loader = fold(base, adapter, folder, dtype)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+        PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(whole)
+        found = {name: loader.get_tensor(name) for name in loader.index.tensor_paths}
+        assert_same_bits({name: tensor.to(dtype) for name, tensor in found.items()}, weights(whole))
+        assert folder.is_symlink() == streamed
+        assert any(not torch.equal(found[name], tensor) for name, tensor in weights(base).items())
+
+    def test_no_page_of_a_file_stays(self, base: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
+        model = Path(shutil.copytree(base, tmp_path / "base"))  # that nothing else has open
+        loader = fold(model, adapters["chat"], tmp_path / "folded", torch.float32)
+        name = "model.layers.0.self_attn.k_proj.weight"  # which the adapter leaves alone
+        tensor = loader.get_tensor(name)
+        assert tensor is not None
+        assert torch.equal(tensor, weights(base)[name])
+        mapped = Path("/proc/self/maps")
+        assert str(model) in mapped.read_text()
+        del tensor
+        assert loader.get_tensor("model.layers.0.self_attn.q_proj.weight") is not None
+        assert str(model) not in mapped.read_text()
+
+
+def assert_same_bits(found: Weights, expected: Weights) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
 
 
 class TestTiedEmbeddings:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,13 +70,18 @@ def read_jsonl(path: Path) -> list[Any]:
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a Parquet file, with sums by which a changed byte is noticed."""
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+    with replacing(path) as temporary, table_writer(temporary, table.schema) as writer:
+        writer.write_table(table)
 
 
-def read_table(path: Path) -> pa.Table:
-    """Read a Parquet file, and see that no byte has changed."""
-    return pq.read_table(path, page_checksum_verification=True)
+def table_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """A writer of such a file for tables that come one after the other; it stands at its place at once."""
+    return pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True)
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file, or some of its columns, and see that no byte of them has changed."""
+    return pq.read_table(path, columns=columns, page_checksum_verification=True)
 
 
 def digest(path: Path) -> str:

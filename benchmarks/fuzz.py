@@ -24,6 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from hypothesis import HealthCheck, Phase, given, reject, seed, settings
 from hypothesis import strategies as st
 
@@ -67,20 +68,23 @@ def _tokenizer() -> Any:
 
 def _check_source(name: str, content: bytes) -> None:
     Path(name).write_bytes(content)
+    Path("scratch").mkdir(exist_ok=True)
     with contextlib.suppress(DataError):
-        read_pairs(TaskSpec(name="own", source=name, verifier="number"), seed=0)
-    pairs, counts = read_pairs(TaskSpec(name="own", source=name), seed=0)
-    assert len({pair.pair_id for pair in pairs}) == len(pairs) <= counts["read"]
-    for pair in pairs:
+        read_pairs(TaskSpec(name="own", source=name, verifier="number"), 0, Path("scratch"))
+    pairs, counts = read_pairs(TaskSpec(name="own", source=name), 0, Path("scratch"))
+    listed = list(pairs)
+    assert len({pair.pair_id for pair in listed}) == len(listed) == len(pairs) <= counts["read"]
+    for pair in listed:
         written = json.dumps([pair.prompt, pair.chosen, pair.rejected, pair.answer], ensure_ascii=False)
         assert "\\u0000" not in written.encode().decode()
     check_rendering("own", pairs, _tokenizer(), 64)
-    splits = split_tasks({"own": pairs, "other": pairs[1:]}, SplitSpec(test=0.3), seed=0)
-    sides: dict[str, set[str]] = {}
-    for parts in splits.values():
-        for split, part in parts.items():
-            for pair in part:
-                sides.setdefault(pair.prompt_key, set()).add(split)
+    tasks = {"own": listed, "other": listed[1:]}
+    ranks = {"own": pairs.ranks, "other": pairs.ranks[1:]}
+    labels = split_tasks({task: np.sort(each) for task, each in ranks.items()}, SplitSpec(test=0.3))
+    sides: dict[str, set[int]] = {}
+    for task, part in tasks.items():
+        for place, label in zip(np.argsort(ranks[task], kind="stable"), labels[task], strict=True):
+            sides.setdefault(part[place].prompt_key, set()).add(int(label))
     assert all(len(found) == 1 for found in sides.values())
 
 

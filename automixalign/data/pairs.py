@@ -1,4 +1,4 @@
-"""Turn rows of TRL's preference formats into pairs with a stable id, and drop those that teach nothing.
+"""Turn rows of TRL's preference formats into pairs with a stable id.
 
 Formats: https://huggingface.co/docs/trl/dataset_formats#preference, conversational or plain, with the prompt
 apart or as the part both sides begin with.
@@ -7,10 +7,7 @@ apart or as the part both sides begin with.
 import hashlib
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from automixalign.data.read import Row
 from automixalign.errors import DataError
@@ -20,10 +17,10 @@ Turn: TypeAlias = str | list[Message]
 
 _ROLES = ("system", "user", "assistant", "tool")
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
+_canonical = json.JSONEncoder(ensure_ascii=True, sort_keys=True).encode
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """One preference: `chosen` is the better completion of `prompt`; all three are text, or messages."""
 
     pair_id: str
@@ -72,8 +69,7 @@ def parse_row(row: Row) -> Pair:
         raise DataError(f"{where}: 'answer' must be text, not {type(answer).__name__}")
     if answer is not None:
         _check_text(answer, "answer", where)
-    identity = json.dumps([prompt, chosen, rejected], ensure_ascii=True, sort_keys=True)
-    pair_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    pair_id = hashlib.sha256(_canonical([prompt, chosen, rejected]).encode()).hexdigest()[:16]
     return Pair(pair_id, prompt, chosen, rejected, answer)
 
 
@@ -149,43 +145,12 @@ def _check_order(prompt: Turn, chosen: Turn, rejected: Turn, where: str) -> None
             raise DataError(f"{where}: a system message may only open the prompt, and {field!r} holds one")
 
 
-def clean(rows: Iterable[Row]) -> tuple[list[Pair], Counter[str]]:
-    """Parse rows and drop identical sides, repeated pairs and pairs preferred both ways.
-
-    Returns:
-        The pairs that are left, in their order, and how many rows were read and dropped, by reason.
-
-    Raises:
-        DataError: a malformed row.
-    """
-    counts: Counter[str] = Counter(read=0, identical_sides=0, duplicate=0, contradictory=0)
-    pairs: dict[str, Pair] = {}
-    for row in rows:
-        counts["read"] += 1
-        pair = parse_row(row)
-        if _same(pair.chosen, pair.rejected):
-            counts["identical_sides"] += 1
-        elif pair.pair_id in pairs:
-            counts["duplicate"] += 1
-        else:
-            pairs[pair.pair_id] = pair
-    sides: dict[tuple[str, frozenset[str]], set[str]] = {}
-    for pair in pairs.values():
-        sides.setdefault(_unordered(pair), set()).add(text_of(pair.chosen))
-    kept = [pair for pair in pairs.values() if len(sides[_unordered(pair)]) == 1]
-    counts["contradictory"] = len(pairs) - len(kept)
-    return kept, counts
-
-
-def _same(left: Turn, right: Turn) -> bool:
-    return _stripped(left) == _stripped(right)
+def sides_are_same(pair: Pair) -> bool:
+    """Whether nothing is preferred: the sides differ in the blanks around their texts at most."""
+    return _stripped(pair.chosen) == _stripped(pair.rejected)
 
 
 def _stripped(turn: Turn) -> str | list[tuple[str, str]]:
     if isinstance(turn, str):
         return turn.strip()
     return [(message["role"], message["content"].strip()) for message in turn]
-
-
-def _unordered(pair: Pair) -> tuple[str, frozenset[str]]:
-    return text_of(pair.prompt), frozenset({text_of(pair.chosen), text_of(pair.rejected)})

@@ -1,21 +1,32 @@
-"""Prepare the data of an experiment: read, clean, limit, tokenise, split, card."""
+"""Prepare the data of an experiment: read, clean, limit, tokenise, split, card.
+
+However many pairs there are, a few thousand lie in memory at a time: each task's pairs go through two files on
+the way, once cleaned and once tokenised, and keys of fixed size are what is compared, ordered and split.
+"""
 
 import random
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from automixalign import files, progress
 from automixalign.base_model import check_positions
 from automixalign.config import TaskSpec
-from automixalign.data.pairs import Pair, clean, text_of
+from automixalign.data.clean import CleanPairs, Ranks, clean, starts_of_equals
+from automixalign.data.ordered import OrderedRows
+from automixalign.data.pairs import Pair, text_of
 from automixalign.data.read import read_rows
-from automixalign.data.split import SPLITS, TRAIN, split_tasks
-from automixalign.data.store import split_path, task_digest
+from automixalign.data.split import OVER_CAP, SPLITS, TRAIN, Labels, split_tasks
+from automixalign.data.store import split_path, split_schema, split_writer, task_digest
 from automixalign.data.tokens import Tokens, check_template, tokenize
 from automixalign.errors import DataError, ModelError
 from automixalign.settings import DataSettings
@@ -24,6 +35,8 @@ from automixalign.verifiers import VERIFIERS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_TURNS = ("prompt", "chosen", "rejected")
 
 
 def prepare_data(settings: DataSettings, base_model: Path, output: Path) -> dict[str, Any]:
@@ -42,23 +55,13 @@ def prepare_data(settings: DataSettings, base_model: Path, output: Path) -> dict
 
     check_positions(models.load_config(base_model), settings.max_length)
     tokenizer = models.load_tokenizer(base_model)
-    pairs: dict[str, list[Pair]] = {}
-    counts: dict[str, Counter[str]] = {}
-    tokens: dict[str, Tokens] = {}
-    for task in settings.tasks:
-        pairs[task.name], counts[task.name] = _usable_pairs(task, settings, tokenizer, tokens)
-    splits = split_tasks(pairs, settings.split, settings.seed)
-    for name, parts in splits.items():
-        counts[name]["over_cap"] = len(pairs[name]) - sum(map(len, parts.values()))
-    with files.replacing(output) as folder:
-        cards = []
-        for task in settings.tasks:
-            swapped = _noisy(splits[task.name][TRAIN], task, settings.seed)
-            for split in SPLITS:
-                table = _table(task.name, splits[task.name][split], tokens, swapped)
-                files.write_table(split_path(folder, task.name, split), table)
-            card = _card(task, splits[task.name], counts[task.name], tokens)
-            cards.append(card | {"swapped": len(swapped), "digest": task_digest(folder, task.name)})
+    with files.replacing(output) as folder, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        tasks = {task.name: _usable_pairs(task, settings, tokenizer, Path(scratch)) for task in settings.tasks}
+        labels = split_tasks({name: found.ranks for name, found in tasks.items()}, settings.split)
+        cards = [
+            _write_splits(task, settings.seed, tasks[task.name], labels[task.name], folder)
+            for task in settings.tasks
+        ]
         result = {"max_length": settings.max_length, "seed": settings.seed, "tasks": cards}
         files.write_json(folder / "card.json", result)
     _record(cards, output)
@@ -77,29 +80,32 @@ def _record(cards: list[dict[str, Any]], output: Path) -> None:
         )
 
 
-def read_pairs(task: TaskSpec, seed: int) -> tuple[list[Pair], Counter[str]]:
+def read_pairs(task: TaskSpec, seed: int, scratch: Path) -> tuple[CleanPairs, Counter[str]]:
     """The clean pairs of a task's source, `task.limit` at most, and how many rows were read and dropped.
+
+    Args:
+        scratch: a folder for a file that holds the pairs while they are needed.
 
     Raises:
         DataError: a malformed row (file and line), no pair at all, text and messages in one task, or a pair
             without an answer that the task's verifier can use.
     """
-    pairs, counts = clean(read_rows(task, seed))
-    if not pairs:
+    pairs, counts = clean(read_rows(task, seed), seed, scratch / f"{task.name}.jsonl")
+    if not len(pairs):
         dropped = ", ".join(f"{count} {reason}" for reason, count in counts.items())
         raise DataError(f"task {task.name}: {task.source} holds no usable pair ({dropped})")
-    if len({isinstance(pair.prompt, str) for pair in pairs}) > 1:
+    if pairs.mixed:
         raise DataError(f"task {task.name}: mixes plain-text and conversational rows; use one form a task")
     if task.verifier:
         _check_answers(task.name, task.verifier, pairs)
     if task.limit is not None and len(pairs) > task.limit:
         chosen = random.Random(f"limit:{seed}:{task.name}").sample(range(len(pairs)), task.limit)
         counts["over_limit"] = len(pairs) - task.limit
-        pairs = [pairs[index] for index in sorted(chosen)]
+        pairs = pairs.take(np.sort(np.array(chosen)))
     return pairs, counts
 
 
-def _check_answers(task: str, verifier: str, pairs: list[Pair]) -> None:
+def _check_answers(task: str, verifier: str, pairs: CleanPairs) -> None:
     for pair in pairs:
         if pair.answer is None:
             problem = "needs an 'answer' in every row; there is none"
@@ -113,7 +119,7 @@ def _check_answers(task: str, verifier: str, pairs: list[Pair]) -> None:
 
 
 def check_rendering(
-    task: str, pairs: list[Pair], tokenizer: "PreTrainedTokenizerBase", max_length: int
+    task: str, pairs: CleanPairs, tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> None:
     """See, before anything is trained, that a tokenizer takes a task's pairs and that one of them fits.
 
@@ -122,9 +128,9 @@ def check_rendering(
         ModelError: the pairs are conversational and the tokenizer has no chat template.
     """
     with _of_task(task):
-        check_template(tokenizer, pairs[0])
-        fitting = (tokenize(tokenizer, pair, max_length) for pair in pairs)
-        if not any(tokens is not None and tokens.chosen != tokens.rejected for tokens in fitting):
+        check_template(tokenizer, pairs.conversational)
+        found = (tokens for chunk in tokenize(tokenizer, pairs, max_length) for _, tokens in chunk)
+        if not any(_is_usable(tokens, Counter()) for tokens in found):
             raise _nothing_fits(len(pairs), max_length)
 
 
@@ -141,89 +147,117 @@ def _nothing_fits(count: int, max_length: int) -> DataError:
     return DataError(f"none of its {count} pairs fits max_length={max_length} tokens; raise 'max_length'")
 
 
+class _Usable(NamedTuple):
+    """The tokenised pairs of a task and their ranks, in the order of these; what was read and dropped."""
+
+    rows: OrderedRows
+    ranks: Ranks
+    counts: Counter[str]
+
+
 def _usable_pairs(
-    task: TaskSpec,
-    settings: DataSettings,
-    tokenizer: "PreTrainedTokenizerBase",
-    tokens: dict[str, Tokens],
-) -> tuple[list[Pair], Counter[str]]:
-    pairs, counts = read_pairs(task, settings.seed)
-    usable = []
+    task: TaskSpec, settings: DataSettings, tokenizer: "PreTrainedTokenizerBase", scratch: Path
+) -> _Usable:
+    pairs, counts = read_pairs(task, settings.seed, scratch)
+    order = np.argsort(pairs.ranks, kind="stable")
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order))
+    row_bytes = 3 * pairs.file.stat().st_size / len(pairs)  # as text and as ids
+    rows = OrderedRows(scratch / task.name, split_schema(pairs.conversational), row_bytes)
+    fits = np.zeros(len(pairs), dtype=np.bool_)
+    done = 0
     with _of_task(task.name):
-        check_template(tokenizer, pairs[0])
-        for pair in pairs:
-            found = tokenize(tokenizer, pair, settings.max_length)
-            if found is None:
-                counts["prompt_too_long"] += 1
-            elif found.chosen == found.rejected:
-                counts["identical_when_cut"] += 1
-            else:
-                counts["cut"] += found.truncated
-                tokens[pair.pair_id] = found
-                usable.append(pair)
-        if not usable:
+        check_template(tokenizer, pairs.conversational)
+        for chunk in tokenize(tokenizer, pairs, settings.max_length):
+            here = slice(done, done := done + len(chunk))
+            fits[here] = [_is_usable(tokens, counts) for _, tokens in chunk]
+            if usable := list(compress(chunk, fits[here])):
+                rows.add(_batch(task.name, usable, rows.schema), places[here][fits[here]])
+        if not fits.any():
             raise _nothing_fits(len(pairs), settings.max_length)
-    return usable, counts
+    pairs.file.unlink()
+    return _Usable(rows, pairs.ranks[order][fits[order]], counts)
 
 
-def _noisy(train: list[Pair], task: TaskSpec, seed: int) -> set[str]:
-    """The training pairs whose sides are swapped, as `label_noise` asks."""
-    draw = random.Random(f"noise:{seed}:{task.name}")
-    count = round(task.label_noise * len(train))
-    return {pair.pair_id for pair in draw.sample(train, count)}
+def _is_usable(tokens: Tokens | None, counts: Counter[str]) -> bool:
+    """Whether a pair can be used; what is dropped or cut is counted."""
+    if tokens is None:
+        counts["prompt_too_long"] += 1
+    elif tokens.chosen == tokens.rejected:
+        counts["identical_when_cut"] += 1
+    else:
+        counts["cut"] += tokens.truncated
+        return True
+    return False
 
 
-def _table(task: str, pairs: list[Pair], tokens: dict[str, Tokens], swapped: set[str]) -> pa.Table:
-    rows = []
-    for pair in pairs:
-        ids = tokens[pair.pair_id]
-        sides = [(pair.chosen, ids.chosen), (pair.rejected, ids.rejected)]
-        if pair.pair_id in swapped:
-            sides.reverse()
-        rows.append(
-            {
-                "pair_id": pair.pair_id,
-                "task": task,
-                "prompt": pair.prompt,
-                "chosen": sides[0][0],
-                "rejected": sides[1][0],
-                "prompt_ids": ids.prompt,
-                "chosen_ids": sides[0][1],
-                "rejected_ids": sides[1][1],
-                "answer": pair.answer,
-                "swapped": pair.pair_id in swapped,
-            }
-        )
-    conversational = bool(pairs) and not isinstance(pairs[0].prompt, str)
-    message = pa.struct([("role", pa.string()), ("content", pa.string())])
-    turn = pa.list_(message) if conversational else pa.string()
-    ids_type = pa.list_(pa.int32())
-    schema = pa.schema(
-        [("pair_id", pa.string()), ("task", pa.string())]
-        + [(name, turn) for name in ("prompt", "chosen", "rejected")]
-        + [(name, ids_type) for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
-        + [("answer", pa.string()), ("swapped", pa.bool_())]
-    )
-    return pa.Table.from_pylist(rows, schema=schema)
-
-
-def _card(
-    task: TaskSpec, splits: dict[str, list[Pair]], counts: Counter[str], tokens: dict[str, Tokens]
-) -> dict[str, Any]:
-    everything = [tokens[pair.pair_id] for part in splits.values() for pair in part]
-    lengths = {
-        "prompt": [len(ids.prompt) for ids in everything],
-        "chosen": [len(ids.chosen) for ids in everything],
-        "rejected": [len(ids.rejected) for ids in everything],
+def _batch(task: str, usable: list[tuple[Pair, Tokens | None]], schema: pa.Schema) -> pa.RecordBatch:
+    pairs, tokens = zip(*usable, strict=True)
+    columns: dict[str, list[Any]] = {
+        "pair_id": [pair.pair_id for pair in pairs],
+        "task": [task] * len(pairs),
+        "answer": [pair.answer for pair in pairs],
+        "swapped": [False] * len(pairs),
     }
+    for turn in _TURNS:
+        columns[turn] = [getattr(pair, turn) for pair in pairs]
+        columns[f"{turn}_ids"] = [getattr(ids, turn) for ids in tokens]
+    return pa.RecordBatch.from_pydict(columns, schema=schema)
+
+
+def _write_splits(task: TaskSpec, seed: int, found: _Usable, labels: Labels, folder: Path) -> dict[str, Any]:
+    """Write the splits of a task; returns its card."""
+    found.counts["over_cap"] = int((labels == OVER_CAP).sum())
+    swapped = _noisy(labels, task, seed)
+    total, longest = Counter[str](), Counter[str]()
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(split_writer(split_path(folder, task.name, split), found.rows.schema))
+            for split in SPLITS
+        ]
+        at = 0
+        for rows in found.rows:
+            here = slice(at, at := at + len(rows))
+            kept = pa.array(labels[here] != OVER_CAP)
+            for turn in _TURNS:
+                lengths = pc.list_value_length(rows.column(f"{turn}_ids")).filter(kept)
+                total[turn] += pc.sum(lengths).as_py() or 0
+                longest[turn] = max(longest[turn], pc.max(lengths).as_py() or 0)
+            final = _swap(rows, swapped[here])
+            for number, writer in enumerate(writers):
+                writer.add(final.filter(pa.array(labels[here] == number)))
+    parts = {split: found.ranks[labels == number] for number, split in enumerate(SPLITS)}
+    count = sum(map(len, parts.values()))
     return {
         "name": task.name,
         "source": task.source,
-        "rows": dict(counts),
-        "pairs": {split: len(part) for split, part in splits.items()},
-        "prompts": {split: len({pair.prompt_key for pair in part}) for split, part in splits.items()},
-        "tokens": {
-            name: {"mean": round(sum(values) / len(values), 1), "max": max(values)}
-            for name, values in lengths.items()
-        },
+        "rows": dict(found.counts),
+        "pairs": {split: len(part) for split, part in parts.items()},
+        "prompts": {split: len(starts_of_equals(part)) for split, part in parts.items()},
+        "tokens": {turn: {"mean": round(total[turn] / count, 1), "max": longest[turn]} for turn in _TURNS},
+        "swapped": int(swapped.sum()),
+        "digest": task_digest(folder, task.name),
     }
+
+
+def _noisy(labels: Labels, task: TaskSpec, seed: int) -> npt.NDArray[np.bool_]:
+    """The training pairs whose sides are swapped, as `label_noise` asks."""
+    train = np.flatnonzero(labels == SPLITS.index(TRAIN))
+    drawn = random.Random(f"noise:{seed}:{task.name}").sample(
+        range(len(train)), round(task.label_noise * len(train))
+    )
+    noisy = np.zeros(len(labels), dtype=np.bool_)
+    noisy[train[np.array(drawn, dtype=np.int64)]] = True
+    return noisy
+
+
+def _swap(rows: pa.Table, noisy: npt.NDArray[np.bool_]) -> pa.Table:
+    if not noisy.any():
+        return rows
+    swapped = pa.array(noisy)
+    columns = {name: rows.column(name) for name in rows.column_names} | {"swapped": swapped}
+    for suffix in ("", "_ids"):
+        chosen, rejected = rows.column(f"chosen{suffix}"), rows.column(f"rejected{suffix}")
+        columns[f"chosen{suffix}"] = pc.if_else(swapped, rejected, chosen)
+        columns[f"rejected{suffix}"] = pc.if_else(swapped, chosen, rejected)
+    return pa.table(columns, schema=rows.schema)

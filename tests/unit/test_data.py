@@ -7,13 +7,15 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -25,12 +27,15 @@ from trl import DPOConfig, DPOTrainer
 
 from automixalign import files
 from automixalign.config import SplitSpec, TaskSpec
-from automixalign.data.pairs import Pair, clean, parse_row, text_of
+from automixalign.data import clean as cleaning
+from automixalign.data import split as splitting
+from automixalign.data.pairs import Pair, parse_row, text_of
 from automixalign.data.prepare import prepare_data
 from automixalign.data.read import Row, _read_hub, fingerprint, read_rows
-from automixalign.data.split import SPLITS, split_tasks
+from automixalign.data.split import SPLITS
 from automixalign.data.store import read_card, read_split, split_path, task_digest, tasks_of
-from automixalign.data.tokens import Tokens, tokenize
+from automixalign.data.tokens import Tokens
+from automixalign.data.tokens import tokenize as tokenize_all
 from automixalign.errors import DataError, ModelError
 from automixalign.settings import DataSettings
 
@@ -65,6 +70,34 @@ def plain(prompt: str, chosen: str, rejected: str, **more: Any) -> Data:
 
 def parsed(data: Any) -> Pair:
     return parse_row(Row("file.jsonl:7", data))
+
+
+def clean(rows: Iterable[Row]) -> tuple[list[Pair], Counter[str]]:
+    with tempfile.TemporaryDirectory() as folder:
+        pairs, counts = cleaning.clean(rows, 0, Path(folder) / "pairs")
+        return list(pairs), counts
+
+
+def split_tasks(tasks: dict[str, list[Pair]], spec: SplitSpec, seed: int) -> dict[str, dict[str, list[Pair]]]:
+    """{task: {split: pairs}}"""
+    found: dict[str, dict[str, list[Pair]]] = {}
+    ranks = {
+        task: np.array([cleaning.rank(seed, pair.prompt_key) for pair in pairs], dtype="S16")
+        for task, pairs in tasks.items()
+    }
+    labels = splitting.split_tasks({task: np.sort(each) for task, each in ranks.items()}, spec)
+    for task, pairs in tasks.items():
+        order = np.argsort(ranks[task], kind="stable")
+        found[task] = {
+            name: [pairs[place] for place in order[labels[task] == number]]
+            for number, name in enumerate(SPLITS)
+        }
+    return found
+
+
+def tokenize(tokenizer: Any, pair: Pair, max_length: int) -> Tokens | None:
+    (((_, tokens),),) = tokenize_all(tokenizer, [pair], max_length)
+    return tokens
 
 
 def cleaned(*rows: Data) -> tuple[list[Pair], Counter[str]]:
@@ -662,7 +695,8 @@ def by_trl(
 
 
 def ours(rows: list[Data], tokenizer: Any, max_length: int) -> list[Tokens | None]:
-    return [tokenize(tokenizer, parsed(row), max_length) for row in rows]
+    chunks = tokenize_all(tokenizer, map(parsed, rows), max_length)
+    return [tokens for chunk in chunks for _, tokens in chunk]
 
 
 @pytest.mark.parametrize("which", ["tokenizer", "merging"])

@@ -1,9 +1,7 @@
 """The first step of the DAG: check the configuration and what it points at, then plan every other step."""
 
 import os
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -95,19 +93,18 @@ def check_local_sources(experiment: Experiment) -> None:
         ConfigError: the base model does not take `max_length` or what `training` is to change.
     """
     seen = base_model.look_at(experiment.base_model)
-    with tempfile.TemporaryDirectory() as scratch:
-        pairs = {
-            task.name: read_pairs(task, experiment.seed, Path(scratch))[0]
-            for task in experiment.tasks
-            if task.source.startswith(SYNTHETIC) or read.local_path(task)
-        }
-        if len(pairs) == len(experiment.tasks):  # a prompt's split may depend on the other tasks
-            split_tasks({name: np.sort(found.ranks) for name, found in pairs.items()}, experiment.split)
-        if seen is None:
-            return
-        model, tokenizer = seen
-        base_model.check_positions(model.config, experiment.max_length)
-        with base_model.quietly():
-            for name, found in pairs.items():
-                check_rendering(name, found, tokenizer, experiment.max_length)
+    pairs = {
+        task.name: read_pairs(task, experiment.seed)[0]
+        for task in experiment.tasks
+        if task.source.startswith(SYNTHETIC) or read.local_path(task)
+    }
+    if len(pairs) == len(experiment.tasks):  # a prompt's split may depend on the other tasks
+        split_tasks({name: np.sort(found.ranks) for name, found in pairs.items()}, experiment.split)
+    if seen is None:
+        return
+    model, tokenizer = seen
+    base_model.check_positions(model.config, experiment.max_length)
+    with base_model.quietly():
+        for name, found in pairs.items():
+            check_rendering(name, found, tokenizer, experiment.max_length)
     trainable.check(model, experiment.training)

@@ -68,10 +68,9 @@ def _tokenizer() -> Any:
 
 def _check_source(name: str, content: bytes) -> None:
     Path(name).write_bytes(content)
-    Path("scratch").mkdir(exist_ok=True)
     with contextlib.suppress(DataError):
-        read_pairs(TaskSpec(name="own", source=name, verifier="number"), 0, Path("scratch"))
-    pairs, counts = read_pairs(TaskSpec(name="own", source=name), 0, Path("scratch"))
+        read_pairs(TaskSpec(name="own", source=name, verifier="number"), seed=0)
+    pairs, counts = read_pairs(TaskSpec(name="own", source=name), seed=0)
     listed = list(pairs)
     assert len({pair.pair_id for pair in listed}) == len(listed) == len(pairs) <= counts["read"]
     for pair in listed:

@@ -1,45 +1,38 @@
-"""Drop the pairs of a task that teach nothing, however many rows there are.
+"""Drop the pairs of a task that teach nothing, however many there are.
 
-Only keys of fixed size lie in memory, 41 bytes a pair; the pairs themselves go to a file and are read from it.
-Pairs are the same by their id; prompts and sides by digests of 128 bits, of which no two will ever be equal.
+Only keys of fixed size lie in memory, 42 bytes a pair: pairs are the same by their id, prompts and sides by
+digests of 128 bits, of which no two will ever be equal by chance.
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import compress
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from automixalign.data.pairs import Pair, parse_row, sides_are_same, text_of
-from automixalign.data.read import Row
+from automixalign.data.pairs import Pair, sides_are_same, text_of
 
 Ranks = npt.NDArray[np.bytes_]
 """A digest of seed and prompt each, 16 bytes: which prompts are the same, and in which order they are split."""
-
 Mask = npt.NDArray[np.bool_]
 
 _ID, _DIGEST = "S8", "S16"
-_write = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class CleanPairs:
-    """The pairs that are left of a task, in their order; to iterate reads them from `file`."""
+    """The pairs that are left of a task; to iterate reads them, in their order, from where all of them are."""
 
-    def __init__(self, file: Path, kept: Mask, ranks: Ranks, with_messages: Mask) -> None:
-        self.file, self.ranks = file, ranks
-        self._kept, self._with_messages = kept, with_messages
+    def __init__(self, everything: Iterable[Pair], kept: Mask, ranks: Ranks, with_messages: Mask) -> None:
+        self.ranks = ranks
+        self._everything, self._kept, self._with_messages = everything, kept, with_messages
 
     def __len__(self) -> int:
         return len(self.ranks)
 
     def __iter__(self) -> Iterator[Pair]:
-        with self.file.open("rb") as lines:
-            for line in compress(lines, self._kept.data):
-                yield Pair(*json.loads(line))
+        return compress(self._everything, self._kept.data)
 
     @property
     def conversational(self) -> bool:
@@ -55,7 +48,7 @@ class CleanPairs:
         """Those at some places, which must rise."""
         kept = np.zeros_like(self._kept)
         kept[np.flatnonzero(self._kept)[places]] = True
-        return CleanPairs(self.file, kept, self.ranks[places], self._with_messages[places])
+        return CleanPairs(self._everything, kept, self.ranks[places], self._with_messages[places])
 
 
 def rank(seed: int, prompt_key: str) -> bytes:
@@ -63,44 +56,41 @@ def rank(seed: int, prompt_key: str) -> bytes:
     return hashlib.sha256(f"{seed}\0{prompt_key}".encode()).digest()[:16]
 
 
-def clean(rows: Iterable[Row], seed: int, file: Path) -> tuple[CleanPairs, Counter[str]]:
-    """Parse rows and drop identical sides, repeated pairs and pairs preferred both ways.
+def clean(pairs: Iterable[Pair], seed: int, again: Iterable[Pair]) -> tuple[CleanPairs, Counter[str]]:
+    """Drop identical sides, repeated pairs and pairs preferred both ways.
 
     Args:
+        pairs: read once.
         seed: of the split.
-        file: where the pairs are kept while they are needed; the caller removes it.
+        again: from where the pairs that are left can be read: the same pairs.
 
     Returns:
-        The pairs that are left, and how many rows were read and dropped, by reason.
-
-    Raises:
-        DataError: a malformed row.
+        The pairs that are left, and how many were read and dropped, by reason.
     """
-    counts: Counter[str] = Counter(read=0, identical_sides=0, duplicate=0, contradictory=0)
-    ids, sides, ranks, flags = bytearray(), bytearray(), bytearray(), bytearray()
-    with file.open("w", encoding="utf-8", newline="\n") as lines:
-        for row in rows:
-            counts["read"] += 1
-            pair = parse_row(row)
-            if sides_are_same(pair):
-                counts["identical_sides"] += 1
-                continue
+    differ, ids, sides, ranks, flags = (bytearray() for _ in range(5))
+    for pair in pairs:
+        differ.append(not sides_are_same(pair))
+        if differ[-1]:
             chosen, rejected = text_of(pair.chosen), text_of(pair.rejected)
             both = sorted((chosen, rejected))
             ids += bytes.fromhex(pair.pair_id)
             sides += hashlib.sha256("\0".join((text_of(pair.prompt), *both)).encode()).digest()[:16]
             ranks += rank(seed, pair.prompt_key)
             flags.append(2 * (chosen != both[0]) + (not isinstance(pair.prompt, str)))
-            lines.write(f"{_write(pair)}\n")
-    kept = np.zeros(len(flags), dtype=np.bool_)
-    kept[np.unique(np.frombuffer(ids, dtype=_ID), return_index=True)[1]] = True
-    counts["duplicate"] = len(kept) - int(kept.sum())
     found = np.frombuffer(flags, dtype=np.uint8)
-    torn = _torn(np.frombuffer(sides, dtype=_DIGEST), found > 1)
-    counts["contradictory"] = int((kept & torn).sum())
-    kept &= ~torn
-    left = CleanPairs(file, kept, np.frombuffer(ranks, dtype=_DIGEST)[kept], (found % 2).astype(bool)[kept])
-    return left, counts
+    unique = np.zeros(len(found), dtype=np.bool_)
+    unique[np.unique(np.frombuffer(ids, dtype=_ID), return_index=True)[1]] = True
+    left = unique & ~_torn(np.frombuffer(sides, dtype=_DIGEST), found > 1)
+    kept = np.frombuffer(differ, dtype=np.bool_).copy()
+    counts = Counter(
+        read=len(kept),
+        identical_sides=len(kept) - len(found),
+        duplicate=len(found) - int(unique.sum()),
+        contradictory=int(unique.sum()) - int(left.sum()),
+    )
+    kept[kept] = left
+    with_messages = (found % 2).astype(np.bool_)[left]
+    return CleanPairs(again, kept, np.frombuffer(ranks, dtype=_DIGEST)[left], with_messages), counts
 
 
 def _torn(sides: npt.NDArray[np.bytes_], way: Mask) -> Mask:

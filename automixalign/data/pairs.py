@@ -15,6 +15,7 @@ from automixalign.errors import DataError
 Message: TypeAlias = dict[str, str]
 Turn: TypeAlias = str | list[Message]
 
+TURNS = ("prompt", "chosen", "rejected")
 _ROLES = ("system", "user", "assistant", "tool")
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _canonical = json.JSONEncoder(ensure_ascii=True, sort_keys=True).encode

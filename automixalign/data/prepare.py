@@ -8,26 +8,27 @@ import random
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from automixalign import files, progress
 from automixalign.base_model import check_positions
 from automixalign.config import TaskSpec
-from automixalign.data.clean import CleanPairs, Ranks, clean, starts_of_equals
+from automixalign.data.clean import CleanPairs, Ranks, clean
 from automixalign.data.ordered import OrderedRows
-from automixalign.data.pairs import Pair, text_of
+from automixalign.data.pair_file import PairFile
+from automixalign.data.pairs import TURNS, Pair, parse_row, text_of
 from automixalign.data.read import read_rows
-from automixalign.data.split import OVER_CAP, SPLITS, TRAIN, Labels, split_tasks
-from automixalign.data.store import split_path, split_schema, split_writer, task_digest
+from automixalign.data.split import split_tasks
+from automixalign.data.store import split_schema
 from automixalign.data.tokens import Tokens, check_template, tokenize
+from automixalign.data.write import write_splits
 from automixalign.errors import DataError, ModelError
 from automixalign.settings import DataSettings
 from automixalign.tracking.record import Dataset
@@ -35,8 +36,6 @@ from automixalign.verifiers import VERIFIERS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_TURNS = ("prompt", "chosen", "rejected")
 
 
 def prepare_data(settings: DataSettings, base_model: Path, output: Path) -> dict[str, Any]:
@@ -58,10 +57,10 @@ def prepare_data(settings: DataSettings, base_model: Path, output: Path) -> dict
     with files.replacing(output) as folder, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         tasks = {task.name: _usable_pairs(task, settings, tokenizer, Path(scratch)) for task in settings.tasks}
         labels = split_tasks({name: found.ranks for name, found in tasks.items()}, settings.split)
-        cards = [
-            _write_splits(task, settings.seed, tasks[task.name], labels[task.name], folder)
-            for task in settings.tasks
-        ]
+        cards = []
+        for task in settings.tasks:
+            rows, ranks, counts = tasks[task.name]
+            cards.append(write_splits(task, settings.seed, rows, ranks, labels[task.name], counts, folder))
         result = {"max_length": settings.max_length, "seed": settings.seed, "tasks": cards}
         files.write_json(folder / "card.json", result)
     _record(cards, output)
@@ -80,17 +79,18 @@ def _record(cards: list[dict[str, Any]], output: Path) -> None:
         )
 
 
-def read_pairs(task: TaskSpec, seed: int, scratch: Path) -> tuple[CleanPairs, Counter[str]]:
+def read_pairs(task: TaskSpec, seed: int, file: PairFile | None = None) -> tuple[CleanPairs, Counter[str]]:
     """The clean pairs of a task's source, `task.limit` at most, and how many rows were read and dropped.
 
     Args:
-        scratch: a folder for a file that holds the pairs while they are needed.
+        file: where all pairs are kept, to be read again from there; without it, the source is read again.
 
     Raises:
         DataError: a malformed row (file and line), no pair at all, text and messages in one task, or a pair
             without an answer that the task's verifier can use.
     """
-    pairs, counts = clean(read_rows(task, seed), seed, scratch / f"{task.name}.jsonl")
+    source = _Source(task, seed)
+    pairs, counts = clean(source, seed, source) if file is None else clean(file.keep(source), seed, file)
     if not len(pairs):
         dropped = ", ".join(f"{count} {reason}" for reason, count in counts.items())
         raise DataError(f"task {task.name}: {task.source} holds no usable pair ({dropped})")
@@ -103,6 +103,17 @@ def read_pairs(task: TaskSpec, seed: int, scratch: Path) -> tuple[CleanPairs, Co
         counts["over_limit"] = len(pairs) - task.limit
         pairs = pairs.take(np.sort(np.array(chosen)))
     return pairs, counts
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The pairs of all rows of a task; to iterate reads them."""
+
+    task: TaskSpec
+    seed: int
+
+    def __iter__(self) -> Iterator[Pair]:
+        return map(parse_row, read_rows(self.task, self.seed))
 
 
 def _check_answers(task: str, verifier: str, pairs: CleanPairs) -> None:
@@ -158,11 +169,12 @@ class _Usable(NamedTuple):
 def _usable_pairs(
     task: TaskSpec, settings: DataSettings, tokenizer: "PreTrainedTokenizerBase", scratch: Path
 ) -> _Usable:
-    pairs, counts = read_pairs(task, settings.seed, scratch)
+    file = PairFile(scratch / f"{task.name}.jsonl")
+    pairs, counts = read_pairs(task, settings.seed, file)
     order = np.argsort(pairs.ranks, kind="stable")
     places = np.empty_like(order)
     places[order] = np.arange(len(order))
-    row_bytes = 3 * pairs.file.stat().st_size / len(pairs)  # as text and as ids
+    row_bytes = 3 * file.path.stat().st_size / counts["read"]  # as text and as ids
     rows = OrderedRows(scratch / task.name, split_schema(pairs.conversational), row_bytes)
     fits = np.zeros(len(pairs), dtype=np.bool_)
     done = 0
@@ -175,7 +187,7 @@ def _usable_pairs(
                 rows.add(_batch(task.name, usable, rows.schema), places[here][fits[here]])
         if not fits.any():
             raise _nothing_fits(len(pairs), settings.max_length)
-    pairs.file.unlink()
+    file.path.unlink()
     return _Usable(rows, pairs.ranks[order][fits[order]], counts)
 
 
@@ -199,65 +211,7 @@ def _batch(task: str, usable: list[tuple[Pair, Tokens | None]], schema: pa.Schem
         "answer": [pair.answer for pair in pairs],
         "swapped": [False] * len(pairs),
     }
-    for turn in _TURNS:
+    for turn in TURNS:
         columns[turn] = [getattr(pair, turn) for pair in pairs]
         columns[f"{turn}_ids"] = [getattr(ids, turn) for ids in tokens]
     return pa.RecordBatch.from_pydict(columns, schema=schema)
-
-
-def _write_splits(task: TaskSpec, seed: int, found: _Usable, labels: Labels, folder: Path) -> dict[str, Any]:
-    """Write the splits of a task; returns its card."""
-    found.counts["over_cap"] = int((labels == OVER_CAP).sum())
-    swapped = _noisy(labels, task, seed)
-    total, longest = Counter[str](), Counter[str]()
-    with ExitStack() as stack:
-        writers = [
-            stack.enter_context(split_writer(split_path(folder, task.name, split), found.rows.schema))
-            for split in SPLITS
-        ]
-        at = 0
-        for rows in found.rows:
-            here = slice(at, at := at + len(rows))
-            kept = pa.array(labels[here] != OVER_CAP)
-            for turn in _TURNS:
-                lengths = pc.list_value_length(rows.column(f"{turn}_ids")).filter(kept)
-                total[turn] += pc.sum(lengths).as_py() or 0
-                longest[turn] = max(longest[turn], pc.max(lengths).as_py() or 0)
-            final = _swap(rows, swapped[here])
-            for number, writer in enumerate(writers):
-                writer.add(final.filter(pa.array(labels[here] == number)))
-    parts = {split: found.ranks[labels == number] for number, split in enumerate(SPLITS)}
-    count = sum(map(len, parts.values()))
-    return {
-        "name": task.name,
-        "source": task.source,
-        "rows": dict(found.counts),
-        "pairs": {split: len(part) for split, part in parts.items()},
-        "prompts": {split: len(starts_of_equals(part)) for split, part in parts.items()},
-        "tokens": {turn: {"mean": round(total[turn] / count, 1), "max": longest[turn]} for turn in _TURNS},
-        "swapped": int(swapped.sum()),
-        "digest": task_digest(folder, task.name),
-    }
-
-
-def _noisy(labels: Labels, task: TaskSpec, seed: int) -> npt.NDArray[np.bool_]:
-    """The training pairs whose sides are swapped, as `label_noise` asks."""
-    train = np.flatnonzero(labels == SPLITS.index(TRAIN))
-    drawn = random.Random(f"noise:{seed}:{task.name}").sample(
-        range(len(train)), round(task.label_noise * len(train))
-    )
-    noisy = np.zeros(len(labels), dtype=np.bool_)
-    noisy[train[np.array(drawn, dtype=np.int64)]] = True
-    return noisy
-
-
-def _swap(rows: pa.Table, noisy: npt.NDArray[np.bool_]) -> pa.Table:
-    if not noisy.any():
-        return rows
-    swapped = pa.array(noisy)
-    columns = {name: rows.column(name) for name in rows.column_names} | {"swapped": swapped}
-    for suffix in ("", "_ids"):
-        chosen, rejected = rows.column(f"chosen{suffix}"), rows.column(f"rejected{suffix}")
-        columns[f"chosen{suffix}"] = pc.if_else(swapped, rejected, chosen)
-        columns[f"rejected{suffix}"] = pc.if_else(swapped, chosen, rejected)
-    return pa.table(columns, schema=rows.schema)

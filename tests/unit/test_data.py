@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import pairwise
@@ -73,9 +72,9 @@ def parsed(data: Any) -> Pair:
 
 
 def clean(rows: Iterable[Row]) -> tuple[list[Pair], Counter[str]]:
-    with tempfile.TemporaryDirectory() as folder:
-        pairs, counts = cleaning.clean(rows, 0, Path(folder) / "pairs")
-        return list(pairs), counts
+    everything = list(map(parse_row, rows))
+    pairs, counts = cleaning.clean(everything, 0, everything)
+    return list(pairs), counts
 
 
 def split_tasks(tasks: dict[str, list[Pair]], spec: SplitSpec, seed: int) -> dict[str, dict[str, list[Pair]]]:

@@ -28,6 +28,7 @@ from automixalign import models as library
 from automixalign.config import SplitSpec
 from automixalign.data import clean, encode, ordered, split, store, tokens
 from automixalign.data.encode import Encoder
+from automixalign.data.pair_file import PairFile
 from automixalign.data.pairs import Pair, parse_row
 from automixalign.data.prepare import prepare_data
 from automixalign.data.read import Row
@@ -57,7 +58,8 @@ def _rows(draw: st.DrawFn) -> dict[str, Any]:
 @given(st.lists(_rows(), max_size=60))
 def test_cleaned_by_keys(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]) -> None:
     given_ = [Row("", row) for row in rows]
-    pairs, counts = clean.clean(given_, 0, tmp_path_factory.getbasetemp() / "pairs")
+    file = PairFile(tmp_path_factory.getbasetemp() / "pairs")
+    pairs, counts = clean.clean(file.keep(map(parse_row, given_)), 0, file)
     expected, expected_counts = plain_data.clean(given_)
     assert list(pairs) == expected
     assert counts == expected_counts

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from automixalign import files
 from automixalign.data.store import task_digest
@@ -131,13 +132,13 @@ def join(cache: pa.Table, pair_ids: Sequence[str], what: str) -> pa.Table:
     Raises:
         CacheError: an id is missing or stands twice: a default would silently train on a wrong loss.
     """
-    known = cache.column("pair_id").to_pylist()
-    place = {pair_id: row for row, pair_id in enumerate(known)}
-    if len(place) != len(known):
+    known, wanted = cache.column("pair_id"), pa.chunked_array([pa.array(pair_ids, type=pa.string())])
+    if pc.count_distinct(known).as_py() != len(known):
         raise CacheError(f"{what}: the cache holds a pair id twice")
-    missing = [pair_id for pair_id in pair_ids if pair_id not in place]
-    if missing:
+    places = pc.index_in(wanted, value_set=known)
+    if places.null_count:
+        missing = wanted.filter(places.is_null())
         raise CacheError(
-            f"{what}: {len(missing)} of {len(pair_ids)} pairs are missing in the cache, first {missing[0]}"
+            f"{what}: {len(missing)} of {len(wanted)} pairs are missing in the cache, first {missing[0]}"
         )
-    return cache.take(pa.array([place[pair_id] for pair_id in pair_ids], type=pa.int64()))
+    return cache.take(places)

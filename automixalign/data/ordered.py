@@ -8,10 +8,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 _PLACE = "place"
-_BYTES = 32 << 20
-"""Of the rows that lie in memory at a time, coming or going, or somewhat more."""
+_BYTES, _FILE_BYTES = 16 << 20, 8 << 20
+"""Of the rows that lie in memory at a time, about, when they come and when they go."""
 
-Places = npt.NDArray[np.int64]
+Places = npt.NDArray[np.int32]
 
 
 class OrderedRows:
@@ -26,7 +26,7 @@ class OrderedRows:
     def __init__(self, folder: Path, schema: pa.Schema, row_bytes: float) -> None:
         folder.mkdir()
         self._folder, self.schema = folder, schema
-        self._rows_a_file = max(1, int(_BYTES / row_bytes))
+        self._rows_a_file = max(1, int(_FILE_BYTES / row_bytes))
         self._waiting: list[tuple[pa.RecordBatch, Places]] = []
         self._bytes = 0
         self._files: set[int] = set()
@@ -61,7 +61,7 @@ class OrderedRows:
                     out.write(batch.serialize())
 
     def _read(self, file: Path) -> pa.Table:
-        schema = self.schema.append(pa.field(_PLACE, pa.int64()))
+        schema = self.schema.append(pa.field(_PLACE, pa.int32()))
         batches = []
         with pa.OSFile(str(file)) as source:
             while source.tell() < source.size():

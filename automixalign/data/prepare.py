@@ -171,9 +171,8 @@ def _usable_pairs(
 ) -> _Usable:
     file = PairFile(scratch / f"{task.name}.jsonl")
     pairs, counts = read_pairs(task, settings.seed, file)
-    order = np.argsort(pairs.ranks, kind="stable")
-    places = np.empty_like(order)
-    places[order] = np.arange(len(order))
+    places = np.empty(len(pairs), dtype=np.int32)
+    places[np.argsort(pairs.ranks, kind="stable")] = np.arange(len(pairs), dtype=np.int32)
     row_bytes = 3 * file.path.stat().st_size / counts["read"]  # as text and as ids
     rows = OrderedRows(scratch / task.name, split_schema(pairs.conversational), row_bytes)
     fits = np.zeros(len(pairs), dtype=np.bool_)
@@ -188,7 +187,7 @@ def _usable_pairs(
         if not fits.any():
             raise _nothing_fits(len(pairs), settings.max_length)
     file.path.unlink()
-    return _Usable(rows, pairs.ranks[order][fits[order]], counts)
+    return _Usable(rows, np.sort(pairs.ranks[fits]), counts)
 
 
 def _is_usable(tokens: Tokens | None, counts: Counter[str]) -> bool:

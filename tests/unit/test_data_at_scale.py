@@ -292,6 +292,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of everything that is handled some at a time, so little that there are many."""
     monkeypatch.setattr(tokens, "_CHUNK", 16)
     monkeypatch.setattr(ordered, "_BYTES", 10_000)
+    monkeypatch.setattr(ordered, "_FILE_BYTES", 10_000)
     monkeypatch.setattr(store, "_ROWS", 10)
 
 

@@ -52,15 +52,21 @@ def _in_processes(training: Training, processes: int, scratch: Path) -> dict[str
 
     files.write_text(scratch / JOB, Job.of(training).model_dump_json())
     try:
-        _accelerate(processes, ["--module", "automixalign.worker", str(scratch)])
+        start_processes(processes, ["--module", "automixalign.worker", str(scratch)])
     except ChildFailedError as failure:
         raise error_of(scratch, failure) from failure
     result: dict[str, Any] = files.read_json(scratch / RESULT)
     return result
 
 
-def _accelerate(processes: int, command: list[str]) -> None:
-    """`accelerate launch`, within this process: the system then ends the workers when this one is killed."""
+def start_processes(processes: int, command: list[str]) -> None:
+    """Run a Python command in several processes that share the cores and find each other by torch.distributed.
+
+    `accelerate launch`, within this process: the system then ends the workers when this one is killed.
+
+    Raises:
+        ChildFailedError: one of them failed.
+    """
     import torch
     from accelerate.commands.launch import launch_command, launch_command_parser
     from accelerate.utils import patch_environment

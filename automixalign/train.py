@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from automixalign import caches, checkpoints, files, heap, models, progress, trainable
+from automixalign import caches, checkpoints, files, models, progress, trainable
 from automixalign.config import specialist_name
 from automixalign.data.split import TRAIN
 from automixalign.data.store import read_split, tasks_of
@@ -104,7 +104,6 @@ def _train(training: Training, tables: Mapping[str, pa.Table], mixer: Mixer, scr
     from automixalign.trainer import MixingTrainer
 
     started, settings = time.monotonic(), training.settings
-    heap.keep_freed_memory()
     steps = _steps(settings, sum(len(table) for table in tables.values()))
     place = checkpoints.place(settings.training.checkpoint_every)
     with checkpoints.of_training(place, _key(training, tables) if place else "training", scratch) as kept:

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from automixalign import checkpoints, files, progress
+from automixalign import checkpoints, files, heap, progress
 from automixalign.averaging import IterateAverage
 from automixalign.checkpoints import Checkpoints
 from automixalign.errors import TrainingError
@@ -90,6 +90,8 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
             )
         args.precompute_ref_log_probs = True
         super().__init__(model=model, args=args, train_dataset=self.by_task[0], **kwargs)
+        if self.accelerator.ddp_handler is not None:  # gradients then lie where they are exchanged from
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True
         self.pairs_per_step = (
             args.per_device_train_batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes
         )
@@ -106,6 +108,7 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
             resume_from_checkpoint: a checkpoint folder, or True for the last whole one of `args.output_dir`,
                 from the start if there is none. The result is what training without a break would have given.
         """
+        heap.keep_freed_memory()
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self._last_checkpoint()
         checkpoint = Path(resume_from_checkpoint) if resume_from_checkpoint else None
@@ -191,9 +194,10 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         ]
         # Alike lengths together: what is drawn stays the same, what is padded shrinks, and processes keep pace.
         rows.sort(key=lambda row: _ids(row).size)
-        size, world = self.args.per_device_train_batch_size, self.accelerator.num_processes
-        mine = [(batch * world + self.accelerator.process_index) * size for batch in range(num_batches)]
-        batches = [self._collate(rows[start : start + size]) for start in mine]
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        size = self.args.per_device_train_batch_size * world
+        mine = [_dealt(rows[start : start + size], world, rank) for start in range(0, len(rows), size)]
+        batches = [self._collate(part) for part in mine]
         for batch in batches:
             batch["chosen_tokens"] = sum(len(row["chosen_ids"]) for row in rows) / (num_batches * world)
         return batches, None
@@ -280,6 +284,12 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
             task: float(mean) if count else None
             for task, mean, count in zip(self.tasks, means, pairs, strict=True)
         }
+
+
+def _dealt(rows: list[dict[str, Any]], world: int, rank: int) -> list[dict[str, Any]]:
+    """One process's share of the sorted pairs: dealt to and fro, for about as many tokens to each."""
+    turns = range(len(rows) // world)
+    return [rows[turn * world + (world - 1 - rank if turn % 2 else rank)] for turn in turns]
 
 
 def _ids(row: dict[str, Any]) -> PairIds:

@@ -100,7 +100,8 @@ class _Tokenised(DPOTrainer):  # type: ignore[misc]
         return dataset
 
 
-def _config(folder: Path, count: int, steps: int, bf16: bool, **options: Any) -> DPOConfig:
+def config(folder: Path, count: int, steps: int, bf16: bool, **options: Any) -> DPOConfig:
+    """TRL's configuration for so many pairs a step and process; `options` are keys of it."""
     return DPOConfig(
         output_dir=str(folder),
         per_device_train_batch_size=count,
@@ -125,7 +126,8 @@ def _trl(model: Any, rows: list[dict[str, Any]], args: DPOConfig, tuned: bool) -
     return trainer
 
 
-def _ours(model: Any, rows: list[dict[str, Any]], args: DPOConfig, method: str, folder: Path) -> MixingTrainer:
+def ours(model: Any, rows: list[dict[str, Any]], args: DPOConfig, method: str, folder: Path) -> MixingTrainer:
+    """Our trainer on two tasks of half of the rows each; its trajectory is `folder/log.jsonl`."""
     half = len(rows) // 2
     parts = {"left": rows[:half], "right": rows[half:]}
     tables = {
@@ -155,9 +157,9 @@ def measure(size: str, steps: int, precision: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as scratch:
             folder, policy = Path(scratch), copy.deepcopy(model)
             kept = {} if kind == "trl" else {"gradient_checkpointing": False}
-            args = _config(folder, len(rows), steps + 1, bf16, **kept)
+            args = config(folder, len(rows), steps + 1, bf16, **kept)
             if kind in OURS:
-                trainer: Any = _ours(policy, rows, args, kind, folder)
+                trainer: Any = ours(policy, rows, args, kind, folder)
             else:
                 trainer = _trl(policy, rows, args, kind == "trl tuned")
             watch = Stopwatch()

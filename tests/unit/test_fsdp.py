@@ -11,7 +11,7 @@ from automixalign import checkpoints, files
 from automixalign.config import parse
 from automixalign.errors import ConfigError, ResourceError
 from automixalign.jobs import JOB, RESULT, Job, error_of
-from automixalign.launch import _accelerate
+from automixalign.launch import start_processes
 from automixalign.settings import TrainingSettings
 from automixalign.train import GeneralistTraining
 
@@ -42,7 +42,7 @@ def in_two(output: Path, places: dict[str, Any], *dies_after: str, **options: An
     divided = training(output, places, fsdp=True, processes=2, **options)
     files.write_text(output / JOB, Job.of(divided).model_dump_json())
     try:
-        _accelerate(2, [str(Path(__file__).with_name("fsdp_worker.py")), str(output), *dies_after])
+        start_processes(2, [str(Path(__file__).with_name("fsdp_worker.py")), str(output), *dies_after])
     except Exception as failure:
         raise error_of(output, failure) from failure
     result: dict[str, Any] = files.read_json(output / RESULT)

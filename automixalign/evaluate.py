@@ -11,7 +11,7 @@ import torch
 from automixalign import caches, files, models, progress, scoring
 from automixalign.config import EvaluationSpec
 from automixalign.data.split import TEST
-from automixalign.data.store import read_split, tasks_of
+from automixalign.data.store import IDS, read_split, tasks_of
 from automixalign.settings import EvaluationSettings
 from automixalign.verifiers import VERIFIERS
 
@@ -52,7 +52,7 @@ def evaluate(
     with files.replacing(output) as folder:
         for task in tasks_of(data):
             caches.check_cache(reference / task, data, task)
-            pairs = read_split(data, task, TEST)
+            pairs = read_split(data, task, TEST, (*IDS, "answer"))
             ids = pairs.column("pair_id").to_pylist()
             cache = caches.read_cache(reference / task, TEST, caches.CHOSEN, caches.REJECTED)
             known = caches.join(cache, ids, f"{task} {TEST}")

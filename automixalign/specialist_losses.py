@@ -17,7 +17,7 @@ import pyarrow as pa
 from automixalign import caches, files, models, progress
 from automixalign.config import specialist_name
 from automixalign.data.split import SPLITS, TEST, TRAIN
-from automixalign.data.store import read_split
+from automixalign.data.store import IDS, read_split
 from automixalign.errors import DataError
 from automixalign.launch import launch
 from automixalign.scoring import Scorer, pair_losses, scores_of
@@ -50,7 +50,7 @@ def write_specialist_losses(
         DataError: the task is too small to be cross-fitted.
     """
     scorer = _scorer(settings, specialist, base_model)
-    splits = {split: read_split(data, task, split) for split in SPLITS}
+    splits = {split: read_split(data, task, split, IDS) for split in SPLITS}
     tables = {}
     for split, pairs in splits.items():
         ids = pairs.column("pair_id").to_pylist()

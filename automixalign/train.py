@@ -12,7 +12,7 @@ import pyarrow as pa
 from automixalign import caches, checkpoints, files, models, progress, trainable
 from automixalign.config import specialist_name
 from automixalign.data.split import TRAIN
-from automixalign.data.store import read_split, tasks_of
+from automixalign.data.store import IDS, read_split, tasks_of
 from automixalign.errors import CacheError, ConfigError, TrainingError
 from automixalign.jobs import Training, world_size
 from automixalign.losses import NLL
@@ -91,7 +91,7 @@ def recorded(facts: Mapping[str, Any], trajectory: Path) -> dict[str, Any]:
 def _training_table(data: Path, reference: Path, task: str) -> pa.Table:
     """The training pairs of a task with their reference log-probabilities."""
     caches.check_cache(reference / task, data, task)
-    table = read_split(data, task, TRAIN, ["pair_id", "prompt_ids", "chosen_ids", "rejected_ids"])
+    table = read_split(data, task, TRAIN, IDS)
     cache = caches.read_cache(reference / task, TRAIN, caches.CHOSEN, caches.REJECTED)
     known = caches.join(cache, table.column("pair_id").to_pylist(), f"reference log-probs of {task}")
     table = table.append_column("ref_chosen_logps", known.column(caches.CHOSEN))

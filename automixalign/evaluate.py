@@ -12,13 +12,13 @@ from automixalign import caches, files, models, progress, scoring
 from automixalign.config import EvaluationSpec
 from automixalign.data.split import TEST
 from automixalign.data.store import IDS, read_split, tasks_of
+from automixalign.places import SUMMARY
 from automixalign.settings import EvaluationSettings
 from automixalign.verifiers import VERIFIERS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SUMMARY = "summary.json"
 GENERATIONS = "generations.jsonl"
 REFERENCE = "reference"
 

@@ -10,7 +10,7 @@ import numpy as np
 from automixalign import caches, files
 from automixalign.config import specialist_name
 from automixalign.errors import CacheError
-from automixalign.evaluate import SUMMARY
+from automixalign.places import SUMMARY
 
 METRICS: dict[str, str] = {
     "excess": "lower",

@@ -12,9 +12,7 @@ what lies there is what was put there. Here
 Code, versions, environment, seed and sources are part of the steps' settings, and those are arguments.
 """
 
-import os
 import re
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,6 @@ from kfp import dsl
 from kfp.local.cache import LocalCache
 
 from automixalign import artifacts, files, progress
-from automixalign.errors import ConfigError
 from automixalign.tracking import spool
 from automixalign.tracking.record import Record, new_key
 
@@ -108,27 +105,6 @@ class StepCache:
         if waiting and not made_in.is_relative_to(self.attempt.parent):
             tags = {**record.tags, "automixalign.cached": "true"}
             waiting.add(record.model_copy(update={"key": new_key(), "tags": tags}))
-
-
-def shared_folder(named: Path | None) -> Path:
-    """The folder that knows the results of all runs: as named, or in the user's cache folder.
-
-    Raises:
-        ConfigError: it cannot be made, or others can write to it: what stands in it is believed.
-    """
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = named or caches / "automixalign" / "steps"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        facts = folder.stat()
-    except OSError as error:
-        raise ConfigError(f"--cache {folder} cannot be written to: {error}; or give --no-cache") from error
-    if facts.st_uid != os.getuid() or facts.st_mode & stat.S_IWOTH:
-        raise ConfigError(
-            f"--cache {folder} is not yours alone, and what stands in it is believed: name another folder, or "
-            "change its owner and rights"
-        )
-    return folder
 
 
 def _known_by(value: Any) -> Any:

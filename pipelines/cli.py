@@ -1,20 +1,24 @@
 """`ama`: the command line."""
 
+import os
 import signal
 import sys
 import tempfile
 import time
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from automixalign import __version__, config, config_file, run_folder, shortages
+from automixalign import __version__, shortages
 from automixalign.errors import AutoMixAlignError, ConfigError
-from automixalign.validate import check_local_sources, check_one_machine, plan_experiment
+from automixalign.places import LEADERBOARD
+
+if TYPE_CHECKING:
+    from automixalign import config
 
 PRESETS = resources.files("pipelines") / "presets"
 
@@ -68,12 +72,14 @@ Set = Annotated[
 
 def load(
     preset: str | None, file: Path | None, tasks: list[str] | None, sets: list[str] | None
-) -> config.Experiment:
+) -> "config.Experiment":
     """The checked experiment of the command line's options.
 
     Raises:
         ConfigError: it cannot be run.
     """
+    from automixalign import config, config_file
+
     if (preset is None) == (file is None):
         raise ConfigError(f"give one of --preset NAME and --config FILE; presets: {', '.join(preset_names())}")
     if preset is not None:
@@ -104,6 +110,8 @@ def _key_value(option: str, text: str) -> tuple[str, str]:
 
 
 def _value(key: str, text: str) -> Any:
+    from automixalign import config_file
+
     return config_file.parse_yaml(text, f"--set {key:.80}: {text!r:.80}")
 
 
@@ -167,30 +175,40 @@ def run(
 
     A run that was ended, by whatever, goes on when the same command names the same --output.
     """
-    from pipelines import caching, display
-    from pipelines import run as local_run
-    from pipelines.containers import Containers
+    from pipelines.ahead import Ahead
 
-    console = Console()
-    experiment = load(preset, file, task, [*(set_ or []), *_caching(no_cache)])
-    check_one_machine(experiment)
-    check_local_sources(experiment)
-    plan_experiment(experiment)
-    shared = caching.shared_folder(cache) if experiment.cluster.cache else None
-    steps_are = Containers(experiment) if runner == "docker" else local_run.Processes()
-    folder = output or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    steps = display.steps_of(experiment)
-    progress = display.Progress(console, steps)
-    goes_on = ", where a run goes on" if run_folder.is_begun(folder) else ""
-    said = f"{experiment.name}: {steps} steps, results in {folder}{goes_on}"
-    console.print(said, highlight=False, soft_wrap=True, markup=False)
-    try:
-        with progress.live:
-            local_run.run(experiment, folder, progress.follow, steps_are, shared, retries)
-    except local_run.StepFailedError as failure:
-        display.show_failure(Console(stderr=True), failure, folder)
-        raise typer.Exit(1) from failure
-    display.show_results(console, folder)
+    # A run that has ended well has most likely nothing left to do.
+    has_ended = output is not None and os.path.exists(output / LEADERBOARD)  # noqa: PTH110  it may be no name at all
+    with Ahead(warmly=runner == "subprocess" and not has_ended) as process:
+        from automixalign import run_folder
+        from automixalign.validate import check_local_sources, check_one_machine, plan_experiment
+        from pipelines import display, shared_cache
+        from pipelines import run as local_run
+
+        console = Console()
+        experiment = load(preset, file, task, [*(set_ or []), *_caching(no_cache)])
+        check_one_machine(experiment)
+        check_local_sources(experiment)
+        plan_experiment(experiment)
+        shared = shared_cache.folder(cache) if experiment.cluster.cache else None
+        steps_are: local_run.Runner = local_run.Processes()
+        if runner == "docker":
+            from pipelines.containers import Containers
+
+            steps_are = Containers(experiment)
+        folder = output or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        steps = display.steps_of(experiment)
+        progress = display.Progress(console, steps)
+        goes_on = ", where a run goes on" if run_folder.is_begun(folder) else ""
+        said = f"{experiment.name}: {steps} steps, results in {folder}{goes_on}"
+        console.print(said, highlight=False, soft_wrap=True, markup=False)
+        try:
+            with progress.live:
+                local_run.run(experiment, folder, progress.follow, steps_are, shared, retries, process)
+        except local_run.StepFailedError as failure:
+            display.show_failure(Console(stderr=True), failure, folder)
+            raise typer.Exit(1) from failure
+        display.show_results(console, folder)
 
 
 def _caching(no_cache: bool) -> list[str]:
@@ -205,6 +223,9 @@ def validate(preset: Preset = None, file: Config = None, task: Task = None, set_
 
         ama validate --preset quickstart --set training.beta=0.2
     """
+    from automixalign import config_file
+    from automixalign.validate import check_local_sources, plan_experiment
+
     experiment = load(preset, file, task, set_)
     check_local_sources(experiment)
     plan_experiment(experiment)

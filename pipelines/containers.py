@@ -86,7 +86,7 @@ class Containers:
             environment: the run's own part of the environment.
 
         Returns:
-            The file that tells `pipelines.local` of it.
+            The file that tells kfp's runner of it.
 
         Raises:
             ConfigError: the container does not start, may not read or write, or holds another library.

@@ -12,8 +12,9 @@ from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 
-from automixalign import compare, config_file, files, leaderboard, run_folder
+from automixalign import config_file, files, leaderboard, run_folder
 from automixalign.config import Experiment
+from automixalign.places import LEADERBOARD
 from automixalign.plain_text import shown
 from automixalign.report import runs
 from pipelines.run import KFP_LOG, StepFailedError, step_title
@@ -80,7 +81,7 @@ def steps_of(experiment: Experiment) -> int:
 
 def show_results(console: Console, folder: Path) -> None:
     """The leaderboard, the verdict, and the paths to look at."""
-    entries = files.read_json(folder / compare.LEADERBOARD)
+    entries = files.read_json(folder / LEADERBOARD)
     header, rows = leaderboard.table(entries, SHOWN)
     table = Table(
         title="held-out test split; best generalist or merge in bold",

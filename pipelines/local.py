@@ -1,62 +1,66 @@
-"""Run the DAG on this machine through kfp's local runner: `python -m pipelines.local FILE`.
+"""Go through the DAG on this machine by kfp's local runner.
 
 The steps are processes, or containers as the file of `containers.py` says.
 """
 
-import logging
-import sys
+import os
 from pathlib import Path
 
 from kfp import local
 from kfp.local import cache as kfp_cache
-from pydantic import BaseModel
+from kfp.local import subprocess_task_handler
 
-from automixalign import alive
-from automixalign.config import Experiment
 from pipelines import warm
+from pipelines.attempt import Attempt
 from pipelines.automixalign import build
 from pipelines.caching import StepCache
-from pipelines.containers import docker_runner
 from pipelines.placement import OnThisMachine
 
-WORKERS = 2
-"""How many iterations of a loop kfp's local runner runs at a time."""
+_LIGHT = ("validate_config",)
+"""Steps that need no torch; they alone run where all else is taken from the cache."""
+
+_start_anew = subprocess_task_handler.run_local_subprocess
 
 
-class Attempt(BaseModel):
-    """One start of a run: of a new one, or of one that was ended before."""
+def go_through(attempt: Attempt, fresh: bool = False) -> None:
+    """Run every step that has not been done.
 
-    experiment: Experiment
-    folder: Path
-    """Of the attempt, within the run folder: the steps' artifacts lie below it."""
-    cache: Path
-    """The results of this run folder."""
-    shared_cache: Path | None = None
-    """The results of all runs."""
-    retries: int = 0
-    containers: Path | None = None
+    Args:
+        attempt: what to do, and where.
+        fresh: this process was started for it, so that what it has imported is as new as in another one, and
+            light steps may be forks of it.
 
-    def run(self) -> None:
-        """Run every step that has not been done.
-
-        Raises:
-            RuntimeError: a step failed; its own log says why.
-        """
-        containers = docker_runner(self.containers) if self.containers else None
-        local.init(
-            runner=containers or local.SubprocessRunner(use_venv=False),
-            pipeline_root=str(self.folder),
-            workspace_root=str(self.folder / "workspace"),
-            raise_on_error=True,
-            enable_caching=True,
-        )
-        cache = StepCache(self.cache, self.folder, self.shared_cache)
-        warm.install()
-        kfp_cache.get_local_cache = lambda: cache  # it would make one of kfp's own kind
-        build(self.experiment, OnThisMachine(self.retries))(config=self.experiment.model_dump_json())
+    Raises:
+        RuntimeError: a step failed; its own log says why.
+    """
+    local.init(
+        runner=_containers(attempt) or local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(attempt.folder),
+        workspace_root=str(attempt.folder / "workspace"),
+        raise_on_error=True,
+        enable_caching=True,
+    )
+    cache = StepCache(attempt.cache, attempt.folder, attempt.shared_cache)
+    _start_steps_warm(fresh, attempt.log)
+    kfp_cache.get_local_cache = lambda: cache  # it would make one of kfp's own kind
+    build(attempt.experiment, OnThisMachine(attempt.retries))(config=attempt.experiment.model_dump_json())
 
 
-if __name__ == "__main__":
-    logging.captureWarnings(True)
-    alive.depend()
-    Attempt.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8")).run()
+def _containers(attempt: Attempt) -> local.DockerRunner | None:
+    if attempt.containers is None:
+        return None
+    from pipelines.containers import docker_runner  # with the docker SDK
+
+    return docker_runner(attempt.containers)
+
+
+def _start_steps_warm(fresh: bool, log: Path | None) -> None:
+    """Have kfp's subprocess runner start steps as `warm` does."""
+
+    def run(full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
+        light = full_command[-1] in _LIGHT
+        if light and not fresh:
+            return int(_start_anew(full_command, env_vars))
+        return warm.run(full_command, {**os.environ, **(env_vars or {})}, log, here=light)
+
+    subprocess_task_handler.run_local_subprocess = run

@@ -2,23 +2,20 @@
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 from automixalign import alive, checkpoints, config, files, progress, run_folder, shortages
 from automixalign.errors import AutoMixAlignError
-from pipelines.local import WORKERS, Attempt
+from pipelines.ahead import Ahead
+from pipelines.attempt import WORKERS, Attempt
 from pipelines.outputs import artifacts
 from pipelines.sending import Sender
 
 KFP_LOG = "kfp.log"
 MLFLOW_LOG = "mlflow.log"
-_ATTEMPT, _CHECKPOINTS = "attempt-", "checkpoints"
+_ATTEMPT, _FILE, _CHECKPOINTS = "attempt-", "attempt.json", "checkpoints"
 _STATES = ("started", "finished", "failed", "cached")
 _TAIL = 25
 _POLL = 0.2
@@ -41,7 +38,7 @@ class Runner(Protocol):
     """What the steps of a run are."""
 
     def prepare(self, folder: Path, environment: Mapping[str, str]) -> Path | None:
-        """Make ready for a run into `folder` (absolute); return the file that tells `pipelines.local` of it."""
+        """Make ready for a run into `folder` (absolute); return the file that tells kfp's runner of it."""
 
     def end(self) -> None:
         """Leave nothing of the run behind but its folder, however it ended."""
@@ -65,6 +62,7 @@ def run(
     runner: Runner | None = None,
     shared_cache: Path | None = None,
     retries: int = 0,
+    process: Ahead | None = None,
 ) -> None:
     """Run an experiment into a run folder: a new one, or the one where it was ended before.
 
@@ -78,13 +76,14 @@ def run(
         runner: what the steps are; by default, processes.
         shared_cache: folder that knows the results of other runs.
         retries: how often a failed step is tried again.
+        process: the one that will go through the DAG, where it has been started already.
 
     Raises:
         ConfigError: the folder is in use or another experiment's, or the runner cannot run the steps.
         StepFailedError: a step failed; what the others finished is in the run folder all the same.
     """
     runner = runner or Processes()
-    with run_folder.claim(folder, experiment) as lock:
+    with process or Ahead() as dag, run_folder.claim(folder, experiment) as lock:
         work, logs = folder.resolve() / run_folder.WORK, folder.resolve() / run_folder.LOGS
         before = sorted(work.glob(f"{_ATTEMPT}*"))
         place = work / f"{_ATTEMPT}{int(before[-1].name[len(_ATTEMPT) :]) + 1 if before else 1:04}"
@@ -93,7 +92,12 @@ def run(
         with alive.hold(place / "alive") as behind:
             try:
                 sender = Sender(experiment, folder.resolve())
-                environment = {**_environment(work, logs), alive.FILE: behind.name, **sender.environment}
+                environment = {
+                    **dag.environment,
+                    **_environment(work, logs),
+                    alive.FILE: behind.name,
+                    **sender.environment,
+                }
                 containers = runner.prepare(folder.resolve(), environment)
             except BaseException:
                 runner.end()
@@ -106,20 +110,29 @@ def run(
                 shared_cache=shared_cache,
                 retries=retries,
                 containers=containers,
+                environment=environment,
+                log=logs / KFP_LOG,
             )
-            process = _start(attempt, logs / KFP_LOG, environment, lock)
+            files.write_text(place / _FILE, attempt.model_dump_json())
+            dag.begin(place / _FILE, lock)
             sender.start(logs / MLFLOW_LOG)
             try:
-                while _still_runs(process):
-                    follow(events.new())
+                try:
+                    while dag.runs(_POLL):
+                        follow(events.new())
+                        sender.look()
+                finally:
+                    status = dag.end()
+                    runner.end()
+                    with (logs / KFP_LOG).open("ab") as log:
+                        log.write(dag.said())
+                    last = events.new()
+                    failure = failure_of(experiment, events.seen, status, logs)
+                    sender.close("FAILED" if failure else "FINISHED")
+                follow(last)
+                run_folder.publish(folder, artifacts(place))
             finally:
-                _end(process)
-                runner.end()
-                last = events.new()
-                failure = failure_of(experiment, events.seen, process.returncode, logs)
-                unsent = sender.finish("FAILED" if failure else "FINISHED")
-        follow(last)
-        run_folder.publish(folder, artifacts(place))
+                unsent = sender.wait()
         if unsent:
             follow([{"stage": "mlflow", "name": "", "event": "warning", "message": unsent}])
         if failure:
@@ -129,58 +142,13 @@ def run(
                 shutil.rmtree(left)
 
 
-def _start(
-    attempt: Attempt, log: Path, environment: Mapping[str, str], lock: TextIO
-) -> "subprocess.Popen[bytes]":
-    """Start the process that goes through the DAG."""
-    file = attempt.folder / "attempt.json"
-    files.write_text(file, attempt.model_dump_json())
-    with log.open("ab") as out:
-        return subprocess.Popen(
-            [sys.executable, "-m", "pipelines.local", str(file)],
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
-            start_new_session=True,  # so that the whole family of processes can be ended together
-            pass_fds=[lock.fileno()],  # the folder is in use for as long as one of them lives
-        )
-
-
 def _environment(work: Path, logs: Path) -> dict[str, str]:
     """What the steps are told, beyond what the user's own environment says."""
     return {
         progress.LOGS: str(logs),
         progress.WORKERS: str(WORKERS),
         checkpoints.PLACE: str(work / _CHECKPOINTS),
-        "PYTHONUNBUFFERED": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        # glibc returns every large tensor's pages at once and faults them in again, a quarter of a step's time.
-        "MALLOC_MMAP_MAX_": "0",
-        "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
-        "MALLOC_TOP_PAD_": str(256 << 20),
-        # The training libraries report their use to their makers unless told not to.
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-
-
-def _still_runs(process: "subprocess.Popen[bytes]") -> bool:
-    try:
-        process.wait(_POLL)
-    except subprocess.TimeoutExpired:
-        return True
-    return False
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End what is left of the run, when the user interrupts it or kfp's runner was killed."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(5)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 class _Events:

@@ -45,7 +45,7 @@ class Sender:
             run_id=os.environ.get(spool.RUN_ID),
             artifacts=(run_folder / ARTIFACTS).as_uri() if uri.startswith("sqlite:") else None,
         )
-        self.spool.reopen(target)
+        self._has_to_tell = self.spool.reopen(target)
         self.environment = {
             spool.FOLDER: str(self.spool.folder),
             spool.FOLLOWED: "1",
@@ -55,20 +55,36 @@ class Sender:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, log: Path) -> None:
-        """Begin to send; the steps need not wait for it."""
-        command = [sys.executable, "-m", "automixalign.tracking", str(self.spool.folder)]
+        """Begin to send; the steps need not wait for it. Where all has been told, it begins when more comes."""
         self._log = log
+        self.look()
+
+    def look(self) -> None:
+        """Begin to send if there is something now, and nobody sends yet."""
+        has_to_tell = self._has_to_tell or bool(self.spool.waiting())
+        if has_to_tell and self._process is None and self._log is not None:
+            self._begin(self._log)
+
+    def _begin(self, log: Path) -> None:
+        command = [sys.executable, "-m", "automixalign.tracking", str(self.spool.folder)]
         with log.open("wb") as out:
             self._process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
 
-    def finish(self, status: str) -> str | None:
-        """Tell the sender that the run is over, and wait for it.
+    def close(self, status: str) -> None:
+        """Say how the run has ended."""
+        self._has_to_tell |= status != "FINISHED"
+        self.look()
+        self.spool.close(status)
+
+    def wait(self) -> str | None:
+        """Wait until all is sent that there was when the sender was closed.
 
         Returns:
             None when MLflow has everything, else what waits and how to send it.
         """
-        assert self._process is not None and self._log is not None  # noqa: S101  it was started
-        self.spool.close(status)
+        if self._process is None:
+            return None
+        assert self._log is not None  # noqa: S101  it was started
         try:
             self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:

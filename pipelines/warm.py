@@ -9,47 +9,35 @@ import os
 import sys
 import tempfile
 import threading
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-from kfp.local import subprocess_task_handler
-
-IMPORTS = (
-    "automixalign.base_model",
-    "automixalign.compare",
-    "automixalign.data.prepare",
-    "automixalign.evaluate",
-    "automixalign.specialist_losses",
-    "automixalign.tiny_model",
-    "automixalign.trainer",
-    "kfp.dsl.executor_main",
-    "peft",
-    "transformers.models.auto.modeling_auto",
-)
-"""What the steps import, but for what few of them need: mergekit, mlflow, boto3."""
-_LIGHT = ("validate_config",)
-"""Steps that need none of it; they alone run where everything else is taken from the cache."""
-
+_PRELOADED = "pipelines.preloaded"
 _ASKING = threading.Lock()
-_start_anew = subprocess_task_handler.run_local_subprocess
 
 
-def install() -> None:
-    """Have kfp's subprocess runner start steps so."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(IMPORTS))
-
-    def run(full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
-        if full_command[-1] in _LIGHT:
-            return int(_start_anew(full_command, env_vars))
-        return _fork(context, full_command, {**os.environ, **(env_vars or {})})
-
-    subprocess_task_handler.run_local_subprocess = run
+def begin() -> None:
+    """Let the fork server begin with its imports, for which the first step would have to wait."""
+    forkserver.set_forkserver_preload([_PRELOADED])
+    forkserver.ensure_running()
 
 
-def _fork(context: ForkServerContext, full_command: list[str], environment: dict[str, str]) -> int:
-    process = context.Process(target=_run, args=(full_command, environment))
+def run(full_command: list[str], environment: dict[str, str], log: Path | None, here: bool = False) -> int:
+    """Carry out kfp's command for a step in a process of its own.
+
+    Args:
+        full_command: kfp's command.
+        environment: of the step.
+        log: gets what the step prints.
+        here: it is a fork of this process, and not of the one that has imported all that a step may need.
+
+    Returns:
+        The exit status.
+    """
+    forkserver.set_forkserver_preload([_PRELOADED])
+    context = multiprocessing.get_context("fork" if here else "forkserver")
+    process = context.Process(target=_carry_out, args=(full_command, environment, log))  # type: ignore[attr-defined]
     # A start also looks how the others have ended; two that ask at once would see 255 (Python 3.11).
     with _ASKING:
         process.start()
@@ -59,10 +47,12 @@ def _fork(context: ForkServerContext, full_command: list[str], environment: dict
     return process.exitcode or 0
 
 
-def _run(full_command: list[str], environment: dict[str, str]) -> None:
+def _carry_out(full_command: list[str], environment: dict[str, str], log: Path | None) -> None:
     """What kfp's command does, `sh -c SCRIPT SOURCE ARGUMENTS...`: SCRIPT runs `executor_main` on SOURCE."""
     from kfp.dsl import executor_main
 
+    if log is not None:
+        print_to(log)
     source = full_command[3]
     os.environ.update(environment, _KFP_RUNTIME="true")
     with tempfile.TemporaryDirectory() as folder:
@@ -70,3 +60,11 @@ def _run(full_command: list[str], environment: dict[str, str]) -> None:
         module.write_text(source, encoding="utf-8")
         sys.argv = [executor_main.__file__, "--component_module_path", str(module), *full_command[4:]]
         executor_main.executor_main()
+
+
+def print_to(log: Path) -> None:
+    """Append all output of this process, and of native code in it, to a file."""
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for number in (1, 2):
+        os.dup2(out, number)
+    os.close(out)

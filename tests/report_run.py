@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from automixalign import caches, compare, config, config_file, files
 from automixalign.config import Experiment, specialist_name
-from automixalign.evaluate import SUMMARY
+from automixalign.places import SUMMARY
 from automixalign.settings import ComparisonSettings
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>\u2028&amp;"

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from automixalign import compare, config, config_file, files, progress, run_folder
+from automixalign import config, config_file, files, progress, run_folder
 from automixalign.config import Experiment, specialist_name
 from automixalign.errors import ConfigError
 from automixalign.leaderboard import Entry
+from automixalign.places import LEADERBOARD
 from automixalign.report import page
 from automixalign.report.collect import collect
 from automixalign.settings import ComparisonSettings
@@ -34,12 +35,12 @@ class Run:
         Raises:
             ConfigError: it is not the folder of a finished run.
         """
-        for name in (run_folder.CONFIG, compare.LEADERBOARD):
+        for name in (run_folder.CONFIG, LEADERBOARD):
             if not (folder / name).is_file():
                 raise ConfigError(f"{folder} is not the folder of a finished run: there is no {name}")
         path = folder / run_folder.CONFIG
         experiment = config.parse(config_file.read_yaml(path), str(path))
-        return cls(folder, experiment, files.read_json(folder / compare.LEADERBOARD))
+        return cls(folder, experiment, files.read_json(folder / LEADERBOARD))
 
     def kept(self) -> dict[str, Any]:
         """The facts of the page that the run itself wrote; none if it wrote no page."""

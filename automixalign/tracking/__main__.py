@@ -8,7 +8,9 @@ from pathlib import Path
 from automixalign.tracking.send import send_waiting
 from automixalign.tracking.spool import Spool
 
-_POLL = 0.5
+_POLL = 0.1
+_NICE = 10
+"""The steps come first."""
 
 
 def follow(spool: Spool) -> str | None:
@@ -17,6 +19,7 @@ def follow(spool: Spool) -> str | None:
     Returns:
         None when all was sent, else why the first one that is left was not.
     """
+    os.nice(_NICE)
     started_by = os.getppid()
     while True:
         last = spool.closed() is not None or os.getppid() != started_by

@@ -1,5 +1,6 @@
 """What one step tells about itself."""
 
+import hashlib
 import json
 import math
 import time
@@ -55,6 +56,12 @@ class Record(BaseModel):
     def title(self) -> str:
         """`train_specialist [helpful]`."""
         return f"{self.stage} [{self.name}]" if self.name else self.stage
+
+    @property
+    def content(self) -> str:
+        """SHA-256 of what it says, whenever it says so."""
+        said = self.model_dump_json(exclude={"key", "started", "ended", "run_id"})
+        return hashlib.sha256(said.encode()).hexdigest()
 
     def add_params(self, values: Mapping[str, Any]) -> None:
         """Nested keys are joined by dots (`training.beta`), list elements by their number."""

@@ -21,7 +21,7 @@ FOLLOWED = "AMA_SPOOL_FOLLOWED"
 URI, RUN_ID = "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"
 _SUFFIX = ".record.json"
 _TARGET = "target.json"
-_CLOSED = "closed"
+_CLOSED, _TOLD = "closed", "told"
 
 
 class Target(BaseModel):
@@ -48,8 +48,19 @@ class Spool:
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, record: Record) -> None:
-        """Keep a record until it is sent."""
+        """Keep a record until it is sent; what is said of the whole pipeline is not said twice."""
+        # Without a target the spool is no pipeline's in particular.
+        once = record.of_pipeline and (self.folder / _TARGET).exists()
+        told = self._told() if once else []
+        if record.content in told:
+            return
         self.save(self.folder / f"{time.time_ns()}-{os.getpid()}{_SUFFIX}", record)
+        if once:
+            files.write_text(self.folder / _TOLD, "\n".join([*told, record.content]))
+
+    def _told(self) -> list[str]:
+        file = self.folder / _TOLD
+        return file.read_text(encoding="ascii").split() if file.exists() else []
 
     def save(self, file: Path, record: Record) -> None:
         """Write a record in place."""
@@ -72,12 +83,20 @@ class Spool:
         """Set the target."""
         files.write_text(self.folder / _TARGET, target.model_dump_json())
 
-    def reopen(self, target: Target) -> None:
-        """Go on: with the pipeline's run of before where it is in the same place, else with a new target."""
+    def reopen(self, target: Target) -> bool:
+        """Go on: with the pipeline's run of before where it is in the same place, else with a new target.
+
+        Returns:
+            Whether there is something to tell: not where all of a run was told that had ended well.
+        """
+        ended_well = self.closed() == "FINISHED" and not self.waiting()
         before = self.target() if (self.folder / _TARGET).exists() else None
         if before is None or (before.uri, before.experiment) != (target.uri, target.experiment):
+            (self.folder / _TOLD).unlink(missing_ok=True)
             self.aim(target)
+            ended_well = False
         (self.folder / _CLOSED).unlink(missing_ok=True)
+        return not ended_well
 
     def close(self, status: str) -> None:
         """Tell whoever follows the spool that no more records come, and how the pipeline ended."""

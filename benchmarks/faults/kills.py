@@ -286,7 +286,7 @@ def strike(place: Place, server: Seaweed, process: "subprocess.Popen[bytes]", mo
 
 
 def _kill(process: "subprocess.Popen[bytes]", step: int, victim: str) -> None:
-    runner = [child for child in psutil.Process(process.pid).children() if "pipelines.local" in child.cmdline()]
+    runner = [child for child in psutil.Process(process.pid).children() if "pipelines" in child.cmdline()]
     targets = {
         "step": [step],
         "runner": [child.pid for child in runner],

@@ -165,7 +165,8 @@ def run_with_server(up: Callable[[int], bool]) -> Callable[[Path], str]:
                     sender.spool.add(record(title))
                     _wait_until_sent(sender.spool, up(number))
                 began = time.monotonic()
-                message = sender.finish("FINISHED")
+                sender.close("FINISHED")
+                message = sender.wait()
                 took = time.monotonic() - began
             see(message and "ama sync" in message, f"it said: {message}")
             see(took < 30, f"the run's end waited {took:.0f} s")

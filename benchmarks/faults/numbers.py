@@ -17,9 +17,10 @@ from automixalign.compare import compare
 from automixalign.data.split import TEST, TRAIN
 from automixalign.data.store import read_split
 from automixalign.errors import AutoMixAlignError, CacheError, ModelError, TrainingError
-from automixalign.evaluate import SUMMARY, evaluate
+from automixalign.evaluate import evaluate
 from automixalign.launch import train
 from automixalign.merge import merge_specialists
+from automixalign.places import SUMMARY
 from automixalign.settings import (
     BaseModelSettings,
     ComparisonSettings,

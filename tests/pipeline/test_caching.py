@@ -15,7 +15,8 @@ from kfp.local import subprocess_task_handler
 from safetensors.torch import load_file, save_file
 
 from automixalign import config, files, progress
-from pipelines.local import Attempt
+from pipelines.attempt import Attempt
+from pipelines.local import go_through
 from pipelines.outputs import artifacts
 
 ROOT = Path(__file__).parents[2]
@@ -200,9 +201,14 @@ def run(folder: Path, name: str, experiment: dict[str, Any], patch: pytest.Monke
     patch.setenv(progress.LOGS, str(logs))
     patch.setenv("HF_HUB_OFFLINE", "1")
     checked = config.parse(experiment, "test")
-    Attempt(
-        experiment=checked, folder=folder / name, cache=folder / f"own-{name}", shared_cache=folder / "shared"
-    ).run()
+    go_through(
+        Attempt(
+            experiment=checked,
+            folder=folder / name,
+            cache=folder / f"own-{name}",
+            shared_cache=folder / "shared",
+        )
+    )
     events = files.read_jsonl(logs / progress.EVENTS)
     finished = {f"{event['stage']} {event['name']}".strip() for event in events if event["event"] == "finished"}
     cached = {f"{event['stage']} {event['name']}".strip() for event in events if event["event"] == "cached"}

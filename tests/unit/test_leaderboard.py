@@ -9,7 +9,7 @@ import pytest
 
 from automixalign import files, leaderboard
 from automixalign.errors import CacheError
-from automixalign.evaluate import SUMMARY
+from automixalign.places import SUMMARY
 
 Losses = Mapping[str, Mapping[str, float]]
 ORDER = ["reference", "specialist-a", "specialist-b", "standard", "ama-r", "ties"]

@@ -8,7 +8,8 @@ from kfp import dsl
 
 from automixalign import artifacts, files, progress
 from automixalign.errors import CacheError, ConfigError
-from pipelines.caching import StepCache, shared_folder
+from pipelines.caching import StepCache
+from pipelines.shared_cache import folder as shared_folder
 
 
 def made(folder: Path, text: str = "weights") -> dsl.Model:

@@ -182,6 +182,56 @@ def test_a_record_that_is_refused_holds_up_no_other(tmp_path: Path) -> None:
     assert runs(uri)["train [b]"].info.status == "FINISHED"
 
 
+def test_what_is_said_of_the_whole_pipeline_is_said_once(tmp_path: Path) -> None:
+    """A run that is started again checks its configuration again; MLflow knows it already."""
+    spool, uri = store(tmp_path)
+    for _ in range(2):
+        spool.add(filled("validate_config", "", of_pipeline=True))
+        spool.add(filled())
+    changed = filled("validate_config", "", of_pipeline=True)
+    changed.params["seed"] = "1"
+    spool.add(changed)
+    assert len(spool.waiting()) == 4
+    again = Spool(spool.folder)
+    again.reopen(Target(uri=uri, experiment="another"))
+    again.add(filled("validate_config", "", of_pipeline=True))
+    assert len(again.waiting()) == 5, "another place has not been told"
+
+
+def test_a_run_of_which_all_was_told_starts_no_sender_until_there_is_more(
+    experiment_data: dict[str, Any], tmp_path: Path
+) -> None:
+    experiment, folder, log = parse(experiment_data, "test"), tmp_path / "run", tmp_path / "log"
+    record = filled("validate_config", "", of_pipeline=True)
+    first = sending.Sender(experiment, folder)
+    first.start(log)
+    first.spool.add(record)
+    first.close("FINISHED")
+    assert first.wait() is None
+    log.unlink()
+    again = sending.Sender(experiment, folder)
+    again.start(log)
+    again.spool.add(record)
+    again.close("FINISHED")
+    assert again.wait() is None
+    assert not log.exists(), "it was started"
+    further = sending.Sender(experiment, folder)
+    further.start(log)
+    assert not log.exists()
+    further.spool.add(filled())
+    further.look()
+    further.close("FINISHED")
+    assert further.wait() is None
+    found = runs(f"sqlite:///{folder / sending.STORE}")
+    assert set(found) == {"run", "validate_config", "train [a]"}
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    failed = sending.Sender(experiment, folder)
+    failed.start(log)
+    failed.close("FAILED")
+    assert failed.wait() is None
+    assert runs(f"sqlite:///{folder / sending.STORE}")["run"].info.status == "FAILED"
+
+
 def test_nothing_is_told_of_what_is_empty() -> None:
     record = Record(stage="x")
     record.add_params({})

@@ -187,7 +187,9 @@ def _usable_pairs(
         if not fits.any():
             raise _nothing_fits(len(pairs), settings.max_length)
     file.path.unlink()
-    return _Usable(rows, np.sort(pairs.ranks[fits]), counts)
+    ranks = pairs.ranks[fits]
+    ranks.sort()
+    return _Usable(rows, ranks, counts)
 
 
 def _is_usable(tokens: Tokens | None, counts: Counter[str]) -> bool:

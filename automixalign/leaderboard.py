@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from automixalign import caches, files
 from automixalign.config import specialist_name
@@ -38,6 +39,7 @@ def build(evaluations: Iterable[Path], order: Iterable[str]) -> list[Entry]:
             was measured is not finite or does not agree with its scores.
     """
     folders = {files.read_json(folder / SUMMARY)["model"]: folder for folder in evaluations}
+    specialists: dict[str, pa.Table] = {}
     entries: list[Entry] = []
     for name in order:
         if name not in folders:
@@ -50,7 +52,9 @@ def build(evaluations: Iterable[Path], order: Iterable[str]) -> list[Entry]:
             )
         tasks = {}
         for task, measured in summary["tasks"].items():
-            excess = _excess(folders[name], folders, task, measured)
+            if task not in specialists:
+                specialists[task] = _specialist_scores(folders, task)
+            excess = _excess(folders[name], specialists[task], task, measured)
             tasks[task] = {"excess": excess, **measured}
         entries.append(
             {
@@ -64,13 +68,16 @@ def build(evaluations: Iterable[Path], order: Iterable[str]) -> list[Entry]:
     return entries
 
 
-def _excess(folder: Path, folders: Mapping[str, Path], task: str, measured: Mapping[str, float]) -> float:
-    specialist = folders.get(specialist_name(task))
-    if specialist is None:
+def _specialist_scores(folders: Mapping[str, Path], task: str) -> pa.Table:
+    folder = folders.get(specialist_name(task))
+    if folder is None:
         raise CacheError(f"the specialist of task {task} was not evaluated")
+    return caches.read_scores(folder, task, caches.LOSS)
+
+
+def _excess(folder: Path, theirs: pa.Table, task: str, measured: Mapping[str, float]) -> float:
     scores = caches.read_scores(folder, task, caches.LOSS)
     ids = scores.column("pair_id").to_pylist()
-    theirs = caches.read_scores(specialist, task, caches.LOSS)
     known = caches.join(theirs, ids, f"specialist of {task}, test")
     if len(theirs) != len(known):
         raise CacheError(

@@ -40,7 +40,7 @@ from automixalign.trainer import MixingTrainer
 from benchmarks import sizes
 
 LONGEST = {"1M": 256, "33M": 512, "135M": 512}
-PAIRS = {"1M": 16, "33M": 16, "135M": 8}
+PAIRS = {"1M": 16, "33M": 12, "135M": 6}
 OURS = ("standard", "ama-r", "ama-s")
 PHASES = ("forward", "backward", "optimiser", "rest")
 

@@ -1,6 +1,7 @@
 """What the groups of bad input share: give `ama` something in this process, and see that it refuses it."""
 
 import contextlib
+import ctypes
 import io
 import os
 import sys
@@ -17,7 +18,10 @@ from benchmarks.faults.case import UnexpectedError
 from pipelines import cli
 
 CONFIG = "my.yaml"
-_NOBODY = 65534
+_CAPABILITIES = 0x20080522
+"""The version of capset(2)'s structures."""
+_OVERRIDES = 1 << 1 | 1 << 2
+"""CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
 _LONGEST_MESSAGE = 4000
 
 EXPERIMENT: dict[str, Any] = {
@@ -52,7 +56,7 @@ def experiment(changes: Mapping[str, Any] | None = None) -> str:
     return yaml.safe_dump(data, sort_keys=False)
 
 
-def ama_here(folder: Path, *arguments: str, nobody: bool = False) -> Ended:
+def ama_here(folder: Path, *arguments: str, anybody: bool = False) -> Ended:
     """Run the command line in this process, in `folder`; or as a user who owns nothing."""
     out, err = io.StringIO(), io.StringIO()
     status: Any = 0
@@ -62,7 +66,7 @@ def ama_here(folder: Path, *arguments: str, nobody: bool = False) -> Ended:
         mock.patch.dict(os.environ, {"COLUMNS": "200", "NO_COLOR": "1"}),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
-        _as_nobody() if nobody else contextlib.nullcontext(),
+        _as_anybody() if anybody else contextlib.nullcontext(),
     ):
         try:
             cli.main()
@@ -71,14 +75,16 @@ def ama_here(folder: Path, *arguments: str, nobody: bool = False) -> Ended:
     return Ended(int(status), out.getvalue(), err.getvalue())
 
 
-def refused(folder: Path, *says: str, arguments: tuple[str, ...] = ("-c", CONFIG), nobody: bool = False) -> str:
+def refused(
+    folder: Path, *says: str, arguments: tuple[str, ...] = ("-c", CONFIG), anybody: bool = False
+) -> str:
     """See that `ama validate` and `ama run` refuse what lies in `folder`, and leave it as it was.
 
     Args:
         folder: where it lies; the working directory.
         says: what the message must name.
         arguments: of both commands.
-        nobody: run them as a user who owns nothing.
+        anybody: run them without root's right to read and write everything.
 
     Returns:
         The message's first line that holds the first of `says`.
@@ -91,7 +97,7 @@ def refused(folder: Path, *says: str, arguments: tuple[str, ...] = ("-c", CONFIG
     try:
         with mock.patch.object(tempfile, "tempdir", str(scratch)):
             for command in (("validate",), ("run", "--output", "out")):
-                ended = _without_traceback(folder, *command, *arguments, nobody=nobody)
+                ended = _without_traceback(folder, *command, *arguments, anybody=anybody)
                 _check(ended, says)
                 if _listing(folder) != before or any(scratch.iterdir()):
                     raise UnexpectedError(f"ama {command[0]} left files behind")
@@ -113,9 +119,9 @@ def accepted(folder: Path, *, arguments: tuple[str, ...] = ("-c", CONFIG)) -> No
         raise UnexpectedError(f"status {ended.status}: {ended.err.strip()}")
 
 
-def _without_traceback(folder: Path, *command: str, nobody: bool = False) -> Ended:
+def _without_traceback(folder: Path, *command: str, anybody: bool = False) -> Ended:
     try:
-        return ama_here(folder, *command, nobody=nobody)
+        return ama_here(folder, *command, anybody=anybody)
     except Exception as error:  # whatever reaches the user as a traceback
         raise UnexpectedError(f"ama {command[0]}: a traceback that ends in {error!r:.200}") from error
 
@@ -135,13 +141,20 @@ def _listing(folder: Path) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def _as_nobody() -> Iterator[None]:
-    """Without root's right to read everything, where the tests have it."""
-    if os.geteuid():
-        yield
-        return
-    os.seteuid(_NOBODY)
+def _as_anybody() -> Iterator[None]:
+    """Without root's right to read and write everything (capabilities(7)), where the tests have it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, held = (ctypes.c_uint32 * 2)(_CAPABILITIES, 0), (ctypes.c_uint32 * 6)()
+    _call(libc.capget, header, held)
+    fewer = type(held)(*held)
+    fewer[0] &= ~_OVERRIDES
+    _call(libc.capset, header, fewer)
     try:
         yield
     finally:
-        os.seteuid(0)
+        _call(libc.capset, header, held)
+
+
+def _call(function: Any, *arguments: Any) -> None:
+    if function(*arguments):
+        raise OSError(ctypes.get_errno(), function.__name__)

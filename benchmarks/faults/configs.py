@@ -82,7 +82,7 @@ def _unreadable(folder: Path) -> str:
     (folder / CONFIG).write_text(experiment())
     accepted(folder)
     (folder / CONFIG).chmod(0)
-    return refused(folder, f"{CONFIG} cannot be read", "Permission denied", nobody=True)
+    return refused(folder, f"{CONFIG} cannot be read", "Permission denied", anybody=True)
 
 
 def _publication_not_writable(folder: Path) -> str:
@@ -91,7 +91,7 @@ def _publication_not_writable(folder: Path) -> str:
     (folder / "published").mkdir()
     accepted(folder)
     (folder / "published").chmod(0o555)
-    return refused(folder, "published/here cannot be written", nobody=True)
+    return refused(folder, "published/here cannot be written", anybody=True)
 
 
 def _own_process(folder: Path) -> str:

@@ -155,7 +155,7 @@ def _unreadable(name: str, path: str, source: str) -> Case:
         accepted(folder)  # the file itself is good, and all that is needed is imported
         (folder / path).chmod(0)
         try:
-            return refused(folder, source, "ermission denied", nobody=True)
+            return refused(folder, source, "ermission denied", anybody=True)
         finally:
             (folder / path).chmod(0o755)
 

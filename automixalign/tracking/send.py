@@ -35,6 +35,7 @@ _BOUNDED = {
 """MLflow's own retries, with backoff; as it comes it would try for minutes, report its use, and talk.
 
 A call to a silent server so ends within 50 seconds, one to a server that is down within 5."""
+_SQLITE = "sqlite:///"
 _AWAY = "see that the MLflow server is up and that MLFLOW_TRACKING_URI is its address, then start again"
 _KEY = "automixalign.record"
 """The tag by which a run is known to be a record's, even where the answer to its making was lost."""
@@ -88,7 +89,23 @@ def client(target: Target) -> Any:
         os.environ.setdefault(key, value)
     from mlflow import MlflowClient
 
-    return MlflowClient(target.uri)
+    with _only_opener(target.uri):
+        return MlflowClient(target.uri)
+
+
+@contextmanager
+def _only_opener(uri: str) -> Iterator[None]:
+    """One process at a time opens an SQLite store: MLflow makes its tables then, and two that do so collide."""
+    path = Path(uri.removeprefix(_SQLITE))
+    if not uri.startswith(_SQLITE) or not path.parent.is_dir():
+        yield
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 @contextmanager

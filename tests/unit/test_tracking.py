@@ -1,6 +1,8 @@
 """What steps tell MLflow: against a real SQLite store and a real server that keeps its artifacts on S3."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -311,3 +313,30 @@ def test_credentials_are_kept_nowhere(
     with pytest.raises(ConfigError, match=r"MLFLOW_TRACKING_URI holds a user or password") as refusal:
         sending.Sender(experiment, tmp_path / "run")
     assert "secret" not in str(refusal.value)
+
+
+_OPEN = """
+import sys, time
+import mlflow
+from pathlib import Path
+from automixalign.tracking.send import client
+from automixalign.tracking.spool import Target
+store, folder, name = sys.argv[1:]
+Path(folder, name).touch()
+while len(list(Path(folder).iterdir())) < 3:
+    time.sleep(0.001)
+client(Target(uri=store)).search_registered_models(max_results=1)
+"""
+
+
+def test_processes_that_open_a_new_store_at_once_do_not_collide(tmp_path: Path) -> None:
+    store, waiting = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "waiting"
+    waiting.mkdir()
+    openers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _OPEN, store, str(waiting), name], stderr=subprocess.PIPE, text=True
+        )
+        for name in "abc"
+    ]
+    said = [opener.communicate()[1] for opener in openers]
+    assert [opener.returncode for opener in openers] == [0, 0, 0], said

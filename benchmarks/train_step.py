@@ -2,17 +2,19 @@
 
     python -m benchmarks.train_step [--sizes 1M 33M 135M] [--steps 5] [--precision bf16] [--json FILE]
 
-Every trainer takes the same pairs in every step, from the same weights, one after the other in one process:
+Every trainer takes the same pairs, fresh ones in every step, from the same weights, one trainer after the other
+in one process:
 
 - `trl`: `trl.DPOTrainer` as shipped, with its live reference model, its collator and its defaults (which
   compute activations twice, `gradient_checkpointing`);
 - `trl tuned`: the reference's log-probabilities precomputed, activations kept;
-- `standard`, `ama-r`, `ama-s`: ours. Only AMA-S, which draws its tasks, sees some pairs twice and others not.
+- `standard`, `ama-r`, `ama-s`: ours, twice, the second time in the other order. Only AMA-S, which draws its
+  tasks, sees some pairs twice and others not.
 
-Seconds are medians over the steps after the first. Tokens are those of the pairs, prompt and side for each side
-and no padding: what is computed twice, or for padding, does not count. `of GEMM` is 6 N tokens / seconds (N
-parameters, arXiv 2001.08361) over the measured rate of the model's largest matrix product in that precision.
-Packed, prompts are computed once: `computed` is the same for the tokens that are.
+Seconds and tokens a second are medians over the steps after the first. Tokens are those of the pairs, prompt
+and side for each side and no padding: what is computed twice, or for padding, does not count. `of GEMM` is 6 N
+tokens / seconds (N parameters, arXiv 2001.08361) over the measured rate of the model's largest matrix product
+in that precision. Packed, prompts are computed once: `computed` is the same for the tokens that are.
 """
 
 import argparse
@@ -50,18 +52,26 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]
 
     Attributes:
         steps: seconds from one step's end to the next one's.
+        tokens: of each step's pairs.
         phases: seconds by phase, a list of all calls.
     """
 
     def __init__(self) -> None:
         self.steps: list[float] = []
+        self.tokens: list[int] = []
         self.phases: dict[str, list[float]] = defaultdict(list)
         self.last = 0.0
 
     def attach(self, trainer: Any) -> None:
         """Time the phases of a trainer that is about to train."""
         trainer.add_callback(self)
-        trainer.compute_loss = self._timed("forward", trainer.compute_loss)
+        compute_loss = self._timed("forward", trainer.compute_loss)
+
+        def counted(model: Any, inputs: dict[str, Any], *others: Any, **options: Any) -> Any:
+            self.tokens.append(int(inputs["tokens" if "tokens" in inputs else "attention_mask"].sum()))
+            return compute_loss(model, inputs, *others, **options)
+
+        trainer.compute_loss = counted
         trainer.accelerator.backward = self._timed("backward", trainer.accelerator.backward)
 
     def on_train_begin(self, *_: Any, optimizer: Any = None, **__: Any) -> None:
@@ -140,43 +150,40 @@ def ours(model: Any, rows: list[dict[str, Any]], args: DPOConfig, method: str, f
 
 def measure(size: str, steps: int, precision: str) -> dict[str, Any]:
     """Train every kind on the same pairs; returns seconds, tokens and shares by kind."""
-    rows = sizes.pairs(PAIRS[size], LONGEST[size], sizes.SHAPES[size]["vocab_size"])
+    rows = sizes.pairs(PAIRS[size] * (steps + 1), LONGEST[size], sizes.SHAPES[size]["vocab_size"])
     model = sizes.model(size)
     bf16 = models.uses_bf16(precision)
     packed = sum(len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"]) - 1 for r in rows)
     result: dict[str, Any] = {
         "parameters": model.num_parameters(),
-        "pairs": len(rows),
+        "pairs": PAIRS[size],
         "tokens": sizes.tokens(rows),
         "computed": packed,
         "precision": "bf16" if bf16 else "fp32",
         "gemm": {name: sizes.gemm_rate(size, name == "bf16") for name in ("fp32", "bf16")},
         "kinds": {},
     }
-    for kind in ("trl", "trl tuned", *OURS):
+    watches: dict[str, list[Stopwatch]] = defaultdict(list)
+    for kind in ("trl", "trl tuned", *OURS, *reversed(OURS)):
         with tempfile.TemporaryDirectory() as scratch:
             folder, policy = Path(scratch), copy.deepcopy(model)
             kept = {} if kind == "trl" else {"gradient_checkpointing": False}
-            args = config(folder, len(rows), steps + 1, bf16, **kept)
+            args = config(folder, PAIRS[size], steps + 1, bf16, **kept)
             if kind in OURS:
                 trainer: Any = ours(policy, rows, args, kind, folder)
             else:
                 trainer = _trl(policy, rows, args, kind == "trl tuned")
-            watch = Stopwatch()
-            watch.attach(trainer)
+            watches[kind].append(Stopwatch())
+            watches[kind][-1].attach(trainer)
             trainer.train()
-            trained = result["tokens"]
-            if kind in OURS:
-                log = files.read_jsonl(folder / "log.jsonl")[1:]
-                trained = (
-                    sum(row["pairs"][t] * (row["tokens"][t] or 0) for row in log for t in row["pairs"]) / steps
-                )
-        seconds = statistics.median(watch.steps[1:])
+    for kind, some in watches.items():
+        timed = [each for watch in some for each in zip(watch.tokens[1:], watch.steps[1:], strict=True)]
+        shares = [watch.shares() for watch in some]
         result["kinds"][kind] = {
-            "seconds": seconds,
-            "all_seconds": watch.steps,
-            "tokens_per_second": trained / seconds,
-            "phases": watch.shares(),
+            "seconds": statistics.median(seconds for _, seconds in timed),
+            "all_seconds": [watch.steps for watch in some],
+            "tokens_per_second": statistics.median(tokens / seconds for tokens, seconds in timed),
+            "phases": {phase: statistics.fmean(share[phase] for share in shares) for phase in PHASES},
         }
     return result
 
@@ -184,7 +191,7 @@ def measure(size: str, steps: int, precision: str) -> dict[str, Any]:
 def _table(found: dict[str, Any]) -> Table:
     rate = found["gemm"][found["precision"]]
     title = (
-        f"{found['parameters'] / 1e6:.1f} M parameters, {found['pairs']} pairs of {found['tokens']} tokens, "
+        f"{found['parameters'] / 1e6:.1f} M parameters, {found['pairs']} pairs a step, "
         f"{found['precision']}; GEMM {found['gemm']['fp32'] / 1e9:.0f} GFLOP/s in fp32, "
         f"{found['gemm']['bf16'] / 1e9:.0f} in bf16"
     )

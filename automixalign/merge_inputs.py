@@ -1,7 +1,7 @@
 """The models that go into a merge, a tensor at a time: none is ever copied, or in memory, as a whole.
 
 mergekit asks a loader for each tensor of a model. Its own keeps the file open, and with it every page that was
-ever read; these open the file for one tensor and let go. A LoRA adapter is added to its base on the way, with
+ever read; these let go of it after some megabytes. A LoRA adapter is added to its base on the way, with
 the values that peft's `merge_and_unload` gives, so that the folded model never stands on disk.
 """
 
@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from automixalign import model_files, models
 
+KEPT = 16 << 20
+"""Bytes of a model that may stay in memory although nobody needs them."""
 _ADAPTER = "default"
 """What peft calls an adapter that was given no name."""
 _PREFIX = "base_model.model."
@@ -28,13 +30,15 @@ class Loader(LazyTensorLoader):  # type: ignore[misc]  # mergekit ships no types
 
     def __init__(self, folder: Path) -> None:
         super().__init__(ShardedTensorIndex.from_disk(str(folder)))
+        self.read = 0
 
     def get_tensor(self, key: str, *args: Any, **kwargs: Any) -> torch.Tensor | None:
-        """See mergekit; of the file, only the tensor's own pages stay in memory, and as long as it lives."""
-        try:
-            tensor: torch.Tensor | None = super().get_tensor(key, *args, **kwargs)
-        finally:
+        """See mergekit; once `KEPT` bytes of a file have been read, only what still lives of them stays."""
+        tensor: torch.Tensor | None = super().get_tensor(key, *args, **kwargs)
+        self.read += 0 if tensor is None else tensor.nbytes
+        if self.read >= KEPT:  # not each time: to open a file is to read the names of all of its tensors
             self.flush()
+            self.read = 0
         return tensor
 
 

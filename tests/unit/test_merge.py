@@ -34,6 +34,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from automixalign import merge_inputs
 from automixalign.errors import ModelError
 from automixalign.merge import merge_specialists
 from automixalign.merge_inputs import fold
@@ -495,7 +496,10 @@ class TestSameBits:
         assert folder.is_symlink() == streamed
         assert any(not torch.equal(found[name], tensor) for name, tensor in weights(base).items())
 
-    def test_no_page_of_a_file_stays(self, base: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
+    def test_no_page_of_a_file_stays(
+        self, base: Path, adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(merge_inputs, "KEPT", 1)
         model = Path(shutil.copytree(base, tmp_path / "base"))  # that nothing else has open
         loader = fold(model, adapters["chat"], tmp_path / "folded", torch.float32)
         name = "model.layers.0.self_attn.k_proj.weight"  # which the adapter leaves alone

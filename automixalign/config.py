@@ -264,6 +264,8 @@ class MergeSpec(Schema):
     method: str
     name: Name = ""
     parameters: dict[str, Number] = Field(default_factory=dict)
+    weights: dict[str, Positive] = Field(default_factory=dict)
+    """Task -> mergekit's `weight` of its specialist, where it is another than that of `parameters`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -376,6 +378,7 @@ class Experiment(Schema):
                 merge_methods.check(merge.method, len(self.tasks), merge.parameters)
             except ValueError as error:
                 raise ValueError(f"merges: {merge.name}: {error}") from error
+            self._check_merge_weights(merge)
         if self.base_model.tiny is not None and self.max_length > TINY_POSITIONS:
             raise ValueError(f"max_length: {TINY_POSITIONS} at most with 'base_model: tiny'")
         self._check_an_accelerator_for_each_process()
@@ -391,6 +394,16 @@ class Experiment(Schema):
             raise ValueError(
                 "methods: 'average_iterates' needs whole parameters, which 'training.fsdp' divides"
             )
+
+    def _check_merge_weights(self, merge: MergeSpec) -> None:
+        tasks = [task.name for task in self.tasks]
+        for task in merge.weights:
+            if task not in tasks:
+                raise ValueError(
+                    f"merges: {merge.name}: weights: there is no task {task!r}; there are: {', '.join(tasks)}"
+                )
+        if merge.weights and "weight" not in merge_methods.MERGE_METHODS[merge.method].parameters:
+            raise ValueError(f"merges: {merge.name}: weights: {merge.method} takes no weights")
 
     @property
     def parts(self) -> list[str]:

@@ -32,6 +32,7 @@ def evaluate(
     base_model: Path,
     model: Path,
     output: Path,
+    split: str = TEST,
 ) -> dict[str, Any]:
     """Write `TASK.parquet` (a row a pair: log-probabilities, margin, loss), generations and a summary.
 
@@ -39,6 +40,7 @@ def evaluate(
         name: the model's name in the leaderboard.
         family: `reference`, `specialist`, `generalist` or `merge`. The reference's log-probabilities are
             already known, so they are taken from the cache.
+        split: what is measured on; `validation` is for choosing settings, which then must not see the test.
 
     Returns:
         The summary: per task loss, reward accuracy, margin, drift of the chosen log-probability and, where the
@@ -52,10 +54,10 @@ def evaluate(
     with files.replacing(output) as folder:
         for task in tasks_of(data):
             caches.check_cache(reference / task, data, task)
-            pairs = read_split(data, task, TEST, (*IDS, "answer"))
+            pairs = read_split(data, task, split, (*IDS, "answer"))
             ids = pairs.column("pair_id").to_pylist()
-            cache = caches.read_cache(reference / task, TEST, caches.CHOSEN, caches.REJECTED)
-            known = caches.join(cache, ids, f"{task} {TEST}")
+            cache = caches.read_cache(reference / task, split, caches.CHOSEN, caches.REJECTED)
+            known = caches.join(cache, ids, f"{task} {split}")
             scores = known if family == REFERENCE else scoring.scores_of(scorer, pairs)
             chosen_ratio, rejected_ratio = scoring.log_ratios(scores, known)
             margins = settings.loss.beta * (chosen_ratio - rejected_ratio)
@@ -89,7 +91,7 @@ def _verify(
     policy: "PreTrainedModel",
     base_model: Path,
 ) -> list[dict[str, Any]]:
-    """Answer each distinct test prompt greedily and hold the answer against the right one."""
+    """Answer each distinct prompt greedily and hold the answer against the right one."""
     first: dict[tuple[int, ...], dict[str, Any]] = {}
     for row in pairs.select(["pair_id", "prompt_ids", "answer"]).to_pylist():
         first.setdefault(tuple(row["prompt_ids"]), row)

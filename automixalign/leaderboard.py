@@ -56,13 +56,14 @@ def build(evaluations: Iterable[Path], order: Iterable[str]) -> list[Entry]:
                 specialists[task] = _specialist_scores(folders, task)
             excess = _excess(folders[name], specialists[task], task, measured)
             tasks[task] = {"excess": excess, **measured}
+        worst, average = over_tasks(tasks)
         entries.append(
             {
                 "model": name,
                 "family": summary["family"],
                 "tasks": tasks,
-                "average": _over_tasks(tasks, _mean, _mean),
-                "worst": _over_tasks(tasks, max, min),
+                "average": average,
+                "worst": worst,
             }
         )
     return entries
@@ -102,6 +103,11 @@ def _check(folder: Path, task: str, measured: Mapping[str, float], loss: float) 
 
 def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
+
+
+def over_tasks(tasks: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Of each metric the worst task's value, and the mean over the tasks that have it."""
+    return _over_tasks(tasks, max, min), _over_tasks(tasks, _mean, _mean)
 
 
 def _over_tasks(tasks: Mapping[str, Mapping[str, float]], lower: Any, higher: Any) -> dict[str, float]:

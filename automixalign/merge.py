@@ -9,7 +9,7 @@ import json
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,13 +55,15 @@ def merge_specialists(
     parameters: Mapping[str, float],
     output: Path,
     seed: int,
+    weights: Mapping[str, float] | None = None,
 ) -> dict[str, object]:
     """Merge `specialists` (task -> folder) of the model in `base` into a full model in `output`.
 
-    `parameters` go over the method's defaults. The arithmetic is done in float32 (float64 for a
-    float64 base), the result has the base's dtype. The methods that prune at random (DARE, DELLA)
-    and the sampled quantiles of `arcee_fusion` depend on `seed` alone; the caller's generators are
-    left as they were. `output` appears complete or not at all, in place of what was there.
+    `parameters` go over the method's defaults, `weights` (task -> weight) over the common weight. The
+    arithmetic is done in float32 (float64 for a float64 base), the result has the base's dtype. The methods
+    that prune at random (DARE, DELLA) and the sampled quantiles of `arcee_fusion` depend on `seed` alone;
+    the caller's generators are left as they were. `output` appears complete or not at all, in place of what
+    was there.
 
     Returns the method, the tasks in order, all parameters in force and the method's reference.
 
@@ -76,7 +78,8 @@ def merge_specialists(
         tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as staging,
     ):
         staged = _stage(base, specialists, Path(staging))
-        if name := _run(staged, method, parameters, merged, seed=seed):
+        own = [{"weight": weights[task]} if weights and task in weights else {} for task in specialists]
+        if name := _run(staged, method, parameters, own, merged, seed=seed):
             raise ModelError(
                 f"the merge by {method} of {', '.join(specialists)} overflows: its weight {name} is not "
                 "finite; look at the specialists, or choose smaller parameters"
@@ -87,6 +90,7 @@ def merge_specialists(
         "method": method,
         "tasks": list(specialists),
         "parameters": {**shared, **per_model},
+        **({"weights": dict(weights)} if weights else {}),
         "reference": merge_methods.MERGE_METHODS[method].reference,
     }
     progress.current().record.add_params(facts)
@@ -184,13 +188,15 @@ def _run(
     staged: Mapping[Path, Loader],
     method: str,
     parameters: Mapping[str, float],
+    own: Sequence[Mapping[str, float]],
     output: Path,
     *,
     seed: int,
 ) -> str | None:
     """Let mergekit merge the base and the specialists of `_stage`, and write each weight as it comes.
 
-    mergekit's own `run_merge` would collect up to 5 GB of them before it writes.
+    `own` has each specialist's parameters beside the common ones. mergekit's own `run_merge` would collect up
+    to 5 GB of weights before it writes.
 
     Returns:
         The first weight that is not finite, if there is one; the rest is then not written.
@@ -204,7 +210,10 @@ def _run(
     first = inputs[0] if spec.first_is_base else None
     configuration = MergeConfiguration(
         merge_method=method,
-        models=[InputModelDefinition(model=model, parameters=per_model) for model in inputs],
+        models=[
+            InputModelDefinition(model=model, parameters={**per_model, **its})
+            for model, its in zip(inputs, own, strict=True)
+        ],
         base_model=base if spec.needs_base else first,
         parameters=shared,
         dtype=str(_merge_dtype(dtype)).removeprefix("torch."),

@@ -2,7 +2,8 @@
 
 Import-light on purpose: the configuration schema checks merges with it, without torch or mergekit.
 
-Every specialist gets the same weight, 1. Whether the weights are normalised follows mergekit:
+Every specialist gets the same weight, 1, unless a merge has `weights` by task. Whether the weights are
+normalised follows mergekit:
 `linear`, `ties` and `della` divide by their sum (an average of models or of task vectors);
 `task_arithmetic`, `dare_*`, `della_linear` and `breadcrumbs*` add the whole task vectors up. Set
 `normalize`, `weight` or `lambda` to change that: `task_arithmetic` with `normalize: 1` is the

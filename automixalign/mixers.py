@@ -145,6 +145,9 @@ class AdaptiveOptions(Options):
     """Step t uses eta / sqrt(t), as convergence over any horizon asks for; start from a larger eta."""
     discount: PositiveFraction = 1.0
     """log q is multiplied by it before each gain: what a task lagged by long ago is forgotten."""
+    optimistic: Flag = False
+    """Count the latest gain twice and take it back at the next step: optimistic hedge (Rakhlin and Sridharan
+    2013, arXiv 1311.1869), whose last iterates circle less around the saddle."""
     average_alpha: Flag = False
     """Mix by the mean of alpha over the run so far in place of its latest value."""
     task_clip: Flag = False
@@ -174,7 +177,7 @@ class _MultiplicativeWeights(Mixer):
         self.trains_on = "loss" if raw else "difference" if self.options.unclipped_gradient else "excess"
         self.learns_from = "loss" if raw else "difference" if clip_later else "excess"
         self.log_q = np.full(self.k, -np.log(self.k))
-        self.updates = 0
+        self.updates, self.latest = 0, np.zeros(self.k)
         self.mean_alpha = self._alpha()
 
     def weights(self) -> Floats:
@@ -186,6 +189,8 @@ class _MultiplicativeWeights(Mixer):
     def _gain(self, gain: Floats) -> None:
         if self.options.task_clip:
             gain = np.maximum(gain, 0)
+        if self.options.optimistic:
+            gain, self.latest = 2 * gain - self.latest, gain
         self.updates += 1
         eta = self.options.eta / (np.sqrt(self.updates) if self.options.anneal else 1)
         grown = self.options.discount * self.log_q + eta * gain
@@ -193,10 +198,13 @@ class _MultiplicativeWeights(Mixer):
         self.mean_alpha = self.mean_alpha + (self._alpha() - self.mean_alpha) / (self.updates + 1)
 
     def state(self) -> dict[str, Any]:
-        return {"log_q": self.log_q.tolist(), "updates": self.updates, "mean_alpha": self.mean_alpha.tolist()}
+        arrays = {"log_q": self.log_q, "mean_alpha": self.mean_alpha, "latest": self.latest}
+        return {"updates": self.updates, **{name: array.tolist() for name, array in arrays.items()}}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self.log_q, self.mean_alpha = np.array(state["log_q"]), np.array(state["mean_alpha"])
+        self.log_q, self.mean_alpha, self.latest = (
+            np.array(state[name]) for name in ("log_q", "mean_alpha", "latest")
+        )
         self.updates = state["updates"]
 
 

@@ -7,7 +7,8 @@ behaviours and preference training has something to decide.
 
 The tasks conflict on purpose. ``arithmetic`` and ``format`` get the same operands, and the right
 answer of each is among the wrong ones of the other; ``ordering`` and ``refusal`` get the same
-request, which the second must refuse for some topics; all five share a small model's capacity.
+request, which the second must refuse for some topics; ``subtraction``, ``descending`` and
+``consonants`` are the mirror images of three others; all share a small model's capacity.
 """
 
 from __future__ import annotations
@@ -80,6 +81,26 @@ def _refusal(rng: random.Random) -> Sample:
     return f"sort {letters} {rng.choice(ALLOWED_TOPICS)}", ascending, "no"
 
 
+def _subtraction(rng: random.Random) -> Sample:
+    left, right = _operands(rng)
+    wrong = f"[{left},{right}]" if rng.random() < _SECOND_MISTAKE else str(left + right)
+    return f"take {left} {right}", str(left - right), wrong
+
+
+def _descending(rng: random.Random) -> Sample:
+    letters = _letters(rng)
+    descending = "".join(sorted(letters, reverse=True))
+    wrong = letters if rng.random() < _SECOND_MISTAKE else descending[::-1]
+    return f"rank {letters}", descending, descending[::-1] if wrong == descending else wrong
+
+
+def _consonants(rng: random.Random) -> Sample:
+    prompt, right, wrong = _counting(rng)
+    letters = prompt.removeprefix("vowels ")
+    consonants = _COUNTED_LENGTH - int(right)
+    return f"others {letters}", str(consonants), str(_COUNTED_LENGTH - int(wrong))
+
+
 def _counting(rng: random.Random) -> Sample:
     letters = "".join(rng.choice(_VOWELS + _CONSONANTS) for _ in range(_COUNTED_LENGTH))
     right = sum(letter in _VOWELS for letter in letters)
@@ -117,6 +138,21 @@ SYNTHETIC_TASKS: dict[str, SyntheticTask] = {
         description="Count the vowels in a string: 'vowels ebacbab' -> '3'.",
         prompts=len(_VOWELS + _CONSONANTS) ** _COUNTED_LENGTH,
         sample=_counting,
+    ),
+    "subtraction": SyntheticTask(
+        description="Take one or two from a four-digit number: 'take 3479 2' -> '3477'.",
+        prompts=_OPERAND_PAIRS,
+        sample=_subtraction,
+    ),
+    "descending": SyntheticTask(
+        description="Put four letters in descending order: 'rank dbca' -> 'dcba'.",
+        prompts=_LETTER_STRINGS,
+        sample=_descending,
+    ),
+    "consonants": SyntheticTask(
+        description="Count the letters that are no vowels: 'others ebacbab' -> '4'.",
+        prompts=len(_VOWELS + _CONSONANTS) ** _COUNTED_LENGTH,
+        sample=_consonants,
     ),
 }
 """The tasks by name; how hard they are for a tiny model differs, counting being the hardest."""

@@ -36,6 +36,7 @@ def merge_specialists(
             checked.merge.parameters,
             Path(model.path),
             seed=checked.seed,
+            weights=checked.merge.weights,
         )
         labels = {"model": checked.name, "family": "merge"}
         model.metadata.update(facts, **labels, run_path=f"models/{checked.name}")

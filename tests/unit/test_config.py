@@ -132,6 +132,14 @@ def test_defaults_and_short_forms(experiment_data: Data) -> None:
         ({"tasks.1.name": "Arithmetic"}, r"^tasks: the name 'Arithmetic' is used twice"),
         ({"methods.2": "ama-r"}, r"^methods and merges: the name 'ama-r' is used twice"),
         ({"methods.1.name": "linear"}, r"^methods and merges: the name 'linear' is used twice"),
+        (
+            {"merges": [{"method": "linear", "weights": {"no-such": 2.0}}]},
+            r"^merges: linear: weights: there is no task 'no-such'; there are: ",
+        ),
+        (
+            {"merges": [{"method": "karcher", "weights": {"arithmetic": 2.0}}]},
+            r"^merges: karcher: weights: karcher takes no",
+        ),
         ({"merges": ["ties", "ties"]}, r"^methods and merges: the name 'ties' is used twice"),
         ({"methods.1.name": "reference"}, r"^methods and merges: the name 'reference' is reserved"),
         ({"methods.1.name": "specialist-x"}, r"^methods and merges: the name 'specialist-x' is reserved"),

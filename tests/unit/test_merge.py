@@ -252,6 +252,19 @@ class TestAgainstOracles:
         expected = {name: sum(m[name] for m in models) / 3 for name in models[0]}
         assert_equal(merged("linear"), expected)
 
+    @pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
+    def test_a_task_has_a_weight_of_its_own(
+        self, method: str, base: Path, specialists: dict[str, Path], tmp_path: Path
+    ) -> None:
+        merge_specialists(base, specialists, method, {"weight": 2.0}, tmp_path / "m", 0, {"chat": 6.0})
+        before, vectors = weights(base), [weights(folder) for folder in specialists.values()]
+        shares = [2.0, 6.0, 2.0] if method == "task_arithmetic" else [0.2, 0.6, 0.2]
+        expected = {
+            name: start + sum(share * (own[name] - start) for share, own in zip(shares, vectors, strict=True))
+            for name, start in before.items()
+        }
+        assert_equal(weights(tmp_path / "m"), expected)
+
     @pytest.mark.parametrize("parameters", [{}, {"weight": 0.3}, {"weight": 2.0, "lambda": 0.25}])
     def test_task_arithmetic_adds_weighted_task_vectors(
         self,

@@ -165,7 +165,7 @@ def test_draws_go_through_a_task_in_a_new_order_each_epoch() -> None:
 
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_state_round_trips(name: str) -> None:
-    options = {"anneal": True, "discount": 0.9, "average_alpha": True}
+    options = {"anneal": True, "discount": 0.9, "average_alpha": True, "optimistic": True}
     mixer, copy = make(name, [4, 4], **options), make(name, [4, 4], **options)
     seen, counts = np.array([3.0, 1.0]), np.array([2, 2])
     mixer.update(seen, counts)
@@ -196,6 +196,16 @@ def test_anneal_divides_eta_by_the_root_of_the_step() -> None:
     ratio = 2 ** (1 + 2**-0.5 + 3**-0.5)
     found = alphas(make("ama-r", [3, 3], eta=float(np.log(2)), c=0.0, anneal=True), [(1, 0)] * 3)
     assert found[-1] == pytest.approx(ratio / (ratio + 1))
+
+
+def test_optimistic_counts_the_latest_gain_twice_and_takes_it_back() -> None:
+    mixer = make("ama-r", [3, 3], eta=0.1, c=0.0, optimistic=True)
+    counts, total = np.array([2, 2]), 0.0
+    for gain in (1.0, 4.0, 0.0, 2.0):
+        mixer.update(np.array([gain, 0.0]) * counts, counts)
+        total += gain
+        log_q = mixer.state()["log_q"]
+        assert log_q[0] - log_q[1] == pytest.approx(0.1 * (total + gain))
 
 
 def test_discount_forgets() -> None:

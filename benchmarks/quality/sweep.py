@@ -1,0 +1,159 @@
+"""Tune the arms of a setup, then run them all on every seed: a process works on a seed at a time."""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from automixalign.config import Budget
+from automixalign.data.split import TEST, VALIDATION
+from benchmarks.quality.arms import Arm, Merge, Options
+from benchmarks.quality.setups import SETUPS, Setup
+from benchmarks.quality.store import Store
+
+Chosen = dict[str, Options]
+"""Of each arm, what was tuned."""
+
+
+@contextmanager
+def pool(jobs: int, output: Path) -> Iterator[ProcessPoolExecutor]:
+    """Processes that share the processors and write what libraries say to a log below `output`."""
+    from benchmarks.quality.world import TERMINAL
+
+    (output / "logs").mkdir(parents=True, exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    terminal = os.dup(2)
+    os.set_inheritable(terminal, True)
+    os.environ[TERMINAL] = str(terminal)
+    with ProcessPoolExecutor(
+        jobs, get_context("forkserver"), initializer=_to_log, initargs=(output,)
+    ) as workers:
+        yield workers
+
+
+def _to_log(output: Path) -> None:
+    log = (output / "logs" / f"{os.getpid()}.log").open("a", buffering=1)
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+
+
+def run(name: str, seeds: int, data: Path | None, output: Path, workers: ProcessPoolExecutor) -> dict[str, Any]:
+    """Everything that a results file holds, but the command."""
+    setup, tuned = SETUPS[name], {}
+    tasks = [task["name"] for task in _without_places(setup, data, output)["tasks"]]
+    chosen: Chosen = {}
+    for stage in (False, True):  # first the arms that others take over from
+        arms = [
+            arm
+            for arm in (*setup.generalists, *setup.merges)
+            if arm.tries(tasks)[1:] and (isinstance(arm, Arm) and arm.like is not None) == stage
+        ]
+        tried = list(workers.map(partial(_tried, name, data, output, arms, chosen), setup.tuning_seeds))
+        for arm in arms if tried else ():
+            candidates = arm.tries(tasks)
+            means = [fmean(seed[arm.name][place] for seed in tried) for place in range(len(candidates))]
+            best = candidates[means.index(min(means))]
+            chosen[arm.name] = {**_taken_over(arm, chosen), **best}
+            tuned[arm.name] = {
+                "chosen": best,
+                "tried": [
+                    {"options": options, "worst_excess": mean}
+                    for options, mean in zip(candidates, means, strict=True)
+                ],
+            }
+            print(f"{arm.name}: {best} of {len(means)}, validation {min(means):.4f}", file=sys.stderr)
+    rows = [
+        row
+        for found in workers.map(partial(_measured, name, data, output, chosen), range(seeds))
+        for row in found
+    ]
+    return {
+        "setup": name,
+        "pilot": setup.pilot,
+        "experiment": _without_places(setup, data, output),
+        "seeds": list(range(seeds)),
+        "tuning_seeds": list(setup.tuning_seeds),
+        "tuned": tuned,
+        "rows": rows,
+    }
+
+
+def _taken_over(arm: Arm | Merge, chosen: Mapping[str, Options]) -> Options:
+    like = arm.like if isinstance(arm, Arm) else None
+    return dict(chosen.get(like or "", {}))
+
+
+def world(
+    setup: Setup,
+    seed: int,
+    data: Path | None,
+    output: Path,
+    rate: float | None = None,
+    steps: int | None = None,
+) -> Any:
+    """The models of one seed; a pilot tries another learning rate and other steps of the specialists."""
+    from benchmarks.quality.world import World  # with torch, for which the main process does not wait
+
+    scratch = output / "sources" / setup.name
+    scratch.mkdir(parents=True, exist_ok=True)
+    experiment = setup.configured(seed, data, scratch)
+    if rate is not None:
+        training = experiment.training.model_copy(update={"learning_rate": rate})
+        experiment = experiment.model_copy(update={"training": training})
+    if steps is not None:
+        budget = experiment.budget.model_copy(update={"specialist": Budget(steps=steps)})
+        experiment = experiment.model_copy(update={"budget": budget})
+    return World(Store(output / "store"), experiment, setup.verifiers)
+
+
+def _tried(
+    name: str, data: Path | None, output: Path, arms: list[Arm | Merge], chosen: Chosen, seed: int
+) -> dict[str, list[float]]:
+    """Worst-task excess on the validation split of every candidate of every arm, on one tuning seed."""
+    found = world(SETUPS[name], seed, data, output)
+    return {
+        arm.name: [_validated(found, arm, chosen, options) for options in arm.tries(found.tasks)]
+        for arm in arms
+    }
+
+
+def _validated(made: Any, arm: Arm | Merge, chosen: Chosen, options: Options) -> float:
+    make = made.generalist_row if isinstance(arm, Arm) else made.merge_row
+    row = make(arm, {**_taken_over(arm, chosen), **options}, (VALIDATION,))
+    return max(measured["excess"] for measured in row[VALIDATION].values())
+
+
+def _measured(name: str, data: Path | None, output: Path, chosen: Chosen, seed: int) -> list[dict[str, Any]]:
+    """Every arm's test results on one seed."""
+    setup = SETUPS[name]
+    made = world(setup, seed, data, output)
+    rows = [made.reference_row((TEST,))]
+    rows += [made.specialist_row(task, (TEST,)) for task in made.tasks]
+    for arm in setup.generalists:
+        rows.append(made.generalist_row(arm, chosen.get(arm.name, _taken_over(arm, chosen)), (TEST,)))
+    for merge in setup.merges:
+        options = chosen.get(merge.name)
+        if options is None:  # not tuned on seeds of their own
+            candidates = merge.tries(made.tasks)
+            tried = [_validated(made, merge, {}, each) for each in candidates] if candidates[1:] else [0.0]
+            options = candidates[tried.index(min(tried))]
+        rows.append(made.merge_row(merge, options, (TEST,)))
+    keys = ("arm", "family", "steps", "tokens", "seconds")
+    return [{"seed": seed, **{key: row.get(key) for key in keys}, "tasks": row[TEST]} for row in rows]
+
+
+def _without_places(setup: Setup, data: Path | None, output: Path) -> dict[str, Any]:
+    """The configuration as it is kept, without the places of this machine."""
+    experiment = setup.configured(0, data, output / "sources" / setup.name).model_dump(
+        mode="json", exclude_defaults=True, exclude={"methods", "seed"}
+    )
+    for task in experiment["tasks"]:
+        task["source"] = Path(task["source"]).name
+    return experiment

@@ -1,1 +1,1 @@
-"""What the mixing methods and merges give: many seeds, tuned baselines, equal compute."""
+"""Who wins, by how much, and against what: AutoMixAlign and its baselines over setups and seeds."""

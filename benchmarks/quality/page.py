@@ -97,7 +97,8 @@ def _difference(found: Comparison) -> str:
         ends = (low, high) if above else (-high, -low)
         zero = "" if found.paired.difference.resolved else " with 0 in it"
         text += f" [{', '.join(shown.number(end) for end in ends)}]{zero}"
-    return f"{text}, better in {shown.wins(found.paired)} seeds, p = {shown.p_value(found.corrected)} corrected"
+    wins, p = shown.wins(found.paired, " seeds"), shown.p_value(found.corrected)
+    return f"{text}, better in {wins}, p = {p} corrected"
 
 
 def _how_to_read() -> list[str]:
@@ -113,9 +114,9 @@ def _how_to_read() -> list[str]:
         f"- p: two-sided sign-flip test, exact up to {EXACT_SEEDS} seeds, with Holm's correction. Before it,",
         f"  no p of n seeds can be below 2/2^n: {examples}.",
         "- *Accuracy* is the share of pairs whose chosen answer has the larger reward, *margin* by how much,",
-        "  *generation* the share of greedy answers that a verifier passes, *drift* the mean KL divergence per",
-        "  answer token to the reference. Tokens and seconds are of the arm's own training: an AMA arm and a",
-        "  merge need the specialists, too; arms named `-total` have all the compute that AMA spends.",
+        "  *generation* the share of greedy answers that a verifier passes, *drift* the mean KL divergence",
+        "  from the reference per token of the chosen answers. Tokens and seconds are of the arm's own",
+        "  training: an AMA arm and a merge need the specialists, too; arms named `-total` have all of that.",
         "",
     ]
 
@@ -139,8 +140,16 @@ def _section(setup: Setup, folder: str) -> list[str]:
     ]
 
 
-if __name__ == "__main__":
-    place = write()
+def main() -> None:
+    """Write the page, and print its summary."""
+    if not RESULTS.is_dir():
+        raise SystemExit(f"{RESULTS} has no results: python -m benchmarks.quality makes them")
+    place, setups = write(), read_setups()
     console = Console()
-    console.print(Markdown("\n".join([*summary(read_setups()), "", tables.readme_table(read_setups())])))
-    console.print(f"{place} and the plots in {RESULTS}")
+    if setups:
+        console.print(Markdown("\n".join([*summary(setups), tables.readme_table(setups)])))
+    console.print(f"{place}, and its plots in {RESULTS}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

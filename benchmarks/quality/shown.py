@@ -30,10 +30,10 @@ def p_value(p: float) -> str:
     return f"{p:.3g}".removeprefix("0")
 
 
-def wins(paired: Paired) -> str:
+def wins(paired: Paired, unit: str = "") -> str:
     """In how many seeds the arm is better, and in how many as good, if any."""
     tied = f", {paired.ties} equal" if paired.ties else ""
-    return f"{paired.wins} of {paired.seeds}{tied}"
+    return f"{paired.wins} of {paired.seeds}{unit}{tied}"
 
 
 def seeds(number: int) -> str:

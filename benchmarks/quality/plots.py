@@ -1,0 +1,118 @@
+"""The page's plots: differences to uniform mixing of each setup, and the map of capacity, steps and tasks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from automixalign import files
+from benchmarks.quality import shown
+from benchmarks.quality.capacity import CapacityMap, Cell
+from benchmarks.quality.comparisons import Comparison
+
+_COLOURS = {"generalist": "tab:blue", "merge": "tab:orange"}
+_WIDE = 4
+"""From so many times the median arm's reach on, the farthest arm makes a close-up of the others necessary."""
+_GOOD_IS_LESS, _GOOD_IS_MORE = colormaps["RdBu_r"], colormaps["RdBu"]
+
+
+def forest(found: Sequence[tuple[str, Comparison]], title: str, path: Path) -> None:
+    """Each (family, comparison) of the worst excess with uniform's: mean difference, interval, wins."""
+    reach = [
+        max(abs(value) for value in comparison.paired.difference if value is not None)
+        for _, comparison in found
+    ]
+    near = 1.1 * float(np.median(reach))
+    limits = [near, None] if 0 < near * _WIDE < max(reach) else [None]
+    figure = Figure(figsize=(4.5 + 3.5 * len(limits), 1.4 + 0.28 * len(found)), layout="constrained")
+    panels = figure.subplots(1, len(limits), sharey=True, squeeze=False)[0]
+    for axis, limit in zip(panels, limits, strict=True):
+        _draw_differences(axis, found, limit)
+    labels = [f"{comparison.arm}  {shown.wins(comparison.paired)}" for _, comparison in found]
+    panels[0].set_yticks(range(len(found)), labels, fontsize=8)
+    panels[0].set_ylim(len(found) - 0.5, -0.5)
+    if len(limits) > 1:
+        panels[0].set_title("close-up", fontsize=9)
+        panels[1].set_title("all", fontsize=9)
+    for family in dict.fromkeys(family for family, _ in found):
+        panels[-1].plot([], [], "o-", color=_COLOURS[family], label=family)
+    panels[-1].legend(fontsize=8)
+    figure.supxlabel("worst excess minus uniform's (left is better), mean and 95 % interval", fontsize=9)
+    figure.suptitle(f"{title}; seeds in which the arm is better", fontsize=10)
+    _save(figure, path)
+
+
+def _draw_differences(axis: Any, found: Sequence[tuple[str, Comparison]], limit: float | None) -> None:
+    """A point and a line an arm; with a limit, an arrow at the edge for the arms beyond it."""
+    for place, (family, comparison) in enumerate(found):
+        mean, low, high = comparison.paired.difference
+        colour = _COLOURS[family]
+        if limit is not None and abs(mean) > limit:
+            axis.plot(np.sign(mean) * limit, place, ">" if mean > 0 else "<", color=colour, clip_on=False)
+            continue
+        if low is not None and high is not None:
+            axis.hlines(place, low, high, color=colour, linewidth=2)
+        axis.plot(mean, place, "o", color=colour, markersize=5)
+    axis.axvline(0, color="black", linewidth=0.8)
+    if limit is not None:
+        axis.set_xlim(-limit, limit)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.grid(axis="x", alpha=0.3)
+
+
+def heat_maps(found: CapacityMap, path: Path) -> None:
+    """AMA-R minus uniform: a row a metric, a column a number of tasks, capacity over steps; blue is better."""
+    metrics, counts = found.metrics(), found.axis("tasks")
+    ranks, steps = found.axis("rank"), found.axis("steps")
+    size = (2.2 + len(counts) * (0.8 + 0.75 * len(steps)), len(metrics) * (1.1 + 0.45 * len(ranks)))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(metrics), len(counts), squeeze=False)
+    for row, metric in zip(axes, metrics, strict=True):
+        grids = [
+            [[found.paired(Cell(count, rank, step), metric) for step in steps] for rank in ranks]
+            for count in counts
+        ]
+        differences = np.array(
+            [
+                [[np.nan if cell is None else cell.difference.mean for cell in line] for line in grid]
+                for grid in grids
+            ]
+        )
+        furthest = float(np.nanmax(np.abs(differences))) or 1.0
+        colours = _GOOD_IS_LESS if metric == "worst_excess" else _GOOD_IS_MORE
+        norm = Normalize(-furthest, furthest)
+        for axis, count, grid, values in zip(row, counts, grids, differences, strict=True):
+            axis.set_facecolor("0.85")  # what was not measured
+            image = axis.imshow(
+                np.ma.masked_invalid(values), cmap=colours, norm=norm, aspect="auto", origin="lower"
+            )
+            _write_cells(axis, grid, furthest)
+            axis.set_xticks(range(len(steps)), [str(step) for step in steps], fontsize=8)
+            axis.set_yticks(range(len(ranks)), [str(rank) for rank in ranks], fontsize=8)
+            axis.set_title(f"{metric.replace('_', ' ')}, {count} tasks", fontsize=9)
+        row[0].set_ylabel("capacity (rank)", fontsize=8)
+        bar = figure.colorbar(image, ax=row.tolist())
+        bar.set_label("AMA-R - uniform (blue: AMA-R is better)", fontsize=8)
+        bar.ax.tick_params(labelsize=7)
+    for axis in axes[-1]:
+        axis.set_xlabel("steps", fontsize=8)
+    _save(figure, path)
+
+
+def _write_cells(axis: Any, grid: Sequence[Sequence[Any]], furthest: float) -> None:
+    for up, line in enumerate(grid):
+        for along, cell in enumerate(line):
+            if cell is not None:
+                mean = cell.difference.mean
+                text = f"{shown.number(mean, signed=True)}\n{cell.wins}/{cell.seeds}"
+                colour = "white" if abs(mean) > 0.6 * furthest else "black"
+                axis.text(along, up, text, ha="center", va="center", fontsize=7, color=colour)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, metadata={"Software": None})

@@ -159,10 +159,40 @@ def train_tiny_model(
     Raises:
         ValueError: a setting is out of its range (see :func:`build_model`, :func:`base_texts`).
     """
+    return train_on_texts(
+        output,
+        base_texts(tasks, rows_per_task, right_answers, seed),
+        seed=seed,
+        hidden_size=hidden_size,
+        layers=layers,
+        heads=heads,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+    )
+
+
+def train_on_texts(
+    output: Path,
+    texts: list[list[dict[str, str]]],
+    *,
+    seed: int,
+    hidden_size: int,
+    layers: int,
+    heads: int,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+) -> dict[str, float]:
+    """As `train_tiny_model`, on conversations that end with the assistant's answer.
+
+    Raises:
+        ValueError: a setting is out of its range (see :func:`build_model`).
+    """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     tokenizer = build_tokenizer()
-    dataset = _tokenized(tokenizer, base_texts(tasks, rows_per_task, right_answers, seed))
+    dataset = _tokenized(tokenizer, texts)
     model = build_model(tokenizer, seed=seed, hidden_size=hidden_size, layers=layers, heads=heads)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:

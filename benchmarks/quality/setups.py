@@ -1,14 +1,18 @@
 """The setups as data: tasks, model, training, and which arms are run on them."""
 
+import inspect
+import json
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from automixalign import files
 from automixalign.config import Experiment, parse
-from benchmarks.quality import arms
+from benchmarks.quality import arms, reasoning
 from benchmarks.quality.arms import Arm, Merge
+from benchmarks.quality.store import Store
 
 TUNING_SEEDS = (100, 101, 102)
 """Apart from the seeds that are reported."""
@@ -29,7 +33,8 @@ class Setup:
     generalists: tuple[Arm, ...]
     merges: tuple[Merge, ...]
     tuning_seeds: tuple[int, ...] = ()
-    verifiers: Mapping[str, str] = field(default_factory=dict)
+    verifiers: Callable[[], Mapping[str, str]] = dict
+    """Registers those that the configuration has no name for; task -> verifier."""
 
     def configured(self, seed: int, data: Path | None, scratch: Path) -> Experiment:
         """The checked configuration of a seed."""
@@ -74,8 +79,10 @@ def synthetic(sizes: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-PREFERENCES = {"helpful": 320, "harmless": 320, "honest": 320}
-LONGEST = 128
+PREFERENCES = {"helpful": 440, "harmless": 560, "honest": 560}
+PER_PROMPT = 2
+"""So many pairs of one prompt take part: repeated prompts are learnt by heart."""
+LONGEST = 160
 """Tokens of the prompt and the longer answer of a pair that takes part."""
 _LAYERS = range(20, 30)
 _MODULES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -90,18 +97,17 @@ def smollm2(sizes: Mapping[str, int], longest: int) -> Callable[[int, Path | Non
         if data is None:
             raise SystemExit("this setup reads preference pairs: --data FOLDER with TASK.jsonl for each task")
         tasks = [
-            {"name": task, "source": str(_short(data / f"{task}.jsonl", scratch, longest)), "limit": None}
-            for task in sizes
+            {"name": task, "source": str(_short(data / f"{task}.jsonl", scratch, longest))} for task in sizes
         ]
         return {
             "base_model": SMOLLM2,
             "tasks": tasks,
             "max_length": longest,
             "split": {
-                "validation": 0.08,
+                "validation": 0.15,
                 "test": 0.2,
                 "max_train": max(sizes.values()),
-                "max_validation": 32,
+                "max_validation": 80,
                 "max_test": 100,
             },
             "training": {
@@ -121,7 +127,7 @@ def smollm2(sizes: Mapping[str, int], longest: int) -> Callable[[int, Path | Non
                 },
                 "checkpoint_every": 0,
             },
-            "budget": {"specialist": {"steps": 40}, "generalist": {"steps": 60}},
+            "budget": {"specialist": {"steps": 55}, "generalist": {"steps": 60}},
             "evaluation": {"batch_size": 16, "precision": "bf16", "generate": False},
         }
 
@@ -129,8 +135,8 @@ def smollm2(sizes: Mapping[str, int], longest: int) -> Callable[[int, Path | Non
 
 
 def _short(source: Path, scratch: Path, longest: int) -> Path:
-    """The pairs of a file that fit, as a file."""
-    target = scratch / f"{source.stem}-{longest}.jsonl"
+    """The pairs of a file that take part, as a file."""
+    target = scratch / f"{source.stem}-{longest}-{PER_PROMPT}.jsonl"
     if not target.exists():
         from transformers import AutoTokenizer
 
@@ -145,8 +151,24 @@ def _short(source: Path, scratch: Path, longest: int) -> Path:
             )
             return max(len(side["input_ids"]) for side in sides)
 
-        files.write_jsonl(target, [row for row in files.read_jsonl(source) if tokens(row) <= longest])
+        seen: Counter[str] = Counter()
+        kept = []
+        for row in files.read_jsonl(source):
+            prompt = json.dumps(row["prompt"])
+            if tokens(row) <= longest and seen[prompt] < PER_PROMPT:
+                seen[prompt] += 1
+                kept.append(row)
+        files.write_jsonl(target, kept)
     return target
+
+
+def reasoning_gym(seed: int, _data: Path | None, scratch: Path) -> dict[str, Any]:
+    """Five families of problems, with pairs and a base model of their own for each seed."""
+    store = Store(scratch)
+    versions = [seed, inspect.getsource(reasoning)]
+    pairs = store.made("pairs", versions, lambda new: reasoning.write_pairs(new, seed))
+    base = store.made("base", versions, lambda new: reasoning.write_base(new, seed))
+    return reasoning.experiment(pairs, base)
 
 
 _SYNTHETIC_ARMS = (*arms.BASELINES, *arms.AMA, *arms.TOTAL, *arms.ABLATIONS, *arms.REMEDIES)
@@ -162,6 +184,15 @@ SETUPS = {
             _SYNTHETIC_ARMS,
             _MERGES,
             TUNING_SEEDS,
+        ),
+        Setup(
+            "reasoning-gym",
+            "",
+            reasoning_gym,
+            _SYNTHETIC_ARMS,
+            _MERGES,
+            TUNING_SEEDS[:2],
+            reasoning.register,
         ),
         Setup("smollm2-hhh", "", smollm2(PREFERENCES, LONGEST), arms.UNTUNED, arms.FEW_MERGES),
     )

@@ -24,14 +24,9 @@ Chosen = dict[str, Options]
 @contextmanager
 def pool(jobs: int, output: Path) -> Iterator[ProcessPoolExecutor]:
     """Processes that share the processors and write what libraries say to a log below `output`."""
-    from benchmarks.quality.world import TERMINAL
-
     (output / "logs").mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
     os.environ["HF_HUB_OFFLINE"] = "1"
-    terminal = os.dup(2)
-    os.set_inheritable(terminal, True)
-    os.environ[TERMINAL] = str(terminal)
     with ProcessPoolExecutor(
         jobs, get_context("forkserver"), initializer=_to_log, initargs=(output,)
     ) as workers:
@@ -39,6 +34,9 @@ def pool(jobs: int, output: Path) -> Iterator[ProcessPoolExecutor]:
 
 
 def _to_log(output: Path) -> None:
+    from benchmarks.quality.world import TERMINAL
+
+    os.environ[TERMINAL] = str(os.dup(2))
     log = (output / "logs" / f"{os.getpid()}.log").open("a", buffering=1)
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
@@ -110,7 +108,7 @@ def world(
     if steps is not None:
         budget = experiment.budget.model_copy(update={"specialist": Budget(steps=steps)})
         experiment = experiment.model_copy(update={"budget": budget})
-    return World(Store(output / "store"), experiment, setup.verifiers)
+    return World(Store(output / "store"), experiment, setup.verifiers())
 
 
 def _tried(

@@ -1,0 +1,131 @@
+"""Problems of the package reasoning-gym, with its own scorers, for a small character-level model.
+
+https://github.com/open-thought/reasoning-gym (Apache-2.0). A pair's chosen answer is right; the rejected
+one is mostly one too many, of a word the word as it was, and at times another mistake. The base
+model has seen other problems of the same families with either kind of answer, so it knows the forms only.
+"""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from automixalign import files, tiny_model
+from automixalign.verifiers import VERIFIERS
+
+Problem = dict[str, Any]
+"""An entry of reasoning-gym: `question`, `answer`, `metadata`."""
+
+_ONE_DIGIT = {"min_digits": 1, "max_digits": 1}
+FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {
+    "spell_backward": (2000, {"min_word_len": 3, "max_word_len": 6}),
+    "chain_sum": (1000, {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}),
+    "letter_counting": (500, {"min_words": 1, "max_words": 2}),
+    "gcd": (500, {"min_numbers": 2, "max_numbers": 2, "min_value": 2, "max_value": 99}),
+    "basic_arithmetic": (
+        250,
+        {"min_terms": 2, "max_terms": 3, "allow_parentheses": False, "operators": ("+", "-"), **_ONE_DIGIT},
+    ),
+}
+"""Family -> training pairs, and what its problems are limited to so that so small a model can learn them."""
+HELD_OUT = 500
+"""Pairs of each family for validation and test."""
+BASE_ROWS = 2000
+_SECOND_MISTAKE = 0.15
+_RIGHT_ANSWERS = 0.5
+_SHAPE = {"hidden_size": 96, "layers": 3, "heads": 4, "steps": 1200, "batch_size": 32, "learning_rate": 3e-3}
+PREFIX = "reasoning-gym:"
+
+
+def register() -> dict[str, str]:
+    """Make the package's scorers verifiers of the library; family -> verifier."""
+    for family in FAMILIES:
+        VERIFIERS[PREFIX + family] = _scorer(family)
+    return {family: PREFIX + family for family in FAMILIES}
+
+
+def write_pairs(folder: Path, seed: int) -> None:
+    """`FAMILY.jsonl` in TRL's conversational form; `answer` is what the scorer needs, as JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for family, (size, _) in FAMILIES.items():
+        problems = _problems(family, seed)
+        rows = [_row(family, next(problems), seed) for _ in range(size + HELD_OUT)]
+        files.write_jsonl(folder / f"{family}.jsonl", rows)
+
+
+def write_base(folder: Path, seed: int) -> None:
+    """The model that every policy of a seed starts from; its problems are none of the pairs'."""
+    texts = []
+    for family, (size, _) in FAMILIES.items():
+        problems = _problems(family, seed)
+        for _ in range(size + HELD_OUT):
+            next(problems)
+        draw = random.Random(f"{seed}:reasoning:base:{family}")
+        for _ in range(BASE_ROWS):
+            row = _row(family, next(problems), seed)
+            texts.append([*row["prompt"], *row["chosen" if draw.random() < _RIGHT_ANSWERS else "rejected"]])
+    tiny_model.train_on_texts(folder, texts, seed=seed, **_SHAPE)
+
+
+def _dataset(family: str, seed: int, size: int) -> Any:
+    import reasoning_gym
+
+    return reasoning_gym.create_dataset(family, seed=seed, size=size, **FAMILIES[family][1])
+
+
+def _problems(family: str, seed: int) -> Iterator[Problem]:
+    """Distinct problems whose right and plausible wrong answer differ."""
+    dataset = _dataset(family, 1000 * seed + 1, 30_000)
+    seen = set()
+    for entry in dataset:
+        word = entry["metadata"].get("word", "")
+        if entry["question"] not in seen and (not word or word.lower() != word[::-1].lower()):
+            seen.add(entry["question"])
+            yield entry
+
+
+def _row(family: str, problem: Problem, seed: int) -> dict[str, Any]:
+    answer = str(problem["answer"])
+    draw = random.Random(f"{seed}:reasoning:wrong:{problem['question']}")
+    if family == "spell_backward":
+        word = problem["metadata"]["word"]
+        wrong = word if draw.random() >= _SECOND_MISTAKE else answer[1:] + answer[0]
+    else:
+        wrong = str(int(answer) + (1 if draw.random() >= _SECOND_MISTAKE else draw.choice([-1, 2])))
+    entry = {key: problem[key] for key in ("question", "answer", "metadata")}
+    return {
+        "prompt": [{"role": "user", "content": problem["question"]}],
+        "chosen": [{"role": "assistant", "content": answer}],
+        "rejected": [{"role": "assistant", "content": wrong}],
+        "answer": json.dumps(entry),
+    }
+
+
+def _scorer(family: str) -> Any:
+    dataset = _dataset(family, 0, 1)
+
+    def passes(output: str, answer: str) -> bool:
+        return bool(dataset.score_answer(output.strip(), json.loads(answer)) == 1.0)
+
+    return passes
+
+
+def experiment(scratch: Path, base: Path) -> dict[str, Any]:
+    """The configuration, of the pairs in `scratch` and the model in `base`."""
+    return {
+        "base_model": str(base),
+        "tasks": [{"name": family, "source": str(scratch / f"{family}.jsonl")} for family in FAMILIES],
+        "max_length": 160,
+        "split": {"validation": 0.1, "test": 0.15, "max_validation": 200, "max_test": 300},
+        "training": {
+            "batch_size": 16,
+            "learning_rate": 5e-3,
+            "beta": 0.5,
+            "nll_weight": 0.2,
+            "lora": {"rank": 2, "alpha": 4},
+            "checkpoint_every": 0,
+        },
+        "budget": {"specialist": {"steps": 150}, "generalist": {"steps": 400}},
+        "evaluation": {"batch_size": 256, "max_new_tokens": 10, "max_prompts": 200},
+    }

@@ -1,0 +1,255 @@
+"""What the quality benchmark runs: store, models of a world, arms, drift, and the pairs of reasoning-gym."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from automixalign import files, models
+from automixalign.config import Experiment, MethodSpec, parse
+from automixalign.data.split import TEST, VALIDATION
+from automixalign.data.store import read_split
+from automixalign.verifiers import VERIFIERS
+from benchmarks import tiny
+from benchmarks.quality import arms, reasoning, setups, sweep
+from benchmarks.quality.arms import Arm, Merge
+from benchmarks.quality.drift import drift
+from benchmarks.quality.store import Store
+from benchmarks.quality.world import World
+
+
+class TestStore:
+    def test_makes_a_result_once(self, tmp_path: Path) -> None:
+        calls = []
+
+        def make(path: Path) -> None:
+            calls.append(path)
+            path.write_text("result")
+
+        first = Store(tmp_path).made("kind", {"a": [1, 2.5]}, make)
+        assert Store(tmp_path).made("kind", {"a": [1, 2.5]}, make) == first
+        assert first.read_text() == "result"
+        assert len(calls) == 1
+
+    def test_other_inputs_are_another_result(self, tmp_path: Path) -> None:
+        store = Store(tmp_path)
+        paths = [
+            store.made(kind, inputs, lambda path: path.write_text(""))
+            for kind, inputs in (("a", 1), ("a", 2), ("b", 1), ("a", [store.root / "a" / "x"]))
+        ]
+        assert len(set(paths)) == 4
+
+    def test_what_fails_leaves_nothing(self, tmp_path: Path) -> None:
+        def fail(path: Path) -> None:
+            path.write_text("half")
+            raise RuntimeError("ended")
+
+        with pytest.raises(RuntimeError, match="ended"):
+            Store(tmp_path).made("kind", 1, fail)
+        made = Store(tmp_path).made("kind", 1, lambda path: path.write_text("whole"))
+        assert made.read_text() == "whole"
+
+    def test_what_cannot_be_compared_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(TypeError, match="does not determine a result"):
+            Store(tmp_path).made("kind", object(), lambda path: path.write_text(""))
+
+
+@pytest.fixture(scope="module")
+def experiment() -> Experiment:
+    return parse(tiny.experiment(), "test")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, experiment: Experiment) -> World:
+    data = {**experiment.model_dump(), "split": {"validation": 0.2, "test": 0.3}}
+    return World(Store(tmp_path_factory.mktemp("store")), parse(data, "test"))
+
+
+def loss(row: dict[str, object], split: str) -> np.ndarray:
+    tasks = row[split]
+    assert isinstance(tasks, dict)
+    return np.array([measured["loss"] for measured in tasks.values()])
+
+
+class TestWorld:
+    def test_the_reference(self, world: World) -> None:
+        row = world.reference_row((VALIDATION, TEST))
+        assert loss(row, TEST) == pytest.approx(np.log(2))
+        assert all(measured["drift"] == 0 for measured in row[TEST].values())
+        assert "drift" not in row[VALIDATION]["arithmetic"]
+        assert set(row[TEST]["arithmetic"]) >= {"excess", "accuracy", "margin", "generation"}
+
+    def test_a_specialist_has_no_excess_on_its_own_task(self, world: World) -> None:
+        row = world.specialist_row("format", (TEST,))
+        assert row["family"] == "specialist"
+        assert row["steps"] == 2
+        assert row[TEST]["format"]["excess"] == 0
+        assert row[TEST]["format"]["drift"] > 0
+
+    @pytest.mark.parametrize("cross_fit", [False, True])
+    def test_a_generalist(self, world: World, cross_fit: bool) -> None:
+        arm = Arm("mine", "ama-r", {"eta": 0.5}, cross_fit=cross_fit)
+        row = world.generalist_row(arm, {"learning_rate": 2.0, "eta": 0.1, "c": 0.2}, (TEST,))
+        assert row["steps"] == 3
+        assert np.abs(loss(row, TEST) - np.log(2)).min() > 1e-6
+        log = files.read_jsonl(row["folder"] / "trajectory.jsonl")
+        assert len(log) == 3
+        again = world.generalist_row(arm, {"learning_rate": 2.0, "eta": 0.1, "c": 0.2}, (TEST,))
+        assert again == row  # the seconds, too: it was not trained again
+        other = world.generalist_row(arm, {"learning_rate": 2.0, "eta": 0.1, "c": 0.3}, (TEST,))
+        assert other["folder"] != row["folder"]
+
+    def test_the_total_compute(self, world: World) -> None:
+        row = world.generalist_row(Arm("total", "uniform", total_compute=True), {}, (VALIDATION,))
+        assert row["steps"] == 3 + 2 * 2
+        assert TEST not in row
+
+    def test_a_merge(self, world: World) -> None:
+        """A merge with nearly all the weight on a specialist is that specialist."""
+        weighted = {"weights": {"format": 1e6}}
+        row = world.merge_row(Merge("linear", "linear"), weighted, (TEST,))
+        specialist = world.specialist_row("format", (TEST,))
+        assert loss(row, TEST) == pytest.approx(loss(specialist, TEST), abs=1e-4)
+        assert row["family"] == "merge"
+
+    def test_a_setup_with_fewer_tasks_shares_what_it_has(self, world: World) -> None:
+        data = world.experiment.model_dump()
+        alone = World(world.store, parse({**data, "tasks": data["tasks"][:1]}, "test"), base_tasks=world.tasks)
+        assert alone.base_model == world.base_model
+        assert alone.specialist("arithmetic") == world.specialist("arithmetic")
+
+
+def test_drift_is_the_divergence_of_the_next_tokens(world: World) -> None:
+    reference = models.load_full_model(world.base_model)
+    policy = models.load_full_model(world.base_model)
+    with torch.no_grad():
+        policy.lm_head.weight.mul_(1.5)
+    data, _ = world.joint
+    pairs = read_split(data, "format", TEST)
+    row = pairs.slice(0, 1).to_pylist()[0]
+    ids = torch.tensor([row["prompt_ids"] + row["chosen_ids"]])
+    start = len(row["prompt_ids"]) - 1
+    mine, theirs = (
+        torch.distributions.Categorical(logits=model(ids).logits[0, start:-1]) for model in (policy, reference)
+    )
+    expected = torch.distributions.kl_divergence(mine, theirs).mean().item()
+    assert drift(policy, reference, pairs.slice(0, 1), "fp32") == pytest.approx(expected, rel=1e-4)
+
+
+GENERALISTS = {
+    arm.name: arm
+    for group in (arms.BASELINES, arms.AMA, arms.TOTAL, arms.ABLATIONS, arms.REMEDIES, arms.UNTUNED)
+    for arm in group
+}
+
+
+class TestArms:
+    @pytest.mark.parametrize("name", GENERALISTS)
+    def test_its_options_are_those_of_its_method(self, name: str) -> None:
+        arm = GENERALISTS[name]
+        for options in arm.candidates or ({},):
+            method = {key: value for key, value in {**options, **arm.options}.items() if key != "learning_rate"}
+            MethodSpec.model_validate({"method": arm.method, **method})
+        assert arm.like is None or arm.like in GENERALISTS
+
+    def test_every_tuned_arm_tries_as_many(self) -> None:
+        assert len({len(arm.candidates) for arm in GENERALISTS.values() if arm.candidates}) == 1
+
+    def test_a_merge_tries_a_weight_for_each_task(self) -> None:
+        merge = Merge("m", "linear", ({"weight": 1.0},), weights=(2.0,))
+        assert merge.tries(["a", "b"]) == (
+            {"weight": 1.0},
+            {"weight": 1.0, "weights": {"a": 2.0}},
+            {"weight": 1.0, "weights": {"b": 2.0}},
+        )
+
+    def test_the_setups_are_configurations(self, tmp_path: Path) -> None:
+        setup = setups.SETUPS["synthetic-conflict"]
+        assert [task.name for task in setup.configured(3, None, tmp_path).tasks] == list(setups.CONFLICT_SIZES)
+        with pytest.raises(SystemExit, match="--data"):
+            setups.SETUPS["smollm2-hhh"].configured(0, None, tmp_path)
+
+
+def test_a_sweep_tunes_on_validation_and_reports_each_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process: what is chosen is the candidate with the least worst excess, for arms and for merges."""
+    data = {**tiny.experiment(), "split": {"validation": 0.2, "test": 0.3}}
+    rates = ({"learning_rate": 1.0}, {"learning_rate": 30.0})
+    setup = setups.Setup(
+        "tiny",
+        "",
+        lambda seed, _data, _scratch: data,
+        (
+            Arm("uniform", "uniform", candidates=rates),
+            Arm("more", "uniform", like="uniform", total_compute=True),
+        ),
+        (Merge("linear", "linear"), Merge("tuned", "task_arithmetic", ({"lambda": 0.1}, {"lambda": 50.0}))),
+        (7,),
+    )
+    monkeypatch.setitem(setups.SETUPS, "tiny", setup)
+    found = sweep.run("tiny", 2, None, tmp_path, Here())
+    for arm in ("uniform", "tuned"):
+        tried = found["tuned"][arm]["tried"]
+        best = min(tried, key=lambda each: each["worst_excess"])
+        assert len(tried) == 2
+        assert found["tuned"][arm]["chosen"] == best["options"]
+    assert [(row["seed"], row["arm"]) for row in found["rows"]] == [
+        (seed, arm)
+        for seed in (0, 1)
+        for arm in (
+            *("reference", "specialist-arithmetic", "specialist-format"),
+            *("uniform", "more", "linear", "tuned"),
+        )
+    ]
+    assert str(tmp_path) not in json.dumps(found)
+
+
+class Here:
+    """Works in this process, as the pool's processes do."""
+
+    def map(self, call: Callable[..., object], *items: object) -> list[object]:
+        return [call(*each) for each in zip(*items, strict=True)]
+
+
+class TestReasoning:
+    @pytest.fixture(scope="class")
+    def folder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp("pairs")
+        reasoning.write_pairs(folder, 3)
+        return folder
+
+    @pytest.mark.parametrize("family", reasoning.FAMILIES)
+    def test_the_packages_scorer_tells_right_from_wrong(self, family: str, folder: Path) -> None:
+        passes = VERIFIERS[reasoning.register()[family]]
+        rows = files.read_jsonl(folder / f"{family}.jsonl")
+        assert len(rows) == reasoning.FAMILIES[family][0] + reasoning.HELD_OUT
+        assert len({row["prompt"][0]["content"] for row in rows}) == len(rows)
+        assert all(passes(row["chosen"][0]["content"], row["answer"]) for row in rows)
+        assert not any(passes(row["rejected"][0]["content"], row["answer"]) for row in rows)
+
+    def test_they_depend_on_the_seed_alone(self, folder: Path, tmp_path: Path) -> None:
+        reasoning.write_pairs(tmp_path / "again", 3)
+        reasoning.write_pairs(tmp_path / "other", 4)
+        assert files.digest(tmp_path / "again") == files.digest(folder) != files.digest(tmp_path / "other")
+
+    def test_the_base_model_has_not_seen_the_pairs(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And it reads every prompt whole."""
+        seen: list[list[dict[str, str]]] = []
+        monkeypatch.setattr(reasoning.tiny_model, "train_on_texts", lambda _, texts, **__: seen.extend(texts))
+        reasoning.write_base(tmp_path, 3)
+        prompts = {
+            row["prompt"][0]["content"]
+            for family in reasoning.FAMILIES
+            for row in files.read_jsonl(folder / f"{family}.jsonl")
+        }
+        assert len(seen) == reasoning.BASE_ROWS * len(reasoning.FAMILIES)
+        assert not prompts & {text[0]["content"] for text in seen}
+        longest = reasoning.experiment(folder, tmp_path)["max_length"]
+        tokenizer = reasoning.tiny_model.build_tokenizer()
+        assert max(len(tokenizer(prompt)["input_ids"]) for prompt in prompts) + 20 < longest

@@ -148,6 +148,10 @@ class AdaptiveOptions(Options):
     optimistic: Flag = False
     """Count the latest gain twice and take it back at the next step: optimistic hedge (Rakhlin and Sridharan
     2013, arXiv 1311.1869), whose last iterates circle less around the saddle."""
+    allocate: Flag = False
+    """AMA-R: a step holds about alpha_i B pairs of task i, at least one, in place of B/k. The objective is the
+    same, but a heavy task is no longer a few pairs with large weights, whose gradient is mostly noise
+    (proportional allocation, Neyman 1934; An et al. 2021, arXiv 2009.13447)."""
     average_alpha: Flag = False
     """Mix by the mean of alpha over the run so far in place of its latest value."""
     task_clip: Flag = False
@@ -214,6 +218,15 @@ class Reweighting(_MultiplicativeWeights):
 
     Each step holds every task; its gain is lambda_i, the mean excess of its pairs in the step.
     """
+
+    def draw(self, step: int, batch_size: int) -> Ints:
+        if not self.options.allocate:
+            return super().draw(step, batch_size)
+        # Systematic sampling: each share is rounded up or down, and right on average.
+        ends = np.cumsum(self.weights() / self.weights().sum()) * (batch_size - self.k)
+        ends[-1] = batch_size - self.k
+        ends = np.floor(ends + np.random.default_rng([self.seed, step]).uniform())
+        return np.repeat(np.arange(self.k), 1 + np.diff(ends, prepend=0.0).astype(np.int64))
 
     def update(self, seen: Floats, counts: Ints) -> None:
         self._gain(seen / np.maximum(counts, 1))

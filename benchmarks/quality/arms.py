@@ -51,8 +51,8 @@ class Merge:
         return tuple({**options, **more} for options in self.candidates for more in ({}, *each))
 
 
-_RATES = tuple({"learning_rate": factor} for factor in (0.25, 0.5, 1.0, 1.5, 2.0, 3.0))
-_ETAS = tuple({"learning_rate": rate, "eta": eta} for rate in (0.5, 1.0, 2.0) for eta in (0.03, 0.1))
+_RATES = tuple({"learning_rate": factor} for factor in (0.5, 1.0, 1.5, 2.0, 3.0, 4.0))
+_ETAS = tuple({"learning_rate": rate, "eta": eta} for rate in (1.0, 2.0, 3.0) for eta in (0.01, 0.03))
 
 BASELINES = (
     Arm("standard", "standard", candidates=_RATES),
@@ -73,6 +73,13 @@ ABLATIONS = (
     Arm("uniform-average", "uniform", {"average_iterates": 0.25}, like="uniform"),
 )
 REMEDIES = (
+    Arm(
+        "ama-r-allocate",
+        "ama-r",
+        {"allocate": True},
+        like="ama-r",
+        candidates=tuple({"eta": eta} for eta in (0.01, 0.02, 0.03, 0.06, 0.1, 0.2)),
+    ),
     Arm("ama-r-task-clip", "ama-r", {"task_clip": True}, like="ama-r"),
     Arm(
         "ama-r-discount",
@@ -87,7 +94,7 @@ REMEDIES = (
         "ama-r",
         {"optimistic": True},
         like="ama-r",
-        candidates=tuple({"eta": eta} for eta in (0.01, 0.03, 0.1, 0.2, 0.3, 0.5)),
+        candidates=tuple({"eta": eta} for eta in (0.003, 0.01, 0.02, 0.03, 0.06, 0.1)),
     ),
     Arm(
         "ama-r-smooth",

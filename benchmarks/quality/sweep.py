@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from automixalign import alive
 from automixalign.config import Budget
 from automixalign.data.split import TEST, VALIDATION
 from benchmarks.quality.arms import Arm, Merge, Options
@@ -23,21 +24,26 @@ Chosen = dict[str, Options]
 
 @contextmanager
 def pool(jobs: int, output: Path) -> Iterator[ProcessPoolExecutor]:
-    """Processes that share the processors and write what libraries say to a log below `output`."""
-    (output / "logs").mkdir(parents=True, exist_ok=True)
+    """Processes that share the processors, write what libraries say to a log, and end with this one."""
+    logs = output / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    os.environ[alive.FILE] = str(logs / f"{os.getpid()}.alive")
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
     os.environ["HF_HUB_OFFLINE"] = "1"
-    with ProcessPoolExecutor(
-        jobs, get_context("forkserver"), initializer=_to_log, initargs=(output,)
-    ) as workers:
+    with (
+        alive.hold(Path(os.environ[alive.FILE])),
+        ProcessPoolExecutor(jobs, get_context("forkserver"), initializer=_to_log, initargs=(logs,)) as workers,
+    ):
         yield workers
 
 
-def _to_log(output: Path) -> None:
+def _to_log(logs: Path) -> None:
     from benchmarks.quality.world import TERMINAL
 
+    os.setpgid(0, 0)  # what ends with us is this process and what it starts
+    alive.depend()
     os.environ[TERMINAL] = str(os.dup(2))
-    log = (output / "logs" / f"{os.getpid()}.log").open("a", buffering=1)
+    log = (logs / f"{os.getpid()}.log").open("a", buffering=1)
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
 

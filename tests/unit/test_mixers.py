@@ -208,6 +208,21 @@ def test_optimistic_counts_the_latest_gain_twice_and_takes_it_back() -> None:
         assert log_q[0] - log_q[1] == pytest.approx(0.1 * (total + gain))
 
 
+def test_allocate_gives_each_task_its_share_of_the_pairs() -> None:
+    """1 + alpha_i (B - k), rounded up or down; the objective stays the mixture of the tasks' means."""
+    mixer = make("ama-r", [10] * 4, c=0.0, allocate=True)
+    mixer.load({**mixer.state(), "log_q": np.log([0.7, 0.2, 0.07, 0.03]).tolist()})
+    expected = 1 + np.array([0.7, 0.2, 0.07, 0.03]) * 12
+    counts = np.array([np.bincount(mixer.draw(step, 16), minlength=4) for step in range(4000)])
+    assert (counts.sum(axis=1) == 16).all()
+    assert np.abs(counts - expected).max() < 1
+    assert counts.mean(axis=0) == pytest.approx(expected, abs=0.03)
+    tasks = mixer.draw(5, 16)
+    excess = np.random.default_rng(0).exponential(size=16)
+    means = np.array([excess[tasks == task].mean() for task in range(4)])
+    assert (mixer.example_weights(tasks) * excess).mean() == pytest.approx(mixer.weights() @ means)
+
+
 def test_discount_forgets() -> None:
     """With gains (1, 0) for ever, log(q_1/q_2) tends to eta / (1 - discount); without gains, to nothing."""
     mixer = make("ama-r", [3, 3], eta=0.1, c=0.0, discount=0.9)

@@ -218,6 +218,7 @@ class Here:
 class TestReasoning:
     @pytest.fixture(scope="class")
     def folder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        pytest.importorskip("reasoning_gym", reason="of the extra `quality`")
         folder = tmp_path_factory.mktemp("pairs")
         reasoning.write_pairs(folder, 3)
         return folder

@@ -118,6 +118,13 @@ TUNED_MERGES = (
     Merge("dare_linear-tuned", "dare_linear", _PRUNED),
 )
 
+HELD = (
+    Arm("ama-r-task-clip", "ama-r", {"task_clip": True}, like="ama-r"),
+    Arm("ama-r-allocate", "ama-r", {"allocate": True, "eta": 0.03}, like="ama-r"),
+    Arm("ama-r-discount", "ama-r", {"discount": 0.99, "eta": 0.1}, like="ama-r"),
+    Arm("ama-r-optimistic", "ama-r", {"optimistic": True, "eta": 0.01}, like="ama-r"),
+)
+"""The remedies as `synthetic-conflict` chose them, for a setup that had no say in it."""
 UNTUNED = (
     Arm("standard", "standard"),
     Arm("uniform", "uniform"),
@@ -129,5 +136,6 @@ UNTUNED = (
 FEW_MERGES = (
     Merge("linear", "linear"),
     Merge("ties", "ties"),
+    Merge("linear-tuned", "linear", weights=(2.0,)),
     Merge("task_arithmetic-tuned", "task_arithmetic", tuple({"lambda": scale} for scale in (0.3, 0.5, 0.8))),
 )

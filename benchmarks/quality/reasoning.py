@@ -1,17 +1,18 @@
 """Problems of the package reasoning-gym, with its own scorers, for a small character-level model.
 
 https://github.com/open-thought/reasoning-gym (Apache-2.0). A pair's chosen answer is right; the rejected
-one is mostly one too many, of a word the word as it was, and at times another mistake. The base
-model has seen other problems of the same families with either kind of answer, so it knows the forms only.
+one is mostly one too many, of a sum some more or less, of a word the word as it was. The base model has seen
+other problems of the same families with either kind of answer, so it knows the forms only.
 """
 
 import json
 import random
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from automixalign import files, tiny_model
+from automixalign import files
 from automixalign.verifiers import VERIFIERS
 
 Problem = dict[str, Any]
@@ -29,12 +30,20 @@ FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {
     ),
 }
 """Family -> training pairs, and what its problems are limited to so that so small a model can learn them."""
+_SUMS = ("chain_sum", "basic_arithmetic")
 HELD_OUT = 500
 """Pairs of each family for validation and test."""
 BASE_ROWS = 2000
 _SECOND_MISTAKE = 0.15
 _RIGHT_ANSWERS = 0.5
-_SHAPE = {"hidden_size": 96, "layers": 3, "heads": 4, "steps": 1200, "batch_size": 32, "learning_rate": 3e-3}
+SHAPE: dict[str, Any] = {
+    "hidden_size": 64,
+    "layers": 3,
+    "heads": 4,
+    "steps": 900,
+    "batch_size": 32,
+    "learning_rate": 3e-3,
+}
 PREFIX = "reasoning-gym:"
 
 
@@ -45,27 +54,31 @@ def register() -> dict[str, str]:
     return {family: PREFIX + family for family in FAMILIES}
 
 
-def write_pairs(folder: Path, seed: int) -> None:
-    """`FAMILY.jsonl` in TRL's conversational form; `answer` is what the scorer needs, as JSON."""
+def pairs(seed: int) -> dict[str, list[dict[str, Any]]]:
+    """Of each family, in TRL's conversational form; `answer` is what the scorer needs, as JSON."""
+    return {
+        family: [_row(family, problem, seed) for problem in islice(_problems(family, seed), size + HELD_OUT)]
+        for family, (size, _) in FAMILIES.items()
+    }
+
+
+def write_pairs(folder: Path, rows: dict[str, list[dict[str, Any]]]) -> None:
+    """`FAMILY.jsonl` for each."""
     folder.mkdir(parents=True, exist_ok=True)
-    for family, (size, _) in FAMILIES.items():
-        problems = _problems(family, seed)
-        rows = [_row(family, next(problems), seed) for _ in range(size + HELD_OUT)]
-        files.write_jsonl(folder / f"{family}.jsonl", rows)
+    for family, some in rows.items():
+        files.write_jsonl(folder / f"{family}.jsonl", some)
 
 
-def write_base(folder: Path, seed: int) -> None:
-    """The model that every policy of a seed starts from; its problems are none of the pairs'."""
+def base_texts(seed: int) -> list[list[dict[str, str]]]:
+    """What the model that every policy of a seed starts from is trained on: no problem of the pairs."""
     texts = []
     for family, (size, _) in FAMILIES.items():
-        problems = _problems(family, seed)
-        for _ in range(size + HELD_OUT):
-            next(problems)
+        problems = islice(_problems(family, seed), size + HELD_OUT, None)
         draw = random.Random(f"{seed}:reasoning:base:{family}")
         for _ in range(BASE_ROWS):
             row = _row(family, next(problems), seed)
             texts.append([*row["prompt"], *row["chosen" if draw.random() < _RIGHT_ANSWERS else "rejected"]])
-    tiny_model.train_on_texts(folder, texts, seed=seed, **_SHAPE)
+    return texts
 
 
 def _dataset(family: str, seed: int, size: int) -> Any:
@@ -91,6 +104,8 @@ def _row(family: str, problem: Problem, seed: int) -> dict[str, Any]:
     if family == "spell_backward":
         word = problem["metadata"]["word"]
         wrong = word if draw.random() >= _SECOND_MISTAKE else answer[1:] + answer[0]
+    elif family in _SUMS:  # one too many is more than so small a model can tell from right
+        wrong = str(int(answer) + draw.choice([-1, 1]) * draw.randint(3, 15))
     else:
         wrong = str(int(answer) + (1 if draw.random() >= _SECOND_MISTAKE else draw.choice([-1, 2])))
     entry = {key: problem[key] for key in ("question", "answer", "metadata")}

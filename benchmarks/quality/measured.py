@@ -24,6 +24,8 @@ class Row(NamedTuple):
     seconds: float | None
     tokens: int | None
     steps: int | None
+    late: Mapping[str, Mapping[str, float]] = {}
+    """Of a generalist by task, over the last quarter of its steps: `weight`, `pairs` a step, `excess` a pair."""
 
 
 class Measure(NamedTuple):
@@ -79,7 +81,8 @@ class Setup:
         missing = [key for key in keys if key not in found]
         if missing:
             raise ValueError(f"{file} holds no results of a setup: it lacks {', '.join(missing)}")
-        rows = [Row(*(each[field] for field in Row._fields)) for each in found["rows"]]
+        fields = Row._fields[: -len(Row._field_defaults)]
+        rows = [Row(*(each[field] for field in fields), each.get("late", {})) for each in found["rows"]]
         seen = set()
         for row in rows:
             if row.family not in FAMILIES:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from automixalign import files
-from benchmarks.quality import plots, shown, tables
+from benchmarks.quality import plots, settled, shown, tables
 from benchmarks.quality.capacity import CapacityMap, lines
 from benchmarks.quality.comparisons import AMA, Comparison, with_rivals, with_uniform
 from benchmarks.quality.measured import WORST_EXCESS, Setup
@@ -53,6 +53,7 @@ def page(results: Path = RESULTS) -> str:
         text += _section(setup, results.name)
     if found:
         text += lines(found, f"{results.name}/{_MAP}.png")
+    text += settled.section(results.with_name(f"{results.name}-defaults.json"))
     return "\n".join(text).rstrip() + "\n"
 
 
@@ -137,6 +138,7 @@ def _section(setup: Setup, folder: str) -> list[str]:
         *tables.against_rivals(setup),
         *tables.tuned(setup),
         *tables.task_by_task(setup),
+        *tables.late(setup),
     ]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from automixalign import alive
+from automixalign import alive, files
 from automixalign.config import Budget
 from automixalign.data.split import TEST, VALIDATION
 from benchmarks.quality.arms import Arm, Merge, Options
@@ -150,7 +150,27 @@ def _measured(name: str, data: Path | None, output: Path, chosen: Chosen, seed: 
             options = candidates[tried.index(min(tried))]
         rows.append(made.merge_row(merge, options, (TEST,)))
     keys = ("arm", "family", "steps", "tokens", "seconds")
-    return [{"seed": seed, **{key: row.get(key) for key in keys}, "tasks": row[TEST]} for row in rows]
+    return [
+        {"seed": seed, **{key: row.get(key) for key in keys}, "tasks": row[TEST], "late": _late(row["folder"])}
+        for row in rows
+    ]
+
+
+def _late(folder: Path) -> dict[str, dict[str, float]]:
+    """Of each task, over the last quarter of a generalist's steps: weight, pairs a step, excess a pair."""
+    log = folder / "trajectory.jsonl"
+    steps = files.read_jsonl(log) if log.exists() else []
+    steps = steps[-len(steps) // 4 :]
+    late = {}
+    for task in steps[0]["weights"] if steps else ():
+        pairs = sum(step["pairs"][task] for step in steps)
+        excess = sum(step["pairs"][task] * (step["excess"][task] or 0) for step in steps)
+        late[task] = {
+            "weight": fmean(step["weights"][task] for step in steps),
+            "pairs": pairs / len(steps),
+            "excess": excess / max(pairs, 1),
+        }
+    return late
 
 
 def _without_places(setup: Setup, data: Path | None, output: Path) -> dict[str, Any]:

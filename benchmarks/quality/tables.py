@@ -141,6 +141,22 @@ def tuned(setup: Setup) -> list[str]:
     ]
 
 
+def late(setup: Setup) -> list[str]:
+    """What the mixers did in the last quarter of the training: means over the seeds."""
+    rows = []
+    for arm in setup.arms("generalist"):
+        found = [row.late for row in setup.rows if row.arm == arm and row.late]
+        for quantity in ("weight", "pairs", "excess") if found else ():
+            means = [sum(late[task][quantity] for late in found) / len(found) for task in setup.tasks]
+            rows.append([f"`{arm}`", quantity, *(shown.number(mean) for mean in means)])
+    if not rows:
+        return []
+    table = shown.table(["arm", "a step's", *(f"`{task}`" for task in setup.tasks)], rows)
+    return shown.folded(
+        "Task weights, pairs a step and training excess in the last quarter of the steps", table
+    )
+
+
 def task_by_task(setup: Setup) -> list[str]:
     """The main arms' means on each task."""
     lines = []

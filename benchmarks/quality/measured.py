@@ -25,7 +25,7 @@ class Row(NamedTuple):
     tokens: int | None
     steps: int | None
     late: Mapping[str, Mapping[str, float]] = {}
-    """Of a generalist by task, over the last quarter of its steps: `weight`, `pairs` a step, `excess` a pair."""
+    """Of a generalist by task, in the last quarter of its steps: `weight`, `pairs` a step, `excess` a pair."""
 
 
 class Measure(NamedTuple):

@@ -151,9 +151,20 @@ def _measured(name: str, data: Path | None, output: Path, chosen: Chosen, seed: 
         rows.append(made.merge_row(merge, options, (TEST,)))
     keys = ("arm", "family", "steps", "tokens", "seconds")
     return [
-        {"seed": seed, **{key: row.get(key) for key in keys}, "tasks": row[TEST], "late": _late(row["folder"])}
+        {
+            "seed": seed,
+            **{key: row.get(key) for key in keys},
+            "tasks": _rounded(row[TEST]),
+            "late": _rounded(_late(row["folder"])),
+        }
         for row in rows
     ]
+
+
+def _rounded(tasks: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {
+        task: {name: round(value, 5) for name, value in measured.items()} for task, measured in tasks.items()
+    }
 
 
 def _late(folder: Path) -> dict[str, dict[str, float]]:

@@ -1,0 +1,24 @@
+"""The quality benchmark's page is what the committed results say, and the README has its table."""
+
+from pathlib import Path
+
+from benchmarks.quality import page, tables
+from benchmarks.quality.setups import SETUPS
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_page_is_made_of_the_results_that_lie_there() -> None:
+    assert page.PAGE.read_text(encoding="utf-8") == page.page()
+
+
+def test_the_readme_has_its_table() -> None:
+    assert tables.readme_table(page.read_setups()) in README
+
+
+def test_the_results_are_of_setups_there_are() -> None:
+    for found in page.read_setups():
+        setup = SETUPS[found.name]
+        arms = {arm.name for arm in (*setup.generalists, *setup.merges)}
+        assert arms == set(found.arms("generalist", "merge"))
+        assert not set(found.seeds) & set(found.tuning_seeds)

@@ -43,10 +43,17 @@ class Store:
 
 
 def _plain(value: object) -> Any:
-    if isinstance(value, Settings):  # not the digests of code and environment
-        return value.model_dump(mode="json", exclude={"library", "environment"})
+    if isinstance(value, Settings):
+        return _undated(value.model_dump(mode="json"))
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if isinstance(value, Path):  # its last parts, which the store gave it
         return "/".join(value.parts[-2:])
     raise TypeError(f"{value!r} does not determine a result")
+
+
+def _undated(settings: Any) -> Any:
+    """Without the digests of code and environment, also of settings within settings."""
+    if not isinstance(settings, dict):
+        return settings
+    return {key: _undated(value) for key, value in settings.items() if key not in ("library", "environment")}

@@ -13,6 +13,7 @@ from automixalign import files, models
 from automixalign.config import Experiment, MethodSpec, parse
 from automixalign.data.split import TEST, VALIDATION
 from automixalign.data.store import read_split
+from automixalign.settings import Plan
 from automixalign.tiny_model import build_tokenizer
 from automixalign.verifiers import VERIFIERS
 from benchmarks import tiny
@@ -53,6 +54,21 @@ class TestStore:
             Store(tmp_path).made("kind", 1, fail)
         made = Store(tmp_path).made("kind", 1, lambda path: path.write_text("whole"))
         assert made.read_text() == "whole"
+
+    def test_the_code_does_not_matter_but_the_settings_do(self, tmp_path: Path, experiment: Experiment) -> None:
+        """Also of settings within settings."""
+        data = {**experiment.model_dump(), "specialist_losses": {"cross_fit": True}}
+        plan = Plan.of(parse(data, "test"), {"base_model": "b", "arithmetic": "1", "format": "2"})
+        settings = plan.specialist_losses
+        assert settings.fold is not None
+        fold = settings.fold.model_copy(update={"library": "other"})
+        later = settings.model_copy(update={"library": "other", "environment": "other", "fold": fold})
+        longer = settings.model_copy(update={"fold": fold.model_copy(update={"seed": 8})})
+        store = Store(tmp_path)
+        same, also, other = (
+            store.made("kind", each, lambda path: path.write_text("")) for each in (settings, later, longer)
+        )
+        assert same == also != other
 
     def test_what_cannot_be_compared_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(TypeError, match="does not determine a result"):

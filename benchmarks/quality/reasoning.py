@@ -34,6 +34,8 @@ _SUMS = ("chain_sum", "basic_arithmetic")
 HELD_OUT = 500
 """Pairs of each family for validation and test."""
 BASE_ROWS = 2000
+_STREAM = 30_000
+"""Problems to draw from for one seed."""
 _SECOND_MISTAKE = 0.15
 _RIGHT_ANSWERS = 0.5
 SHAPE: dict[str, Any] = {
@@ -89,7 +91,9 @@ def _dataset(family: str, seed: int, size: int) -> Any:
 
 def _problems(family: str, seed: int) -> Iterator[Problem]:
     """Distinct problems whose right and plausible wrong answer differ."""
-    dataset = _dataset(family, 1000 * seed + 1, 30_000)
+    # The package makes problem i of a seed from the number seed + i: seeds that lie closer than a stream is
+    # long would have most of their problems in common.
+    dataset = _dataset(family, _STREAM * seed, _STREAM)
     seen = set()
     for entry in dataset:
         word = entry["metadata"].get("word", "")

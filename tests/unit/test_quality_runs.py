@@ -256,6 +256,20 @@ class TestReasoning:
         reasoning.write_pairs(tmp_path, pairs)
         assert files.read_jsonl(tmp_path / "gcd.jsonl") == pairs["gcd"]
 
+    def test_seeds_have_problems_in_common_by_chance_alone(
+        self, pairs: dict[str, list[dict[str, Any]]]
+    ) -> None:
+        """As many with the next seed as with one far off: words and small numbers are few."""
+
+        def prompts(rows: list[dict[str, Any]]) -> set[str]:
+            return {row["prompt"][0]["content"] for row in rows}
+
+        def shared(seed: int) -> int:
+            others = reasoning.pairs(seed)
+            return sum(len(prompts(others[family]) & prompts(rows)) for family, rows in pairs.items())
+
+        assert abs(shared(4) - shared(40)) < 0.03 * sum(map(len, pairs.values()))
+
     def test_the_base_model_has_not_seen_the_pairs(
         self, pairs: dict[str, list[dict[str, Any]]], tmp_path: Path
     ) -> None:

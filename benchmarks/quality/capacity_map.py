@@ -67,8 +67,8 @@ def _cells(output: Path, unit: tuple[int, int | str]) -> list[dict[str, Any]]:
     rows = []
     for count in TASKS:
         for steps in STEPS:
-            experiment = parse(_experiment(seed, capacity, count, steps), "the map")
-            world = World(Store(output / "store"), experiment, base_tasks=list(SIZES))
+            found = parse(experiment(seed, capacity, count, steps), "the map")
+            world = World(Store(output / "store"), found, base_tasks=list(SIZES))
             for arm in _METHODS:
                 measured = world.generalist_row(arm, {}, (TEST,))[TEST]
                 worst, mean = leaderboard.over_tasks(measured)
@@ -88,15 +88,16 @@ def _cells(output: Path, unit: tuple[int, int | str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _experiment(seed: int, capacity: int | str, count: int, steps: int) -> dict[str, Any]:
-    experiment = {**synthetic(dict(list(SIZES.items())[:count])), "name": "map", "seed": seed}
-    training = {**experiment["training"], "lora": {"rank": capacity, "alpha": 2}}
+def experiment(seed: int, capacity: int | str, count: int, steps: int) -> dict[str, Any]:
+    """The configuration of one cell."""
+    data = {**synthetic(dict(list(SIZES.items())[:count])), "name": "map", "seed": seed}
+    training = {**data["training"], "lora": {"rank": capacity, "alpha": 2}}
     if capacity == "full":
         training |= {"lora": None, "learning_rate": _FULL_RATE}
     else:
         training["lora"]["alpha"] = 2 * int(capacity) ** 0.5  # rsLoRA's scaling, arXiv 2312.03732
-    budget = {**experiment["budget"], "generalist": {"steps": steps}}
-    return experiment | {"training": training, "budget": budget, "methods": ["uniform"]}
+    budget = {**data["budget"], "generalist": {"steps": steps}}
+    return data | {"training": training, "budget": budget, "methods": ["uniform"]}
 
 
 if __name__ == "__main__":

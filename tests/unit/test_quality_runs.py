@@ -17,7 +17,7 @@ from automixalign.settings import Plan
 from automixalign.tiny_model import build_tokenizer
 from automixalign.verifiers import VERIFIERS
 from benchmarks import tiny
-from benchmarks.quality import arms, reasoning, setups, sweep
+from benchmarks.quality import arms, capacity_map, reasoning, setups, sweep
 from benchmarks.quality.arms import Arm, Merge
 from benchmarks.quality.drift import drift
 from benchmarks.quality.store import Store
@@ -189,6 +189,16 @@ class TestArms:
         assert [task.name for task in setup.configured(3, None, tmp_path).tasks] == list(setups.CONFLICT_SIZES)
         with pytest.raises(SystemExit, match="--data"):
             setups.SETUPS["smollm2-hhh"].configured(0, None, tmp_path)
+
+
+@pytest.mark.parametrize("capacity", capacity_map.CAPACITIES)
+def test_every_cell_of_the_map_is_a_configuration(capacity: int | str) -> None:
+    """Fewer tasks are the first of more, so that specialists are shared."""
+    for count in capacity_map.TASKS:
+        found = parse(capacity_map.experiment(4, capacity, count, 100), "the map")
+        assert [task.name for task in found.tasks] == list(capacity_map.SIZES)[:count]
+        assert found.budget.generalist.steps == 100
+        assert (found.training.lora is None) == (capacity == "full")
 
 
 def test_a_sweep_tunes_on_validation_and_reports_each_seed(

@@ -46,6 +46,8 @@ SHAPE: dict[str, Any] = {
     "batch_size": 32,
     "learning_rate": 3e-3,
 }
+MAX_LENGTH = 160
+"""Tokens, of which each character is one."""
 PREFIX = "reasoning-gym:"
 
 
@@ -128,23 +130,3 @@ def _scorer(family: str) -> Any:
         return bool(dataset.score_answer(output.strip(), json.loads(answer)) == 1.0)
 
     return passes
-
-
-def experiment(scratch: Path, base: Path) -> dict[str, Any]:
-    """The configuration, of the pairs in `scratch` and the model in `base`."""
-    return {
-        "base_model": str(base),
-        "tasks": [{"name": family, "source": str(scratch / f"{family}.jsonl")} for family in FAMILIES],
-        "max_length": 160,
-        "split": {"validation": 0.1, "test": 0.15, "max_validation": 200, "max_test": 300},
-        "training": {
-            "batch_size": 16,
-            "learning_rate": 5e-3,
-            "beta": 0.5,
-            "nll_weight": 0.2,
-            "lora": {"rank": 2, "alpha": 4},
-            "checkpoint_every": 0,
-        },
-        "budget": {"specialist": {"steps": 150}, "generalist": {"steps": 400}},
-        "evaluation": {"batch_size": 256, "max_new_tokens": 10, "max_prompts": 200},
-    }

@@ -47,6 +47,25 @@ _NOISE = {"format": 0.2}
 _TINY = {"hidden_size": 64, "layers": 2, "heads": 4, "steps": 600, "learning_rate": 4e-3, "right_answers": 0.45}
 
 
+def small_training(rank: int) -> dict[str, Any]:
+    """How the character models are trained, with LoRA of a rank."""
+    return {
+        "batch_size": 16,
+        "learning_rate": 5e-3,
+        "beta": 0.5,
+        "nll_weight": 0.2,
+        "lora": {"rank": rank, "alpha": 2 * rank},
+        "checkpoint_every": 0,
+    }
+
+
+SMALL_RUN = {
+    "budget": {"specialist": {"steps": 150}, "generalist": {"steps": 400}},
+    "evaluation": {"batch_size": 256, "max_new_tokens": 12, "max_prompts": 200},
+}
+"""Steps and evaluation of the character models."""
+
+
 def synthetic(sizes: Mapping[str, int]) -> dict[str, Any]:
     """Tasks that conflict, with so many training pairs, and a small base model of its own for each seed."""
     tasks = [
@@ -65,16 +84,8 @@ def synthetic(sizes: Mapping[str, int]) -> dict[str, Any]:
         "tasks": tasks,
         "max_length": 64,
         "split": {"validation": 0.2, "test": 0.3, "max_validation": 200, "max_test": 300},
-        "training": {
-            "batch_size": 16,
-            "learning_rate": 5e-3,
-            "beta": 0.5,
-            "nll_weight": 0.2,
-            "lora": {"rank": 1, "alpha": 2},
-            "checkpoint_every": 0,
-        },
-        "budget": {"specialist": {"steps": 150}, "generalist": {"steps": 400}},
-        "evaluation": {"batch_size": 256, "max_new_tokens": 12, "max_prompts": 200},
+        "training": small_training(rank=1),
+        **SMALL_RUN,
     }
 
 
@@ -165,7 +176,15 @@ def reasoning_gym(seed: int, _data: Path | None, scratch: Path) -> dict[str, Any
     """Five families of problems, with pairs and a base model of their own for each seed."""
     store, rows, texts = Store(scratch), reasoning.pairs(seed), reasoning.base_texts(seed)
     base = store.made("base", [seed, texts, reasoning.SHAPE], lambda new: _train_base(new, texts, seed))
-    return reasoning.experiment(store.made("pairs", rows, lambda new: reasoning.write_pairs(new, rows)), base)
+    pairs = store.made("pairs", rows, lambda new: reasoning.write_pairs(new, rows))
+    return {
+        "base_model": str(base),
+        "tasks": [{"name": family, "source": str(pairs / f"{family}.jsonl")} for family in rows],
+        "max_length": reasoning.MAX_LENGTH,
+        "split": {"validation": 0.1, "test": 0.15, "max_validation": 200, "max_test": 300},
+        "training": small_training(rank=2),
+        **SMALL_RUN,
+    }
 
 
 def _train_base(folder: Path, texts: list[list[dict[str, str]]], seed: int) -> None:

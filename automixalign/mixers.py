@@ -137,10 +137,11 @@ class AdaptiveOptions(Options):
     """Options of AMA-R and AMA-S. Those that are off by default depart from the paper: they are ablations."""
 
     eta: NonNegative = 0.03
-    """Step size of the weights. 0 keeps them uniform; from 1 on they are unstable. The default did best over a
-    few hundred steps in the project's prototype."""
+    """Step size of the weights. 0 keeps them uniform; from 1 on they are unstable. Over 400 steps at a tuned
+    learning rate, AMA-S did best with .03 and AMA-R with .01 (benchmarks/results/quality.md)."""
     c: Fraction = 0.1
-    """Smoothing: every task keeps at least c/k of the weight."""
+    """Smoothing: every task keeps at least c/k of the weight. From .05 to .3 it hardly matters to AMA-R where
+    eta is small, and a larger c makes up for a large eta (benchmarks/results/quality.md)."""
     anneal: Flag = False
     """Step t uses eta / sqrt(t), as convergence over any horizon asks for; start from a larger eta."""
     discount: PositiveFraction = 1.0
@@ -156,9 +157,10 @@ class AdaptiveOptions(Options):
     """Mix by the mean of alpha over the run so far in place of its latest value."""
     task_clip: Flag = False
     """Show the update max(mean_i(L - L_i), 0), clipped once a task. Clipped once an example, the noise of a
-    task's labels counts as excess."""
+    task's labels counts as excess. It made no difference that could be told (benchmarks/results/quality.md)."""
     unclipped_gradient: Flag = False
-    """Train on L - L_i, also where the specialist is worse; the update still sees the clipped excess."""
+    """Train on L - L_i, also where the specialist is worse; the update still sees the clipped excess. Worse
+    than the clipped gradient where labels are noisy (benchmarks/results/quality.md)."""
     raw_loss: Flag = False
     """Do without the specialists: L in place of the excess, both in the gradient and in the update."""
 

@@ -130,8 +130,9 @@ class Proxy:
                     _reset(client)
                     _reset(server)
                     return
-                server.sendall(self._flipped(data, fault.flip_sent, self.sent))
-                self.sent += len(data)
+                with self._lock:  # connections that counted at once could step over the byte between them
+                    before, self.sent = self.sent, self.sent + len(data)
+                server.sendall(self._flipped(data, fault.flip_sent, before))
         with contextlib.suppress(OSError):
             server.shutdown(socket.SHUT_WR)
 
@@ -152,8 +153,9 @@ class Proxy:
                         time.sleep(_POLL)
                     _reset(client)
                     return
-                client.sendall(self._flipped(data, fault.flip_received, self.received))
-                self.received += len(data)
+                with self._lock:
+                    before, self.received = self.received, self.received + len(data)
+                client.sendall(self._flipped(data, fault.flip_received, before))
         with contextlib.suppress(OSError):
             client.shutdown(socket.SHUT_WR)
 

@@ -16,10 +16,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from automixalign import files, leaderboard
+from automixalign import leaderboard
 from benchmarks.quality import sweep
 from benchmarks.quality.setups import SETUPS
 from benchmarks.quality.statistics import interval
+from benchmarks.quality.store import write_results
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
     _show(options.setup, found)
     print(f"everything that was trained lies in {options.output}", file=sys.stderr)
     if options.json:
-        files.write_json(options.json, found)
+        write_results(options.json, found)
 
 
 def _show(setup: str, found: dict[str, Any]) -> None:

@@ -14,13 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from automixalign import files, leaderboard
+from automixalign import leaderboard
 from automixalign.config import parse
 from automixalign.data.split import TEST
 from benchmarks.quality import sweep
 from benchmarks.quality.arms import Arm
 from benchmarks.quality.setups import synthetic
-from benchmarks.quality.store import Store
+from benchmarks.quality.store import Store, write_results
 
 SIZES = {
     "arithmetic": 8000,
@@ -56,7 +56,7 @@ def main() -> None:
     print(f"{len(rows)} runs; they lie in {options.output}", file=sys.stderr)
     if options.json:
         command = f"python -m benchmarks.quality.capacity_map --seeds {options.seeds}"
-        files.write_json(options.json, {"command": command, "seeds": list(seeds), "rows": rows})
+        write_results(options.json, {"command": command, "seeds": list(seeds), "rows": rows})
 
 
 def _cells(output: Path, unit: tuple[int, int | str]) -> list[dict[str, Any]]:

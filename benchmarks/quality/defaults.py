@@ -16,12 +16,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from automixalign import files, leaderboard
+from automixalign import leaderboard
 from automixalign.config import parse
 from automixalign.data.split import TEST
 from benchmarks.quality import sweep
 from benchmarks.quality.arms import Arm, Options
 from benchmarks.quality.setups import CONFLICT_SIZES, TUNING_SEEDS, synthetic
+from benchmarks.quality.store import write_results
 
 ETAS = (0.003, 0.01, 0.03, 0.1)
 SMOOTHINGS = (0.05, 0.1, 0.3)
@@ -55,7 +56,7 @@ def main() -> None:
         table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
     Console(width=140).print(table)
     if options.json:
-        files.write_json(options.json, {"command": "python -m benchmarks.quality.defaults", "rows": rows})
+        write_results(options.json, {"command": "python -m benchmarks.quality.defaults", "rows": rows})
 
 
 def _grids(output: Path, seed: int) -> list[dict[str, Any]]:

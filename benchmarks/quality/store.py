@@ -42,6 +42,14 @@ class Store:
         return path
 
 
+def write_results(file: Path, found: dict[str, Any]) -> None:
+    """Write results as JSON, each of their `rows` on a line of its own."""
+    head = {key: value for key, value in found.items() if key != "rows"}
+    rows = ",\n".join(json.dumps(row) for row in found["rows"])
+    start = json.dumps({**head, "rows": []}, indent=1).removesuffix("]\n}")
+    files.write_text(file, f"{start}\n{rows}\n]}}\n")
+
+
 def _plain(value: object) -> Any:
     if isinstance(value, Settings):
         return _undated(value.model_dump(mode="json"))

@@ -20,7 +20,7 @@ from benchmarks import tiny
 from benchmarks.quality import arms, capacity_map, reasoning, setups, sweep
 from benchmarks.quality.arms import Arm, Merge
 from benchmarks.quality.drift import drift
-from benchmarks.quality.store import Store
+from benchmarks.quality.store import Store, write_results
 from benchmarks.quality.world import World
 
 
@@ -73,6 +73,19 @@ class TestStore:
     def test_what_cannot_be_compared_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(TypeError, match="does not determine a result"):
             Store(tmp_path).made("kind", object(), lambda path: path.write_text(""))
+
+
+def test_results_have_a_row_a_line(tmp_path: Path) -> None:
+    found = {
+        "setup": "s",
+        "tuned": {"a": {"chosen": {}}},
+        "rows": [{"seed": 0, "tasks": {"x": 1.5}}, {"seed": 1}],
+    }
+    write_results(tmp_path / "s.json", found)
+    assert files.read_json(tmp_path / "s.json") == found
+    assert '{"seed": 0, "tasks": {"x": 1.5}},\n{"seed": 1}\n' in (tmp_path / "s.json").read_text()
+    write_results(tmp_path / "none.json", {"rows": []})
+    assert files.read_json(tmp_path / "none.json") == {"rows": []}
 
 
 @pytest.fixture(scope="module")

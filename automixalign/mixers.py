@@ -234,6 +234,16 @@ class Reweighting(_MultiplicativeWeights):
         self._gain(seen / np.maximum(counts, 1))
 
 
+class ResamplingOptions(AdaptiveOptions):
+    """Options of AMA-S, which draws its pairs by the weights anyway."""
+
+    @model_validator(mode="after")
+    def _allocates_already(self) -> Self:
+        if self.allocate:
+            raise ValueError("'allocate' is AMA-R's; AMA-S draws its pairs by the task weights as it is")
+        return self
+
+
 @_named("ama-s")
 class Resampling(_MultiplicativeWeights):
     """AMA-S: EXP3 (Auer et al. 2002) on the excess loss.
@@ -243,6 +253,7 @@ class Resampling(_MultiplicativeWeights):
     collapses onto one task.
     """
 
+    schema = ResamplingOptions
     every_task_each_step = False
 
     def draw(self, step: int, batch_size: int) -> Ints:

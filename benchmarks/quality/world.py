@@ -278,13 +278,6 @@ class World:
         }
 
 
-def worst(tasks: Mapping[str, Mapping[str, float]], metric: str) -> float:
-    """The worst task's value."""
-    better = leaderboard.METRICS.get(metric, "lower")
-    values = [measured[metric] for measured in tasks.values() if metric in measured]
-    return max(values) if better == "lower" else min(values)
-
-
 def say(line: str) -> None:
     """Tell the terminal, also from a worker whose output goes to a log."""
     os.write(int(os.environ.get(TERMINAL, "2")), f"{line}\n".encode())

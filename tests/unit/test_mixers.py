@@ -189,6 +189,8 @@ def test_impossible_options_are_refused_by_name() -> None:
         assert [fault["loc"] for fault in refusal.value.errors()] == [(key,)]
     with pytest.raises(ValidationError, match="no excess that 'task_clip'"):
         make("ama-r", [3, 3], raw_loss=True, task_clip=True)
+    with pytest.raises(ValidationError, match="'allocate' is AMA-R's"):
+        make("ama-s", [3, 3], allocate=True)
 
 
 def test_anneal_divides_eta_by_the_root_of_the_step() -> None:

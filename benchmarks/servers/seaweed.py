@@ -44,6 +44,7 @@ def seaweed(folder: Path, ports: list[int] | None = None) -> Iterator[Seaweed]:
 
     A server that was killed can be started again on its folder, with the same ports.
     """
+    again = ports is not None
     ports = ports or free_pairs(5)  # weed takes the port 10,000 above for gRPC
     names = ("s3.port", "master.port", "volume.port", "filer.port", "admin.port")
     environment = {
@@ -92,19 +93,26 @@ def seaweed(folder: Path, ports: list[int] | None = None) -> Iterator[Seaweed]:
     )
     server = Seaweed(process, ports, environment, client)
     try:
-        _wait_for(server, folder / "weed.log")
+        _wait_for(server, folder / "weed.log", again)
         yield server
     finally:
         server.kill()
 
 
-def _wait_for(server: Seaweed, log: Path) -> None:
+def _wait_for(server: Seaweed, log: Path, again: bool) -> None:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and server.process.poll() is None:
         try:
-            server.client.put_object(Bucket="ready", Key="ready", Body=b"")
+            if again:  # it answers a little before it finds the volumes that it had
+                _read(server)
+            server.client.put_object(Bucket="ready", Key="ready", Body=b"ready")  # an empty one takes no volume
+            _read(server)
         except (BotoCoreError, ClientError):
             time.sleep(0.1)
         else:
             return
     raise RuntimeError(f"the S3 server did not come up:\n{log.read_text()[-2000:]}")
+
+
+def _read(server: Seaweed) -> None:
+    server.client.get_object(Bucket="ready", Key="ready")["Body"].read()

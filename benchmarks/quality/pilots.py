@@ -8,15 +8,18 @@ so each was moved once: .5 to 4 times, and 1 to 3 times with eta .01 or .03. Eve
 seeds were run first; two were added when it was seen that ten cannot be told apart after the correction for
 so many arms."""
 REASONING = """Five families of reasoning-gym, limited so that a character model of 136 thousand parameters
-can learn them in part. Where the wrong answer of a sum was one too many, its specialist stayed at the
-reference (chain_sum .69, basic_arithmetic .68 against ln 2 = .693); wrong sums are now 3 to 15 off. On one
-seed the specialists' held-out losses were .12 (spell_backward), .67 (chain_sum), .25 (letter_counting), .51
-(gcd) and .42 (basic_arithmetic), but they pass no more greedy answers than the reference: a right answer is
-preferred to a wrong one, not found. 83 % of the answers of letter_counting are 1, so knowing how frequent
-answers are goes a long way there. The setup is to be made sharper before anything is concluded from it."""
+can tell right from wrong. In a first choice of them chain_sum and basic_arithmetic stayed at the reference
+(.69 and .68 against ln 2 = .693) with wrong sums that were one too many, and 83 % of the answers of
+letter_counting were 1. Now sums have three terms of one digit and wrong ones are 3 to 15 off, no answer makes
+up more than two fifths of a family, words have three or four letters, and number_filtering took
+basic_arithmetic's place. On one tuning seed the specialists' test losses are .13 (spell_backward; accuracy
+.97), .51 (number_filtering; .78), .42 (chain_sum; .80), .56 (letter_counting; .70) and .52 (gcd; .77). Greedy
+answers do not follow: a right answer is preferred to a wrong one, not found, by a base model that was trained
+for 900 steps, nor by one of 300 thousand parameters trained for 1,500 (.15, .51, .41, .56, .49)."""
 SMOLLM2 = """SmolLM2-135M-Instruct, LoRA of rank 8 in its last ten layers, bf16. With 320 pairs of at most
 128 tokens and as many pairs a prompt as there are, a specialist of honest learnt its prompts by heart (loss
 .45 in training, .73 held out, learning rate 2e-3). With at most two pairs of a prompt and 160 tokens, 55
 steps of 8 pairs gave held-out losses of .65 and .62 (helpful), .70 and .70 (harmless; accuracy .59), .59 and
-.56 (honest) at 1e-3 and 2e-3: 2e-3 was taken. Too dear to tune further: all methods train at that rate, AMA
+.56 (honest) at 1e-3 and 2e-3, of 40 pairs each; on 200 other pairs harmless had .64 and .62 (accuracy .59
+and .64). 2e-3 was taken. Too dear to tune further: all methods train at that rate, AMA
 with eta .1 (its steps are few), and merges are tuned on each seed's own validation split."""

@@ -1,12 +1,13 @@
 """Problems of the package reasoning-gym, with its own scorers, for a small character-level model.
 
 https://github.com/open-thought/reasoning-gym (Apache-2.0). A pair's chosen answer is right; the rejected
-one is mostly one too many, of a sum some more or less, of a word the word as it was. The base model has seen
-other problems of the same families with either kind of answer, so it knows the forms only.
+one is near it (see `_wrong`). The base model has seen other problems of the same families with either kind of
+answer as often: it can find the right one, and does so no more often than a plausible wrong one.
 """
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -18,25 +19,27 @@ from automixalign.verifiers import VERIFIERS
 Problem = dict[str, Any]
 """An entry of reasoning-gym: `question`, `answer`, `metadata`."""
 
-_ONE_DIGIT = {"min_digits": 1, "max_digits": 1}
 FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {
-    "spell_backward": (2000, {"min_word_len": 3, "max_word_len": 6}),
-    "chain_sum": (1000, {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}),
-    "letter_counting": (500, {"min_words": 1, "max_words": 2}),
-    "gcd": (500, {"min_numbers": 2, "max_numbers": 2, "min_value": 2, "max_value": 99}),
-    "basic_arithmetic": (
-        250,
-        {"min_terms": 2, "max_terms": 3, "allow_parentheses": False, "operators": ("+", "-"), **_ONE_DIGIT},
+    "spell_backward": (2000, {"min_word_len": 3, "max_word_len": 4}),
+    "number_filtering": (
+        1000,
+        {"min_numbers": 3, "max_numbers": 3, "min_value": 0, "max_value": 9, "max_decimals": 0},
     ),
+    "chain_sum": (500, {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1}),
+    "letter_counting": (500, {"min_words": 2, "max_words": 3}),
+    "gcd": (250, {"min_numbers": 2, "max_numbers": 2, "min_value": 2, "max_value": 99}),
 }
 """Family -> training pairs, and what its problems are limited to so that so small a model can learn them."""
-_SUMS = ("chain_sum", "basic_arithmetic")
 HELD_OUT = 500
 """Pairs of each family for validation and test."""
 BASE_ROWS = 2000
 _STREAM = 30_000
 """Problems to draw from for one seed."""
 _SECOND_MISTAKE = 0.15
+_MOST = 0.4
+"""No answer makes up more of a family: knowing how frequent answers are is to be of no use."""
+_COUNTS = (1, 2, 3, 4)
+"""What is plausible as a small number."""
 _RIGHT_ANSWERS = 0.5
 SHAPE: dict[str, Any] = {
     "hidden_size": 64,
@@ -48,6 +51,8 @@ SHAPE: dict[str, Any] = {
 }
 MAX_LENGTH = 160
 """Tokens, of which each character is one."""
+LONGEST_ANSWER = 16
+"""Tokens of three numbers in a list, with the one that ends them."""
 PREFIX = "reasoning-gym:"
 
 
@@ -92,35 +97,46 @@ def _dataset(family: str, seed: int, size: int) -> Any:
 
 
 def _problems(family: str, seed: int) -> Iterator[Problem]:
-    """Distinct problems whose right and plausible wrong answer differ."""
+    """Distinct problems whose right and plausible wrong answer differ, and no answer more than often."""
     # The package makes problem i of a seed from the number seed + i: seeds that lie closer than a stream is
     # long would have most of their problems in common.
-    dataset = _dataset(family, _STREAM * seed, _STREAM)
-    seen = set()
-    for entry in dataset:
-        word = entry["metadata"].get("word", "")
-        if entry["question"] not in seen and (not word or word.lower() != word[::-1].lower()):
+    seen: set[str] = set()
+    answers: Counter[str] = Counter()
+    for entry in _dataset(family, _STREAM * seed, _STREAM):
+        word, answer = entry["metadata"].get("word", ""), str(entry["answer"])
+        if entry["question"] in seen or (word and word.lower() == word[::-1].lower()):
+            continue
+        if answers[answer] <= _MOST * answers.total():
             seen.add(entry["question"])
+            answers[answer] += 1
             yield entry
 
 
 def _row(family: str, problem: Problem, seed: int) -> dict[str, Any]:
-    answer = str(problem["answer"])
     draw = random.Random(f"{seed}:reasoning:wrong:{problem['question']}")
-    if family == "spell_backward":
-        word = problem["metadata"]["word"]
-        wrong = word if draw.random() >= _SECOND_MISTAKE else answer[1:] + answer[0]
-    elif family in _SUMS:  # one too many is more than so small a model can tell from right
-        wrong = str(int(answer) + draw.choice([-1, 1]) * draw.randint(3, 15))
-    else:
-        wrong = str(int(answer) + (1 if draw.random() >= _SECOND_MISTAKE else draw.choice([-1, 2])))
     entry = {key: problem[key] for key in ("question", "answer", "metadata")}
     return {
         "prompt": [{"role": "user", "content": problem["question"]}],
-        "chosen": [{"role": "assistant", "content": answer}],
-        "rejected": [{"role": "assistant", "content": wrong}],
+        "chosen": [{"role": "assistant", "content": str(problem["answer"])}],
+        "rejected": [{"role": "assistant", "content": _wrong(family, problem, draw)}],
         "answer": json.dumps(entry),
     }
+
+
+def _wrong(family: str, problem: Problem, draw: random.Random) -> str:
+    answer, metadata = str(problem["answer"]), problem["metadata"]
+    if family == "spell_backward":
+        word: str = metadata["word"]
+        return word if draw.random() >= _SECOND_MISTAKE else answer[1:] + answer[0]
+    if family == "number_filtering":  # one number too many or too few
+        numbers = metadata["original_numbers"]
+        kept = [number in metadata["result"] for number in numbers]
+        place = draw.randrange(len(numbers))
+        kept[place] = not kept[place]
+        return str([number for number, keep in zip(numbers, kept, strict=True) if keep])
+    if family == "chain_sum":  # one too many is more than so small a model can tell from right
+        return str(int(answer) + draw.choice([-1, 1]) * draw.randint(3, 15))
+    return str(draw.choice([count for count in _COUNTS if count != int(answer)]))
 
 
 def _scorer(family: str) -> Any:

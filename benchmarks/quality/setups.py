@@ -184,6 +184,7 @@ def reasoning_gym(seed: int, _data: Path | None, scratch: Path) -> dict[str, Any
         "split": {"validation": 0.1, "test": 0.15, "max_validation": 200, "max_test": 300},
         "training": small_training(rank=2),
         **SMALL_RUN,
+        "evaluation": {**SMALL_RUN["evaluation"], "max_new_tokens": reasoning.LONGEST_ANSWER},
     }
 
 

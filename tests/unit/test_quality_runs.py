@@ -1,6 +1,7 @@
 """What the quality benchmark runs: store, models of a world, arms, drift, and the pairs of reasoning-gym."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -271,6 +272,16 @@ class TestReasoning:
         assert len({row["prompt"][0]["content"] for row in rows}) == len(rows)
         assert all(passes(row["chosen"][0]["content"], row["answer"]) for row in rows)
         assert not any(passes(row["rejected"][0]["content"], row["answer"]) for row in rows)
+
+    @pytest.mark.parametrize("family", reasoning.FAMILIES)
+    def test_how_frequent_an_answer_is_says_little(
+        self, family: str, pairs: dict[str, list[dict[str, Any]]]
+    ) -> None:
+        """And every answer fits into what is generated."""
+        answers = Counter(row["chosen"][0]["content"] for row in pairs[family])
+        assert max(answers.values()) < 0.42 * answers.total()
+        tokenizer = build_tokenizer()
+        assert max(len(tokenizer(answer)["input_ids"]) for answer in answers) < reasoning.LONGEST_ANSWER
 
     def test_they_depend_on_the_seed_alone(
         self, pairs: dict[str, list[dict[str, Any]]], tmp_path: Path

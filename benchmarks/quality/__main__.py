@@ -4,7 +4,8 @@
 
 Hyperparameters are chosen by the worst-task excess on the validation splits of seeds of their own; then every
 arm runs once on each reported seed and is measured on its test split. What was finished in the output folder
-is not done again, so that a sweep can be ended and goes on. `python -m benchmarks.quality.page` makes the page.
+is not done again, so that a sweep can be ended and goes on; seeds that FILE holds already, of the same
+experiment and arms, are kept. `python -m benchmarks.quality.page` makes the page.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from automixalign import leaderboard
+from automixalign import files, leaderboard
 from benchmarks.quality import sweep
 from benchmarks.quality.setups import SETUPS
 from benchmarks.quality.statistics import interval
@@ -28,14 +29,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--setup", choices=SETUPS, required=True)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="results; those that it holds already are not made again")
     parser.add_argument("--data", type=Path, help="folder with TASK.jsonl, for the setups on real pairs")
     parser.add_argument("--output", type=Path, default=Path("runs/quality"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="seeds at a time, a process each")
     options = parser.parse_args()
+    before = files.read_json(options.json) if options.json and options.json.exists() else None
     with sweep.pool(options.jobs, options.output) as workers:
-        found = sweep.run(options.setup, options.seeds, options.data, options.output, workers)
-    found["command"] = f"python -m benchmarks.quality --setup {options.setup} --seeds {options.seeds}" + (
+        found = sweep.run(options.setup, options.seeds, options.data, options.output, workers, before)
+    found["command"] = f"python -m benchmarks.quality --setup {options.setup} --seeds {len(found['seeds'])}" + (
         " --data FOLDER" if options.data else ""
     )
     _show(options.setup, found)

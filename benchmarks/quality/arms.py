@@ -129,13 +129,21 @@ UNTUNED = (
     Arm("standard", "standard"),
     Arm("uniform", "uniform"),
     Arm("uniform-clip", "uniform-clip"),
-    Arm("ama-r", "ama-r", {"eta": 0.1}),
-    Arm("ama-s", "ama-s", {"eta": 0.1}),
+    Arm("ama-r", "ama-r", {"eta": 0.2}),
+    Arm("ama-s", "ama-s", {"eta": 0.2}),
 )
-"""For setups that are too dear to tune: what differs is the way of mixing alone."""
+"""For setups that are too dear to tune: what differs is the way of mixing alone.
+
+`synthetic-conflict` chose etas of .01 and .03 for 400 steps: eta times steps is 4 to 12, and 8 for 40 steps.
+"""
 FEW_MERGES = (
     Merge("linear", "linear"),
     Merge("ties", "ties"),
     Merge("linear-tuned", "linear", weights=(2.0,)),
     Merge("task_arithmetic-tuned", "task_arithmetic", tuple({"lambda": scale} for scale in (0.3, 0.5, 0.8))),
 )
+OWN_MERGES = (
+    Merge("ties", "ties"),
+    Merge("task_arithmetic-tuned", "task_arithmetic", tuple({"lambda": scale} for scale in (0.3, 0.5, 0.8))),
+)
+"""Tuned on each seed's own validation split."""

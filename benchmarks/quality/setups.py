@@ -32,6 +32,8 @@ class Setup:
     generalists: tuple[Arm, ...]
     merges: tuple[Merge, ...]
     tuning_seeds: tuple[int, ...] = ()
+    drift_pairs: int = 32
+    """Test pairs of each task along which the drift is measured."""
     verifiers: Callable[[], Mapping[str, str]] = dict
     """Registers those that the configuration has no name for; task -> verifier."""
 
@@ -89,7 +91,7 @@ def synthetic(sizes: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-PREFERENCES = {"helpful": 160, "harmless": 160, "honest": 160, "reasoning": 224}
+PREFERENCES = {"helpful": 160, "harmless": 112, "honest": 112, "reasoning": 192}
 """Tokens of the prompt and the longer answer of a pair that takes part."""
 PER_PROMPT = 2
 """So many pairs of one prompt take part: repeated prompts are learnt by heart."""
@@ -116,9 +118,9 @@ def smollm2(*names: str) -> Callable[[int, Path | None, Path], dict[str, Any]]:
             "split": {
                 "validation": 0.1,
                 "test": 0.2,
-                "max_train": 560,
-                "max_validation": 40,
-                "max_test": 100,
+                "max_train": 280,
+                "max_validation": 24,
+                "max_test": 64,
             },
             "training": {
                 "batch_size": 8,
@@ -137,7 +139,7 @@ def smollm2(*names: str) -> Callable[[int, Path | None, Path], dict[str, Any]]:
                 },
                 "checkpoint_every": 0,
             },
-            "budget": {"specialist": {"steps": 55}, "generalist": {"steps": 60}},
+            "budget": {"specialist": {"steps": 35}, "generalist": {"steps": 40}},
             "evaluation": {"batch_size": 16, "precision": "bf16", "generate": False},
         }
 
@@ -215,15 +217,23 @@ SETUPS = {
             (*arms.BASELINES, *arms.AMA, *arms.TOTAL, *arms.HELD),
             arms.FEW_MERGES,
             TUNING_SEEDS[:2],
-            reasoning.register,
+            verifiers=reasoning.register,
         ),
         Setup(
             "smollm2-hhh",
             pilots.SMOLLM2,
             smollm2("helpful", "harmless", "honest"),
             arms.UNTUNED,
-            arms.FEW_MERGES,
+            arms.OWN_MERGES,
+            drift_pairs=8,
         ),
-        Setup("smollm2-four", pilots.SMOLLM2, smollm2(*PREFERENCES), arms.UNTUNED, arms.FEW_MERGES),
+        Setup(
+            "smollm2-four",
+            pilots.SMOLLM2,
+            smollm2(*PREFERENCES),
+            arms.UNTUNED,
+            arms.OWN_MERGES,
+            drift_pairs=8,
+        ),
     )
 }

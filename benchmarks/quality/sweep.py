@@ -1,10 +1,12 @@
 """Tune the arms of a setup, then run them all on every seed: a process works on a seed at a time."""
 
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -48,23 +50,63 @@ def _to_log(logs: Path) -> None:
     os.dup2(log.fileno(), 2)
 
 
-def run(name: str, seeds: int, data: Path | None, output: Path, workers: ProcessPoolExecutor) -> dict[str, Any]:
-    """Everything that a results file holds, but the command."""
+def run(
+    name: str,
+    seeds: int,
+    data: Path | None,
+    output: Path,
+    workers: ProcessPoolExecutor,
+    before: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Everything that a results file holds, but the command.
+
+    Args:
+        before: what a results file holds: of the same experiment and arms, its tuning and its seeds are taken.
+    """
+    setup = SETUPS[name]
+    head = {
+        "setup": name,
+        "experiment": _without_places(setup, data, output),
+        "arms": [_plain(arm) for arm in (*setup.generalists, *setup.merges)],
+        "tuning_seeds": list(setup.tuning_seeds),
+    }
+    if before and any(before.get(key) != value for key, value in head.items()):
+        print(f"the results there are of another experiment than {name} is now: made anew", file=sys.stderr)
+        before = None
+    tasks = [task["name"] for task in head["experiment"]["tasks"]]
+    tuned = before["tuned"] if before else _tuned(name, tasks, data, output, workers)
+    chosen = _chosen(setup, tuned)
+    rows = list(before["rows"]) if before else []
+    known = {row["seed"] for row in rows}
+    new = [seed for seed in range(seeds) if seed not in known]
+    rows += [row for found in workers.map(partial(_measured, name, data, output, chosen), new) for row in found]
+    rows.sort(key=lambda row: row["seed"])
+    return {
+        **head,
+        "pilot": setup.pilot,
+        "seeds": list(dict.fromkeys(row["seed"] for row in rows)),
+        "tuned": tuned,
+        "rows": rows,
+    }
+
+
+def _tuned(
+    name: str, tasks: list[str], data: Path | None, output: Path, workers: ProcessPoolExecutor
+) -> dict[str, dict[str, Any]]:
+    """Of each arm that is tuned, what was tried and chosen."""
     setup, tuned = SETUPS[name], {}
-    tasks = [task["name"] for task in _without_places(setup, data, output)["tasks"]]
-    chosen: Chosen = {}
     for stage in (False, True):  # first the arms that others take over from
         arms = [
             arm
             for arm in (*setup.generalists, *setup.merges)
             if arm.tries(tasks)[1:] and (isinstance(arm, Arm) and arm.like is not None) == stage
         ]
-        tried = list(workers.map(partial(_tried, name, data, output, arms, chosen), setup.tuning_seeds))
+        call = partial(_tried, name, data, output, arms, _chosen(setup, tuned))
+        tried = list(workers.map(call, setup.tuning_seeds)) if arms else []
         for arm in arms if tried else ():
             candidates = arm.tries(tasks)
             means = [fmean(seed[arm.name][place] for seed in tried) for place in range(len(candidates))]
             best = candidates[means.index(min(means))]
-            chosen[arm.name] = {**_taken_over(arm, chosen), **best}
             tuned[arm.name] = {
                 "chosen": best,
                 "tried": [
@@ -73,20 +115,18 @@ def run(name: str, seeds: int, data: Path | None, output: Path, workers: Process
                 ],
             }
             print(f"{arm.name}: {best} of {len(means)}, validation {min(means):.4f}", file=sys.stderr)
-    rows = [
-        row
-        for found in workers.map(partial(_measured, name, data, output, chosen), range(seeds))
-        for row in found
-    ]
-    return {
-        "setup": name,
-        "pilot": setup.pilot,
-        "experiment": _without_places(setup, data, output),
-        "seeds": list(range(seeds)),
-        "tuning_seeds": list(setup.tuning_seeds),
-        "tuned": tuned,
-        "rows": rows,
-    }
+    return tuned
+
+
+def _chosen(setup: Setup, tuned: Mapping[str, Mapping[str, Any]]) -> Chosen:
+    """Of each tuned arm its options, over those of the arm that it is like."""
+    best = {name: dict(found["chosen"]) for name, found in tuned.items()}
+    arms = [arm for arm in (*setup.generalists, *setup.merges) if arm.name in best]
+    return {arm.name: {**_taken_over(arm, best), **best[arm.name]} for arm in arms}
+
+
+def _plain(arm: Arm | Merge) -> Any:
+    return json.loads(json.dumps(asdict(arm)))
 
 
 def _taken_over(arm: Arm | Merge, chosen: Mapping[str, Options]) -> Options:
@@ -114,7 +154,7 @@ def world(
     if steps is not None:
         budget = experiment.budget.model_copy(update={"specialist": Budget(steps=steps)})
         experiment = experiment.model_copy(update={"budget": budget})
-    return World(Store(output / "store"), experiment, setup.verifiers())
+    return World(Store(output / "store"), experiment, setup.verifiers(), drift_pairs=setup.drift_pairs)
 
 
 def _tried(

@@ -29,8 +29,6 @@ from benchmarks.quality.arms import Arm, Merge, Options
 from benchmarks.quality.drift import drift
 from benchmarks.quality.store import Store
 
-DRIFT_PAIRS = 32
-"""Test pairs of each task along which the drift is measured."""
 _REFERENCE = "reference"
 _ROW, _MODEL, _TRAJECTORY = "row.json", "model", "trajectory.jsonl"
 
@@ -43,6 +41,7 @@ class World:
         verifiers: task -> verifier, where the configuration has no name for it.
         base_tasks: synthetic tasks whose forms a base model that is trained here learns, where not the
             experiment's own.
+        drift_pairs: test pairs of each task along which the drift is measured.
     """
 
     def __init__(
@@ -51,9 +50,10 @@ class World:
         experiment: Experiment,
         verifiers: Mapping[str, str] | None = None,
         base_tasks: list[str] | None = None,
+        drift_pairs: int = 32,
     ) -> None:
         self.store, self.experiment = store, experiment
-        self.base_tasks = base_tasks
+        self.base_tasks, self.drift_pairs = base_tasks, drift_pairs
         self.tasks = [task.name for task in experiment.tasks]
         self.verifiers = dict(verifiers or {})
         sources = {task.name: _content(task.source) for task in experiment.tasks}
@@ -263,7 +263,10 @@ class World:
             files.write_json(new / _ROW, row)
             say(f"seed {self.experiment.seed}: {name} in {time.monotonic() - started:.0f} s")
 
-        folder = self.store.made("run", [name, family, settings, list(splits), data, *inputs], build)
+        inputs = [name, family, settings, list(splits), data, *inputs]
+        if TEST in splits:
+            inputs.append(self.drift_pairs)
+        folder = self.store.made("run", inputs, build)
         row: dict[str, Any] = files.read_json(folder / _ROW)
         return {"arm": name, "family": family, **row, "folder": folder}
 
@@ -273,7 +276,7 @@ class World:
         data, _ = self.joint
         precision = self.plan.evaluation.evaluation.precision
         return {
-            task: drift(policy, reference, read_split(data, task, TEST).slice(0, DRIFT_PAIRS), precision)
+            task: drift(policy, reference, read_split(data, task, TEST).slice(0, self.drift_pairs), precision)
             for task in self.tasks
         }
 

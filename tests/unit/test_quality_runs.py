@@ -1,8 +1,9 @@
 """What the quality benchmark runs: store, models of a world, arms, drift, and the pairs of reasoning-gym."""
 
+import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -248,12 +249,32 @@ def test_a_sweep_tunes_on_validation_and_reports_each_seed(
         )
     ]
     assert str(tmp_path) not in json.dumps(found)
+    # What a file holds is kept, tuning and seeds, without anything of the folder that it was made in.
+    here = Here()
+    before = json.loads(json.dumps({**found, "rows": [row for row in found["rows"] if row["seed"] == 1]}))
+    before["rows"][0]["seconds"] = 1234.5
+    more = sweep.run("tiny", 2, None, tmp_path / "new", here, before)  # type: ignore[arg-type]
+    assert here.done == [0]
+    assert more["tuned"] == found["tuned"]
+    assert [(row["seed"], row["arm"]) for row in more["rows"]] == [
+        (row["seed"], row["arm"]) for row in found["rows"]
+    ]
+    for row, same in zip(more["rows"], found["rows"], strict=True):
+        assert row["tasks"] == same["tasks"]
+    assert 1234.5 in [row["seconds"] for row in more["rows"]]
+    # Of other arms, nothing is.
+    monkeypatch.setitem(setups.SETUPS, "tiny", dataclasses.replace(setup, generalists=setup.generalists[1:]))
+    assert sweep.run("tiny", 0, None, tmp_path, here, before)["rows"] == []  # type: ignore[arg-type]
 
 
 class Here:
-    """Works in this process, as the pool's processes do."""
+    """Works in this process, as the pool's processes do; knows the seeds that it was given."""
 
-    def map(self, call: Callable[..., object], *items: object) -> list[object]:
+    def __init__(self) -> None:
+        self.done: list[object] = []
+
+    def map(self, call: Callable[..., object], *items: Sequence[object]) -> list[object]:
+        self.done += items[0]
         return [call(*each) for each in zip(*items, strict=True)]
 
 

@@ -3,8 +3,9 @@
     python -m benchmarks.quality.capacity_map --seeds N [--json FILE] [--output runs/quality]
 
 The tasks are those of `synthetic-conflict` and their mirror images, the first 3, 5 or 8; the base model knows
-the forms of all eight. Nothing is tuned: eta and c are AMA-R's defaults, the learning rate is the setup's, for
-LoRA of every rank; full fine-tuning takes a fifth of it.
+the forms of all eight. Seeds that FILE holds already, of the same experiment, are kept. Nothing is tuned: eta
+and c are AMA-R's defaults, the learning rate is the setup's, for LoRA of every rank; full fine-tuning takes a
+fifth of it.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from automixalign import leaderboard
+from automixalign import files, leaderboard
 from automixalign.config import parse
 from automixalign.data.split import TEST
 from benchmarks.quality import sweep
@@ -49,14 +50,31 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/quality"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    seeds = range(options.seeds)
+    rows = known(options.json)
+    new = [seed for seed in range(options.seeds) if seed not in {row["seed"] for row in rows}]
     with sweep.pool(options.jobs, options.output) as workers:
-        units = [(seed, capacity) for seed in seeds for capacity in CAPACITIES]
-        rows = [row for found in workers.map(partial(_cells, options.output), units) for row in found]
-    print(f"{len(rows)} runs; they lie in {options.output}", file=sys.stderr)
+        units = [(seed, capacity) for seed in new for capacity in CAPACITIES]
+        rows += [row for found in workers.map(partial(_cells, options.output), units) for row in found]
+    rows.sort(key=lambda row: int(row["seed"]))
+    seeds = list(dict.fromkeys(row["seed"] for row in rows))
+    print(f"{len(rows)} runs; the new ones lie in {options.output}", file=sys.stderr)
     if options.json:
-        command = f"python -m benchmarks.quality.capacity_map --seeds {options.seeds}"
-        write_results(options.json, {"command": command, "seeds": list(seeds), "rows": rows})
+        command = f"python -m benchmarks.quality.capacity_map --seeds {len(seeds)}"
+        write_results(options.json, {"command": command, **_settings(), "seeds": seeds, "rows": rows})
+
+
+def known(file: Path | None) -> list[dict[str, Any]]:
+    """The rows of a results file, if there is one and its settings are what they are now."""
+    found: dict[str, Any] = files.read_json(file) if file and file.exists() else {"rows": []}
+    if found["rows"] and any(found.get(key) != value for key, value in _settings().items()):
+        print(f"{file} is of another experiment: made anew", file=sys.stderr)
+        return []
+    return list(found["rows"])
+
+
+def _settings() -> dict[str, Any]:
+    """What all cells have in common, shown by the largest of them."""
+    return {"experiment": experiment(0, CAPACITIES[0], TASKS[-1], STEPS[-1])}
 
 
 def _cells(output: Path, unit: tuple[int, int | str]) -> list[dict[str, Any]]:

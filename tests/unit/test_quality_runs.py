@@ -22,6 +22,7 @@ from benchmarks import tiny
 from benchmarks.quality import arms, capacity_map, reasoning, setups, sweep
 from benchmarks.quality.arms import Arm, Merge
 from benchmarks.quality.drift import drift
+from benchmarks.quality.page import RESULTS
 from benchmarks.quality.store import Store, write_results
 from benchmarks.quality.world import World
 
@@ -214,6 +215,16 @@ def test_every_cell_of_the_map_is_a_configuration(capacity: int | str) -> None:
         assert [task.name for task in found.tasks] == list(capacity_map.SIZES)[:count]
         assert found.budget.generalist.steps == 100
         assert (found.training.lora is None) == (capacity == "full")
+
+
+def test_the_map_goes_on_from_the_seeds_of_the_same_experiment(tmp_path: Path) -> None:
+    """The committed file is of the experiment that the code has now."""
+    assert capacity_map.known(None) == capacity_map.known(tmp_path / "none.json") == []
+    committed = files.read_json(RESULTS / "map.json")
+    assert capacity_map.known(RESULTS / "map.json") == committed["rows"] != []
+    committed["experiment"]["training"]["beta"] = 0.7
+    files.write_json(tmp_path / "other.json", committed)
+    assert capacity_map.known(tmp_path / "other.json") == []
 
 
 def test_a_sweep_tunes_on_validation_and_reports_each_seed(

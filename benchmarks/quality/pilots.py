@@ -16,10 +16,13 @@ basic_arithmetic's place. On one tuning seed the specialists' test losses are .1
 .97), .51 (number_filtering; .78), .42 (chain_sum; .80), .56 (letter_counting; .70) and .52 (gcd; .77). Greedy
 answers do not follow: a right answer is preferred to a wrong one, not found, by a base model that was trained
 for 900 steps, nor by one of 300 thousand parameters trained for 1,500 (.15, .51, .41, .56, .49)."""
-SMOLLM2 = """SmolLM2-135M-Instruct, LoRA of rank 8 in its last ten layers, bf16. With 320 pairs of at most
-128 tokens and as many pairs a prompt as there are, a specialist of honest learnt its prompts by heart (loss
-.45 in training, .73 held out, learning rate 2e-3). With at most two pairs of a prompt and 160 tokens, 55
-steps of 8 pairs gave held-out losses of .65 and .62 (helpful), .70 and .70 (harmless; accuracy .59), .59 and
-.56 (honest) at 1e-3 and 2e-3, of 40 pairs each; on 200 other pairs harmless had .64 and .62 (accuracy .59
-and .64). 2e-3 was taken. Too dear to tune further: all methods train at that rate, AMA
-with eta .1 (its steps are few), and merges are tuned on each seed's own validation split."""
+SMOLLM2 = """SmolLM2-135M-Instruct, LoRA of rank 8 in its last ten layers, bf16. With 320 pairs of at most 128
+tokens and as many pairs a prompt as there are, a specialist of honest learnt its prompts by heart (loss .45
+in training, .73 held out, learning rate 2e-3). With at most two pairs of a prompt and 160 tokens, 55 steps of
+8 pairs gave held-out losses of .65 and .62 (helpful), .70 and .70 (harmless; accuracy .59), .59 and .56
+(honest) at 1e-3 and 2e-3, of 40 pairs each; on 200 other pairs harmless had .64 and .62 (accuracy .59 and
+.64). 2e-3 was taken. A seed of that size takes an hour of a core, so the sizes were cut: pairs of harmless
+and honest of at most 112 tokens, 280 pairs of a task to train on, 24 to tune merges on, 64 to test, 35 steps
+for a specialist (one pass) and 40 for a generalist. Too dear to tune: all methods train at that rate, AMA
+with eta .2 (times 40 steps is 8; `synthetic-conflict` chose 4 to 12), and merges are tuned on each seed's own
+validation split."""

@@ -137,8 +137,8 @@ class AdaptiveOptions(Options):
     """Options of AMA-R and AMA-S. Those that are off by default depart from the paper: they are ablations."""
 
     eta: NonNegative = 0.03
-    """Step size of the weights. 0 keeps them uniform; from 1 on they are unstable. Over 400 steps at a tuned
-    learning rate, AMA-S did best with .03 and AMA-R with .01 (benchmarks/results/quality.md)."""
+    """Step size of the weights. 0 keeps them uniform; from 1 on they are unstable. Tuned over 400 steps, AMA-R
+    took .01 on one setup and .03 on another, AMA-S the other way round (benchmarks/results/quality.md)."""
     c: Fraction = 0.1
     """Smoothing: every task keeps at least c/k of the weight. From .05 to .3 it hardly matters to AMA-R where
     eta is small, and a larger c makes up for a large eta (benchmarks/results/quality.md)."""
@@ -152,12 +152,15 @@ class AdaptiveOptions(Options):
     allocate: Flag = False
     """AMA-R: a step holds about alpha_i B pairs of task i, at least one, in place of B/k. The objective is the
     same, but a heavy task is no longer a few pairs with large weights, whose gradient is mostly noise
-    (proportional allocation, Neyman 1934; An et al. 2021, arXiv 2009.13447)."""
+    (proportional allocation, Neyman 1934; An et al. 2021, arXiv 2009.13447). It left the worst task closer to
+    its specialist on the setup it was found on and on one that had no part in that
+    (benchmarks/results/quality.md)."""
     average_alpha: Flag = False
     """Mix by the mean of alpha over the run so far in place of its latest value."""
     task_clip: Flag = False
     """Show the update max(mean_i(L - L_i), 0), clipped once a task. Clipped once an example, the noise of a
-    task's labels counts as excess. It made no difference that could be told (benchmarks/results/quality.md)."""
+    task's labels counts as excess. It made no difference that could be told on two setups
+    (benchmarks/results/quality.md)."""
     unclipped_gradient: Flag = False
     """Train on L - L_i, also where the specialist is worse; the update still sees the clipped excess. Worse
     than the clipped gradient where labels are noisy (benchmarks/results/quality.md)."""

@@ -129,12 +129,12 @@ UNTUNED = (
     Arm("standard", "standard"),
     Arm("uniform", "uniform"),
     Arm("uniform-clip", "uniform-clip"),
-    Arm("ama-r", "ama-r", {"eta": 0.2}),
-    Arm("ama-s", "ama-s", {"eta": 0.2}),
+    Arm("ama-r", "ama-r", {"eta": 0.1}),
+    Arm("ama-s", "ama-s", {"eta": 0.1}),
 )
 """For setups that are too dear to tune: what differs is the way of mixing alone.
 
-`synthetic-conflict` chose etas of .01 and .03 for 400 steps: eta times steps is 4 to 12, and 8 for 40 steps.
+The tuned setups chose etas of .01 and .03 for 400 steps: eta times steps is 4 to 12, and 6 for 60 steps.
 """
 FEW_MERGES = (
     Merge("linear", "linear"),

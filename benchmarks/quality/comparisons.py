@@ -49,6 +49,13 @@ def with_rivals(setup: Setup, measure: Measure) -> list[Comparison]:
     return compared(setup, [(arm, rival) for arm in AMA for rival in rivals], measure)
 
 
+def with_plain(setup: Setup, measure: Measure) -> list[Comparison]:
+    """Each way of departing from AMA-R against AMA-R as it is published."""
+    plain = AMA[0]
+    arms = [arm for arm in setup.arms("generalist") if arm.startswith(f"{plain}-")]
+    return compared(setup, [(arm, plain) for arm in arms], measure)
+
+
 def second_measure(setup: Setup) -> Measure:
     """What is compared besides the worst excess: worst generation where there is one, else worst accuracy."""
     return Measure("generation" if setup.has("generation") else "accuracy", "worst")

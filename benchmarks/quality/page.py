@@ -136,6 +136,7 @@ def _section(setup: Setup, folder: str) -> list[str]:
         *tables.arms(setup),
         *([plot, "", *uniform] if uniform else []),
         *tables.against_rivals(setup),
+        *tables.against_plain(setup),
         *tables.tuned(setup),
         *tables.task_by_task(setup),
         *tables.late(setup),

@@ -15,14 +15,20 @@ up more than two fifths of a family, words have three or four letters, and numbe
 basic_arithmetic's place. On one tuning seed the specialists' test losses are .13 (spell_backward; accuracy
 .97), .51 (number_filtering; .78), .42 (chain_sum; .80), .56 (letter_counting; .70) and .52 (gcd; .77). Greedy
 answers do not follow: a right answer is preferred to a wrong one, not found, by a base model that was trained
-for 900 steps, nor by one of 300 thousand parameters trained for 1,500 (.15, .51, .41, .56, .49)."""
+for 900 steps, nor by one of 300 thousand parameters trained for 1,500 (.15, .51, .41, .56, .49). Five seeds
+were run first; five were added when it was seen that five cannot be told apart after the correction for so
+many arms."""
 SMOLLM2 = """SmolLM2-135M-Instruct, LoRA of rank 8 in its last ten layers, bf16. With 320 pairs of at most 128
 tokens and as many pairs a prompt as there are, a specialist of honest learnt its prompts by heart (loss .45
 in training, .73 held out, learning rate 2e-3). With at most two pairs of a prompt and 160 tokens, 55 steps of
-8 pairs gave held-out losses of .65 and .62 (helpful), .70 and .70 (harmless; accuracy .59), .59 and .56
-(honest) at 1e-3 and 2e-3, of 40 pairs each; on 200 other pairs harmless had .64 and .62 (accuracy .59 and
-.64). 2e-3 was taken. A seed of that size takes an hour of a core, so the sizes were cut: pairs of harmless
-and honest of at most 112 tokens, 280 pairs of a task to train on, 24 to tune merges on, 64 to test, 35 steps
-for a specialist (one pass) and 40 for a generalist. Too dear to tune: all methods train at that rate, AMA
-with eta .2 (times 40 steps is 8; `synthetic-conflict` chose 4 to 12), and merges are tuned on each seed's own
-validation split."""
+8 pairs at 2e-3 gave held-out losses of .56 (honest; 40 pairs) and, on two tuning seeds, .62 and .67
+(harmless; 150 pairs each, accuracy .64 and .58). The specialist of helpful does not beat the reference in any
+of the ways that were tried: .71 (accuracy .41; 81 pairs of the second seed, at most 224 tokens, .29 in
+training), .69 and .74 (.57 and .48; 74 and 71 pairs of two seeds, those of PandaLM alone, five of a prompt,
+.17 in training), .69 (.51; 180 pairs, up to 512 tokens, all that there are, 75 steps at 1e-3). An earlier .62
+was of 40 pairs of one seed. It learns its 240 to 620 pairs by heart and nothing of others. So these setups do
+not count yet: with a specialist that knows training pairs only, AMA chases an excess that no held-out pair
+shows (in one run of 40 steps helpful had .45 of AMA-R's weight, with a specialist at .73 held out). They want
+more pairs for helpful, and an hour of a core for each seed. Nothing is tuned in them: all methods train at
+2e-3, AMA with eta .1 (times 60 steps is 6; the tuned setups chose 4 to 12), and merges are tuned on each
+seed's own validation split."""

@@ -91,7 +91,7 @@ def synthetic(sizes: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-PREFERENCES = {"helpful": 160, "harmless": 112, "honest": 112, "reasoning": 192}
+PREFERENCES = {"helpful": 160, "harmless": 160, "honest": 160, "reasoning": 224}
 """Tokens of the prompt and the longer answer of a pair that takes part."""
 PER_PROMPT = 2
 """So many pairs of one prompt take part: repeated prompts are learnt by heart."""
@@ -118,9 +118,9 @@ def smollm2(*names: str) -> Callable[[int, Path | None, Path], dict[str, Any]]:
             "split": {
                 "validation": 0.1,
                 "test": 0.2,
-                "max_train": 280,
-                "max_validation": 24,
-                "max_test": 64,
+                "max_train": 560,
+                "max_validation": 40,
+                "max_test": 100,
             },
             "training": {
                 "batch_size": 8,
@@ -139,7 +139,7 @@ def smollm2(*names: str) -> Callable[[int, Path | None, Path], dict[str, Any]]:
                 },
                 "checkpoint_every": 0,
             },
-            "budget": {"specialist": {"steps": 35}, "generalist": {"steps": 40}},
+            "budget": {"specialist": {"steps": 55}, "generalist": {"steps": 60}},
             "evaluation": {"batch_size": 16, "precision": "bf16", "generate": False},
         }
 

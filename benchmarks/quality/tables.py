@@ -8,6 +8,7 @@ from benchmarks.quality.comparisons import (
     Comparison,
     compared,
     second_measure,
+    with_plain,
     with_rivals,
     with_uniform,
 )
@@ -79,6 +80,12 @@ def against_rivals(setup: Setup) -> list[str]:
     if merge := setup.best_tuned_merge():
         text += f" Of the tuned merges, `{merge}`\nis the best by these very numbers, which is in its favour."
     return _paired(setup, text, with_rivals(setup, WORST_EXCESS), with_rivals(setup, second_measure(setup)))
+
+
+def against_plain(setup: Setup) -> list[str]:
+    """The paired comparisons of AMA-R's options with AMA-R without them."""
+    text = "AMA-R with an option, or without a part, minus AMA-R, seed by seed; p corrected over the rows."
+    return _paired(setup, text, with_plain(setup, WORST_EXCESS), with_plain(setup, second_measure(setup)))
 
 
 def _paired(setup: Setup, text: str, excess: Sequence[Comparison], second: Sequence[Comparison]) -> list[str]:

@@ -5,13 +5,14 @@ import json
 import re
 import warnings
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 
 from benchmarks.quality import page, plots, shown, tables
 from benchmarks.quality.capacity import CapacityMap, Cell
-from benchmarks.quality.comparisons import with_rivals, with_uniform
+from benchmarks.quality.comparisons import with_plain, with_rivals, with_uniform
 from benchmarks.quality.measured import WORST_EXCESS, Measure, Setup
 
 SEEDS = range(5)
@@ -156,6 +157,14 @@ def test_the_comparison_with_rivals(setup: Setup) -> None:
     ]
     assert found[2].paired.difference.mean == pytest.approx(0.1 - 0.15)
     assert {each.corrected for each in found} == {8 * 0.0625}
+
+
+def test_the_comparison_with_plain_ama_r(setup: Setup) -> None:
+    (found,) = with_plain(setup, WORST_EXCESS)
+    assert (found.arm, found.baseline) == ("ama-r-odd", "ama-r")
+    odd, plain = (setup.values(arm, WORST_EXCESS) for arm in ("ama-r-odd", "ama-r"))
+    assert found.paired.difference.mean == pytest.approx(fmean(odd[seed] - plain[seed] for seed in SEEDS))
+    assert "| `ama-r-odd` - `ama-r` |" in "\n".join(tables.against_plain(setup))
 
 
 def test_arms_are_paired_by_seed_and_not_by_place(tmp_path: Path) -> None:

@@ -140,12 +140,16 @@ CHANGES: dict[str, tuple[Callable[[World], None], set[str]]] = {
     "a version": (other_version, ALL),
     "relevant environment": (variable("ATEN_CPU_CAPABILITY", "default"), ALL),
     "irrelevant environment": (variable("EDITOR", "ed"), set()),
-    # Trained again, it is the same to the last bit, but its metadata say how long it took: what reads them runs
-    # again and makes the same, and there it ends.
-    "a deleted file": (deleted_file, {*OWN, "gather_specialists", "compare"}),
-    "an altered file": (flipped_bit, {*AMA_R, "compare"}),
+    "a deleted file": (deleted_file, {"train_specialist own"}),
+    "an altered file": (flipped_bit, {"train_generalist ama-r"}),
     "a deleted result": (deleted_result, {"reference_logps"}),
 }
+MAY: dict[str, set[str]] = {
+    "a deleted file": {*OWN, "gather_specialists", "compare"},
+    "an altered file": {*AMA_R, "compare"},
+}
+"""What a change may run besides. A model trained again is the same to the last bit, but its metadata say how
+long it took: unless that is the same to a tenth of a second, what reads them runs again, and makes the same."""
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +231,8 @@ def test_a_change_runs_again_what_depends_on_it_and_nothing_else(
     try:
         world = World(folder, copy.deepcopy(experiment), monkeypatch)
         change(world)
-        assert run(folder, "again", world.experiment, monkeypatch) == expected
+        ran = run(folder, "again", world.experiment, monkeypatch)
+        assert expected <= ran <= expected | MAY.get(name, set())
         board = {path.name: path for path, _ in artifacts(folder / "again")}["leaderboard"]
         assert {entry["model"] for entry in files.read_json(board)} >= {"reference", "specialist-own", "ama-r"}
     finally:

@@ -229,6 +229,7 @@ def _without_places(setup: Setup, data: Path | None, output: Path) -> dict[str, 
     experiment = setup.configured(0, data, output / "sources").model_dump(
         mode="json", exclude_defaults=True, exclude={"methods", "seed"}
     )
-    for task in experiment["tasks"]:
-        task["source"] = Path(task["source"]).name
+    base = experiment["base_model"]
+    for source in (*experiment["tasks"], *([base] if Path(base["source"]).is_relative_to(output) else [])):
+        source["source"] = Path(source["source"]).name
     return experiment

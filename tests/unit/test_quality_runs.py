@@ -217,6 +217,17 @@ def test_every_cell_of_the_map_is_a_configuration(capacity: int | str) -> None:
         assert (found.training.lora is None) == (capacity == "full")
 
 
+def test_results_name_no_place_of_this_machine(tmp_path: Path) -> None:
+    """Neither of a task's pairs, nor of a base model that was made for the seed."""
+    data = tiny.experiment()
+    data["base_model"] = {"source": str(tmp_path / "sources" / "base" / "abc")}
+    data["tasks"] = [{"name": "one", "source": "/elsewhere/one.jsonl"}]
+    setup = setups.Setup("tiny", "", lambda _seed, _data, _scratch: data, (), ())
+    kept = sweep._without_places(setup, None, tmp_path)
+    assert kept["base_model"]["source"] == "abc"
+    assert [task["source"] for task in kept["tasks"]] == ["one.jsonl"]
+
+
 def test_the_map_goes_on_from_the_seeds_of_the_same_experiment(tmp_path: Path) -> None:
     """The committed file is of the experiment that the code has now."""
     assert capacity_map.known(None) == capacity_map.known(tmp_path / "none.json") == []

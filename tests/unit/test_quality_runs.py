@@ -207,6 +207,25 @@ class TestArms:
             setups.SETUPS["smollm2-hhh"].configured(0, None, tmp_path)
 
 
+def test_which_preference_pairs_take_part(tmp_path: Path) -> None:
+    """Of the named source, short enough, and of a prompt the first few."""
+
+    def row(prompt: str, chosen: str, source: str) -> dict[str, Any]:
+        return {
+            "prompt": [{"role": "user", "content": prompt}],
+            "chosen": [{"role": "assistant", "content": chosen}],
+            "rejected": [{"role": "assistant", "content": "No."}],
+            "source": source,
+        }
+
+    kept = [row("a", "One.", "X/1"), row("a", "Two.", "X/2"), row("b", "Three.", "X/1")]
+    others = [row("a", "Four.", "X/1"), row("b", "word " * 200, "X/1"), row("c", "Five.", "Y")]
+    files.write_jsonl(tmp_path / "task.jsonl", [*kept[:2], *others, kept[2]])
+    (tmp_path / "scratch").mkdir()
+    chosen = setups._chosen(tmp_path / "task.jsonl", tmp_path / "scratch", setups.Pairs(100, 2, "X"))
+    assert files.read_jsonl(chosen) == kept
+
+
 @pytest.mark.parametrize("capacity", capacity_map.CAPACITIES)
 def test_every_cell_of_the_map_is_a_configuration(capacity: int | str) -> None:
     """Fewer tasks are the first of more, so that specialists are shared."""

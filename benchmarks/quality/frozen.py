@@ -1,0 +1,100 @@
+"""What a base model's first layers give of a pair is computed once, where only layers above them are trained.
+
+Every training, evaluation and merge of a setup runs the same pairs through the same frozen layers. The numbers
+are those of the library without this, but for the order of sums (`tests/quality/test_frozen.py`).
+"""
+
+import copy
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from automixalign import models
+from automixalign.logps.attention import NAME, Trees, grouped
+
+
+@contextmanager
+def remembered(layers: int) -> Iterator[None]:
+    """Models that the library loads meanwhile share what their first so many layers give; 0 changes nothing.
+
+    A model whose first layers have other weights than the first model's stays as it is.
+    """
+    if not layers:
+        yield
+        return
+    load, first = models.load_full_model, None
+
+    def loading(folder: Path, **options: Any) -> Any:
+        nonlocal first
+        model: Any = load(folder, **options)
+        here = model.model.layers[:layers]
+        if first is None:
+            first = _Remembering(here, model.config)
+        if first.has_the_weights_of(here):
+            model.model.layers[0] = first
+            for place in range(1, layers):
+                model.model.layers[place] = _Passing()
+        return model
+
+    with mock.patch.object(models, "load_full_model", loading):
+        yield
+
+
+class _Remembering(nn.Module):
+    """Some layers, in the place of the first of them."""
+
+    def __init__(self, layers: nn.ModuleList, config: Any) -> None:
+        super().__init__()
+        self.layers = layers.requires_grad_(False)
+        self.config = copy.deepcopy(
+            config
+        )  # `packing` changes that of one model, and several share these layers
+        self.attention = config._attn_implementation
+        for layer in layers:
+            layer.self_attn.config = self.config
+        self.known: dict[tuple[Sequence[int], bytes], Tensor] = {}
+
+    def has_the_weights_of(self, layers: nn.ModuleList) -> bool:
+        ours, theirs = self.layers.state_dict(), layers.state_dict()
+        return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        trees: Sequence[Trees] = (),
+        **options: Any,
+    ) -> Tensor:
+        """As the layers do, shape (1, tokens, width); of packed pairs each is known after its first time."""
+        self.config._attn_implementation = NAME if trees else self.attention
+        # What is known must serve trainings, too, and what inference mode makes does not.
+        with torch.inference_mode(False), torch.no_grad():
+            if not trees:
+                return self._through(hidden, position_embeddings, **options)
+            found, start = [], 0
+            for tree in (tree for group in trees for tree in group.trees):
+                here = slice(start, start + sum(tree))
+                pair = hidden[:, here]
+                key = tuple(tree), hashlib.blake2b(pair.numpy().tobytes()).digest()
+                if key not in self.known:
+                    cos, sin = (each[:, here] for each in position_embeddings)
+                    self.known[key] = self._through(pair, (cos, sin), trees=grouped([tree]), **options)
+                found.append(self.known[key])
+                start = here.stop
+            return torch.cat(found, 1)
+
+    def _through(self, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], **options: Any) -> Tensor:
+        for layer in self.layers:
+            hidden = layer(hidden, position_embeddings=position_embeddings, **options)
+        return hidden
+
+
+class _Passing(nn.Module):
+    def forward(self, hidden: Tensor, **_: Any) -> Tensor:
+        return hidden

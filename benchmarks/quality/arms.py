@@ -125,16 +125,18 @@ HELD = (
     Arm("ama-r-optimistic", "ama-r", {"optimistic": True, "eta": 0.01}, like="ama-r"),
 )
 """The remedies as `synthetic-conflict` chose them, for a setup that had no say in it."""
-UNTUNED = (
-    Arm("standard", "standard"),
-    Arm("uniform", "uniform"),
-    Arm("uniform-clip", "uniform-clip"),
-    Arm("ama-r", "ama-r", {"eta": 0.1}),
-    Arm("ama-s", "ama-s", {"eta": 0.1}),
+_FEW_RATES = tuple({"learning_rate": factor} for factor in (1.0, 1.5, 2.0, 3.0))
+_FEW_ETAS = tuple({"learning_rate": rate, "eta": eta} for rate in (1.0, 2.0) for eta in (0.1, 0.4))
+FEW_TRIES = (
+    Arm("standard", "standard", candidates=_FEW_RATES),
+    Arm("uniform", "uniform", candidates=_FEW_RATES),
+    Arm("uniform-clip", "uniform-clip", candidates=_FEW_RATES),
+    Arm("ama-r", "ama-r", candidates=_FEW_ETAS),
+    Arm("ama-s", "ama-s", candidates=_FEW_ETAS),
 )
-"""For setups that are too dear to tune: what differs is the way of mixing alone.
+"""For setups whose runs take minutes.
 
-The tuned setups chose etas of .01 and .03 for 400 steps: eta times steps is 4 to 12, and 5 for 50 steps.
+The others chose etas of .01 and .03 for 400 steps: eta times steps is 4 to 12, and 5 or 20 for 50 steps.
 """
 FEW_MERGES = (
     Merge("linear", "linear"),
@@ -142,8 +144,10 @@ FEW_MERGES = (
     Merge("linear-tuned", "linear", weights=(2.0,)),
     Merge("task_arithmetic-tuned", "task_arithmetic", tuple({"lambda": scale} for scale in (0.3, 0.5, 0.8))),
 )
-OWN_MERGES = (
+PLAIN_MERGES = (
+    Merge("linear", "linear"),
     Merge("ties", "ties"),
-    Merge("task_arithmetic-tuned", "task_arithmetic", tuple({"lambda": scale} for scale in (0.3, 0.5, 0.8))),
+    Merge(
+        "task_arithmetic-tuned", "task_arithmetic", tuple({"lambda": scale} for scale in (0.3, 0.5, 0.8, 1.0))
+    ),
 )
-"""Tuned on each seed's own validation split."""

@@ -22,8 +22,7 @@ class Setup:
     """One comparison.
 
     `experiment(seed, data, scratch)` gives the configuration: `data` is the folder of `--data`, and what is
-    made for a seed goes below `scratch`. Without tuning seeds the arms run at the settings they are given, and
-    merges are tuned on the validation split of the seed itself.
+    made for a seed goes below `scratch`.
     """
 
     name: str
@@ -167,6 +166,19 @@ def smollm2(*names: str) -> Callable[[int, Path | None, Path], dict[str, Any]]:
     return experiment
 
 
+def _on_smollm2(name: str, *tasks: str) -> Setup:
+    return Setup(
+        name,
+        pilots.SMOLLM2,
+        smollm2(*tasks),
+        arms.FEW_TRIES,
+        arms.PLAIN_MERGES,
+        TUNING_SEEDS[:1],
+        drift_pairs=8,
+        frozen_layers=FROZEN,
+    )
+
+
 def _chosen(source: Path, scratch: Path, pairs: Pairs) -> Path:
     """The pairs of a file that take part, as a file."""
     kind = "-".join(str(part) for part in astuple(pairs) if part)
@@ -245,32 +257,8 @@ SETUPS = {
             TUNING_SEEDS[:2],
             verifiers=reasoning.register,
         ),
-        Setup(
-            "smollm2-two",
-            pilots.SMOLLM2,
-            smollm2("helpful", "honest"),
-            arms.UNTUNED,
-            arms.OWN_MERGES,
-            drift_pairs=8,
-            frozen_layers=FROZEN,
-        ),
-        Setup(
-            "smollm2-hhh",
-            pilots.SMOLLM2,
-            smollm2("helpful", "harmless", "honest"),
-            arms.UNTUNED,
-            arms.OWN_MERGES,
-            drift_pairs=8,
-            frozen_layers=FROZEN,
-        ),
-        Setup(
-            "smollm2-four",
-            pilots.SMOLLM2,
-            smollm2(*PREFERENCES),
-            arms.UNTUNED,
-            arms.OWN_MERGES,
-            drift_pairs=8,
-            frozen_layers=FROZEN,
-        ),
+        _on_smollm2("smollm2-two", "helpful", "honest"),
+        _on_smollm2("smollm2-hhh", "helpful", "harmless", "honest"),
+        _on_smollm2("smollm2-four", *PREFERENCES),
     )
 }

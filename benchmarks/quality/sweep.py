@@ -190,11 +190,7 @@ def _rows(setup: Setup, made: Any, chosen: Chosen) -> list[dict[str, Any]]:
     for arm in setup.generalists:
         rows.append(made.generalist_row(arm, chosen.get(arm.name, _taken_over(arm, chosen)), (TEST,)))
     for merge in setup.merges:
-        options = chosen.get(merge.name)
-        if options is None:  # not tuned on seeds of their own
-            candidates = merge.tries(made.tasks)
-            tried = [_validated(made, merge, {}, each) for each in candidates] if candidates[1:] else [0.0]
-            options = candidates[tried.index(min(tried))]
+        options = chosen.get(merge.name, merge.tries(made.tasks)[0])
         rows.append(made.merge_row(merge, options, (TEST,)))
     keys = ("arm", "family", "steps", "tokens", "seconds")
     return [

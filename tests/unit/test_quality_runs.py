@@ -19,7 +19,7 @@ from automixalign.settings import Plan
 from automixalign.tiny_model import build_tokenizer
 from automixalign.verifiers import VERIFIERS
 from benchmarks import tiny
-from benchmarks.quality import arms, capacity_map, reasoning, setups, sweep
+from benchmarks.quality import capacity_map, reasoning, setups, sweep
 from benchmarks.quality.arms import Arm, Merge
 from benchmarks.quality.drift import drift
 from benchmarks.quality.page import RESULTS
@@ -173,24 +173,20 @@ def test_drift_is_the_divergence_of_the_next_tokens(world: World) -> None:
     assert drift(policy, reference, pairs.slice(0, 1), "fp32") == pytest.approx(expected, rel=1e-4)
 
 
-GENERALISTS = {
-    arm.name: arm
-    for group in (arms.BASELINES, arms.AMA, arms.TOTAL, arms.ABLATIONS, arms.REMEDIES, arms.HELD, arms.UNTUNED)
-    for arm in group
-}
-
-
 class TestArms:
-    @pytest.mark.parametrize("name", GENERALISTS)
-    def test_its_options_are_those_of_its_method(self, name: str) -> None:
-        arm = GENERALISTS[name]
-        for options in arm.candidates or ({},):
-            method = {key: value for key, value in {**options, **arm.options}.items() if key != "learning_rate"}
-            MethodSpec.model_validate({"method": arm.method, **method})
-        assert arm.like is None or arm.like in GENERALISTS
+    @pytest.mark.parametrize("setup", setups.SETUPS.values(), ids=setups.SETUPS)
+    def test_their_options_are_those_of_their_methods(self, setup: setups.Setup) -> None:
+        for arm in setup.generalists:
+            for options in arm.candidates or ({},):
+                method = {
+                    key: value for key, value in {**options, **arm.options}.items() if key != "learning_rate"
+                }
+                MethodSpec.model_validate({"method": arm.method, **method})
+            assert arm.like is None or arm.like in {other.name for other in setup.generalists}
 
-    def test_every_tuned_arm_tries_as_many(self) -> None:
-        assert len({len(arm.candidates) for arm in GENERALISTS.values() if arm.candidates}) == 1
+    @pytest.mark.parametrize("setup", setups.SETUPS.values(), ids=setups.SETUPS)
+    def test_every_tuned_arm_tries_as_many(self, setup: setups.Setup) -> None:
+        assert len({len(arm.candidates) for arm in setup.generalists if arm.candidates}) == 1
 
     def test_a_merge_tries_a_weight_for_each_task(self) -> None:
         merge = Merge("m", "linear", ({"weight": 1.0},), weights=(2.0,))

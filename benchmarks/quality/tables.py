@@ -13,11 +13,12 @@ from benchmarks.quality.comparisons import (
     with_uniform,
 )
 from benchmarks.quality.measured import WORST_EXCESS, Measure, Setup
-from benchmarks.quality.statistics import Estimate, interval, smallest_p
+from benchmarks.quality.statistics import Estimate, compare, interval, smallest_p
 
 _README_ARMS = ("standard", "uniform", "uniform-clip", "ama-r", "ama-s")
 _README_TOTAL = "uniform-total"
 _MERGE = "best tuned merge"
+_COIN = 0.5
 _TITLES = {"generation": "worst generation", "accuracy": "worst accuracy"}
 
 
@@ -26,21 +27,24 @@ def specialists(setup: Setup) -> list[str]:
     rows = []
     for arm in setup.arms("specialist"):
         task = arm.removeprefix("specialist-")
+        loss = compared(setup, [(arm, "reference")], Measure("loss", "task", task))
+        if not loss:
+            continue
+        accuracies = list(setup.values(arm, Measure("accuracy", "task", task)).values())
+        coin = compare(accuracies, [_COIN] * len(accuracies), higher_is_better=True)
         cells = [f"`{task}`"]
-        for metric in ("loss", "accuracy"):
-            for _, _, paired, _ in compared(setup, [(arm, "reference")], Measure(metric, "task", task)):
-                better = (paired.difference.mean > 0) == (metric == "accuracy")
-                verdict = "not resolved"
-                if paired.difference.resolved:
-                    verdict = "resolved" if better else "**resolved: worse**"
-                cells += [shown.estimate(paired.difference, signed=True), shown.wins(paired), verdict]
-        if len(cells) > 1:
-            rows.append(cells)
+        for paired, good in ((loss[0].paired, -1), (coin, 1)):
+            verdict = "not resolved"
+            if paired.difference.resolved:
+                verdict = "resolved" if paired.difference.mean * good > 0 else "**resolved: worse**"
+            cells += [shown.estimate(paired.difference, signed=True), shown.wins(paired), verdict]
+        rows.append(cells)
     if not rows:
         return []
     return [
-        "Each specialist minus the reference on its own task: less loss and more accuracy is good; resolved if",
-        "the interval excludes 0.",
+        "Each specialist on its own task: its loss minus the reference's, where less is good, and its accuracy",
+        "minus one half, which a coin has (the reference's margins are all 0, so it has none); resolved if the",
+        "interval excludes 0.",
         "",
         *shown.table(["task", "loss", "better", "", "accuracy", "better", ""], rows),
     ]

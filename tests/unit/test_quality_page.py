@@ -211,7 +211,7 @@ def test_the_tables_of_a_setup(tmp_path: Path) -> None:
     text = below(page.page(tmp_path / "quality"), "## `made-up`")
     assert line(text, "`a`") == [
         *("`a`", "-.300 [-.300, -.300]", "5 of 5", "resolved"),
-        *("+.300 [+.300, +.300]", "5 of 5", "resolved"),
+        *("+.500 [+.500, +.500]", "5 of 5", "resolved"),
     ]
     assert line(text, "arm")[1:6] == [
         *("worst excess", "mean excess", "worst accuracy", "mean accuracy", "worst generation"),

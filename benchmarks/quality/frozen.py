@@ -1,7 +1,7 @@
 """What a base model's first layers give of a pair is computed once, where only layers above them are trained.
 
 Every training, evaluation and merge of a setup runs the same pairs through the same frozen layers. The numbers
-are those of the library without this, but for the order of sums (`tests/quality/test_frozen.py`).
+are those of the library without this, but for the order of sums (`tests/unit/test_quality_frozen.py`).
 """
 
 import copy
@@ -52,9 +52,8 @@ class _Remembering(nn.Module):
     def __init__(self, layers: nn.ModuleList, config: Any) -> None:
         super().__init__()
         self.layers = layers.requires_grad_(False)
-        self.config = copy.deepcopy(
-            config
-        )  # `packing` changes that of one model, and several share these layers
+        # `packing` changes the configuration of one model, and several share these layers.
+        self.config = copy.deepcopy(config)
         self.attention = config._attn_implementation
         for layer in layers:
             layer.self_attn.config = self.config

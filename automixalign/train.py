@@ -123,6 +123,8 @@ def _train(training: Training, tables: Mapping[str, pa.Table], mixer: Mixer, scr
             peft_config=trainable.lora_config(model, settings.training.lora),
         )
         trainer.train(resume_from_checkpoint=True)
+        # The first process removes the checkpoints' folder, which the others read at the end of theirs.
+        trainer.accelerator.wait_for_everyone()
         weights = trainer.whole_weights()
         if trainer.accelerator.is_main_process:
             _name_no_place(trainer.model)

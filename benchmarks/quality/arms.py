@@ -138,6 +138,15 @@ FEW_TRIES = (
 
 The others chose etas of .01 and .03 for 400 steps: eta times steps is 4 to 12, and 5 or 20 for 50 steps.
 """
+_TWICE = {"learning_rate": 2.0}
+ON_SMOLLM2 = (
+    Arm("standard", "standard", {"learning_rate": 1.5}),
+    Arm("uniform", "uniform", _TWICE),
+    Arm("uniform-clip", "uniform-clip", _TWICE),
+    Arm("ama-r", "ama-r", {**_TWICE, "eta": 0.1}),
+    Arm("ama-s", "ama-s", {**_TWICE, "eta": 0.1}),
+)
+"""As `smollm2-two` chose them, for setups with more tasks on the same model, of which a seed takes an hour."""
 FEW_MERGES = (
     Merge("linear", "linear"),
     Merge("ties", "ties"),
@@ -151,3 +160,5 @@ PLAIN_MERGES = (
         "task_arithmetic-tuned", "task_arithmetic", tuple({"lambda": scale} for scale in (0.3, 0.5, 0.8, 1.0))
     ),
 )
+MERGES_ON_SMOLLM2 = (*PLAIN_MERGES[:2], Merge("task_arithmetic-tuned", "task_arithmetic", ({"lambda": 0.8},)))
+"""As `smollm2-two` chose, too."""

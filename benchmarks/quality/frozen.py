@@ -1,7 +1,8 @@
 """What a base model's first layers give of a pair is computed once, where only layers above them are trained.
 
-Every training, evaluation and merge of a setup runs the same pairs through the same frozen layers. The numbers
-are those of the library without this, but for the order of sums (`tests/unit/test_quality_frozen.py`).
+Every training, evaluation and merge of a setup, on every seed, runs the same pairs through the same frozen
+layers: a process remembers what they gave. The numbers are those of the library without this, but for the order
+of sums (`tests/unit/test_quality_frozen.py`).
 """
 
 import copy
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 
 from automixalign import models
 from automixalign.logps.attention import NAME, Trees, grouped
+
+_MEMORY: "dict[int, _Remembering]" = {}
+"""How many layers -> what this process knows of them: a pair of 200 tokens is half a megabyte."""
 
 
 @contextmanager
@@ -35,7 +39,9 @@ def remembered(layers: int) -> Iterator[None]:
         model: Any = load(folder, **options)
         here = model.model.layers[:layers]
         if first is None:
-            first = _Remembering(here, model.config)
+            first = _MEMORY.get(layers)
+            if first is None or not first.has_the_weights_of(here):
+                first = _MEMORY[layers] = _Remembering(here, model.config)
         if first.has_the_weights_of(here):
             model.model.layers[0] = first
             for place in range(1, layers):

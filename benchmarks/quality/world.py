@@ -207,8 +207,8 @@ class World:
         rate = options.pop("learning_rate", 1.0) * (budget.generalist.learning_rate or training.learning_rate)
         steps, each = budget.generalist.steps, budget.specialist.steps
         assert steps is not None  # a setup says how many
-        assert each is not None
         if arm.total_compute:
+            assert each is not None
             steps += each * len(self.tasks)
         return TrainingSettings(
             seed=self.experiment.seed,

@@ -43,6 +43,11 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> World:
     return world(tmp_path_factory.mktemp("plain"))
 
 
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frozen, "_MEMORY", {})
+
+
 def measures(made: World) -> list[Any]:
     rows = [made.specialist_row("format", (TEST,)), made.generalist_row(AMA_R, {}, (TEST,))]
     rows.append(made.merge_row(MERGE, {}, (TEST,)))
@@ -65,10 +70,12 @@ def test_the_numbers_are_those_of_plain_layers(plain: World, tmp_path: Path) -> 
 
 
 def test_a_pair_goes_through_them_once(plain: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where another model scores it later, and others beside it."""
+    """Also where another model scores it later, of another seed, and others beside it."""
     table = read_split(plain.data("format"), "format", TRAIN)
     with frozen.remembered(1):
-        model, other = (models.load_full_model(plain.base_model) for _ in range(2))
+        model = models.load_full_model(plain.base_model)
+    with frozen.remembered(1):
+        other = models.load_full_model(plain.base_model)
     assert model.model.layers[0] is other.model.layers[0]
     passed: list[int] = []
     inner = model.model.layers[0].layers[0]
@@ -93,6 +100,11 @@ def test_other_layers_are_not_taken_for_the_same(plain: World, tmp_path: Path) -
         models.load_full_model(plain.base_model)
         other = models.load_full_model(tmp_path)
     assert type(other.model.layers[0]) is type(changed.model.layers[0])
+    with frozen.remembered(1):
+        new = models.load_full_model(tmp_path)
+    assert torch.equal(
+        new.model.layers[0].layers[0].mlp.up_proj.weight, changed.model.layers[0].mlp.up_proj.weight
+    )
 
 
 def _counted(call: Any, passed: list[int]) -> Any:

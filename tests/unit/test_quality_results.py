@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from automixalign import files
-from benchmarks.quality import page, sweep, tables
+from benchmarks.quality import arms, page, sweep, tables
 from benchmarks.quality.setups import PREFERENCES, SETUPS
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -17,11 +17,19 @@ def test_the_readme_has_its_table() -> None:
     assert tables.readme_table(page.read_setups()) in README
 
 
+def test_what_smollm2_two_chose_is_what_others_take_over() -> None:
+    tuned = files.read_json(page.RESULTS / "smollm2-two.json")["tuned"]
+    chosen = {arm: found["chosen"] for arm, found in tuned.items()}
+    taken = {arm.name: arm.options for arm in arms.ON_SMOLLM2}
+    taken |= {merge.name: merge.candidates[0] for merge in arms.MERGES_ON_SMOLLM2 if merge.name in chosen}
+    assert taken == chosen
+
+
 def test_the_results_are_of_setups_there_are() -> None:
     for found in page.read_setups():
         setup = SETUPS[found.name]
-        arms = {arm.name for arm in (*setup.generalists, *setup.merges)}
-        assert arms == set(found.arms("generalist", "merge"))
+        names = {arm.name for arm in (*setup.generalists, *setup.merges)}
+        assert names == set(found.arms("generalist", "merge"))
         assert not set(found.seeds) & set(found.tuning_seeds)
 
 

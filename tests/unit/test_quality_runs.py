@@ -186,7 +186,8 @@ class TestArms:
 
     @pytest.mark.parametrize("setup", setups.SETUPS.values(), ids=setups.SETUPS)
     def test_every_tuned_arm_tries_as_many(self, setup: setups.Setup) -> None:
-        assert len({len(arm.candidates) for arm in setup.generalists if arm.candidates}) == 1
+        tried = {len(arm.candidates) for arm in setup.generalists if arm.candidates}
+        assert len(tried) == bool(setup.tuning_seeds)
 
     def test_a_merge_tries_a_weight_for_each_task(self) -> None:
         merge = Merge("m", "linear", ({"weight": 1.0},), weights=(2.0,))

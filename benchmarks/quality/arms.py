@@ -160,5 +160,3 @@ PLAIN_MERGES = (
         "task_arithmetic-tuned", "task_arithmetic", tuple({"lambda": scale} for scale in (0.3, 0.5, 0.8, 1.0))
     ),
 )
-MERGES_ON_SMOLLM2 = (*PLAIN_MERGES[:2], Merge("task_arithmetic-tuned", "task_arithmetic", ({"lambda": 0.8},)))
-"""As `smollm2-two` chose, too."""

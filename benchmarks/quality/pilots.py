@@ -34,10 +34,11 @@ rate for all and eta .1, which AMA lost to a merge; then arms were tuned, on one
 candidates each, as a run takes two minutes. The seeds differ in the split, the adapters' first weights and
 the order; their test splits overlap, as there are 348 pairs of helpful."""
 MORE_ON_SMOLLM2 = """The model, pairs and rates of `smollm2-two`, with more tasks. Harmless wants a term of
-NLL. Of two tuning seeds, with 480 pairs once (60 steps of 8), .67 and accuracy .56 were measured on 189 held-
-out pairs with a weight of .2 and .67 and .58 with .05 (adapters in the last ten layers), .66 and .58 on 163
-of the other seed with .2, and .66 and .64 at 2e-3 (the last five); without, at these rates, it had been .69
-to .71. Helpful stands .05 (.670 on 88 held-out pairs after one pass, .671 without), not .2 (.686 on 89 of
+NLL. Of two tuning seeds, with 480 pairs once (60 steps of 8), .67 and accuracy .56 were measured on 189
+held-out pairs with a weight of .2 and .67 and .58 with .05 (adapters in the last ten layers), .66 and .58 on
+163 of the other seed with .2, and .66 and .64 at 2e-3 (the last five); without, at these rates, it had been
+.69 to .71. Helpful stands .05 (.670 on 88 held-out pairs after one pass, .671 without), not .2 (.686 on 89 of
 another seed, .666 without), and learns in the last ten layers only (.69 in the last five, whatever the rate
 and weight). So the weight is .05, and specialists take each of their pairs once. A seed of three tasks takes
-an hour of a core, so nothing is tuned: the arms are those that `smollm2-two` chose on its tuning seed."""
+an hour of a core, so the arms train as `smollm2-two` chose on its tuning seed; task arithmetic is tuned on
+the validation split of each seed itself, which is in its favour."""

@@ -176,7 +176,7 @@ def _more_on_smollm2(name: str, *tasks: str) -> Setup:
         pilots.MORE_ON_SMOLLM2,
         smollm2(tasks, {"epochs": 1}, nll_weight=0.05),
         arms.ON_SMOLLM2,
-        arms.MERGES_ON_SMOLLM2,
+        arms.PLAIN_MERGES,
         drift_pairs=8,
         frozen_layers=FROZEN,
     )

@@ -190,18 +190,25 @@ def _rows(setup: Setup, made: Any, chosen: Chosen) -> list[dict[str, Any]]:
     for arm in setup.generalists:
         rows.append(made.generalist_row(arm, chosen.get(arm.name, _taken_over(arm, chosen)), (TEST,)))
     for merge in setup.merges:
-        options = chosen.get(merge.name, merge.tries(made.tasks)[0])
-        rows.append(made.merge_row(merge, options, (TEST,)))
+        options = chosen[merge.name] if merge.name in chosen else _best_here(made, merge)
+        rows.append({**made.merge_row(merge, options, (TEST,)), "options": options})
     keys = ("arm", "family", "steps", "tokens", "seconds")
     return [
         {
             "seed": made.experiment.seed,
             **{key: row.get(key) for key in keys},
+            **({"options": row["options"]} if row.get("options") else {}),
             "tasks": _rounded(row[TEST]),
             "late": _rounded(_late(row["folder"])),
         }
         for row in rows
     ]
+
+
+def _best_here(made: Any, merge: Merge) -> Options:
+    """Without tuning seeds a merge is tuned on the validation split of the seed itself: it costs seconds."""
+    tries = merge.tries(made.tasks)
+    return min(tries, key=partial(_validated, made, merge, {})) if tries[1:] else tries[0]
 
 
 def _rounded(tasks: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -19,10 +19,9 @@ def test_the_readme_has_its_table() -> None:
 
 def test_what_smollm2_two_chose_is_what_others_take_over() -> None:
     tuned = files.read_json(page.RESULTS / "smollm2-two.json")["tuned"]
-    chosen = {arm: found["chosen"] for arm, found in tuned.items()}
-    taken = {arm.name: arm.options for arm in arms.ON_SMOLLM2}
-    taken |= {merge.name: merge.candidates[0] for merge in arms.MERGES_ON_SMOLLM2 if merge.name in chosen}
-    assert taken == chosen
+    assert {arm.name: arm.options for arm in arms.ON_SMOLLM2} == {
+        arm.name: tuned[arm.name]["chosen"] for arm in arms.FEW_TRIES
+    }
 
 
 def test_the_results_are_of_setups_there_are() -> None:

@@ -305,6 +305,27 @@ def test_a_sweep_tunes_on_validation_and_reports_each_seed(
     assert sweep.run("tiny", 0, None, tmp_path, here, before)["rows"] == []  # type: ignore[arg-type]
 
 
+def test_without_tuning_seeds_a_merge_is_tuned_on_its_seed_s_validation_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = ({"lambda": 50.0}, {"lambda": 1.0}, {"lambda": 100.0})
+    merge = Merge("tuned", "task_arithmetic", tries)
+    data = {**tiny.experiment(), "split": {"validation": 0.2, "test": 0.3}}
+    setup = setups.Setup("tiny", "", lambda seed, _data, _scratch: data, (), (merge,))
+    monkeypatch.setitem(setups.SETUPS, "tiny", setup)
+    found = sweep.run("tiny", 1, None, tmp_path, Here())  # type: ignore[arg-type]
+    with sweep.world(setup, 0, None, tmp_path) as made:
+        rows = [made.merge_row(merge, options, ("validation", "test")) for options in tries]
+    worst = [max(task["excess"] for task in row["validation"].values()) for row in rows]
+    (row,) = (row for row in found["rows"] if row["arm"] == "tuned")
+    assert row["options"] == tries[worst.index(min(worst))]
+    want = rows[worst.index(min(worst))]["test"]
+    assert {task: measured["loss"] for task, measured in row["tasks"].items()} == pytest.approx(
+        {task: measured["loss"] for task, measured in want.items()}, abs=1e-4
+    )
+    assert len({round(each, 3) for each in worst}) == 3
+
+
 class Here:
     """Works in this process, as the pool's processes do; knows the seeds that it was given."""
 

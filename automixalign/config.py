@@ -184,7 +184,8 @@ class TrainingSpec(Loss):
     step, however it is cut into forward passes. 0 is plain DPO; with .1 to .5, small models passed twice as
     many generations of the worst task, and the presets for them take .2 (benchmarks/results/quality.md)."""
     precision: Precision = "auto"
-    """`auto`: bf16 autocast on CUDA that has it, else fp32."""
+    """`auto`: bf16 autocast on CUDA that has it, else fp32. CPUs without AMX take longer in bf16, those without
+    AVX512-BF16 tens of times as long."""
     gradient_checkpointing: Flag = False
     lora: LoraSpec | None = None
     trainable: Annotated[list[str], Field(min_length=1)] | None = None

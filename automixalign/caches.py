@@ -104,6 +104,9 @@ def _read(path: Path, *columns: str) -> pa.Table:
         raise CacheError(f"{path}: cannot be read, compute it again: {error}") from error
     if lacking:
         raise CacheError(f"{path}: has no column {', '.join(sorted(lacking))}; compute it again")
+    kind = table.schema.field("pair_id").type  # no page's sum covers the types of columns
+    if kind != pa.string():
+        raise CacheError(f"{path}: pair_id is {kind}, not string; compute it again")
     _check_finite(path, table)
     return table
 

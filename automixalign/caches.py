@@ -52,7 +52,7 @@ def read_cache(cache: Path, split: str, *columns: str) -> pa.Table:
         columns: those that must be there.
 
     Raises:
-        CacheError: it cannot be read, lacks a column, or a value is not finite.
+        CacheError: it cannot be read, lacks a column, its ids are not strings, or a value is not finite.
     """
     return _read(cache / f"{split}.parquet", *columns)
 

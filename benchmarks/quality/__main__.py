@@ -4,8 +4,8 @@
 
 Hyperparameters are chosen by the worst-task excess on the validation splits of seeds of their own; then every
 arm runs once on each reported seed and is measured on its test split. What was finished in the output folder
-is not done again, so that a sweep can be ended and goes on; seeds that FILE holds already, of the same
-experiment and arms, are kept. `python -m benchmarks.quality.page` makes the page.
+is not done again, so that a sweep can be ended and goes on; what FILE holds already of the same experiment is
+kept, but for arms that have changed since. `python -m benchmarks.quality.page` makes the page.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main() -> None:
     """Tune, run, print the table, write everything as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--setup", choices=SETUPS, required=True)
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=seeds_of, default="10", help="N for 0 to N - 1, or which: 3,4")
     parser.add_argument("--json", type=Path, help="results; those that it holds already are not made again")
     parser.add_argument("--data", type=Path, help="folder with TASK.jsonl, for the setups on real pairs")
     parser.add_argument("--output", type=Path, default=Path("runs/quality"))
@@ -37,13 +37,25 @@ def main() -> None:
     before = files.read_json(options.json) if options.json and options.json.exists() else None
     with sweep.pool(options.jobs, options.output) as workers:
         found = sweep.run(options.setup, options.seeds, options.data, options.output, workers, before)
-    found["command"] = f"python -m benchmarks.quality --setup {options.setup} --seeds {len(found['seeds'])}" + (
-        " --data FOLDER" if options.data else ""
+    found["command"] = f"python -m benchmarks.quality --setup {options.setup} --seeds " + (
+        named(found["seeds"]) + (" --data FOLDER" if options.data else "")
     )
     _show(options.setup, found)
     print(f"everything that was trained lies in {options.output}", file=sys.stderr)
     if options.json:
         write_results(options.json, found)
+
+
+def seeds_of(text: str) -> list[int]:
+    """`3` is 0 to 2; `3,4` and `3,` are what they name."""
+    return [int(seed) for seed in text.split(",") if seed] if "," in text else list(range(int(text)))
+
+
+def named(seeds: list[int]) -> str:
+    """As `seeds_of` reads them."""
+    if seeds == list(range(len(seeds))):
+        return str(len(seeds))
+    return ",".join(map(str, seeds)) + ("," if len(seeds) == 1 else "")
 
 
 def _show(setup: str, found: dict[str, Any]) -> None:

@@ -10,6 +10,9 @@ from typing import Any
 
 Options = dict[str, Any]
 
+REFERENCE = "reference"
+"""The name of the base model among the arms."""
+
 
 @dataclass(frozen=True)
 class Arm:

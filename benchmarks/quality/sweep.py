@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,9 +14,9 @@ from statistics import fmean
 from typing import Any
 
 from automixalign import alive, files
-from automixalign.config import Budget
+from automixalign.config import Budget, specialist_name
 from automixalign.data.split import TEST, VALIDATION
-from benchmarks.quality.arms import Arm, Merge, Options
+from benchmarks.quality.arms import REFERENCE, Arm, Merge, Options
 from benchmarks.quality.setups import SETUPS, Setup
 from benchmarks.quality.store import Store
 
@@ -52,7 +52,7 @@ def _to_log(logs: Path) -> None:
 
 def run(
     name: str,
-    seeds: int,
+    seeds: Sequence[int],
     data: Path | None,
     output: Path,
     workers: ProcessPoolExecutor,
@@ -61,47 +61,70 @@ def run(
     """Everything that a results file holds, but the command.
 
     Args:
-        before: what a results file holds: of the same experiment and arms, its tuning and its seeds are taken.
+        before: what a results file holds. Of the same experiment, its seeds and the tuning and rows of the
+            arms that are what they were are taken.
     """
     setup = SETUPS[name]
     head = {
         "setup": name,
         "experiment": _without_places(setup, data, output),
-        "arms": [_plain(arm) for arm in (*setup.generalists, *setup.merges)],
         "tuning_seeds": list(setup.tuning_seeds),
     }
     if before and any(before.get(key) != value for key, value in head.items()):
         print(f"the results there are of another experiment than {name} is now: made anew", file=sys.stderr)
         before = None
     tasks = [task["name"] for task in head["experiment"]["tasks"]]
-    tuned = before["tuned"] if before else _tuned(name, tasks, data, output, workers)
-    chosen = _chosen(setup, tuned)
-    rows = list(before["rows"]) if before else []
-    known = {row["seed"] for row in rows}
-    new = [seed for seed in range(seeds) if seed not in known]
-    rows += [row for found in workers.map(partial(_measured, name, data, output, chosen), new) for row in found]
-    rows.sort(key=lambda row: row["seed"])
+    order = [REFERENCE, *map(specialist_name, tasks), *(arm.name for arm in _arms(setup))]
+    stale = _stale(setup, before["arms"]) if before else set(order)
+    old = {name: found for name, found in before["tuned"].items() if name not in stale} if before else {}
+    tuned = _tuned(setup, old, tasks, data, output, workers)
+    rows = [row for row in before["rows"] if row["arm"] in order and row["arm"] not in stale] if before else []
+    known: dict[int, set[str]] = {seed: set() for seed in (*(before["seeds"] if before else ()), *seeds)}
+    for row in rows:
+        known[row["seed"]].add(row["arm"])
+    units = [(seed, set(order) - known[seed]) for seed in sorted(known) if set(order) - known[seed]]
+    call = partial(_measured, name, data, output, _chosen(setup, tuned))
+    rows += [row for found in workers.map(call, units) for row in found]
+    rows.sort(key=lambda row: (row["seed"], order.index(row["arm"])))
     return {
         **head,
+        "arms": [_plain(arm) for arm in _arms(setup)],
         "pilot": setup.pilot,
-        "seeds": list(dict.fromkeys(row["seed"] for row in rows)),
-        "tuned": tuned,
+        "seeds": sorted(known),
+        "tuned": {arm.name: tuned[arm.name] for arm in _arms(setup) if arm.name in tuned},
         "rows": rows,
     }
 
 
+def _arms(setup: Setup) -> tuple[Arm | Merge, ...]:
+    return *setup.generalists, *setup.merges
+
+
+def _stale(setup: Setup, before: Sequence[Any]) -> set[str]:
+    """The arms that are new or not what they were, and those that are like such a one."""
+    changed = {arm.name for arm in _arms(setup) if _plain(arm) not in before}
+    return changed | {arm.name for arm in setup.generalists if arm.like in changed}
+
+
 def _tuned(
-    name: str, tasks: list[str], data: Path | None, output: Path, workers: ProcessPoolExecutor
+    setup: Setup,
+    old: Mapping[str, dict[str, Any]],
+    tasks: list[str],
+    data: Path | None,
+    output: Path,
+    workers: ProcessPoolExecutor,
 ) -> dict[str, dict[str, Any]]:
-    """Of each arm that is tuned, what was tried and chosen."""
-    setup, tuned = SETUPS[name], {}
+    """Of each arm that is tuned, what was tried and chosen, beside what was known."""
+    tuned = dict(old)
     for stage in (False, True):  # first the arms that others take over from
         arms = [
             arm
-            for arm in (*setup.generalists, *setup.merges)
-            if arm.tries(tasks)[1:] and (isinstance(arm, Arm) and arm.like is not None) == stage
+            for arm in _arms(setup)
+            if arm.name not in old
+            and arm.tries(tasks)[1:]
+            and (isinstance(arm, Arm) and arm.like is not None) == stage
         ]
-        call = partial(_tried, name, data, output, arms, _chosen(setup, tuned))
+        call = partial(_tried, setup.name, data, output, arms, _chosen(setup, tuned))
         tried = list(workers.map(call, setup.tuning_seeds)) if arms else []
         for arm in arms if tried else ():
             candidates = arm.tries(tasks)
@@ -121,8 +144,7 @@ def _tuned(
 def _chosen(setup: Setup, tuned: Mapping[str, Mapping[str, Any]]) -> Chosen:
     """Of each tuned arm its options, over those of the arm that it is like."""
     best = {name: dict(found["chosen"]) for name, found in tuned.items()}
-    arms = [arm for arm in (*setup.generalists, *setup.merges) if arm.name in best]
-    return {arm.name: {**_taken_over(arm, best), **best[arm.name]} for arm in arms}
+    return {arm.name: {**_taken_over(arm, best), **best[arm.name]} for arm in _arms(setup) if arm.name in best}
 
 
 def _plain(arm: Arm | Merge) -> Any:
@@ -178,31 +200,38 @@ def _validated(made: Any, arm: Arm | Merge, chosen: Chosen, options: Options) ->
     return max(measured["excess"] for measured in row[VALIDATION].values())
 
 
-def _measured(name: str, data: Path | None, output: Path, chosen: Chosen, seed: int) -> list[dict[str, Any]]:
-    """Every arm's test results on one seed."""
+def _measured(
+    name: str, data: Path | None, output: Path, chosen: Chosen, unit: tuple[int, set[str]]
+) -> list[dict[str, Any]]:
+    """The test results of a seed's arms, of those that are named."""
+    seed, wanted = unit
     with world(SETUPS[name], seed, data, output) as made:
-        return _rows(SETUPS[name], made, chosen)
+        runs = _runs(SETUPS[name], made, chosen)
+        return [_row(seed, make()) for arm, make in runs.items() if arm in wanted]
 
 
-def _rows(setup: Setup, made: Any, chosen: Chosen) -> list[dict[str, Any]]:
-    rows = [made.reference_row((TEST,))]
-    rows += [made.specialist_row(task, (TEST,)) for task in made.tasks]
+def _runs(setup: Setup, made: Any, chosen: Chosen) -> dict[str, Callable[[], dict[str, Any]]]:
+    runs = {REFERENCE: partial(made.reference_row, (TEST,))}
+    runs |= {specialist_name(task): partial(made.specialist_row, task, (TEST,)) for task in made.tasks}
     for arm in setup.generalists:
-        rows.append(made.generalist_row(arm, chosen.get(arm.name, _taken_over(arm, chosen)), (TEST,)))
-    for merge in setup.merges:
-        options = chosen[merge.name] if merge.name in chosen else _best_here(made, merge)
-        rows.append({**made.merge_row(merge, options, (TEST,)), "options": options})
-    keys = ("arm", "family", "steps", "tokens", "seconds")
-    return [
-        {
-            "seed": made.experiment.seed,
-            **{key: row.get(key) for key in keys},
-            **({"options": row["options"]} if row.get("options") else {}),
-            "tasks": _rounded(row[TEST]),
-            "late": _rounded(_late(row["folder"])),
-        }
-        for row in rows
-    ]
+        options = chosen.get(arm.name, _taken_over(arm, chosen))
+        runs[arm.name] = partial(made.generalist_row, arm, options, (TEST,))
+    return {**runs, **{merge.name: partial(_merged, made, merge, chosen) for merge in setup.merges}}
+
+
+def _merged(made: Any, merge: Merge, chosen: Chosen) -> dict[str, Any]:
+    options = chosen[merge.name] if merge.name in chosen else _best_here(made, merge)
+    return {**made.merge_row(merge, options, (TEST,)), "options": options}
+
+
+def _row(seed: int, found: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        **{key: found.get(key) for key in ("arm", "family", "steps", "tokens", "seconds")},
+        **({"options": found["options"]} if found.get("options") else {}),
+        "tasks": _rounded(found[TEST]),
+        "late": _rounded(_late(found["folder"])),
+    }
 
 
 def _best_here(made: Any, merge: Merge) -> Options:

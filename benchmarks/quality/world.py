@@ -25,12 +25,12 @@ from automixalign.scoring import write_reference_logps
 from automixalign.settings import EvaluationSettings, Plan, SpecialistLossesSettings, TrainingSettings
 from automixalign.specialist_losses import write_specialist_losses
 from automixalign.train import GeneralistTraining, SpecialistTraining
-from benchmarks.quality.arms import Arm, Merge, Options
+from benchmarks.quality.arms import REFERENCE, Arm, Merge, Options
 from benchmarks.quality.drift import drift
 from benchmarks.quality.store import Store
 
 _REFERENCE = "reference"
-_ROW, _MODEL, _TRAJECTORY = "row.json", "model", "trajectory.jsonl"
+_ROW, _MODEL, _TRAJECTORY, _FACTS = "row.json", "model", "trajectory.jsonl", "facts.json"
 
 
 class World:
@@ -151,12 +151,12 @@ class World:
 
     def reference_row(self, splits: Sequence[str]) -> dict[str, Any]:
         """The base model itself."""
-        return self._measured("reference", _REFERENCE, [], splits, lambda _: (self.base_model, {}))
+        return self._measured(REFERENCE, "reference", [], splits, lambda _: (self.base_model, {}))
 
     def specialist_row(self, task: str, splits: Sequence[str]) -> dict[str, Any]:
         """A specialist on every task."""
         folder, name = self.specialist(task), specialist_name(task)
-        facts = files.read_json(folder / "facts.json")
+        facts = files.read_json(folder / _FACTS)
         return self._measured(name, "specialist", [folder], splits, lambda _: (folder / _MODEL, facts))
 
     def generalist_row(self, arm: Arm, options: Options, splits: Sequence[str]) -> dict[str, Any]:
@@ -205,11 +205,10 @@ class World:
         training, budget = self.experiment.training, self.experiment.budget
         options = dict(options)
         rate = options.pop("learning_rate", 1.0) * (budget.generalist.learning_rate or training.learning_rate)
-        steps, each = budget.generalist.steps, budget.specialist.steps
+        steps = budget.generalist.steps
         assert steps is not None  # a setup says how many
         if arm.total_compute:
-            assert each is not None
-            steps += each * len(self.tasks)
+            steps += sum(files.read_json(self.specialist(task) / _FACTS)["steps"] for task in self.tasks)
         return TrainingSettings(
             seed=self.experiment.seed,
             training=training,

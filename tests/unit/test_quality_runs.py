@@ -19,6 +19,7 @@ from automixalign.settings import Plan
 from automixalign.tiny_model import build_tokenizer
 from automixalign.verifiers import VERIFIERS
 from benchmarks import tiny
+from benchmarks.quality import __main__ as command_line
 from benchmarks.quality import capacity_map, reasoning, setups, sweep
 from benchmarks.quality.arms import Arm, Merge
 from benchmarks.quality.drift import drift
@@ -272,7 +273,7 @@ def test_a_sweep_tunes_on_validation_and_reports_each_seed(
         (7,),
     )
     monkeypatch.setitem(setups.SETUPS, "tiny", setup)
-    found = sweep.run("tiny", 2, None, tmp_path, Here())
+    found = sweep.run("tiny", [0, 1], None, tmp_path, Here())
     for arm in ("uniform", "tuned"):
         tried = found["tuned"][arm]["tried"]
         best = min(tried, key=lambda each: each["worst_excess"])
@@ -291,8 +292,8 @@ def test_a_sweep_tunes_on_validation_and_reports_each_seed(
     here = Here()
     before = json.loads(json.dumps({**found, "rows": [row for row in found["rows"] if row["seed"] == 1]}))
     before["rows"][0]["seconds"] = 1234.5
-    more = sweep.run("tiny", 2, None, tmp_path / "new", here, before)  # type: ignore[arg-type]
-    assert here.done == [0]
+    more = sweep.run("tiny", [0], None, tmp_path / "new", here, before)  # type: ignore[arg-type]
+    assert [seed for seed, _ in here.done] == [0]
     assert more["tuned"] == found["tuned"]
     assert [(row["seed"], row["arm"]) for row in more["rows"]] == [
         (row["seed"], row["arm"]) for row in found["rows"]
@@ -300,9 +301,49 @@ def test_a_sweep_tunes_on_validation_and_reports_each_seed(
     for row, same in zip(more["rows"], found["rows"], strict=True):
         assert row["tasks"] == same["tasks"]
     assert 1234.5 in [row["seconds"] for row in more["rows"]]
-    # Of other arms, nothing is.
-    monkeypatch.setitem(setups.SETUPS, "tiny", dataclasses.replace(setup, generalists=setup.generalists[1:]))
-    assert sweep.run("tiny", 0, None, tmp_path, here, before)["rows"] == []  # type: ignore[arg-type]
+    assert {row["steps"] for row in found["rows"] if row["arm"] == "more"} == {
+        sum(row["steps"] for row in found["rows"] if row["seed"] == 0 and row["family"] == "specialist")
+        + next(row["steps"] for row in found["rows"] if row["arm"] == "uniform")
+    }
+
+
+def test_a_sweep_runs_again_what_has_changed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new arm on the seeds that are there, also one like an arm that has changed; what is gone goes."""
+    data = {**tiny.experiment(), "split": {"validation": 0.2, "test": 0.3}}
+    gone, merge = Arm("standard", "standard"), Merge("linear", "linear")
+    uniform, like = Arm("uniform", "uniform"), Arm("longer", "uniform", like="uniform", total_compute=True)
+
+    def swept(seeds: list[int], before: Any, *arms: Arm) -> tuple[dict[str, Any], list[tuple[int, str]]]:
+        """The results, and which rows are not those of before."""
+        setup = setups.Setup("tiny", "", lambda _seed, _data, _scratch: data, arms, (merge,))
+        monkeypatch.setitem(setups.SETUPS, "tiny", setup)
+        found = sweep.run("tiny", seeds, None, tmp_path, Here(), before)  # type: ignore[arg-type]
+        old = [{**row, "tokens": -1} for row in before["rows"]] if before else []
+        return found, [(row["seed"], row["arm"]) for row in found["rows"] if {**row, "tokens": -1} not in old]
+
+    def marked(found: dict[str, Any]) -> dict[str, Any]:
+        rows = [{**row, "seconds": 1000.0 + place} for place, row in enumerate(found["rows"])]
+        return json.loads(json.dumps({**found, "rows": rows}))  # type: ignore[no-any-return]
+
+    first, _ = swept([3], None, gone, uniform)
+    second, new = swept([1], marked(first), uniform, like)
+    common = ("reference", "specialist-arithmetic", "specialist-format")
+    assert new == [*((1, arm) for arm in (*common, "uniform", "longer", "linear")), (3, "longer")]
+    assert second["seeds"] == [1, 3]
+    assert [arm["name"] for arm in second["arms"]] == ["uniform", "longer", "linear"]
+    faster = dataclasses.replace(uniform, options={"learning_rate": 2.0})
+    third, new = swept([], marked(second), faster, like)
+    assert new == [(1, "uniform"), (1, "longer"), (3, "uniform"), (3, "longer")]
+    assert swept([], marked(third), faster, like)[1] == []
+    assert [row["arm"] for row in third["rows"]] == 2 * [*common, "uniform", "longer", "linear"]
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("3", [0, 1, 2]), ("3,4", [3, 4]), ("3,", [3]), ("1", [0])])
+def test_which_seeds_are_meant(text: str, seeds: list[int]) -> None:
+    assert command_line.seeds_of(text) == seeds
+    assert command_line.named(seeds) == text
 
 
 def test_without_tuning_seeds_a_merge_is_tuned_on_its_seed_s_validation_split(
@@ -313,7 +354,7 @@ def test_without_tuning_seeds_a_merge_is_tuned_on_its_seed_s_validation_split(
     data = {**tiny.experiment(), "split": {"validation": 0.2, "test": 0.3}}
     setup = setups.Setup("tiny", "", lambda seed, _data, _scratch: data, (), (merge,))
     monkeypatch.setitem(setups.SETUPS, "tiny", setup)
-    found = sweep.run("tiny", 1, None, tmp_path, Here())  # type: ignore[arg-type]
+    found = sweep.run("tiny", [0], None, tmp_path, Here())  # type: ignore[arg-type]
     with sweep.world(setup, 0, None, tmp_path) as made:
         rows = [made.merge_row(merge, options, ("validation", "test")) for options in tries]
     worst = [max(task["excess"] for task in row["validation"].values()) for row in rows]
@@ -327,10 +368,10 @@ def test_without_tuning_seeds_a_merge_is_tuned_on_its_seed_s_validation_split(
 
 
 class Here:
-    """Works in this process, as the pool's processes do; knows the seeds that it was given."""
+    """Works in this process, as the pool's processes do; knows what it was given."""
 
     def __init__(self) -> None:
-        self.done: list[object] = []
+        self.done: list[Any] = []
 
     def map(self, call: Callable[..., object], *items: Sequence[object]) -> list[object]:
         self.done += items[0]

@@ -82,16 +82,20 @@ def start_processes(processes: int, command: list[str]) -> None:
     }
     flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
     arguments = launch_command_parser().parse_args(["--multi_gpu", *flags, *command])
-    with _kept_signals(), patch_environment(OMP_NUM_THREADS=str(threads)):
+    with _left_as_it_was(), patch_environment(OMP_NUM_THREADS=str(threads)):
         launch_command(arguments)
 
 
 @contextmanager
-def _kept_signals() -> Iterator[None]:
-    """The launcher sets signal handlers of its own and leaves them behind."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+def _left_as_it_was() -> Iterator[None]:
+    """The launcher leaves signal handlers of its own behind, and torch a variable in the environment."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    environment = dict(os.environ)
     try:
         yield
     finally:
-        for number, handler in kept.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)

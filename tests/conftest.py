@@ -1,6 +1,8 @@
 """Fixtures that several test files share."""
 
+import inspect
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,14 @@ torch.set_num_threads(1)
 def _interruptible() -> None:
     """What a shell starts in the background ignores SIGINT, and tests of interruptions would wait for ever."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _frames_without_source() -> Iterator[None]:
+    """kfp asks the stack for a name; with so many modules, the source that comes with it takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspect, "stack", lambda context=1: inspect.getouterframes(sys._getframe(1), 0))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -27,6 +27,7 @@ from benchmarks import tiny
 from benchmarks.faults._outcome import environment, refused, see
 from benchmarks.faults.case import Case, UnexpectedError, ama
 from benchmarks.servers.mlflow_server import server
+from benchmarks.servers.mlflow_store import sqlite_store
 from benchmarks.servers.ports import free_port
 from benchmarks.servers.proxy import Fault, Proxy, http, proxy
 from pipelines.sending import PATIENCE, Sender
@@ -222,7 +223,7 @@ def whole_run(folder: Path) -> str:
 
 def _local_store(folder: Path) -> tuple[Spool, str]:
     """A spool whose store, a SQLite file in the run folder, has a record already."""
-    uri = f"sqlite:///{folder}/mlflow.db"
+    uri = sqlite_store(folder / "mlflow.db")
     spool = filled(folder, uri)
     with environment(**dict.fromkeys((URI, RUN_ID, FOLDER, FOLLOWED))):
         spool.aim(Target(uri=uri, run_name="run", artifacts=(folder / "artifacts").as_uri()))

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.servers.mlflow_store import sqlite_store
+
 
 @contextmanager
 def server(folder: Path, port: int, artifacts: str) -> Iterator[str]:
@@ -22,7 +24,7 @@ def server(folder: Path, port: int, artifacts: str) -> Iterator[str]:
             or a folder.
     """
     command = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", artifacts]
+    command += ["--backend-store-uri", sqlite_store(folder / "server.db"), "--artifacts-destination", artifacts]
     environment = dict(os.environ)
     if endpoint := environment.get("AWS_ENDPOINT_URL"):
         environment["MLFLOW_S3_ENDPOINT_URL"] = endpoint

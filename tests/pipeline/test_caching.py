@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -94,13 +93,6 @@ def other_code(world: World) -> None:
     world.patch.chdir(code)
 
 
-def other_version(world: World) -> None:
-    info = world.folder / "packages" / "scipy-1.99.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: scipy\nVersion: 1.99.0\n")
-    world.patch.setenv("PYTHONPATH", f"{info.parent}{os.pathsep}{ROOT}")
-
-
 def deleted_file(world: World) -> None:
     (world.result("models/specialist-own") / "adapter_model.safetensors").unlink()
 
@@ -141,7 +133,6 @@ CHANGES: dict[str, tuple[Callable[[World], None], set[str]]] = {
     "data": (further_row, ALL - {BASE}),
     "the base model's content": (other_weights, ALL),
     "library code": (other_code, ALL),
-    "a version": (other_version, ALL),
     "relevant environment": (variable("ATEN_CPU_CAPABILITY", "default"), ALL),
     "irrelevant environment": (variable("EDITOR", "ed"), set()),
     "a deleted file": (deleted_file, {*OWN, "gather_specialists", "compare"}),

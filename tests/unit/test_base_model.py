@@ -17,6 +17,7 @@ from automixalign.config import BaseModelSpec
 from automixalign.errors import ModelError
 from automixalign.files import digest
 from automixalign.settings import BaseModelSettings
+from benchmarks.servers.mlflow_store import sqlite_store
 
 Weights = dict[str, torch.Tensor]
 
@@ -328,7 +329,7 @@ def test_the_fingerprint_of_an_alias_is_the_version_behind_it(
 ) -> None:
     import mlflow
 
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = sqlite_store(tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     client = mlflow.MlflowClient(uri)
     client.create_registered_model("assistant")

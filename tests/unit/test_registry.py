@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from automixalign.registry import gate, register
 from automixalign.settings import RegistrySettings
 from automixalign.tracking.spool import FOLDER, RUN_ID, URI
 from benchmarks.servers.mlflow_server import server
+from benchmarks.servers.mlflow_store import sqlite_store
 from benchmarks.servers.ports import free_port
 
 QUESTION = [{"role": "user", "content": "12+3="}]
@@ -40,16 +41,17 @@ def entry(name: str, worst: float, family: str = "generalist", accuracy: float =
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A SQLite store, named by the environment."""
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = sqlite_store(tmp_path / "mlflow.db")
     monkeypatch.setenv(URI, uri)
     for name in (RUN_ID, FOLDER):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     client = mlflow.MlflowClient(uri)
     client.create_experiment("automixalign", (tmp_path / "artifacts").as_uri())
-    return uri
+    yield uri
+    mlflow.set_tracking_uri(None)  # a step sets it for its process
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from automixalign.tracking.record import Dataset, Record
 from automixalign.tracking.send import send_waiting
 from automixalign.tracking.spool import FOLDER, FOLLOWED, RUN_ID, URI, Spool, Target
 from benchmarks.servers.mlflow_server import server
+from benchmarks.servers.mlflow_store import sqlite_store
 from benchmarks.servers.ports import free_port
 from pipelines import cli, sending
 
@@ -44,7 +45,7 @@ def runs(uri: str, name: str = "automixalign") -> dict[str, Any]:
 
 
 def store(folder: Path, **changes: Any) -> tuple[Spool, str]:
-    spool, uri = Spool(folder / "spool"), f"sqlite:///{folder}/mlflow.db"
+    spool, uri = Spool(folder / "spool"), sqlite_store(folder / "mlflow.db")
     spool.aim(Target(uri=uri, run_name="pipeline", artifacts=(folder / "art").as_uri(), **changes))
     return spool, uri
 
@@ -89,7 +90,7 @@ def test_a_pipeline_is_a_run_with_a_nested_run_a_step(tmp_path: Path) -> None:
 def test_a_run_handed_in_is_joined_and_nothing_of_it_is_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = sqlite_store(tmp_path / "mlflow.db")
     client = mlflow.MlflowClient(uri)
     given = client.create_run(client.create_experiment("theirs", (tmp_path / "art").as_uri()), run_name="kfp")
     client.log_param(given.info.run_id, "training.beta", "theirs")

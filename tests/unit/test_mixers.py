@@ -95,11 +95,11 @@ def test_nothing_overflows_and_no_task_falls_below_its_share(name: str) -> None:
     assert mixer.weights()[0] == pytest.approx(0.9 + 0.1 / 4)
 
 
-def test_very_many_steps_of_large_excess() -> None:
+def test_a_million_steps_of_large_excess() -> None:
     """Then one huge gain of the other task brings them level: nothing was lost to rounding."""
     mixer = make("ama-r", [3, 3], eta=0.03)
-    counts, excess = np.array([1, 1]), np.array([1e5, 0.0])
-    for _ in range(100_000):
+    counts, excess = np.array([1, 1]), np.array([1e4, 0.0])
+    for _ in range(1_000_000):
         mixer.update(excess, counts)
     assert mixer.state()["log_q"] == [0.0, pytest.approx(-3e8, rel=1e-9)]
     assert mixer.weights() == pytest.approx([0.95, 0.05])

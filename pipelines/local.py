@@ -4,11 +4,12 @@ The steps are processes, or containers as the file of `containers.py` says.
 """
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 from kfp import local
 from kfp.local import cache as kfp_cache
-from kfp.local import subprocess_task_handler
+from kfp.local import logging_utils, subprocess_task_handler
 
 from pipelines import warm
 from pipelines.attempt import Attempt
@@ -43,6 +44,9 @@ def go_through(attempt: Attempt, fresh: bool = False) -> None:
     cache = StepCache(attempt.cache, attempt.folder, attempt.shared_cache)
     _start_steps_warm(fresh, attempt.log)
     kfp_cache.get_local_cache = lambda: cache  # it would make one of kfp's own kind
+    # Around each step kfp puts another `print` into `builtins`, that indents. Steps that overlap put it back in
+    # the wrong order, so that one stays, and each that stays doubles what the ones after it cost.
+    logging_utils.indented_print = lambda num_spaces=4: nullcontext()
     build(attempt.experiment, OnThisMachine(attempt.retries))(config=attempt.experiment.model_dump_json())
 
 

@@ -1,5 +1,6 @@
 """What runs again after a change, and what does not: real steps, real files, kfp's runner and our cache."""
 
+import builtins
 import copy
 import json
 import shutil
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 from kfp.local import cache as kfp_cache
 from kfp.local import config as kfp_config
-from kfp.local import subprocess_task_handler
+from kfp.local import logging_utils, subprocess_task_handler
 from safetensors.torch import load_file, save_file
 
 from automixalign import config, files, progress
@@ -155,6 +156,7 @@ def patch() -> Iterator[pytest.MonkeyPatch]:
             (kfp_cache, "get_local_cache"),
             (kfp_config.LocalExecutionConfig, "instance"),
             (subprocess_task_handler, "run_local_subprocess"),
+            (logging_utils, "indented_print"),
         ):
             patch.setattr(owner, name, getattr(owner, name))
         yield patch
@@ -200,6 +202,7 @@ def run(folder: Path, name: str, experiment: dict[str, Any], patch: pytest.Monke
     patch.setenv(progress.LOGS, str(logs))
     patch.setenv("HF_HUB_OFFLINE", "1")
     checked = config.parse(experiment, "test")
+    before = builtins.print
     go_through(
         Attempt(
             experiment=checked,
@@ -208,6 +211,7 @@ def run(folder: Path, name: str, experiment: dict[str, Any], patch: pytest.Monke
             shared_cache=folder / "shared",
         )
     )
+    assert builtins.print is before, "of steps that overlap kfp would leave a print that indents"
     events = files.read_jsonl(logs / progress.EVENTS)
     finished = {f"{event['stage']} {event['name']}".strip() for event in events if event["event"] == "finished"}
     cached = {f"{event['stage']} {event['name']}".strip() for event in events if event["event"] == "cached"}

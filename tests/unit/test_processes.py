@@ -42,6 +42,11 @@ def train(output: Path, places: dict[str, Any], method: dict[str, Any], **traini
     return train_it(GeneralistTraining(settings=settings, **places, output=output / "model", trajectory=log))
 
 
+def surroundings() -> tuple[list[Any], dict[str, str]]:
+    """What a training in several processes could leave changed in this one."""
+    return [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)], dict(os.environ)
+
+
 @pytest.mark.parametrize(
     ("method", "training", "furthest"),
     [
@@ -63,7 +68,9 @@ def test_two_processes_equal_one(
     that are taken in another order, into 1.2e-6 of the weight: a few may be further off than the rest.
     """
     one = train(tmp_path / "one", places, method, **training)
+    before = surroundings()
     two = train(tmp_path / "two", places, method, processes=2, **training)
+    assert surroundings() == before, "the launcher leaves signals and environment as they were"
     clock = {"seconds": 0, "tokens_per_second": 0}
     assert {**one, **clock} == {**two, **clock}
     (left,), (right,) = ((tmp_path / name / "model").glob("*.safetensors") for name in ("one", "two"))
@@ -94,15 +101,6 @@ def test_an_unexpected_failure_is_named(places: dict[str, Any], tmp_path: Path) 
     (broken / "card.json").write_text("cut short")
     with pytest.raises(TrainingError, match=r"one of the processes failed: JSONDecodeError: "):
         train(tmp_path, {**places, "data": broken}, {"method": "ama-r"}, processes=2)
-
-
-def test_the_launcher_leaves_signals_and_environment_as_they_were(
-    places: dict[str, Any], tmp_path: Path
-) -> None:
-    signals = signal.SIGTERM, signal.SIGINT
-    before = [signal.getsignal(number) for number in signals], dict(os.environ)
-    train(tmp_path, places, {"method": "uniform"}, processes=2)
-    assert ([signal.getsignal(number) for number in signals], dict(os.environ)) == before
 
 
 def test_pairs_must_divide_among_the_processes(experiment_data: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import gc
 import inspect
 import signal
 import sys
@@ -31,6 +32,13 @@ def _frames_without_source() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inspect, "stack", lambda context=1: inspect.getouterframes(sys._getframe(1), 0))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_to_collect() -> None:
+    """Each training looks for garbage, which takes longer than its steps among all that has been imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -187,12 +188,7 @@ def _chosen(source: Path, scratch: Path, pairs: Pairs) -> Path:
     kind = "-".join(str(part) for part in astuple(pairs) if part)
     target = scratch / f"{source.stem}-{kind}.jsonl"
     if not target.exists():
-        from transformers import AutoTokenizer
-
-        from benchmarks.smollm2 import write_tokenizer
-
-        write_tokenizer(scratch / "tokenizer")
-        tokenizer = AutoTokenizer.from_pretrained(scratch / "tokenizer", trust_remote_code=False)
+        tokenizer = _tokenizer(scratch / "tokenizer")
 
         def tokens(row: dict[str, Any]) -> int:
             sides = (
@@ -213,6 +209,17 @@ def _chosen(source: Path, scratch: Path, pairs: Pairs) -> Path:
                 kept.append(row)
         files.write_jsonl(target, kept)
     return target
+
+
+@cache
+def _tokenizer(folder: Path) -> Any:
+    """SmolLM2's, by way of a folder; to read it from the weights takes seconds."""
+    from transformers import AutoTokenizer
+
+    from benchmarks.smollm2 import write_tokenizer
+
+    write_tokenizer(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def reasoning_gym(seed: int, _data: Path | None, scratch: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from automixalign.mixers import MIXERS
@@ -15,6 +15,7 @@ EXCESS = st.floats(min_value=0, max_value=1e4)
 
 
 @pytest.mark.parametrize("name", MIXERS)
+@settings(deadline=None)
 @given(data=st.data())
 def test_weights_stay_a_distribution_and_state_is_all_there_is(name: str, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, 6), label="tasks")

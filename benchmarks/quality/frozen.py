@@ -1,8 +1,9 @@
 """What a base model's first layers give of a pair is computed once, where only layers above them are trained.
 
 Every training, evaluation and merge of a setup, on every seed, runs the same pairs through the same frozen
-layers: a process remembers what they gave. The numbers are those of the library without this, but for the order
-of sums (`tests/unit/test_quality_frozen.py`).
+layers: a process remembers what they gave, and keeps it in a folder for the others and for those to come.
+The numbers are those of the library without this, but for the order of sums
+(`tests/unit/test_quality_frozen.py`).
 """
 
 import copy
@@ -14,20 +15,27 @@ from typing import Any
 from unittest import mock
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from automixalign import models
+from automixalign import files, models
 from automixalign.logps.attention import NAME, Trees, grouped
 
 _MEMORY: "dict[int, _Remembering]" = {}
 """How many layers -> what this process knows of them: a pair of 200 tokens is half a megabyte."""
 
+_GIVES = "hidden"
+
 
 @contextmanager
-def remembered(layers: int) -> Iterator[None]:
+def remembered(layers: int, folder: Path) -> Iterator[None]:
     """Models that the library loads meanwhile share what their first so many layers give; 0 changes nothing.
 
     A model whose first layers have other weights than the first model's stays as it is.
+
+    Args:
+        layers: how many.
+        folder: where it is kept, a file a pair, below a name that says of which layers it is.
     """
     if not layers:
         yield
@@ -41,7 +49,7 @@ def remembered(layers: int) -> Iterator[None]:
         if first is None:
             first = _MEMORY.get(layers)
             if first is None or not first.has_the_weights_of(here):
-                first = _MEMORY[layers] = _Remembering(here, model.config)
+                first = _MEMORY[layers] = _Remembering(here, model.config, folder)
         if first.has_the_weights_of(here):
             model.model.layers[0] = first
             for place in range(1, layers):
@@ -55,7 +63,7 @@ def remembered(layers: int) -> Iterator[None]:
 class _Remembering(nn.Module):
     """Some layers, in the place of the first of them."""
 
-    def __init__(self, layers: nn.ModuleList, config: Any) -> None:
+    def __init__(self, layers: nn.ModuleList, config: Any, folder: Path) -> None:
         super().__init__()
         self.layers = layers.requires_grad_(False)
         # `packing` changes the configuration of one model, and several share these layers.
@@ -63,7 +71,12 @@ class _Remembering(nn.Module):
         self.attention = config._attn_implementation
         for layer in layers:
             layer.self_attn.config = self.config
-        self.known: dict[tuple[Sequence[int], bytes], Tensor] = {}
+        weights = hashlib.blake2b(digest_size=10)
+        for tensor in layers.state_dict().values():
+            weights.update(tensor.numpy().tobytes())
+        self.folder = folder / weights.hexdigest()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.known: dict[str, Tensor] = {}
 
     def has_the_weights_of(self, layers: nn.ModuleList) -> bool:
         ours, theirs = self.layers.state_dict(), layers.state_dict()
@@ -85,14 +98,23 @@ class _Remembering(nn.Module):
             found, start = [], 0
             for tree in (tree for group in trees for tree in group.trees):
                 here = slice(start, start + sum(tree))
-                pair = hidden[:, here]
-                key = tuple(tree), hashlib.blake2b(pair.numpy().tobytes()).digest()
-                if key not in self.known:
-                    cos, sin = (each[:, here] for each in position_embeddings)
-                    self.known[key] = self._through(pair, (cos, sin), trees=grouped([tree]), **options)
-                found.append(self.known[key])
+                cos, sin = (each[:, here] for each in position_embeddings)
+                found.append(self._of_a_pair(hidden[:, here], (cos, sin), tree, **options))
                 start = here.stop
             return torch.cat(found, 1)
+
+    def _of_a_pair(
+        self, pair: Tensor, position_embeddings: tuple[Tensor, Tensor], tree: Sequence[int], **options: Any
+    ) -> Tensor:
+        key = hashlib.blake2b(repr(tuple(tree)).encode() + pair.numpy().tobytes(), digest_size=20).hexdigest()
+        if key not in self.known:
+            file = self.folder / f"{key}.safetensors"
+            if not file.exists():
+                gives = self._through(pair, position_embeddings, trees=grouped([tree]), **options)
+                with files.replacing(file) as new:
+                    save_file({_GIVES: gives}, new)
+            self.known[key] = load_file(file)[_GIVES]
+        return self.known[key]
 
     def _through(self, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], **options: Any) -> Tensor:
         for layer in self.layers:

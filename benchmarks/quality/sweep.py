@@ -179,7 +179,7 @@ def world(
     if steps is not None:
         budget = experiment.budget.model_copy(update={"specialist": Budget(steps=steps)})
         experiment = experiment.model_copy(update={"budget": budget})
-    with frozen.remembered(setup.frozen_layers):
+    with frozen.remembered(setup.frozen_layers, output / "frozen"):
         yield World(Store(output / "store"), experiment, setup.verifiers(), drift_pairs=setup.drift_pairs)
 
 

@@ -61,7 +61,7 @@ def test_the_numbers_are_those_of_plain_layers(plain: World, tmp_path: Path) -> 
     """Of specialists, generalists and merges, in every step of a training."""
     want = measures(plain)
     made = world(tmp_path)
-    with frozen.remembered(1):
+    with frozen.remembered(1, tmp_path / "kept"):
         assert measures(made) == pytest.approx(np.array(want), abs=2e-5)
     logs = [files.read_jsonl(each.specialist("format") / "trajectory.jsonl") for each in (plain, made)]
     for before, after in zip(*logs, strict=True):
@@ -69,12 +69,12 @@ def test_the_numbers_are_those_of_plain_layers(plain: World, tmp_path: Path) -> 
     assert models.load_full_model.__module__ == "automixalign.models"
 
 
-def test_a_pair_goes_through_them_once(plain: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where another model scores it later, of another seed, and others beside it."""
+def test_a_pair_goes_through_them_once(plain: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where another model scores it later, of another seed or in another process, and others beside it."""
     table = read_split(plain.data("format"), "format", TRAIN)
-    with frozen.remembered(1):
+    with frozen.remembered(1, tmp_path / "kept"):
         model = models.load_full_model(plain.base_model)
-    with frozen.remembered(1):
+    with frozen.remembered(1, tmp_path / "kept"):
         other = models.load_full_model(plain.base_model)
     assert model.model.layers[0] is other.model.layers[0]
     passed: list[int] = []
@@ -86,6 +86,15 @@ def test_a_pair_goes_through_them_once(plain: World, monkeypatch: pytest.MonkeyP
     assert len(passed) == len(table)
     for one, same in zip(first, second, strict=True):
         assert same == pytest.approx(one[: len(same)], abs=1e-4)
+    monkeypatch.setattr(frozen, "_MEMORY", {})
+    with frozen.remembered(1, tmp_path / "kept"):
+        later = models.load_full_model(plain.base_model)
+    again = later.model.layers[0].layers[0]
+    assert again is not inner
+    monkeypatch.setattr(again, "forward", _counted(again.forward, passed))
+    third = Scorer(later, 8, "fp32").logps(table)
+    assert len(passed) == len(table), "what is in the folder, another process need not compute"
+    assert [each.tolist() for each in third] == [each.tolist() for each in first]
     want = Scorer(models.load_full_model(plain.base_model), 8, "fp32").logps(table)
     for one, same in zip(first, want, strict=True):
         assert one == pytest.approx(same, abs=1e-4)
@@ -96,11 +105,11 @@ def test_other_layers_are_not_taken_for_the_same(plain: World, tmp_path: Path) -
     with torch.no_grad():
         changed.model.layers[0].mlp.up_proj.weight[0, 0] += 1
     changed.save_pretrained(tmp_path)
-    with frozen.remembered(1):
+    with frozen.remembered(1, tmp_path / "kept"):
         models.load_full_model(plain.base_model)
         other = models.load_full_model(tmp_path)
     assert type(other.model.layers[0]) is type(changed.model.layers[0])
-    with frozen.remembered(1):
+    with frozen.remembered(1, tmp_path / "kept"):
         new = models.load_full_model(tmp_path)
     assert torch.equal(
         new.model.layers[0].layers[0].mlp.up_proj.weight, changed.model.layers[0].mlp.up_proj.weight

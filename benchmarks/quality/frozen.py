@@ -28,14 +28,14 @@ _GIVES = "hidden"
 
 
 @contextmanager
-def remembered(layers: int, folder: Path) -> Iterator[None]:
+def remembered(layers: int, kept: Path) -> Iterator[None]:
     """Models that the library loads meanwhile share what their first so many layers give; 0 changes nothing.
 
     A model whose first layers have other weights than the first model's stays as it is.
 
     Args:
         layers: how many.
-        folder: where it is kept, a file a pair, below a name that says of which layers it is.
+        kept: folder for it, a file a pair, below a name that says of which layers it is.
     """
     if not layers:
         yield
@@ -49,7 +49,7 @@ def remembered(layers: int, folder: Path) -> Iterator[None]:
         if first is None:
             first = _MEMORY.get(layers)
             if first is None or not first.has_the_weights_of(here):
-                first = _MEMORY[layers] = _Remembering(here, model.config, folder)
+                first = _MEMORY[layers] = _Remembering(here, model.config, kept)
         if first.has_the_weights_of(here):
             model.model.layers[0] = first
             for place in range(1, layers):
@@ -63,7 +63,7 @@ def remembered(layers: int, folder: Path) -> Iterator[None]:
 class _Remembering(nn.Module):
     """Some layers, in the place of the first of them."""
 
-    def __init__(self, layers: nn.ModuleList, config: Any, folder: Path) -> None:
+    def __init__(self, layers: nn.ModuleList, config: Any, kept: Path) -> None:
         super().__init__()
         self.layers = layers.requires_grad_(False)
         # `packing` changes the configuration of one model, and several share these layers.
@@ -74,8 +74,8 @@ class _Remembering(nn.Module):
         weights = hashlib.blake2b(digest_size=10)
         for tensor in layers.state_dict().values():
             weights.update(tensor.numpy().tobytes())
-        self.folder = folder / weights.hexdigest()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.kept = kept / weights.hexdigest()
+        self.kept.mkdir(parents=True, exist_ok=True)
         self.known: dict[str, Tensor] = {}
 
     def has_the_weights_of(self, layers: nn.ModuleList) -> bool:
@@ -108,7 +108,7 @@ class _Remembering(nn.Module):
     ) -> Tensor:
         key = hashlib.blake2b(repr(tuple(tree)).encode() + pair.numpy().tobytes(), digest_size=20).hexdigest()
         if key not in self.known:
-            file = self.folder / f"{key}.safetensors"
+            file = self.kept / f"{key}.safetensors"
             if not file.exists():
                 gives = self._through(pair, position_embeddings, trees=grouped([tree]), **options)
                 with files.replacing(file) as new:

@@ -94,6 +94,8 @@ def test_a_pair_goes_through_them_once(plain: World, tmp_path: Path, monkeypatch
     monkeypatch.setattr(again, "forward", _counted(again.forward, passed))
     third = Scorer(later, 8, "fp32").logps(table)
     assert len(passed) == len(table), "what is in the folder, another process need not compute"
+    assert len(list((tmp_path / "kept").glob("*/*.safetensors"))) == len(table)
+    assert not any(path.is_dir() for path in plain.base_model.iterdir()), "it is kept nowhere else"
     assert [each.tolist() for each in third] == [each.tolist() for each in first]
     want = Scorer(models.load_full_model(plain.base_model), 8, "fp32").logps(table)
     for one, same in zip(first, want, strict=True):

@@ -170,11 +170,11 @@ def smollm2(
     return experiment
 
 
-def _more_on_smollm2(name: str, *tasks: str) -> Setup:
+def _more_on_smollm2(name: str, pilot: str, *tasks: str) -> Setup:
     """As `smollm2-two` found it best, with an NLL term that harmless needs and helpful stands."""
     return Setup(
         name,
-        pilots.MORE_ON_SMOLLM2,
+        pilot,
         smollm2(tasks, {"epochs": 1}, nll_weight=0.05),
         arms.ON_SMOLLM2,
         arms.PLAIN_MERGES,
@@ -277,7 +277,7 @@ SETUPS = {
             drift_pairs=8,
             frozen_layers=FROZEN,
         ),
-        _more_on_smollm2("smollm2-hhh", "helpful", "harmless", "honest"),
-        _more_on_smollm2("smollm2-four", *PREFERENCES),
+        _more_on_smollm2("smollm2-hhh", pilots.MORE_ON_SMOLLM2, "helpful", "harmless", "honest"),
+        _more_on_smollm2("smollm2-four", pilots.FOUR_ON_SMOLLM2, *PREFERENCES),
     )
 }

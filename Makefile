@@ -90,7 +90,6 @@ scan: setup $(SCAN)/.installed ## a security scan of the rendered manifests and 
 	$(SCAN)/bin/checkov --config-file .checkov.yaml --framework kubernetes --directory build/rendered
 	$(SCAN)/bin/checkov --config-file .checkov.yaml --framework dockerfile --file images/Dockerfile
 
-$(SCAN)/.installed: export PIP_COMPILE = 0
 $(SCAN)/.installed: .ci/scan-constraints.txt
 	test -x $(SCAN)/bin/python || $(PYTHON) -m venv $(SCAN)
 	$(SCAN)/bin/python -m pip install --quiet --constraint .ci/scan-constraints.txt checkov

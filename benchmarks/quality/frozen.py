@@ -75,7 +75,6 @@ class _Remembering(nn.Module):
         for tensor in layers.state_dict().values():
             weights.update(tensor.numpy().tobytes())
         self.kept = kept / weights.hexdigest()
-        self.kept.mkdir(parents=True, exist_ok=True)
         self.known: dict[str, Tensor] = {}
 
     def has_the_weights_of(self, layers: nn.ModuleList) -> bool:

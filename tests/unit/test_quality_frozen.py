@@ -15,6 +15,7 @@ from automixalign.scoring import Scorer
 from benchmarks import tiny
 from benchmarks.quality import frozen
 from benchmarks.quality.arms import Arm, Merge
+from benchmarks.quality.drift import drift
 from benchmarks.quality.store import Store
 from benchmarks.quality.world import World
 
@@ -86,6 +87,8 @@ def test_a_pair_goes_through_them_once(plain: World, tmp_path: Path, monkeypatch
     assert len(passed) == len(table)
     for one, same in zip(first, second, strict=True):
         assert same == pytest.approx(one[: len(same)], abs=1e-4)
+    assert drift(model, other, table.slice(0, 3), "fp32") == 0
+    assert len(passed) == len(table) + 3, "for both models, the chosen answers alone"
     monkeypatch.setattr(frozen, "_MEMORY", {})
     with frozen.remembered(1, tmp_path / "kept"):
         later = models.load_full_model(plain.base_model)
@@ -93,8 +96,8 @@ def test_a_pair_goes_through_them_once(plain: World, tmp_path: Path, monkeypatch
     assert again is not inner
     monkeypatch.setattr(again, "forward", _counted(again.forward, passed))
     third = Scorer(later, 8, "fp32").logps(table)
-    assert len(passed) == len(table), "what is in the folder, another process need not compute"
-    assert len(list((tmp_path / "kept").glob("*/*.safetensors"))) == len(table)
+    assert len(passed) == len(table) + 3, "what is in the folder, another process need not compute"
+    assert len(list((tmp_path / "kept").glob("*/*.safetensors"))) == len(passed)
     assert not any(path.is_dir() for path in plain.base_model.iterdir()), "it is kept nowhere else"
     assert [each.tolist() for each in third] == [each.tolist() for each in first]
     want = Scorer(models.load_full_model(plain.base_model), 8, "fp32").logps(table)

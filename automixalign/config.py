@@ -181,8 +181,9 @@ class TrainingSpec(Loss):
     max_grad_norm: NonNegative = 1.0
     nll_weight: NonNegative = 0.0
     """Weight of TRL's `sft` term on the chosen answer, the same for every method: a mean over the tokens of a
-    step, however it is cut into forward passes. 0 is plain DPO; with .1 to .5, small models passed twice as
-    many generations of the worst task, and the presets for them take .2 (benchmarks/results/quality.md)."""
+    step, however it is cut into forward passes. 0 is plain DPO; with .1 to .5, small models passed 1.4 to 3
+    times as many generations on both setups where it was tried, and the presets for them take .2
+    (benchmarks/results/quality.md)."""
     precision: Precision = "auto"
     """`auto`: bf16 autocast on CUDA that has it, else fp32. CPUs without AMX take longer in bf16, those without
     AVX512-BF16 tens of times as long."""

@@ -141,7 +141,8 @@ class AdaptiveOptions(Options):
     took .01 on one setup and .03 on another, AMA-S the other way round (benchmarks/results/quality.md)."""
     c: Fraction = 0.1
     """Smoothing: every task keeps at least c/k of the weight. From .05 to .3 it hardly matters to AMA-R where
-    eta is small, and a larger c makes up for a large eta (benchmarks/results/quality.md)."""
+    eta is small, and a larger c makes up for a large eta, on both setups where it was tried
+    (benchmarks/results/quality.md)."""
     anneal: Flag = False
     """Step t uses eta / sqrt(t), as convergence over any horizon asks for; start from a larger eta."""
     discount: PositiveFraction = 1.0

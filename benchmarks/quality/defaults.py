@@ -1,9 +1,9 @@
 """What the defaults are settled from: eta and c of AMA-R, the weight of the NLL term, and clipping.
 
-    python -m benchmarks.quality.defaults [--json FILE] [--output runs/quality]
+    python -m benchmarks.quality.defaults --setup NAME [--json FILE] [--output runs/quality]
 
-On the tuning seeds of `synthetic-conflict`, which no result is reported of: a grid of eta and c, and the NLL
-weight with specialists of its own, since it holds for every training alike.
+On the tuning seeds of a setup, which no result is reported of: a grid of eta and c, and the NLL weight with
+specialists of its own, since it holds for every training alike.
 """
 
 import argparse
@@ -17,11 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from automixalign import leaderboard
-from automixalign.config import parse
 from automixalign.data.split import TEST
 from benchmarks.quality import sweep
 from benchmarks.quality.arms import Arm, Options
-from benchmarks.quality.setups import CONFLICT_SIZES, TUNING_SEEDS, synthetic
+from benchmarks.quality.setups import SETUPS
 from benchmarks.quality.store import write_results
 
 ETAS = (0.003, 0.01, 0.03, 0.1)
@@ -34,12 +33,14 @@ METRICS = (("worst", "excess"), ("average", "excess"), ("worst", "generation"), 
 def main() -> None:
     """Run the grids, print the tables, write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--setup", choices=["synthetic-conflict", "reasoning-gym"], required=True)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--output", type=Path, default=Path("runs/quality"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
+    seeds = SETUPS[options.setup].tuning_seeds
     with sweep.pool(options.jobs, options.output) as workers:
-        found = list(workers.map(partial(_grids, options.output), TUNING_SEEDS))
+        found = list(workers.map(partial(_grids, options.setup, options.output), seeds))
     rows = [
         {
             **cells[0],
@@ -49,39 +50,37 @@ def main() -> None:
         for cells in zip(*found, strict=True)
     ]
     rows = [{key: value for key, value in row.items() if key != "means"} for row in rows]
-    table = Table(title=f"synthetic-conflict, {len(TUNING_SEEDS)} tuning seeds, test split")
+    table = Table(title=f"{options.setup}, {len(seeds)} tuning seeds, test split")
     for column in rows[0]:
         table.add_column(column)
     for row in rows:
         table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
     Console(width=140).print(table)
     if options.json:
-        write_results(options.json, {"command": "python -m benchmarks.quality.defaults", "rows": rows})
+        command = f"python -m benchmarks.quality.defaults --setup {options.setup}"
+        write_results(options.json, {"command": command, "setup": options.setup, "rows": rows})
 
 
-def _grids(output: Path, seed: int) -> list[dict[str, Any]]:
+def _grids(setup: str, output: Path, seed: int) -> list[dict[str, Any]]:
     ama = Arm("ama-r", "ama-r")
     rows = [
-        _row(output, seed, ama, {**_RATE, "eta": eta, "c": c}, {"eta": eta, "c": c})
+        _row(setup, output, seed, ama, {**_RATE, "eta": eta, "c": c}, {"eta": eta, "c": c})
         for eta in ETAS
         for c in SMOOTHINGS
     ]
     for weight in NLL_WEIGHTS:
         arms = (Arm("uniform", "uniform"), Arm("uniform-clip", "uniform-clip"), ama)
-        rows += [_row(output, seed, arm, _RATE, {"nll_weight": weight}, nll_weight=weight) for arm in arms]
+        rows += [
+            _row(setup, output, seed, arm, _RATE, {"nll_weight": weight}, nll_weight=weight) for arm in arms
+        ]
     return rows
 
 
 def _row(
-    output: Path, seed: int, arm: Arm, options: Options, told: Options, **training: float
+    setup: str, output: Path, seed: int, arm: Arm, options: Options, told: Options, **training: float
 ) -> dict[str, Any]:
-    from benchmarks.quality.store import Store
-    from benchmarks.quality.world import World
-
-    data = {**synthetic(CONFLICT_SIZES), "name": "defaults", "seed": seed, "methods": ["uniform"]}
-    data["training"] = {**data["training"], **training}
-    world = World(Store(output / "store"), parse(data, "the defaults' grid"))
-    worst, average = leaderboard.over_tasks(world.generalist_row(arm, options, (TEST,))[TEST])
+    with sweep.world(SETUPS[setup], seed, None, output, **training) as world:
+        worst, average = leaderboard.over_tasks(world.generalist_row(arm, options, (TEST,))[TEST])
     views = {"worst": worst, "average": average}
     means = {f"{view} {metric}": views[view][metric] for view, metric in METRICS}
     return {"arm": arm.name, "options": told, "means": list(means), **means}

@@ -53,7 +53,7 @@ def page(results: Path = RESULTS) -> str:
         text += _section(setup, results.name)
     if found:
         text += lines(found, f"{results.name}/{_MAP}.png")
-    text += settled.section(results.with_name(f"{results.name}-defaults.json"))
+    text += settled.section(results.with_name(f"{results.name}-defaults"))
     return "\n".join(text).rstrip() + "\n"
 
 

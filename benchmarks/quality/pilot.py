@@ -58,7 +58,7 @@ def _gain(setup: str, data: Path | None, output: Path, seed: int, rate: float, s
     from automixalign import files
 
     rows = []
-    with sweep.world(SETUPS[setup], seed, data, output, rate, steps) as world:
+    with sweep.world(SETUPS[setup], seed, data, output, steps, learning_rate=rate) as world:
         for task in world.tasks:
             scores = world.specialist_scores(task, VALIDATION)
             measured = files.read_json(scores / "summary.json")["tasks"][task]

@@ -1,4 +1,4 @@
-"""The page's section on the defaults: what `benchmarks.quality.defaults` measured."""
+"""The page's sections on the defaults: what `benchmarks.quality.defaults` measured."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,31 +7,30 @@ from typing import Any
 from automixalign import files
 from benchmarks.quality import shown
 
-FILE = Path(__file__).parents[1] / "results" / "quality-defaults.json"
+FOLDER = Path(__file__).parents[1] / "results" / "quality-defaults"
 _VIEWS = ("worst excess", "average excess", "worst generation", "average generation")
 
 
-def section(file: Path = FILE) -> list[str]:
-    """The section, or nothing where it was not measured."""
-    if not file.exists():
+def section(folder: Path = FOLDER) -> list[str]:
+    """The section, or nothing where nothing was measured."""
+    grids = [files.read_json(file) for file in sorted(folder.glob("*.json"))]
+    if not grids:
         return []
-    found = files.read_json(file)
-    grid = [row for row in found["rows"] if "eta" in row["options"]]
-    nll = [row for row in found["rows"] if "nll_weight" in row["options"]]
-    return [
+    lines = [
         "",
         "## What the defaults were settled from",
         "",
-        f"`{found['command']}`: means of the {grid[0]['seeds']} tuning seeds of `synthetic-conflict`, test",
-        "split, at twice the setup's learning rate. No other result is reported of these seeds.",
+        "Means of the tuning seeds, test split, at twice the setup's learning rate. No other result is",
+        "reported of these seeds. The weight of the NLL term holds for the specialists, too, so that",
+        "excess is counted from other specialists in each row; generations can be compared.",
         "",
-        *_table(grid, ("eta", "c")),
-        "",
-        "The weight of the NLL term holds for the specialists, too, so that excess is counted from other",
-        "specialists in each row; generations can be compared.",
-        "",
-        *_table(nll, ("nll_weight",)),
     ]
+    for found in grids:
+        rows = found["rows"]
+        lines += [f"### {found['setup']}, {rows[0]['seeds']} seeds", "", f"`{found['command']}`", ""]
+        for options in (("eta", "c"), ("nll_weight",)):
+            lines += _table([row for row in rows if options[0] in row["options"]], options)
+    return lines
 
 
 def _table(rows: Sequence[dict[str, Any]], options: Sequence[str]) -> list[str]:

@@ -162,10 +162,10 @@ def world(
     seed: int,
     data: Path | None,
     output: Path,
-    rate: float | None = None,
     steps: int | None = None,
+    **training: Any,
 ) -> Iterator[Any]:
-    """The models of one seed; a pilot tries another learning rate and other steps of the specialists."""
+    """The models of one seed; pilots try other steps of the specialists, and other options of all trainings."""
     # With torch, for which the main process does not wait.
     from benchmarks.quality import frozen
     from benchmarks.quality.world import World
@@ -173,9 +173,9 @@ def world(
     scratch = output / "sources"
     scratch.mkdir(parents=True, exist_ok=True)
     experiment = setup.configured(seed, data, scratch)
-    if rate is not None:
-        training = experiment.training.model_copy(update={"learning_rate": rate})
-        experiment = experiment.model_copy(update={"training": training})
+    if training:
+        changed = experiment.training.model_copy(update=training)
+        experiment = experiment.model_copy(update={"training": changed})
     if steps is not None:
         budget = experiment.budget.model_copy(update={"specialist": Budget(steps=steps)})
         experiment = experiment.model_copy(update={"budget": budget})

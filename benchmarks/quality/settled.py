@@ -7,11 +7,10 @@ from typing import Any
 from automixalign import files
 from benchmarks.quality import shown
 
-FOLDER = Path(__file__).parents[1] / "results" / "quality-defaults"
 _VIEWS = ("worst excess", "average excess", "worst generation", "average generation")
 
 
-def section(folder: Path = FOLDER) -> list[str]:
+def section(folder: Path) -> list[str]:
     """The section, or nothing where nothing was measured."""
     grids = [files.read_json(file) for file in sorted(folder.glob("*.json"))]
     if not grids:

@@ -139,6 +139,13 @@ FEW_TRIES = (
 
 The others chose etas of .01 and .03 for 400 steps: eta times steps is 4 to 12, and 5 or 20 for 50 steps.
 """
+TUNED_TOTAL = Arm(
+    "uniform-total",
+    "uniform",
+    candidates=tuple({"learning_rate": factor} for factor in (0.125, 0.25, 0.5, 1.0)),
+    total_compute=True,
+)
+"""With tries of its own: at the rate for 50 steps so few pairs are learnt by heart in 130."""
 _TWICE = {"learning_rate": 2.0}
 ON_SMOLLM2 = (
     Arm("standard", "standard", {"learning_rate": 1.5}),

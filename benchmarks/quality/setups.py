@@ -271,7 +271,7 @@ SETUPS = {
             "smollm2-two",
             pilots.SMOLLM2,
             smollm2(("helpful", "honest"), {"steps": 40}, nll_weight=0.0),
-            (*arms.FEW_TRIES, arms.UNIFORM_TOTAL),
+            (*arms.FEW_TRIES, arms.TUNED_TOTAL),
             arms.PLAIN_MERGES,
             TUNING_SEEDS[:1],
             drift_pairs=8,

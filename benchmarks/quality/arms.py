@@ -63,8 +63,10 @@ BASELINES = (
     Arm("uniform-clip", "uniform-clip", candidates=_RATES),
 )
 AMA = (Arm("ama-r", "ama-r", candidates=_ETAS), Arm("ama-s", "ama-s", candidates=_ETAS))
-UNIFORM_TOTAL = Arm("uniform-total", "uniform", like="uniform", total_compute=True)
-TOTAL = (Arm("standard-total", "standard", like="standard", total_compute=True), UNIFORM_TOTAL)
+TOTAL = (
+    Arm("standard-total", "standard", like="standard", total_compute=True),
+    Arm("uniform-total", "uniform", like="uniform", total_compute=True),
+)
 ABLATIONS = (
     Arm("ama-r-raw-loss", "ama-r", {"raw_loss": True}, like="ama-r"),
     Arm("ama-r-unclipped-gradient", "ama-r", {"unclipped_gradient": True}, like="ama-r"),

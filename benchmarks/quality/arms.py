@@ -141,13 +141,12 @@ FEW_TRIES = (
 
 The others chose etas of .01 and .03 for 400 steps: eta times steps is 4 to 12, and 5 or 20 for 50 steps.
 """
-TUNED_TOTAL = Arm(
-    "uniform-total",
-    "uniform",
-    candidates=tuple({"learning_rate": factor} for factor in (0.125, 0.25, 0.5, 1.0)),
-    total_compute=True,
+_TOTAL_RATES = tuple({"learning_rate": factor} for factor in (0.125, 0.25, 0.5, 1.0))
+TUNED_TOTAL = (
+    Arm("uniform-total", "uniform", candidates=_TOTAL_RATES, total_compute=True),
+    Arm("standard-total", "standard", candidates=_TOTAL_RATES, total_compute=True),
 )
-"""With tries of its own: at the rate for 50 steps so few pairs are learnt by heart in 130."""
+"""With tries of their own: at the rate for 50 steps so few pairs are learnt by heart in 130."""
 _TWICE = {"learning_rate": 2.0}
 ON_SMOLLM2 = (
     Arm("standard", "standard", {"learning_rate": 1.5}),
@@ -155,10 +154,9 @@ ON_SMOLLM2 = (
     Arm("uniform-clip", "uniform-clip", _TWICE),
     Arm("ama-r", "ama-r", {**_TWICE, "eta": 0.1}),
     Arm("ama-s", "ama-s", {**_TWICE, "eta": 0.1}),
+    Arm("uniform-total", "uniform", {"learning_rate": 0.5}, total_compute=True),
 )
 """As `smollm2-two` chose them, for setups with more tasks on the same model, of which a seed takes an hour."""
-TOTAL_ON_SMOLLM2 = Arm("uniform-total", "uniform", {"learning_rate": 0.5}, total_compute=True)
-"""As `smollm2-two` chose it, too."""
 FEW_MERGES = (
     Merge("linear", "linear"),
     Merge("ties", "ties"),

@@ -170,16 +170,13 @@ def smollm2(
     return experiment
 
 
-def _more_on_smollm2(name: str, pilot: str, *tasks: str, more: tuple[Arm, ...] = ()) -> Setup:
-    """As `smollm2-two` found it best, with an NLL term that harmless needs and helpful stands.
-
-    `more` are arms beside those that all such setups have.
-    """
+def _more_on_smollm2(name: str, pilot: str, *tasks: str) -> Setup:
+    """As `smollm2-two` found it best, with an NLL term that harmless needs and helpful stands."""
     return Setup(
         name,
         pilot,
         smollm2(tasks, {"epochs": 1}, nll_weight=0.05),
-        (*arms.ON_SMOLLM2, *more),
+        arms.ON_SMOLLM2,
         arms.PLAIN_MERGES,
         drift_pairs=8,
         frozen_layers=FROZEN,
@@ -274,18 +271,13 @@ SETUPS = {
             "smollm2-two",
             pilots.SMOLLM2,
             smollm2(("helpful", "honest"), {"steps": 40}, nll_weight=0.0),
-            (*arms.FEW_TRIES, arms.TUNED_TOTAL),
+            (*arms.FEW_TRIES, *arms.TUNED_TOTAL),
             arms.PLAIN_MERGES,
             TUNING_SEEDS[:1],
             drift_pairs=8,
             frozen_layers=FROZEN,
         ),
-        _more_on_smollm2(
-            "smollm2-hhh",
-            pilots.MORE_ON_SMOLLM2,
-            *("helpful", "harmless", "honest"),
-            more=(arms.TOTAL_ON_SMOLLM2,),
-        ),
+        _more_on_smollm2("smollm2-hhh", pilots.MORE_ON_SMOLLM2, "helpful", "harmless", "honest"),
         _more_on_smollm2("smollm2-four", pilots.FOUR_ON_SMOLLM2, *PREFERENCES),
     )
 }

@@ -118,6 +118,7 @@ def _how_to_read() -> list[str]:
         "  *generation* the share of greedy answers that a verifier passes, *drift* the mean KL divergence",
         "  from the reference per token of the chosen answers. Tokens and seconds are of the arm's own",
         "  training: an AMA arm and a merge need the specialists, too; arms named `-total` have all of that.",
+        "  Seconds are as the clock had them, on more than one machine and beside other work: compare tokens.",
         "",
     ]
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from automixalign import model_files
+from automixalign import mkl, model_files
 from automixalign.errors import ModelError
 from automixalign.model_files import is_adapter
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+mkl.settle()
 
 
 def device() -> torch.device:

@@ -24,8 +24,11 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
+from automixalign import mkl
 from automixalign.config import TINY_POSITIONS
 from automixalign.synthetic import SYNTHETIC_TASKS, generate
+
+mkl.settle()
 
 _PAD, _BOS, _EOS, _UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 _ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}

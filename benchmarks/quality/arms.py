@@ -155,10 +155,9 @@ ON_SMOLLM2 = (
     Arm("ama-r", "ama-r", {**_TWICE, "eta": 0.1}),
     Arm("ama-s", "ama-s", {**_TWICE, "eta": 0.1}),
     Arm("uniform-total", "uniform", {"learning_rate": 0.5}, total_compute=True),
+    Arm("standard-total", "standard", {"learning_rate": 0.5}, total_compute=True),
 )
 """As `smollm2-two` chose them, for setups with more tasks on the same model, of which a seed takes an hour."""
-STANDARD_TOTAL_ON_SMOLLM2 = Arm("standard-total", "standard", {"learning_rate": 0.5}, total_compute=True)
-"""As `smollm2-two` chose it, too."""
 FEW_MERGES = (
     Merge("linear", "linear"),
     Merge("ties", "ties"),

@@ -46,7 +46,7 @@ class Stand(NamedTuple):
 
 
 @contextmanager
-def _stand(folder: Path, attempts: int = 3, timeout: float = 1) -> Iterator[Stand]:
+def _stand(folder: Path, attempts: int = 3) -> Iterator[Stand]:
     (folder / "server").mkdir()
     model = folder / "model"
     model.mkdir()
@@ -56,15 +56,23 @@ def _stand(folder: Path, attempts: int = 3, timeout: float = 1) -> Iterator[Stan
         server = stack.enter_context(seaweed(folder / "server"))
         between = stack.enter_context(proxy(server.ports[0]))
         changes = {"AWS_ENDPOINT_URL": between.url, "AWS_MAX_ATTEMPTS": str(attempts)}
-        unset = dict.fromkeys(("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"))
-        told = {**server.environment, **unset, **changes, s3.TIMEOUT: str(timeout)}
-        stack.enter_context(environment(**told))
+        unset = dict.fromkeys(("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", s3.TIMEOUT))
+        stack.enter_context(environment(**{**server.environment, **unset, **changes}))
         yield Stand(server, between, {"models/a": model}, folder)
+
+
+@contextmanager
+def _struck_by(stand: Stand, fault: Fault) -> Iterator[None]:
+    """The fault is there, then no more; only of a silent server is it known that waiting is in vain."""
+    stand.between.fault = fault
+    haste = {s3.TIMEOUT: "2"} if fault.stall_received is not None else {}
+    with environment(**haste):
+        yield
+    stand.between.fault = Fault()
 
 
 def _published_whole(stand: Stand) -> None:
     """Publish, which must go well now, and hold what a reader gets against what was there."""
-    stand.between.fault = Fault()
     publish.publish(stand.artifacts, PLACE)
     _fetched_whole(stand)
 
@@ -77,7 +85,6 @@ def _fetched_whole(stand: Stand) -> None:
 
 
 def _no_publication(stand: Stand) -> None:
-    stand.between.fault = Fault()
     refused(StorageError, lambda: publish.fetch(PLACE, stand.folder / "none"), "is no publication")
     see(not (stand.folder / "none").exists(), "half a publication was fetched")
 
@@ -89,8 +96,8 @@ def upload_ends(
 
     def run(folder: Path) -> str:
         with _stand(folder) as stand:
-            stand.between.fault = fault
-            seen = refused(kind, lambda: publish.publish(stand.artifacts, PLACE), PLACE, *parts)
+            with _struck_by(stand, fault):
+                seen = refused(kind, lambda: publish.publish(stand.artifacts, PLACE), PLACE, *parts)
             _no_publication(stand)
             _published_whole(stand)
             return f"{seen} | published again: whole"
@@ -103,11 +110,10 @@ def upload_recovers(fault: Fault) -> Callable[[Path], str]:
 
     def run(folder: Path) -> str:
         with _stand(folder) as stand:
-            stand.between.fault = fault
-            publish.publish(stand.artifacts, PLACE)
-            struck = stand.between.struck
+            with _struck_by(stand, fault):
+                publish.publish(stand.artifacts, PLACE)
+                struck = stand.between.struck
             see(struck or fault.delay, "the fault never struck")
-            stand.between.fault = Fault()
             _fetched_whole(stand)
             return f"retried after {struck} broken connections: whole" if struck else "whole"
 
@@ -122,12 +128,11 @@ def download_ends(
     def run(folder: Path) -> str:
         with _stand(folder, attempts=2) as stand:
             publish.publish(stand.artifacts, PLACE)
-            stand.between.fault = fault
             target = folder / "new"
-            seen = refused(kind, lambda: s3.download(f"{PLACE}/models/a", target), PLACE, *parts)
+            with _struck_by(stand, fault):
+                seen = refused(kind, lambda: s3.download(f"{PLACE}/models/a", target), PLACE, *parts)
             left = [path.name for path in target.rglob("*") if path.is_file() and path.name != "config.json"]
             see(not left, f"left behind: {left}")
-            stand.between.fault = Fault()
             _fetched_whole(stand)
             return f"{seen} | fetched again: whole"
 
@@ -140,9 +145,9 @@ def download_recovers(fault: Fault) -> Callable[[Path], str]:
     def run(folder: Path) -> str:
         with _stand(folder) as stand:
             publish.publish(stand.artifacts, PLACE)
-            stand.between.fault = fault
-            s3.download(f"{PLACE}/models/a", folder / "new")
-            struck = stand.between.struck
+            with _struck_by(stand, fault):
+                s3.download(f"{PLACE}/models/a", folder / "new")
+                struck = stand.between.struck
             see(struck, "the fault never struck")
             same = files.digest(folder / "new") == files.digest(stand.artifacts["models/a"])
             see(same, "what arrived is not what was stored")

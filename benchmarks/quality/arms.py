@@ -142,11 +142,16 @@ FEW_TRIES = (
 The others chose etas of .01 and .03 for 400 steps: eta times steps is 4 to 12, and 5 or 20 for 50 steps.
 """
 _TOTAL_RATES = tuple({"learning_rate": factor} for factor in (0.125, 0.25, 0.5, 1.0))
+_TOTAL_ETAS = tuple({"learning_rate": rate, "eta": eta} for rate in (0.25, 0.5) for eta in (0.03, 0.1))
 TUNED_TOTAL = (
     Arm("uniform-total", "uniform", candidates=_TOTAL_RATES, total_compute=True),
     Arm("standard-total", "standard", candidates=_TOTAL_RATES, total_compute=True),
+    Arm("ama-r-total", "ama-r", candidates=_TOTAL_ETAS, total_compute=True),
 )
-"""With tries of their own: at the rate for 50 steps so few pairs are learnt by heart in 130."""
+"""With tries of their own: at the rate for 50 steps so few pairs are learnt by heart in 130.
+
+AMA-R's, which needs the specialists as well, shows what its weights are worth in so long a training.
+"""
 _TWICE = {"learning_rate": 2.0}
 ON_SMOLLM2 = (
     Arm("standard", "standard", {"learning_rate": 1.5}),

@@ -8,6 +8,8 @@ from benchmarks.quality.statistics import Paired, compare, holm
 
 BASELINE = "uniform"
 AMA = ("ama-r", "ama-s")
+TOTAL = "-total"
+"""How the names of arms end that have the specialists' steps on top."""
 
 
 class Comparison(NamedTuple):
@@ -49,10 +51,16 @@ def with_rivals(setup: Setup, measure: Measure) -> list[Comparison]:
     return compared(setup, [(arm, rival) for arm in AMA for rival in rivals], measure)
 
 
+def with_as_long(setup: Setup, measure: Measure) -> list[Comparison]:
+    """AMA-R with the specialists' steps on top against the others that have them."""
+    return compared(setup, [(AMA[0] + TOTAL, rival + TOTAL) for rival in ("standard", BASELINE)], measure)
+
+
 def with_plain(setup: Setup, measure: Measure) -> list[Comparison]:
     """Each way of departing from AMA-R against AMA-R as it is published."""
     plain = AMA[0]
-    arms = [arm for arm in setup.arms("generalist") if arm.startswith(f"{plain}-")]
+    names = setup.arms("generalist")
+    arms = [arm for arm in names if arm.startswith(f"{plain}-") and not arm.endswith(TOTAL)]
     return compared(setup, [(arm, plain) for arm in arms], measure)
 
 

@@ -10,7 +10,7 @@ from automixalign import files
 HIGHER_IS_BETTER = ("accuracy", "margin", "generation")
 FAMILIES = ("reference", "specialist", "generalist", "merge")
 _FIRST = ("standard", "uniform", "uniform-clip", "ama-r", "ama-s")
-_LAST = ("uniform-total", "standard-total")
+_LAST = ("uniform-total", "standard-total", "ama-r-total")
 
 
 class Row(NamedTuple):

@@ -15,7 +15,7 @@ from rich.markdown import Markdown
 from automixalign import files
 from benchmarks.quality import plots, settled, shown, tables
 from benchmarks.quality.capacity import CapacityMap, lines
-from benchmarks.quality.comparisons import AMA, Comparison, with_rivals, with_uniform
+from benchmarks.quality.comparisons import AMA, Comparison, with_as_long, with_rivals, with_uniform
 from benchmarks.quality.measured import WORST_EXCESS, Setup
 from benchmarks.quality.statistics import EXACT_SEEDS, RESAMPLES, smallest_p
 
@@ -86,6 +86,8 @@ def _sentence(setup: Setup) -> str | None:
         found = [_difference(each) for each in (*uniform, *total) if each.arm == arm]
         if found:
             clauses.append(f"`{arm}`'s worst-task excess lies {', and '.join(found)}")
+    as_long = [found for found in with_as_long(setup, WORST_EXCESS) if found.baseline == _TOTAL]
+    clauses += [f"`{found.arm}`'s, {_difference(found)}" for found in as_long]
     seeds = shown.seeds(len(setup.measured_seeds))
     return f"`{setup.name}` ({seeds}): {'; '.join(clauses)}." if clauses else None
 
@@ -117,7 +119,8 @@ def _how_to_read() -> list[str]:
         "- *Accuracy* is the share of pairs whose chosen answer has the larger reward, *margin* by how much,",
         "  *generation* the share of greedy answers that a verifier passes, *drift* the mean KL divergence",
         "  from the reference per token of the chosen answers. Tokens and seconds are of the arm's own",
-        "  training: an AMA arm and a merge need the specialists, too; arms named `-total` have all of that.",
+        "  training: an AMA arm and a merge need the specialists, too; arms named `-total` train for as many",
+        "  steps as all of that (`ama-r-total` needs the specialists on top).",
         "  Seconds are as the clock had them, on more than one machine and beside other work: compare tokens.",
         "",
     ]
@@ -137,6 +140,7 @@ def _section(setup: Setup, folder: str) -> list[str]:
         *tables.arms(setup),
         *([plot, "", *uniform] if uniform else []),
         *tables.against_rivals(setup),
+        *tables.against_as_long(setup),
         *tables.against_plain(setup),
         *tables.tuned(setup),
         *tables.task_by_task(setup),

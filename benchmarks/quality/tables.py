@@ -8,6 +8,7 @@ from benchmarks.quality.comparisons import (
     Comparison,
     compared,
     second_measure,
+    with_as_long,
     with_plain,
     with_rivals,
     with_uniform,
@@ -16,7 +17,7 @@ from benchmarks.quality.measured import WORST_EXCESS, Measure, Setup
 from benchmarks.quality.statistics import Estimate, compare, interval, smallest_p
 
 _README_ARMS = ("standard", "uniform", "uniform-clip", "ama-r", "ama-s")
-_README_TOTAL = "uniform-total"
+_README_TOTAL = ("uniform-total", "ama-r-total")
 _MERGE = "best tuned merge"
 _COIN = 0.5
 _TITLES = {"generation": "worst generation", "accuracy": "worst accuracy"}
@@ -84,6 +85,16 @@ def against_rivals(setup: Setup) -> list[str]:
     if merge := setup.best_tuned_merge():
         text += f" Of the tuned merges, `{merge}`\nis the best by these very numbers, which is in its favour."
     return _paired(setup, text, with_rivals(setup, WORST_EXCESS), with_rivals(setup, second_measure(setup)))
+
+
+def against_as_long(setup: Setup) -> list[str]:
+    """The paired comparisons of AMA-R with the others where all train for the specialists' steps as well."""
+    text = (
+        "AMA-R minus the others where all train for the steps of the specialists on top, which AMA-R\n"
+        "needs as well; p corrected over the rows."
+    )
+    excess, second = (with_as_long(setup, measure) for measure in (WORST_EXCESS, second_measure(setup)))
+    return _paired(setup, text, excess, second)
 
 
 def against_plain(setup: Setup) -> list[str]:
@@ -186,7 +197,7 @@ def task_by_task(setup: Setup) -> list[str]:
 def readme_table(setups: Sequence[Setup]) -> str:
     """Worst excess of the main arms on every setup, as one Markdown table; what is absent is left out."""
     rows = []
-    for arm in (*_README_ARMS, _MERGE, _README_TOTAL):
+    for arm in (*_README_ARMS, _MERGE, *_README_TOTAL):
         cells = []
         for setup in setups:
             name = setup.best_tuned_merge() if arm == _MERGE else arm

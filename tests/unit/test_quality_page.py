@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.quality import page, plots, shown, tables
 from benchmarks.quality.capacity import CapacityMap, Cell
-from benchmarks.quality.comparisons import with_plain, with_rivals, with_uniform
+from benchmarks.quality.comparisons import with_as_long, with_plain, with_rivals, with_uniform
 from benchmarks.quality.measured import WORST_EXCESS, Measure, Setup
 
 SEEDS = range(5)
@@ -27,6 +27,7 @@ ARMS = {
     "ama-r": 0.1,
     "ama-s": 0.2,
     "uniform-total": 0.15,
+    "ama-r-total": 0.05,
     "ties": 0.5,
     "linear-tuned": 0.25,
     "ties-tuned": 0.35,
@@ -132,18 +133,18 @@ def test_worst_and_mean_over_tasks(setup: Setup) -> None:
 def test_the_arms_come_in_the_pages_order(setup: Setup) -> None:
     assert setup.arms("generalist", "merge") == [
         *("standard", "uniform", "uniform-clip", "ama-r", "ama-s", "ama-r-odd", "uniform-total"),
-        *("ties", "linear-tuned", "ties-tuned"),
+        *("ama-r-total", "ties", "linear-tuned", "ties-tuned"),
     ]
     assert setup.best_tuned_merge() == "linear-tuned"
 
 
 def test_the_comparison_with_uniform(setup: Setup) -> None:
-    """Nine arms: all but ama-s differ the same way in each of 5 seeds, which is p = .0625, times nine."""
+    """Ten arms: all but ama-s differ the same way in each of 5 seeds, which is p = .0625, times ten."""
     found = {each.arm: each for each in with_uniform(setup, WORST_EXCESS)}
-    assert len(found) == 9
+    assert len(found) == 10
     ama = found["ama-r"].paired
     assert ama.difference.mean == pytest.approx(-0.1)
-    assert (ama.wins, ama.ties, ama.p, found["ama-r"].corrected) == (5, 0, 0.0625, 9 * 0.0625)
+    assert (ama.wins, ama.ties, ama.p, found["ama-r"].corrected) == (5, 0, 0.0625, 10 * 0.0625)
     assert (found["ama-s"].paired.ties, found["ama-s"].corrected) == (5, 1.0)
     assert found["standard"].paired.difference.mean == pytest.approx(0.2)
 
@@ -157,6 +158,14 @@ def test_the_comparison_with_rivals(setup: Setup) -> None:
     ]
     assert found[2].paired.difference.mean == pytest.approx(0.1 - 0.15)
     assert {each.corrected for each in found} == {8 * 0.0625}
+
+
+def test_the_comparison_of_those_that_train_as_long(setup: Setup) -> None:
+    (found,) = with_as_long(setup, WORST_EXCESS)  # without standard-total
+    assert (found.arm, found.baseline, found.corrected) == ("ama-r-total", "uniform-total", 0.0625)
+    assert found.paired.difference.mean == pytest.approx(0.05 - 0.15)
+    assert "| `ama-r-total` - `uniform-total` |" in "\n".join(tables.against_as_long(setup))
+    assert "`ama-r-total`'s, .100 below `uniform-total`'s" in "\n".join(page.summary([setup]))
 
 
 def test_the_comparison_with_plain_ama_r(setup: Setup) -> None:
@@ -192,12 +201,12 @@ def test_the_page(tmp_path: Path) -> None:
     )
     assert sentence
     assert "lies .100 below `uniform`'s" in text
-    assert "better in 5 of 5 seeds, p = .562 corrected, and .050 below `uniform-total`'s" in text
+    assert "better in 5 of 5 seeds, p = .625 corrected, and .050 below `uniform-total`'s" in text
     low, high = (float(end) for end in sentence.groups())
     assert 0.08 <= low < 0.1 < high <= 0.12
     assert "no p of n seeds can be below 2/2^n: .0625 for 5" in text
     assert (
-        "With 5 seeds no p can be below .0625 before the correction, nor the smallest of these 9 below .562"
+        "With 5 seeds no p can be below .0625 before the correction, nor the smallest of these 10 below .625"
         in text
     )
     assert "What the pilot showed." in text
@@ -222,7 +231,7 @@ def test_the_tables_of_a_setup(tmp_path: Path) -> None:
     ]
     assert line(text, "`ties`")[-2:] == ["", ""]  # a merge has no training
     assert line(text, "`standard`", 1) == [
-        *("`standard`", "+.200 [+.200, +.200]", "0 of 5", ".562"),
+        *("`standard`", "+.200 [+.200, +.200]", "0 of 5", ".625"),
         *(".000 [.000, .000]", "0 of 5, 5 equal", "1"),
     ]
     assert line(text, "`ama-r`", 1)[5:] == ["3 of 5, 2 equal", "1"]
@@ -278,7 +287,7 @@ def test_the_readmes_table(tmp_path: Path) -> None:
     assert line(text, "`uniform-clip`") == ["`uniform-clip`", "", ".190"]
     assert line(text, "`ama-s`") == ["`ama-s`", ".200 [.200, .200]", ""]
     assert line(text, "best tuned merge")[1:] == [".250 [.250, .250] `linear-tuned`", ".250 `linear-tuned`"]
-    assert len(text.splitlines()) == 2 + 7
+    assert len(text.splitlines()) == 2 + 8
     assert text in page.page(results)
     assert "uniform-clip" not in tables.readme_table([first])
 

@@ -15,14 +15,22 @@ from rich.markdown import Markdown
 from automixalign import files
 from benchmarks.quality import plots, settled, shown, tables
 from benchmarks.quality.capacity import CapacityMap, lines
-from benchmarks.quality.comparisons import AMA, Comparison, with_as_long, with_rivals, with_uniform
+from benchmarks.quality.comparisons import (
+    AMA,
+    BASELINE,
+    TOTAL,
+    Comparison,
+    with_as_long,
+    with_rivals,
+    with_uniform,
+)
 from benchmarks.quality.measured import WORST_EXCESS, Setup
 from benchmarks.quality.statistics import EXACT_SEEDS, RESAMPLES, smallest_p
 
 RESULTS = Path(__file__).parents[1] / "results" / "quality"
 PAGE = RESULTS.with_suffix(".md")
 _MAP = "map"
-_TOTAL = "uniform-total"
+_TOTAL = BASELINE + TOTAL
 
 
 def read_setups(results: Path = RESULTS) -> list[Setup]:

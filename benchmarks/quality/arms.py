@@ -163,6 +163,8 @@ ON_SMOLLM2 = (
     Arm("standard-total", "standard", {"learning_rate": 0.5}, total_compute=True),
 )
 """As `smollm2-two` chose them, for setups with more tasks on the same model, of which a seed takes an hour."""
+AMA_R_TOTAL_ON_SMOLLM2 = Arm("ama-r-total", "ama-r", {"learning_rate": 0.5, "eta": 0.03}, total_compute=True)
+"""As `smollm2-two` chose it, too."""
 FEW_MERGES = (
     Merge("linear", "linear"),
     Merge("ties", "ties"),

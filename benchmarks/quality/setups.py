@@ -170,13 +170,16 @@ def smollm2(
     return experiment
 
 
-def _more_on_smollm2(name: str, pilot: str, *tasks: str) -> Setup:
-    """As `smollm2-two` found it best, with an NLL term that harmless needs and helpful stands."""
+def _more_on_smollm2(name: str, pilot: str, *tasks: str, more: tuple[Arm, ...] = ()) -> Setup:
+    """As `smollm2-two` found it best, with an NLL term that harmless needs and helpful stands.
+
+    `more` are arms beside those that all such setups have.
+    """
     return Setup(
         name,
         pilot,
         smollm2(tasks, {"epochs": 1}, nll_weight=0.05),
-        arms.ON_SMOLLM2,
+        (*arms.ON_SMOLLM2, *more),
         arms.PLAIN_MERGES,
         drift_pairs=8,
         frozen_layers=FROZEN,
@@ -278,6 +281,8 @@ SETUPS = {
             frozen_layers=FROZEN,
         ),
         _more_on_smollm2("smollm2-hhh", pilots.MORE_ON_SMOLLM2, "helpful", "harmless", "honest"),
-        _more_on_smollm2("smollm2-four", pilots.FOUR_ON_SMOLLM2, *PREFERENCES),
+        _more_on_smollm2(
+            "smollm2-four", pilots.FOUR_ON_SMOLLM2, *PREFERENCES, more=(arms.AMA_R_TOTAL_ON_SMOLLM2,)
+        ),
     )
 }

@@ -34,7 +34,8 @@ rate for all and eta .1, which AMA lost to a merge; then arms were tuned, on one
 candidates each, as a run takes two minutes. Uniform mixing with AMA's total of steps had first been run at
 twice the setup's rate, which uniform mixing had chosen for 50 steps, and had .213 on the test splits; that it
 has four tries of its own was decided after that was seen. Total-loss DPO with as many steps had the same four
-from the first. The seeds differ in the split, the adapters' first weights and the order; their test splits
+from the first; AMA-R with as many came last, its four around the rate that both had chosen.
+The seeds differ in the split, the adapters' first weights and the order; their test splits
 overlap, as there are 348 pairs of helpful."""
 MORE_ON_SMOLLM2 = """The model, pairs and rates of `smollm2-two`, with more tasks. Harmless wants a term of
 NLL. Of two tuning seeds, with 480 pairs once (60 steps of 8), .67 and accuracy .56 were measured on 189

@@ -86,7 +86,7 @@ pages: setup ## rewrite the components' pages after a change to a docstring or s
 
 scan: setup $(SCAN)/.installed ## a security scan of the rendered manifests and the Dockerfile; needs kubectl
 	rm -rf build/rendered
-	$(BIN)/python tests/unit/rendered_manifests.py build/rendered
+	$(BIN)/python tests/manifests/rendered_manifests.py build/rendered
 	$(SCAN)/bin/checkov --config-file .checkov.yaml --framework kubernetes --directory build/rendered
 	$(SCAN)/bin/checkov --config-file .checkov.yaml --framework dockerfile --file images/Dockerfile
 

@@ -34,7 +34,7 @@ from rich.progress import track
 from rich.table import Table
 from scipy.special import stdtrit
 
-from automixalign.mixers import MIXERS, AdaptiveOptions, Floats
+from automixalign.method.mixers import MIXERS, AdaptiveOptions, Floats
 from benchmarks.convex_game import Game, Saddle, fixed_game, loss, slope, solve
 
 METHODS = ("ama-r", "ama-s", "uniform-clip")

@@ -27,7 +27,7 @@ from functools import cached_property
 
 import numpy as np
 
-from automixalign.mixers import AdaptiveOptions, Floats, Ints
+from automixalign.method.mixers import AdaptiveOptions, Floats, Ints
 
 PROBLEM_SEED = 0
 """Of the fixed problem: the first, from 0 on, at which all tasks are active with `MARGIN`."""

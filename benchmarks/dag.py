@@ -38,7 +38,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from automixalign import files, progress, run_folder
+from automixalign.report import run_folder
+from automixalign.steps import step as progress
+from automixalign.storage import files
 
 PARTS = ("compute", "imports", "kfp", "idle")
 SEEN = ("wall", *PARTS, "two", "cores")

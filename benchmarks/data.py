@@ -35,7 +35,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from automixalign import files
+from automixalign.storage import files
 from benchmarks import smollm2
 
 MAX_LENGTH = 512
@@ -65,9 +65,9 @@ def write_pairs(path: Path, rows: int) -> None:
 
 def prepared(source: Path, tokenizer: Path, output: Path) -> float:
     """Seconds that `prepare_data` takes."""
-    from automixalign import models
+    from automixalign.config.plan import DataSettings
     from automixalign.data.prepare import prepare_data
-    from automixalign.settings import DataSettings
+    from automixalign.models import load as models
 
     task = {"name": "task", "source": str(source)}
     settings = {"seed": 0, "tasks": [task], "split": {}, "max_length": MAX_LENGTH, "fingerprints": [""]}

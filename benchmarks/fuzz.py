@@ -28,13 +28,14 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, reject, seed, settings
 from hypothesis import strategies as st
 
-from automixalign import config, config_file
-from automixalign.config import SplitSpec, TaskSpec
+from automixalign.config import experiment as config
+from automixalign.config import file as config_file
+from automixalign.config.experiment import SplitSpec, TaskSpec
 from automixalign.data.prepare import check_rendering, read_pairs
 from automixalign.data.split import split_tasks
-from automixalign.errors import AutoMixAlignError, DataError
-from automixalign.validate import plan_experiment
-from automixalign.verifiers import VERIFIERS
+from automixalign.preflight.validate import plan_experiment
+from automixalign.scoring.verifiers import VERIFIERS
+from automixalign.system.errors import AutoMixAlignError, DataError
 from benchmarks import fuzz_inputs as inputs
 from benchmarks.faults._refusals import experiment
 from benchmarks.faults.rows import GOOD, lines
@@ -61,7 +62,7 @@ class HangError(Exception):
 
 @cache
 def _tokenizer() -> Any:
-    from automixalign.tiny_model import build_tokenizer
+    from automixalign.quickstart.tiny_model import build_tokenizer
 
     return build_tokenizer()
 

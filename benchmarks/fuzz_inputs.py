@@ -11,7 +11,7 @@ import yaml
 from hypothesis import reject
 from hypothesis import strategies as st
 
-from automixalign import config
+from automixalign.config import experiment as config
 from benchmarks.faults._refusals import EXPERIMENT, experiment
 from benchmarks.faults.rows import GOOD, MANY_SCRIPTS, lines, text
 

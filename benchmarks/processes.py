@@ -19,8 +19,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from automixalign import files
-from automixalign.launch import start_processes
+from automixalign.storage import files
+from automixalign.training.launch import start_processes
 from benchmarks import sizes
 
 WAYS = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), "2 processes, 1 thread each": (2, 1)}

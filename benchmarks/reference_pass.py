@@ -3,8 +3,8 @@
     python -m benchmarks.reference_pass [--sizes 1M 33M 135M] [--pairs 128] [--repeats 5] [--json FILE]
 
 Both score the same tokenised pairs, as many sequences a forward pass, in the same precision, in turn; ours is
-`automixalign.scoring.Scorer`, as the step `reference_logps` calls it, TRL's is `_precompute_ref_logps`. Medians
-over the repeats, after one that does not count. `differs` is the largest difference between the two in what a
+`automixalign.scoring.scorer.Scorer`, as the step `reference_logps` calls it, TRL's is
+`_precompute_ref_logps`. Medians over the repeats, after one that does not count. `differs` is the largest difference between the two in what a
 pair enters the loss with, log pi(chosen) - log pi(rejected).
 """
 
@@ -25,9 +25,9 @@ from rich.console import Console
 from rich.table import Table
 from trl import DPOConfig, DPOTrainer
 
-from automixalign import files
-from automixalign.scoring import Scorer
-from automixalign.tiny_model import build_tokenizer
+from automixalign.quickstart.tiny_model import build_tokenizer
+from automixalign.scoring.scorer import Scorer
+from automixalign.storage import files
 from benchmarks import sizes
 
 LONGEST = {"1M": 256, "33M": 512, "135M": 512}

@@ -40,7 +40,7 @@ def measure(destination: str, folder: Path, megabytes: int) -> dict[str, Any]:
 
 
 def _transfer(name: str, place: Path, destination: str) -> dict[str, float]:
-    from automixalign import publish
+    from automixalign.storage import publication as publish
 
     publish.check_writable(destination)  # so that boto3 is loaded
     Path("/proc/self/clear_refs").write_text("5")  # let the peak begin anew

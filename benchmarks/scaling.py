@@ -40,7 +40,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from automixalign import files
+from automixalign.storage import files
 
 TASKS = (2, 4, 8, 16)
 ROWS_A_TASK = 2_000
@@ -68,8 +68,8 @@ class Experiment:
     """An experiment's files below `folder`: `tasks` tasks of `rows` rows each."""
 
     def __init__(self, folder: Path, tasks: int, rows: int) -> None:
-        from automixalign import config
-        from automixalign.settings import Plan
+        from automixalign.config import experiment as config
+        from automixalign.config.plan import Plan
         from benchmarks import tiny
 
         os.environ["AMA_CHECKPOINTS"] = str(folder / "checkpoints")
@@ -106,19 +106,19 @@ class Experiment:
         prepare_data(self.plan.data, self.base, self.data)
 
     def reference(self) -> None:
-        from automixalign.scoring import write_reference_logps
+        from automixalign.scoring.scorer import write_reference_logps
 
         write_reference_logps(self.plan.scoring, self.data, self.base, self.references)
 
     def evaluate(self) -> None:
-        from automixalign.evaluate import evaluate
+        from automixalign.scoring.evaluate import evaluate
 
         places = (self.data, self.references, self.base, self.base, self.folder / "evaluation")
         evaluate(self.plan.evaluation, "ama-r", "generalist", *places)
 
     def losses(self) -> None:
         """The base model stands in for every specialist."""
-        from automixalign.specialist_losses import write_specialist_losses
+        from automixalign.training.specialist_losses import write_specialist_losses
 
         evaluation = self.folder / "evaluation"
         for task in self.plan.tasks:
@@ -127,7 +127,7 @@ class Experiment:
             write_specialist_losses(self.plan.specialist_losses, task, *places)
 
     def train(self, steps: int) -> None:
-        from automixalign.train import GeneralistTraining
+        from automixalign.training.train import GeneralistTraining
 
         settings = self.plan.generalists[0]
         settings = settings.model_copy(update={"budget": settings.budget.model_copy(update={"steps": steps})})
@@ -144,9 +144,8 @@ class Experiment:
 
     def compare(self) -> None:
         """The parts of `compare`; every model has the scores of the one that was evaluated."""
-        from automixalign import leaderboard, plots
-        from automixalign.config import model_names, specialist_name
-        from automixalign.report import page
+        from automixalign.config.experiment import model_names, specialist_name
+        from automixalign.report import leaderboard, page, plots
         from automixalign.report.collect import collect
 
         made = self.folder / "evaluation"

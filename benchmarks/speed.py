@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from automixalign import files
+from automixalign.storage import files
 
 RESULTS = Path(__file__).parent / "results" / "speed"
 PAGE = RESULTS.with_suffix(".md")

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from automixalign import caches, files
+from automixalign.config.plan import DataSettings, ScoringSettings
 from automixalign.data.prepare import prepare_data
 from automixalign.data.split import SPLITS
-from automixalign.scoring import write_reference_logps
-from automixalign.settings import DataSettings, ScoringSettings
+from automixalign.scoring import caches
+from automixalign.scoring.scorer import write_reference_logps
+from automixalign.storage import files
 
 if TYPE_CHECKING:
-    from automixalign.train import SpecialistTraining
+    from automixalign.training.train import SpecialistTraining
 
 TASKS = ("format", "refusal")
 MAX_LENGTH = 64
@@ -28,7 +29,7 @@ def write_base_model(folder: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from automixalign.tiny_model import build_tokenizer
+    from automixalign.quickstart.tiny_model import build_tokenizer
 
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
@@ -122,8 +123,8 @@ def world() -> World:
 
 def specialist_training(output: Path, steps: int = 3, **options: Any) -> "SpecialistTraining":
     """Of the specialist of `format`; `options` are keys of `training`."""
-    from automixalign.settings import TrainingSettings
-    from automixalign.train import SpecialistTraining
+    from automixalign.config.plan import TrainingSettings
+    from automixalign.training.train import SpecialistTraining
 
     settings = {
         "seed": 0,

@@ -35,10 +35,11 @@ from rich.table import Table
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from automixalign import files, models
-from automixalign.mixers import MIXERS
-from automixalign.tiny_model import build_tokenizer
-from automixalign.trainer import MixingTrainer
+from automixalign.method.mixers import MIXERS
+from automixalign.models import load as models
+from automixalign.quickstart.tiny_model import build_tokenizer
+from automixalign.storage import files
+from automixalign.training.trainer import MixingTrainer
 from benchmarks import sizes
 
 LONGEST = {"1M": 256, "33M": 512, "135M": 512}

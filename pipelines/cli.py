@@ -13,12 +13,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from automixalign import __version__, shortages
-from automixalign.errors import AutoMixAlignError, ConfigError
-from automixalign.places import LEADERBOARD
+from automixalign import __version__
+from automixalign.report.run_folder import LEADERBOARD
+from automixalign.system import shortages
+from automixalign.system.errors import AutoMixAlignError, ConfigError
 
 if TYPE_CHECKING:
-    from automixalign import config
+    from automixalign.config import experiment as config
 
 PRESETS = resources.files("pipelines") / "presets"
 
@@ -78,7 +79,8 @@ def load(
     Raises:
         ConfigError: it cannot be run.
     """
-    from automixalign import config, config_file
+    from automixalign.config import experiment as config
+    from automixalign.config import file as config_file
 
     if (preset is None) == (file is None):
         raise ConfigError(f"give one of --preset NAME and --config FILE; presets: {', '.join(preset_names())}")
@@ -110,7 +112,7 @@ def _key_value(option: str, text: str) -> tuple[str, str]:
 
 
 def _value(key: str, text: str) -> Any:
-    from automixalign import config_file
+    from automixalign.config import file as config_file
 
     return config_file.parse_yaml(text, f"--set {key:.80}: {text!r:.80}")
 
@@ -175,15 +177,15 @@ def run(
 
     A run that was ended, by whatever, goes on when the same command names the same --output.
     """
-    from pipelines.ahead import Ahead
+    from pipelines.local.ahead import Ahead
 
     # A run that has ended well has most likely nothing left to do.
     has_ended = output is not None and os.path.exists(output / LEADERBOARD)  # noqa: PTH110  it may be no name at all
     with Ahead(warmly=runner == "subprocess" and not has_ended) as process:
-        from automixalign import run_folder
-        from automixalign.validate import check_local_sources, check_one_machine, plan_experiment
-        from pipelines import display, shared_cache
-        from pipelines import run as local_run
+        from automixalign.preflight.validate import check_local_sources, check_one_machine, plan_experiment
+        from automixalign.report import run_folder
+        from pipelines.local import display, shared_cache
+        from pipelines.local import run as local_run
 
         console = Console()
         experiment = load(preset, file, task, [*(set_ or []), *_caching(no_cache)])
@@ -193,7 +195,7 @@ def run(
         shared = shared_cache.folder(cache) if experiment.cluster.cache else None
         steps_are: local_run.Runner = local_run.Processes()
         if runner == "docker":
-            from pipelines.containers import Containers
+            from pipelines.local.containers import Containers
 
             steps_are = Containers(experiment)
         folder = output or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -223,8 +225,8 @@ def validate(preset: Preset = None, file: Config = None, task: Task = None, set_
 
         ama validate --preset quickstart --set training.beta=0.2
     """
-    from automixalign import config_file
-    from automixalign.validate import check_local_sources, plan_experiment
+    from automixalign.config import file as config_file
+    from automixalign.preflight.validate import check_local_sources, plan_experiment
 
     experiment = load(preset, file, task, set_)
     check_local_sources(experiment)
@@ -242,9 +244,9 @@ def sync(
 
         ama sync runs/quickstart-20250101-120000
     """
-    from automixalign.tracking.send import send_waiting
-    from automixalign.tracking.spool import Spool
-    from pipelines.sending import spool_folder
+    from automixalign.steps.tracking.send import send_waiting
+    from automixalign.steps.tracking.spool import Spool
+    from pipelines.local.sending import spool_folder
 
     if not spool_folder(folder).is_dir():
         raise ConfigError(f"{folder}: is no run folder of `ama run`")
@@ -276,7 +278,7 @@ def report(
         ama report runs/seed-0 runs/seed-1 runs/seed-2 --output seeds.html --baseline standard
     """
     from automixalign.report import comparison, runs
-    from pipelines.outputs import training_costs
+    from pipelines.local.outputs import training_costs
 
     if (len(folders) > 1) != (output is not None):
         raise ConfigError("report: --output FILE goes with several run folders, and only with them")
@@ -372,7 +374,7 @@ def submit(
 
         ama submit --preset quickstart --host http://localhost:8888 --dry-run
     """
-    from pipelines import compiling
+    from pipelines.dag import compiling
     from pipelines.submit import reachable, terminal
     from pipelines.submit.server import Access, Server
     from pipelines.submit.submission import Submission
@@ -411,7 +413,7 @@ def compile_(
 
         AMA_IMAGE=registry/automixalign@sha256:... ama compile --config my.yaml --output my-pipeline.yaml
     """
-    from pipelines import compiling
+    from pipelines.dag import compiling
 
     if output.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"--output {output}: the name must end in .yaml")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from automixalign.tiny_model import build_tokenizer
+from automixalign.quickstart.tiny_model import build_tokenizer
 from benchmarks import tiny
 from benchmarks.servers.seaweed import Seaweed, seaweed
 

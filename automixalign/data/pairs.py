@@ -10,7 +10,7 @@ import re
 from typing import Any, NamedTuple, TypeAlias
 
 from automixalign.data.read import Row
-from automixalign.errors import DataError
+from automixalign.system.errors import DataError
 
 Message: TypeAlias = dict[str, str]
 Turn: TypeAlias = str | list[Message]

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from automixalign import files, progress
-from automixalign.base_model import check_positions
-from automixalign.config import TaskSpec
+from automixalign.config.experiment import TaskSpec
+from automixalign.config.plan import DataSettings
 from automixalign.data.clean import CleanPairs, Ranks, clean
 from automixalign.data.ordered import OrderedRows
 from automixalign.data.pair_file import PairFile
@@ -29,10 +28,12 @@ from automixalign.data.split import split_tasks
 from automixalign.data.store import split_schema
 from automixalign.data.tokens import Tokens, check_template, tokenize
 from automixalign.data.write import write_splits
-from automixalign.errors import DataError, ModelError
-from automixalign.settings import DataSettings
-from automixalign.tracking.record import Dataset
-from automixalign.verifiers import VERIFIERS
+from automixalign.models.prepare import check_positions
+from automixalign.scoring.verifiers import VERIFIERS
+from automixalign.steps import step as progress
+from automixalign.steps.tracking.record import Dataset
+from automixalign.storage import files
+from automixalign.system.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,7 +51,7 @@ def prepare_data(settings: DataSettings, base_model: Path, output: Path) -> dict
         ModelError: conversational data and a tokenizer without chat template.
         ConfigError: `max_length` is more than the model takes.
     """
-    from automixalign import models  # with torch, for which the command line does not wait
+    from automixalign.models import load as models  # with torch, for which the command line does not wait
 
     check_positions(models.load_config(base_model), settings.max_length)
     tokenizer = models.load_tokenizer(base_model)

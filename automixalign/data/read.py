@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from automixalign import files, hub, s3
-from automixalign.config import SYNTHETIC, TaskSpec
-from automixalign.errors import DataError
-from automixalign.synthetic import generate
+from automixalign.config.experiment import SYNTHETIC, TaskSpec
+from automixalign.quickstart.synthetic import generate
+from automixalign.storage import files, hub, s3
+from automixalign.system.errors import DataError
 
 FIELDS = ("prompt", "chosen", "rejected", "answer")
 """What is read of a row; whatever else a data set holds is left alone."""

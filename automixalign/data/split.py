@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from automixalign.config import SplitSpec
+from automixalign.config.experiment import SplitSpec
 from automixalign.data.clean import Ranks, starts_of_equals
-from automixalign.errors import DataError
+from automixalign.system.errors import DataError
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from automixalign import files
+from automixalign.storage import files
 
 IDS = ("pair_id", "prompt_ids", "chosen_ids", "rejected_ids")
 """The columns of a split that are trained on and scored; the text takes most of the memory."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from automixalign.data.encode import Encoder
 from automixalign.data.pairs import Pair, Turn, text_of
-from automixalign.errors import DataError, ModelError
+from automixalign.system.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

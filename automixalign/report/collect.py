@@ -4,13 +4,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from automixalign import config_file, files, leaderboard
-from automixalign.leaderboard import METRICS, Entry
+from automixalign.config import file as config_file
+from automixalign.config.plan import ComparisonSettings
+from automixalign.report import leaderboard
 from automixalign.report.curves import curves
 from automixalign.report.data_facts import data_facts, gap_warnings
+from automixalign.report.leaderboard import METRICS, Entry
 from automixalign.report.limits import accuracy_errors, limits
 from automixalign.report.versions import versions
-from automixalign.settings import ComparisonSettings
+from automixalign.storage import files
 
 CARD = "card.json"
 

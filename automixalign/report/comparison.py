@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from automixalign import config_file
-from automixalign.errors import ConfigError
-from automixalign.flat import flat
+from automixalign.config import file as config_file
 from automixalign.report import page
 from automixalign.report.runs import Run
+from automixalign.system.errors import ConfigError
+from automixalign.system.flat import flat
 
 BASELINE = "uniform"
 _LEVEL = 0.95

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from automixalign import caches, files
-from automixalign.config import Experiment, specialist_name
+from automixalign.config.experiment import Experiment, specialist_name
 from automixalign.data.split import TRAIN
-from automixalign.mixers import MIXERS
+from automixalign.method.mixers import MIXERS
 from automixalign.report.curves import Row, last_mean
+from automixalign.scoring import caches
+from automixalign.storage import files
 
 _LOSS_WITHOUT_PREFERENCE = {
     "sigmoid": math.log(2),

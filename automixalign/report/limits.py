@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from automixalign.config import SYNTHETIC, Experiment
-from automixalign.leaderboard import Entry, best
+from automixalign.config.experiment import SYNTHETIC, Experiment
+from automixalign.report.leaderboard import Entry, best
 
 
 def limits(

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from automixalign import files
+from automixalign.storage import files
 
 _ASSETS = resources.files("automixalign.report") / "assets"
 _SCRIPTS = ("dom.js", "table.js", "chart.js", "trainings.js", "run.js", "comparison.js", "main.js")

@@ -5,14 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from automixalign import config, config_file, files, progress, run_folder
-from automixalign.config import Experiment, specialist_name
-from automixalign.errors import ConfigError
-from automixalign.leaderboard import Entry
-from automixalign.places import LEADERBOARD
-from automixalign.report import page
+from automixalign.config import experiment as config
+from automixalign.config import file as config_file
+from automixalign.config.experiment import Experiment, specialist_name
+from automixalign.config.plan import ComparisonSettings
+from automixalign.report import page, run_folder
 from automixalign.report.collect import collect
-from automixalign.settings import ComparisonSettings
+from automixalign.report.leaderboard import Entry
+from automixalign.report.run_folder import LEADERBOARD
+from automixalign.steps import step as progress
+from automixalign.storage import files
+from automixalign.system.errors import ConfigError
 
 REPORT = "report"
 PAGE, FACTS = f"{REPORT}/index.html", f"{REPORT}/data.json"

@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from automixalign import files
+from automixalign.storage import files
 from benchmarks import faults
 from benchmarks.faults._page import page
 from benchmarks.faults.case import Case, UnexpectedError

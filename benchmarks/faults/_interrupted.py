@@ -16,14 +16,15 @@ from typing import Any, NamedTuple
 import torch
 from botocore.awsrequest import AWSConnection
 
-from automixalign import checkpoints, files, s3
-from automixalign.averaging import IterateAverage
-from automixalign.checkpoints import Checkpoints
-from automixalign.launch import train as train_it
-from automixalign.settings import TrainingSettings
-from automixalign.stored_checkpoints import StoredCheckpoints
-from automixalign.train import GeneralistTraining
-from automixalign.trainer import MixingTrainer
+from automixalign.config.plan import TrainingSettings
+from automixalign.storage import files, s3
+from automixalign.training import checkpoints
+from automixalign.training.averaging import IterateAverage
+from automixalign.training.checkpoints import Checkpoints
+from automixalign.training.launch import train as train_it
+from automixalign.training.stored_checkpoints import StoredCheckpoints
+from automixalign.training.train import GeneralistTraining
+from automixalign.training.trainer import MixingTrainer
 from benchmarks import tiny
 from benchmarks.faults.case import UnexpectedError
 
@@ -115,7 +116,7 @@ def start(
 ) -> Any:
     """Start a training into `output` in a fresh process, with its checkpoints there unless told otherwise."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipelines.preloaded", __name__])
+    context.set_forkserver_preload(["pipelines.local.runner.preloaded", __name__])
     output.mkdir(exist_ok=True)
     process = context.Process(target=_run, args=(given, places(), output, fault, environment or {}))
     process.start()

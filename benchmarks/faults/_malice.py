@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from automixalign.errors import AutoMixAlignError
+from automixalign.system.errors import AutoMixAlignError
 from benchmarks.faults.case import UnexpectedError
 
 
@@ -53,7 +53,7 @@ def sound_model() -> Path:
     """A sound base model of some thousand weights; not to be changed."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from automixalign.tiny_model import build_tokenizer
+    from automixalign.quickstart.tiny_model import build_tokenizer
 
     torch.manual_seed(0)
     tokenizer = build_tokenizer()

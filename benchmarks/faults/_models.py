@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 @cache
 def _parts() -> "tuple[LlamaForCausalLM, PreTrainedTokenizerFast]":
-    from automixalign.tiny_model import build_model, build_tokenizer
+    from automixalign.quickstart.tiny_model import build_model, build_tokenizer
 
     tokenizer = build_tokenizer()
     return build_model(tokenizer, seed=0, hidden_size=16, layers=1, heads=2), tokenizer

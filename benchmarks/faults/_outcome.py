@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from automixalign.errors import AutoMixAlignError
+from automixalign.system.errors import AutoMixAlignError
 from benchmarks.faults.case import UnexpectedError
 
 

@@ -13,7 +13,7 @@ from unittest import mock
 
 import yaml
 
-from automixalign.config_file import override
+from automixalign.config.file import override
 from benchmarks.faults.case import UnexpectedError
 from pipelines import cli
 

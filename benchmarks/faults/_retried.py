@@ -10,16 +10,16 @@ from pathlib import Path
 
 from kfp import dsl, local
 
-from automixalign.checkpoints import PLACE
+from automixalign.training.checkpoints import PLACE
 from components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def train_generalist(training: str) -> None:
     """Train a generalist, as the component of this name does."""
-    from automixalign.launch import train
-    from automixalign.progress import step
-    from automixalign.train import GeneralistTraining
+    from automixalign.steps.step import step
+    from automixalign.training.launch import train
+    from automixalign.training.train import GeneralistTraining
 
     with step("train_generalist"):
         train(GeneralistTraining.model_validate_json(training))

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from automixalign import files
-from automixalign.averaging import FILE as AVERAGE
-from automixalign.checkpoints import SEAL, STATE, TRAJECTORY
+from automixalign.storage import files
+from automixalign.training.averaging import FILE as AVERAGE
+from automixalign.training.checkpoints import SEAL, STATE, TRAJECTORY
 from benchmarks.faults._interrupted import (
     BATCHES,
     EVERYTHING,

@@ -27,7 +27,9 @@ import mlflow
 import psutil
 import yaml
 
-from automixalign import files, progress, run_folder
+from automixalign.report import run_folder
+from automixalign.steps import step as progress
+from automixalign.storage import files
 from benchmarks.faults.case import Case, UnexpectedError
 from benchmarks.servers.seaweed import Seaweed, seaweed
 

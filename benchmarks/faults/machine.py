@@ -14,26 +14,30 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from automixalign import checkpoints, config, files, progress, publish
-from automixalign.base_model import prepare_base_model
-from automixalign.compare import compare
-from automixalign.errors import StorageError
-from automixalign.evaluate import evaluate
-from automixalign.launch import train
-from automixalign.merge import merge_specialists
-from automixalign.scoring import write_reference_logps
-from automixalign.settings import (
+from automixalign.config import experiment as config
+from automixalign.config.plan import (
     BaseModelSettings,
     ComparisonSettings,
     EvaluationSettings,
     ScoringSettings,
     SpecialistLossesSettings,
 )
-from automixalign.specialist_losses import write_specialist_losses
-from automixalign.tracking.record import Record
-from automixalign.tracking.send import send_waiting
-from automixalign.tracking.spool import FOLDER, FOLLOWED, RUN_ID, URI, Spool, Target
-from automixalign.train import SpecialistTraining
+from automixalign.merging.merge import merge_specialists
+from automixalign.models.prepare import prepare_base_model
+from automixalign.report.compare import compare
+from automixalign.scoring.evaluate import evaluate
+from automixalign.scoring.scorer import write_reference_logps
+from automixalign.steps import step as progress
+from automixalign.steps.tracking.record import Record
+from automixalign.steps.tracking.send import send_waiting
+from automixalign.steps.tracking.spool import FOLDER, FOLLOWED, RUN_ID, URI, Spool, Target
+from automixalign.storage import files
+from automixalign.storage import publication as publish
+from automixalign.system.errors import StorageError
+from automixalign.training import checkpoints
+from automixalign.training.launch import train
+from automixalign.training.specialist_losses import write_specialist_losses
+from automixalign.training.train import SpecialistTraining
 from benchmarks import tiny
 from benchmarks.faults._outcome import environment, refused, see
 from benchmarks.faults.case import Case, UnexpectedError, ama

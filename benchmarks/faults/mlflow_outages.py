@@ -15,14 +15,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from automixalign import config, files, progress
-from automixalign.errors import UnreachableError
-from automixalign.registry import register
-from automixalign.settings import RegistrySettings
-from automixalign.tracking.record import Record
-from automixalign.tracking.send import send_waiting
-from automixalign.tracking.spool import FOLDER, FOLLOWED, RUN_ID, URI, Spool, Target
-from automixalign.validate import plan_experiment
+from automixalign.config import experiment as config
+from automixalign.config.plan import RegistrySettings
+from automixalign.preflight.validate import plan_experiment
+from automixalign.release.register import register
+from automixalign.steps import step as progress
+from automixalign.steps.tracking.record import Record
+from automixalign.steps.tracking.send import send_waiting
+from automixalign.steps.tracking.spool import FOLDER, FOLLOWED, RUN_ID, URI, Spool, Target
+from automixalign.storage import files
+from automixalign.system.errors import UnreachableError
 from benchmarks import tiny
 from benchmarks.faults._outcome import environment, refused, see
 from benchmarks.faults.case import Case, UnexpectedError, ama
@@ -30,7 +32,7 @@ from benchmarks.servers.mlflow_server import server
 from benchmarks.servers.mlflow_store import sqlite_store
 from benchmarks.servers.ports import free_port
 from benchmarks.servers.proxy import Fault, Proxy, http, proxy
-from pipelines.sending import PATIENCE, Sender
+from pipelines.local.sending import PATIENCE, Sender
 
 _STEPS = ("train [a]", "train [b]", "evaluate [a]", "compare")
 _PAGE = http("200 OK", b"<html><body>welcome to nginx</body></html>", "text/html")
@@ -256,7 +258,12 @@ def damaged(folder: Path) -> str:
     """The SQLite store is no database; then somebody removes it."""
     uri = f"sqlite:///{folder}/mlflow.db"
     spool = filled(folder, uri)
-    command = [sys.executable, "-m", "automixalign.tracking", str(spool.folder)]  # MLflow keeps a store open
+    command = [
+        sys.executable,
+        "-m",
+        "automixalign.steps.tracking",
+        str(spool.folder),
+    ]  # MLflow keeps a store open
     (folder / "mlflow.db").write_bytes(os.urandom(8192))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     left = done.stderr.strip().rpartition("\n")[2]

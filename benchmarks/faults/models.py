@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from automixalign.errors import AutoMixAlignError
+from automixalign.system.errors import AutoMixAlignError
 from benchmarks.faults._models import small_model
 from benchmarks.faults._refusals import CONFIG, accepted, experiment, refused
 from benchmarks.faults.case import Case, UnexpectedError
@@ -49,9 +49,9 @@ def _in_its_step(name: str, change: Change, *says: str) -> Case:
     """Refuse in the step that reads the weights, which are not looked at before."""
 
     def run(folder: Path) -> str:
-        from automixalign.base_model import prepare_base_model
-        from automixalign.config import BaseModelSpec
-        from automixalign.settings import BaseModelSettings
+        from automixalign.config.experiment import BaseModelSpec
+        from automixalign.config.plan import BaseModelSettings
+        from automixalign.models.prepare import prepare_base_model
 
         change(small_model(folder / MODEL))
         source = next((str(file) for file in folder.glob("*.gguf")), str(folder / MODEL))
@@ -67,7 +67,7 @@ def _unmerged(name: str, change: Change, *says: str) -> Case:
     """Refuse to merge a good specialist with one that was changed."""
 
     def run(folder: Path) -> str:
-        from automixalign.merge import merge_specialists
+        from automixalign.merging.merge import merge_specialists
 
         base, good, bad = (small_model(folder / name) for name in ("base", "good", "bad"))
         change(bad)
@@ -244,9 +244,9 @@ def _as_it_is(model: Path) -> None:
 def _no_pad_token(folder: Path) -> str:
     from transformers import AutoTokenizer
 
-    from automixalign.base_model import prepare_base_model
-    from automixalign.config import BaseModelSpec
-    from automixalign.settings import BaseModelSettings
+    from automixalign.config.experiment import BaseModelSpec
+    from automixalign.config.plan import BaseModelSettings
+    from automixalign.models.prepare import prepare_base_model
 
     _tokenizer(pad_token=None)(small_model(folder / MODEL))
     (folder / SOURCE).write_bytes(lines(GOOD))

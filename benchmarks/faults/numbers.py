@@ -11,22 +11,23 @@ import numpy as np
 import pyarrow as pa
 from safetensors.torch import load_file, save_file
 
-from automixalign import caches, config, files, leaderboard, models, scoring
-from automixalign.base_model import prepare_base_model
-from automixalign.compare import compare
+from automixalign.config import experiment as config
+from automixalign.config.plan import BaseModelSettings, ComparisonSettings, EvaluationSettings
 from automixalign.data.split import TEST, TRAIN
 from automixalign.data.store import read_split
-from automixalign.errors import AutoMixAlignError, CacheError, ModelError, TrainingError
-from automixalign.evaluate import evaluate
-from automixalign.launch import train
-from automixalign.merge import merge_specialists
-from automixalign.places import SUMMARY
-from automixalign.settings import (
-    BaseModelSettings,
-    ComparisonSettings,
-    EvaluationSettings,
-)
-from automixalign.train import GeneralistTraining
+from automixalign.merging.merge import merge_specialists
+from automixalign.models import load as models
+from automixalign.models.prepare import prepare_base_model
+from automixalign.report import leaderboard
+from automixalign.report.compare import compare
+from automixalign.scoring import caches
+from automixalign.scoring import scorer as scoring
+from automixalign.scoring.caches import SUMMARY
+from automixalign.scoring.evaluate import evaluate
+from automixalign.storage import files
+from automixalign.system.errors import AutoMixAlignError, CacheError, ModelError, TrainingError
+from automixalign.training.launch import train
+from automixalign.training.train import GeneralistTraining
 from benchmarks import tiny
 from benchmarks.faults._outcome import environment, refused, see
 from benchmarks.faults.case import Case, ama

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import psutil
 
-from automixalign.checkpoints import PLACE, SEAL
-from automixalign.progress import LOGS
-from automixalign.settings import TrainingSettings
-from automixalign.train import GeneralistTraining
+from automixalign.config.plan import TrainingSettings
+from automixalign.steps.step import LOGS
+from automixalign.training.checkpoints import PLACE, SEAL
+from automixalign.training.train import GeneralistTraining
 from benchmarks.faults._interrupted import EVERYTHING, outcome, places, undisturbed
 from benchmarks.faults.case import Case, UnexpectedError
 from benchmarks.faults.stored_checkpoints import objects, place_of

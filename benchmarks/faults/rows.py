@@ -80,9 +80,9 @@ def _kept(name: str, content: bytes, expected: Mapping[str, int], check: Callabl
     """Accept a source, and hold what is counted, and what is left of it, against what must be."""
 
     def run(folder: Path) -> str:
+        from automixalign.config.plan import DataSettings
         from automixalign.data.prepare import prepare_data
         from automixalign.data.store import read_split
-        from automixalign.settings import DataSettings
         from benchmarks.faults._models import small_model
 
         (folder / SOURCE).write_bytes(content)

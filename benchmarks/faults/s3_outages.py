@@ -10,11 +10,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from automixalign import files, progress, publish, s3
-from automixalign.errors import DamagedError, StorageError, UnreachableError
-from automixalign.publication import publish_run
-from automixalign.settings import PublicationSettings
-from automixalign.validate import plan_experiment
+from automixalign.config.plan import PublicationSettings
+from automixalign.preflight.validate import plan_experiment
+from automixalign.release.publish import publish_run
+from automixalign.steps import step as progress
+from automixalign.storage import files, s3
+from automixalign.storage import publication as publish
+from automixalign.system.errors import DamagedError, StorageError, UnreachableError
 from benchmarks import tiny
 from benchmarks.faults._outcome import environment, refused, see
 from benchmarks.faults.case import Case, ama
@@ -171,7 +173,7 @@ def down_at_start(what: str) -> Callable[[Path], str]:
     """Nothing listens: the plan is refused within seconds, with as many attempts as users have by default."""
 
     def run(folder: Path) -> str:
-        from automixalign.config import parse
+        from automixalign.config.experiment import parse
 
         experiment = parse({**tiny.experiment(), **ON_S3[what]}, "the case")
         with environment(**_NOBODY, AWS_MAX_ATTEMPTS=None):
@@ -186,7 +188,7 @@ def down_at_start(what: str) -> Callable[[Path], str]:
 
 def web_page(folder: Path) -> str:
     """AWS_ENDPOINT_URL is the address of a web page, which says 200 to everything."""
-    from automixalign.config import parse
+    from automixalign.config.experiment import parse
 
     seen = ""
     with proxy(9) as between, environment(**{**_NOBODY, "AWS_ENDPOINT_URL": between.url}):

@@ -6,8 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from automixalign import averaging, checkpoints, files
-from automixalign.errors import TrainingError
+from automixalign.storage import files
+from automixalign.system.errors import TrainingError
+from automixalign.training import averaging, checkpoints
 from benchmarks.faults import _malice
 from benchmarks.faults.case import Case, UnexpectedError
 
@@ -20,9 +21,9 @@ def _trainer(folder: Path, *, lora: bool) -> Any:
     from peft import LoraConfig
     from trl import DPOConfig
 
-    from automixalign import models
-    from automixalign.mixers import Standard
-    from automixalign.trainer import MixingTrainer
+    from automixalign.method.mixers import Standard
+    from automixalign.models import load as models
+    from automixalign.training.trainer import MixingTrainer
 
     base = _malice.sound_model()
     row = {"prompt_ids": [1, 5], "chosen_ids": [6, 2], "rejected_ids": [7, 2]}

@@ -10,11 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from automixalign import files, publish, s3
-from automixalign.config import TaskSpec
+from automixalign.config.experiment import TaskSpec
 from automixalign.data.pairs import parse_row
 from automixalign.data.read import read_rows
-from automixalign.errors import AutoMixAlignError, DataError, StorageError
+from automixalign.storage import files, s3
+from automixalign.storage import publication as publish
+from automixalign.system.errors import AutoMixAlignError, DataError, StorageError
 from benchmarks import tiny
 from benchmarks.faults import _malice
 from benchmarks.faults.case import Case, UnexpectedError
@@ -297,7 +298,7 @@ def _on_a_server(folder: Path) -> str:
 
 def _spool_of_somebody(folder: Path) -> str:
     """The place of this user's records in the shared folder for temporary files, made by another before."""
-    from automixalign.tracking import spool
+    from automixalign.steps.tracking import spool
 
     kept, tempfile.tempdir = tempfile.tempdir, str(folder)
     place = folder / f"automixalign-spool-{os.getuid()}"

@@ -10,10 +10,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from automixalign import base_model, merge, model_files, models
-from automixalign.config import BaseModelSpec
-from automixalign.errors import DataError, ModelError
-from automixalign.settings import BaseModelSettings
+from automixalign.config.experiment import BaseModelSpec
+from automixalign.config.plan import BaseModelSettings
+from automixalign.merging import merge
+from automixalign.models import load as models
+from automixalign.models import prepare as base_model
+from automixalign.models import safety as model_files
+from automixalign.system.errors import DataError, ModelError
 from benchmarks import tiny
 from benchmarks.faults import _malice
 from benchmarks.faults.case import Case, UnexpectedError

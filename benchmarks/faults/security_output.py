@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from automixalign import progress
-from automixalign.errors import AutoMixAlignError, DataError
-from automixalign.tracking import spool
+from automixalign.steps import step as progress
+from automixalign.steps.tracking import spool
+from automixalign.system.errors import AutoMixAlignError, DataError
 from benchmarks.faults import _malice, security_models
 from benchmarks.faults.case import Case, UnexpectedError, ama
 
@@ -68,8 +68,8 @@ def _event(folder: Path) -> str:
 
 def _failure(folder: Path) -> str:
     """What `ama run` shows of a failed step, whose log some other program wrote."""
-    from pipelines import display
-    from pipelines.run import StepFailedError
+    from pipelines.local import display
+    from pipelines.local.run import StepFailedError
 
     log = folder / "step.log"
     log.write_text(STEERING, encoding="utf-8", errors="surrogatepass")
@@ -82,7 +82,7 @@ def _failure(folder: Path) -> str:
 
 
 def _warnings(folder: Path) -> str:
-    from pipelines import display
+    from pipelines.local import display
 
     shown = StringIO()
     console = Console(file=shown, width=500, force_terminal=False)
@@ -141,7 +141,7 @@ def _markdown(folder: Path) -> str:
     """The leaderboard, which KFP's page renders; the schema allows no such name."""
     from markdown_it import MarkdownIt
 
-    from automixalign import compare
+    from automixalign.report import compare
 
     name = "<script>x</script>|[a](javascript:x)`**<img src=x onerror=x>&lt;\n# head"
     values = {"excess": 0.1}
@@ -223,7 +223,7 @@ def _errors_in_process(folder: Path) -> str:
 
     import boto3
 
-    from automixalign import s3
+    from automixalign.storage import s3
 
     said = []
     kept = boto3.DEFAULT_SESSION

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from automixalign.checkpoints import PLACE, SEAL, STATE, TRAJECTORY
+from automixalign.training.checkpoints import PLACE, SEAL, STATE, TRAJECTORY
 from benchmarks.faults._interrupted import (
     BATCHES,
     EVERYTHING,

@@ -17,7 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from automixalign import files, leaderboard
+from automixalign.report import leaderboard
+from automixalign.storage import files
 from benchmarks.quality import sweep
 from benchmarks.quality.setups import SETUPS
 from benchmarks.quality.statistics import interval

@@ -18,7 +18,7 @@ REFERENCE = "reference"
 class Arm:
     """A generalist.
 
-    `options` are those of its method (see `automixalign.mixers`); two more are this benchmark's own:
+    `options` are those of its method (see `automixalign.method.mixers`); two more are this benchmark's own:
     `learning_rate` multiplies the setup's, `average_iterates` goes to the method's specification.
     """
 

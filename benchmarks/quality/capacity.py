@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from automixalign import files
+from automixalign.storage import files
 from benchmarks.quality import shown
 from benchmarks.quality.statistics import Estimate, Paired, compare, interval
 

@@ -15,9 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from automixalign import files, leaderboard
-from automixalign.config import parse
+from automixalign.config.experiment import parse
 from automixalign.data.split import TEST
+from automixalign.report import leaderboard
+from automixalign.storage import files
 from benchmarks.quality import sweep
 from benchmarks.quality.arms import Arm
 from benchmarks.quality.setups import synthetic

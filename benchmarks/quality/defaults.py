@@ -16,8 +16,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from automixalign import leaderboard
 from automixalign.data.split import TEST
+from automixalign.report import leaderboard
 from benchmarks.quality import sweep
 from benchmarks.quality.arms import Arm, Options
 from benchmarks.quality.setups import SETUPS

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import torch
 
-from automixalign import models
-from automixalign.logps.attention import grouped
-from automixalign.logps.forward import packing
+from automixalign.models import load as models
+from automixalign.scoring.logps.attention import grouped
+from automixalign.scoring.logps.forward import packing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -3,7 +3,7 @@
 Every training, evaluation and merge of a setup, on every seed, runs the same pairs through the same frozen
 layers: a process remembers what they gave, and keeps it in a folder for the others and for those to come.
 The numbers are those of the library without this, but for the order of sums
-(`tests/unit/test_quality_frozen.py`).
+(`tests/benchmarks/test_quality_frozen.py`).
 """
 
 import copy
@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from automixalign import files, models
-from automixalign.logps.attention import NAME, Trees, grouped
+from automixalign.models import load as models
+from automixalign.scoring.logps.attention import NAME, Trees, grouped
+from automixalign.storage import files
 
 _MEMORY: "dict[int, _Remembering]" = {}
 """How many layers -> what this process knows of them: a pair of 200 tokens is half a megabyte."""

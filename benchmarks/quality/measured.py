@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from automixalign import files
+from automixalign.storage import files
 
 HIGHER_IS_BETTER = ("accuracy", "margin", "generation")
 FAMILIES = ("reference", "specialist", "generalist", "merge")

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-from automixalign import files
+from automixalign.storage import files
 from benchmarks.quality import plots, settled, shown, tables
 from benchmarks.quality.capacity import CapacityMap, lines
 from benchmarks.quality.comparisons import (

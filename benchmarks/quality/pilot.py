@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def _gain(setup: str, data: Path | None, output: Path, seed: int, rate: float, steps: int) -> list[list[Any]]:
-    from automixalign import files
+    from automixalign.storage import files
 
     rows = []
     with sweep.world(SETUPS[setup], seed, data, output, steps, learning_rate=rate) as world:

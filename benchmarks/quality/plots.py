@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from automixalign import files
+from automixalign.storage import files
 from benchmarks.quality import shown
 from benchmarks.quality.capacity import CapacityMap, Cell
 from benchmarks.quality.comparisons import Comparison

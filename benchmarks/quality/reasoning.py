@@ -13,8 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from automixalign import files
-from automixalign.verifiers import VERIFIERS
+from automixalign.scoring.verifiers import VERIFIERS
+from automixalign.storage import files
 
 Problem = dict[str, Any]
 """An entry of reasoning-gym: `question`, `answer`, `metadata`."""

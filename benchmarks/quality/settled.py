@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from automixalign import files
+from automixalign.storage import files
 from benchmarks.quality import shown
 
 _VIEWS = ("worst excess", "average excess", "worst generation", "average generation")

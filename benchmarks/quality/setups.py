@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from automixalign import files
-from automixalign.config import Experiment, parse
+from automixalign.config.experiment import Experiment, parse
+from automixalign.storage import files
 from benchmarks.quality import arms, pilots, reasoning
 from benchmarks.quality.arms import Arm, Merge
 from benchmarks.quality.store import Store
@@ -242,7 +242,7 @@ def reasoning_gym(seed: int, _data: Path | None, scratch: Path) -> dict[str, Any
 
 
 def _train_base(folder: Path, texts: list[list[dict[str, str]]], seed: int) -> None:
-    from automixalign.tiny_model import train_on_texts
+    from automixalign.quickstart.tiny_model import train_on_texts
 
     train_on_texts(folder, texts, seed=seed, **reasoning.SHAPE)
 

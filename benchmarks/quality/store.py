@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from automixalign import files
-from automixalign.settings import Settings
+from automixalign.config.plan import Settings
+from automixalign.storage import files
 
 
 class Store:

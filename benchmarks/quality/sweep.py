@@ -13,9 +13,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from automixalign import alive, files
-from automixalign.config import Budget, specialist_name
+from automixalign.config.experiment import Budget, specialist_name
 from automixalign.data.split import TEST, VALIDATION
+from automixalign.storage import files
+from automixalign.system import alive
 from benchmarks.quality.arms import REFERENCE, Arm, Merge, Options
 from benchmarks.quality.setups import SETUPS, Setup
 from benchmarks.quality.store import Store

@@ -12,19 +12,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from automixalign import files, leaderboard, models
-from automixalign.base_model import fingerprint, prepare_base_model
-from automixalign.config import SYNTHETIC, Experiment, MergeSpec, MethodSpec, specialist_name
+from automixalign.config.experiment import SYNTHETIC, Experiment, MergeSpec, MethodSpec, specialist_name
+from automixalign.config.plan import EvaluationSettings, Plan, SpecialistLossesSettings, TrainingSettings
 from automixalign.data.prepare import prepare_data
 from automixalign.data.split import TEST, VALIDATION
 from automixalign.data.store import read_card, read_split
-from automixalign.evaluate import evaluate
-from automixalign.launch import train
-from automixalign.merge import merge_specialists
-from automixalign.scoring import write_reference_logps
-from automixalign.settings import EvaluationSettings, Plan, SpecialistLossesSettings, TrainingSettings
-from automixalign.specialist_losses import write_specialist_losses
-from automixalign.train import GeneralistTraining, SpecialistTraining
+from automixalign.merging.merge import merge_specialists
+from automixalign.models import load as models
+from automixalign.models.prepare import fingerprint, prepare_base_model
+from automixalign.report import leaderboard
+from automixalign.scoring.evaluate import evaluate
+from automixalign.scoring.scorer import write_reference_logps
+from automixalign.storage import files
+from automixalign.training.launch import train
+from automixalign.training.specialist_losses import write_specialist_losses
+from automixalign.training.train import GeneralistTraining, SpecialistTraining
 from benchmarks.quality.arms import REFERENCE, Arm, Merge, Options
 from benchmarks.quality.drift import drift
 from benchmarks.quality.store import Store

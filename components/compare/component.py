@@ -37,9 +37,9 @@ def compare(
     """
     from pathlib import Path
 
-    from automixalign.compare import compare, summary_metrics
-    from automixalign.progress import step
-    from automixalign.settings import ComparisonSettings
+    from automixalign.config.plan import ComparisonSettings
+    from automixalign.report.compare import compare, summary_metrics
+    from automixalign.steps.step import step
 
     evaluations = [reference, *specialists, *generalists, *(merges or [])]
     logs = {log.metadata["model"]: log for log in [*trajectories, *specialist_trajectories]}

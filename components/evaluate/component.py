@@ -27,9 +27,9 @@ def evaluate(
     """
     from pathlib import Path
 
-    from automixalign.evaluate import evaluate
-    from automixalign.progress import step
-    from automixalign.settings import EvaluationSettings
+    from automixalign.config.plan import EvaluationSettings
+    from automixalign.scoring.evaluate import evaluate
+    from automixalign.steps.step import step
 
     policy = model or base_model
     name, family = policy.metadata["model"], policy.metadata["family"]

@@ -23,8 +23,8 @@ def gather_specialists(
     """
     from pathlib import Path
 
-    from automixalign.files import gather
-    from automixalign.progress import step
+    from automixalign.steps.step import step
+    from automixalign.storage.files import gather
 
     reads, writes = [*losses, *(models or [])], [all_losses, all_models]
     with step("gather_specialists", reads=reads, writes=writes):

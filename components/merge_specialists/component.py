@@ -23,9 +23,9 @@ def merge_specialists(
     """
     from pathlib import Path
 
-    from automixalign.merge import merge_specialists
-    from automixalign.progress import step
-    from automixalign.settings import MergeSettings
+    from automixalign.config.plan import MergeSettings
+    from automixalign.merging.merge import merge_specialists
+    from automixalign.steps.step import step
 
     checked = MergeSettings.model_validate_json(settings)
     with step("merge_specialists", checked.name, reads=[base_model, specialists], writes=[model]):

@@ -16,9 +16,9 @@ def prepare_base_model(settings: str, base_model: Output[Model]) -> None:
     """
     from pathlib import Path
 
-    from automixalign.base_model import prepare_base_model
-    from automixalign.progress import step
-    from automixalign.settings import BaseModelSettings
+    from automixalign.config.plan import BaseModelSettings
+    from automixalign.models.prepare import prepare_base_model
+    from automixalign.steps.step import step
 
     with step("prepare_base_model", writes=[base_model]):
         facts = prepare_base_model(BaseModelSettings.model_validate_json(settings), Path(base_model.path))

@@ -17,9 +17,9 @@ def prepare_data(settings: str, base_model: Input[Model], data: Output[Dataset])
     """
     from pathlib import Path
 
+    from automixalign.config.plan import DataSettings
     from automixalign.data.prepare import prepare_data
-    from automixalign.progress import step
-    from automixalign.settings import DataSettings
+    from automixalign.steps.step import step
 
     with step("prepare_data", reads=[base_model], writes=[data]):
         card = prepare_data(DataSettings.model_validate_json(settings), Path(base_model.path), Path(data.path))

@@ -31,9 +31,9 @@ def publish(
     """
     from pathlib import Path
 
-    from automixalign.progress import step
-    from automixalign.publication import publish_run
-    from automixalign.settings import PublicationSettings
+    from automixalign.config.plan import PublicationSettings
+    from automixalign.release.publish import publish_run
+    from automixalign.steps.step import step
 
     models = {model.metadata["model"]: model for model in [*generalists, *(merges or [])]}
     artifacts = {f"models/{name}": model for name, model in [("reference", base_model), *models.items()]}

@@ -20,9 +20,9 @@ def reference_logps(
     """
     from pathlib import Path
 
-    from automixalign.progress import step
-    from automixalign.scoring import write_reference_logps
-    from automixalign.settings import ScoringSettings
+    from automixalign.config.plan import ScoringSettings
+    from automixalign.scoring.scorer import write_reference_logps
+    from automixalign.steps.step import step
 
     with step("reference_logps", reads=[data, base_model], writes=[logps]):
         manifests = write_reference_logps(

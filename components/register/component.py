@@ -29,9 +29,9 @@ def register(
     """
     from pathlib import Path
 
-    from automixalign.progress import step
-    from automixalign.registry import register
-    from automixalign.settings import RegistrySettings
+    from automixalign.config.plan import RegistrySettings
+    from automixalign.release.register import register
+    from automixalign.steps.step import step
 
     models = [*generalists, *(merges or [])]
     with step("register", reads=[board, data, base_model, *models], writes=[registration]):

@@ -31,9 +31,9 @@ def specialist_losses(
     """
     from pathlib import Path
 
-    from automixalign.progress import step
-    from automixalign.settings import SpecialistLossesSettings
-    from automixalign.specialist_losses import write_specialist_losses
+    from automixalign.config.plan import SpecialistLossesSettings
+    from automixalign.steps.step import step
+    from automixalign.training.specialist_losses import write_specialist_losses
 
     reads = [data, logps, base_model, model, evaluation]
     with step("specialist_losses", task_name, reads=reads, writes=[losses]):

@@ -29,10 +29,10 @@ def train_generalist(
     """
     from pathlib import Path
 
-    from automixalign.launch import train
-    from automixalign.progress import step
-    from automixalign.settings import TrainingSettings
-    from automixalign.train import GeneralistTraining
+    from automixalign.config.plan import TrainingSettings
+    from automixalign.steps.step import step
+    from automixalign.training.launch import train
+    from automixalign.training.train import GeneralistTraining
 
     checked = TrainingSettings.model_validate_json(settings)
     reads, writes = [data, logps, losses, base_model], [model, trajectory]

@@ -29,11 +29,11 @@ def train_specialist(
     """
     from pathlib import Path
 
-    from automixalign.config import specialist_name
-    from automixalign.launch import train
-    from automixalign.progress import step
-    from automixalign.settings import TrainingSettings
-    from automixalign.train import SpecialistTraining
+    from automixalign.config.experiment import specialist_name
+    from automixalign.config.plan import TrainingSettings
+    from automixalign.steps.step import step
+    from automixalign.training.launch import train
+    from automixalign.training.train import SpecialistTraining
 
     name = specialist_name(task_name)
     reads, writes = [data, logps, base_model], [model, trajectory]

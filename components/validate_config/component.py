@@ -29,14 +29,14 @@ def validate_config(
     """Check the configuration and its sources, and divide it into the settings of each step.
 
     Args:
-        config: the experiment, as JSON or YAML (see `automixalign/config.py` for the schema).
+        config: the experiment, as JSON or YAML (see `automixalign/config/experiment.py` for the schema).
         parts: the optional parts of the pipeline: `merges`, `registry`, `output`.
 
     Returns:
         The settings of each step as JSON, and the items of the three loops.
     """
-    from automixalign.progress import step
-    from automixalign.validate import plan
+    from automixalign.preflight.validate import plan
+    from automixalign.steps.step import step
 
     with step("validate_config"):
         return plan(config, parts).as_outputs()

@@ -1,4 +1,4 @@
-"""A run's tasks as they change, in the events that `pipelines.display` shows."""
+"""A run's tasks as they change, in the events that `pipelines.local.runner.display` shows."""
 
 import re
 import time
@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, get_args
 
 import kfp_server_api as api
 
-from automixalign.cluster import Step
-from automixalign.errors import AutoMixAlignError
-from pipelines.run import step_title
+from automixalign.config.cluster import Step
+from automixalign.system.errors import AutoMixAlignError
+from pipelines.local.run import step_title
 from pipelines.submit.server import Server, ServerError
 
 TRIES = 8

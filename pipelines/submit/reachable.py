@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from automixalign import s3
-from automixalign.base_model import MLFLOW, PACKAGE
-from automixalign.config import SYNTHETIC, Experiment
+from automixalign.config.experiment import SYNTHETIC, Experiment
 from automixalign.data.read import is_local
-from automixalign.errors import ConfigError
+from automixalign.models.prepare import MLFLOW, PACKAGE
+from automixalign.storage import s3
+from automixalign.system.errors import ConfigError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _LOCAL_STORES = ("", "file", "sqlite")

@@ -16,8 +16,8 @@ import kfp_server_api as api
 import urllib3
 from kfp.client import ServiceAccountTokenVolumeCredentials
 
-from automixalign.config import holds_credentials
-from automixalign.errors import AutoMixAlignError, ConfigError
+from automixalign.config.experiment import holds_credentials
+from automixalign.system.errors import AutoMixAlignError, ConfigError
 
 TOKEN = "AMA_KFP_TOKEN"  # noqa: S105  the name of an environment variable
 """Environment variable with a token that stays the same for as long as the run is followed."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import kfp_server_api as api
 
 from automixalign import __version__
-from automixalign.config import Experiment
+from automixalign.config.experiment import Experiment
 from components import image
 from pipelines.submit.server import Server
 

@@ -6,8 +6,8 @@ import time
 from rich.console import Console
 from rich.markup import escape
 
-from automixalign import config_file
-from automixalign.plain_text import shown
+from automixalign.config import file as config_file
+from automixalign.system.plain_text import shown
 from pipelines.submit.following import Outcome, follow
 from pipelines.submit.server import Access, Server
 from pipelines.submit.submission import Submission
@@ -50,7 +50,7 @@ def send_and_follow(console: Console, server: Server, submission: Submission, po
     if poll is None:
         return 0
     try:
-        from pipelines import display  # takes seconds, which the run need not wait for
+        from pipelines.local import display  # takes seconds, which the run need not wait for
 
         progress = display.Progress(console, display.steps_of(submission.experiment))
         with progress.live:

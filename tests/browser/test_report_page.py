@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import EXECUTABLE, Page, browser
-from report_run import EVERYWHERE, HOSTILE, hostile_facts, write_run
 
-from automixalign import files
 from automixalign.report import page as report_page
 from automixalign.report import runs
 from automixalign.report.comparison import write_comparison
+from automixalign.storage import files
+from tests.browser.chromium import EXECUTABLE, Page, browser
+from tests.report.report_run import EVERYWHERE, HOSTILE, hostile_facts, write_run
 
 pytestmark = [
     pytest.mark.browser,

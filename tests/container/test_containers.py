@@ -17,11 +17,11 @@ from typing import Any
 import docker
 import pytest
 import yaml
-from container_engine import BASE, IMAGE, NoEngineError, build, engine, say
 
 from automixalign import __version__
-from automixalign.files import digest
-from pipelines.containers import RUN
+from automixalign.storage.files import digest
+from pipelines.local.containers import RUN
+from tests.container.container_engine import BASE, IMAGE, NoEngineError, build, engine, say
 
 pytestmark = pytest.mark.container
 

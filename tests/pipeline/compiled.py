@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from automixalign.config import Experiment, parse
-from pipelines.compiling import write
+from automixalign.config.experiment import Experiment, parse
+from pipelines.dag.compiling import write
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
-from compiled import EXPERIMENTS, pipeline
+
+from tests.pipeline.compiled import EXPERIMENTS, pipeline
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 LIST = PIPELINES / "backend.md"

@@ -14,10 +14,12 @@ from kfp.local import config as kfp_config
 from kfp.local import logging_utils, subprocess_task_handler
 from safetensors.torch import load_file, save_file
 
-from automixalign import config, files, progress
-from pipelines.attempt import Attempt
-from pipelines.local import go_through
-from pipelines.outputs import artifacts
+from automixalign.config import experiment as config
+from automixalign.steps import step as progress
+from automixalign.storage import files
+from pipelines.local.attempt import Attempt
+from pipelines.local.outputs import artifacts
+from pipelines.local.runner import go_through
 
 ROOT = Path(__file__).parents[2]
 BASE, DATA = "prepare_base_model", {"prepare_data", "reference_logps", "evaluate reference"}

@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 import yaml
-from compiled import EXPERIMENTS, GOLDEN, golden, pipeline
 from google.protobuf import json_format
 from kfp import compiler
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 
-from automixalign import checkpoints
-from automixalign.cluster import TRAIN_JOB, Step, TrainJobRequest
-from automixalign.config import parse
-from automixalign.errors import ConfigError
-from automixalign.validate import plan
-from pipelines.automixalign import build
+from automixalign.config.cluster import TRAIN_JOB, Step, TrainJobRequest
+from automixalign.config.experiment import parse
+from automixalign.preflight.validate import plan
+from automixalign.system.errors import ConfigError
+from automixalign.training import checkpoints
 from pipelines.cli import load
-from pipelines.compiling import write
+from pipelines.dag.compiling import write
+from pipelines.dag.pipeline import build
+from tests.pipeline.compiled import EXPERIMENTS, GOLDEN, golden, pipeline
 
 ROOT = Path(__file__).parents[2]
 COMPONENTS = sorted((ROOT / "components").glob("*/component.py"))

@@ -19,10 +19,10 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from automixalign.files import digest
-from automixalign.publish import Manifest, fetch
-from automixalign.run_folder import WORK
-from pipelines.outputs import artifacts
+from automixalign.report.run_folder import WORK
+from automixalign.storage.files import digest
+from automixalign.storage.publication import Manifest, fetch
+from pipelines.local.outputs import artifacts
 
 TASKS = ("arithmetic", "own")
 BETA = 0.3

@@ -1,0 +1,143 @@
+"""Configurations as text: read YAML strictly, change keys from the command line, write YAML."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from automixalign.config.experiment import Experiment
+from automixalign.system.errors import ConfigError
+
+LARGEST = 1 << 20
+"""Bytes of a configuration file. The largest real ones have some ten thousand; a hundred times more would only
+keep the parser busy."""
+
+_TOO_LONG = f"it is longer than a configuration may be, {LARGEST} bytes"
+_DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
+_TEXT = "tag:yaml.org,2002:str"
+
+
+def _refused(problem: str, mark: Any) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, mark)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML as far as a configuration needs it, and nothing that would be read otherwise than it looks.
+
+    YAML would expand aliases without bound, build other types by tags, keep the last of two equal keys, and
+    read 010 as eight and 1:30 as ninety.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.events.AliasEvent):
+            raise _refused("aliases are not allowed", event.start_mark)
+        if event.tag is not None:
+            raise _refused(f"the tag {event.tag!r:.80} is not allowed", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag != _TEXT:
+                raise _refused("a key must be text; put it in quotes", key.start_mark)
+            if key.value in seen:
+                raise _refused(f"the key {key.value!r:.80} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: Any) -> int:
+        if not _DECIMAL.fullmatch(node.value):
+            raise _refused(f"{node.value!r:.80}: write a number in decimal, or text in quotes", node.start_mark)
+        return super().construct_yaml_int(node)
+
+    def construct_yaml_float(self, node: Any) -> float:
+        if ":" in node.value:
+            raise _refused(f"{node.value!r:.80}: write a number in decimal, or text in quotes", node.start_mark)
+        return super().construct_yaml_float(node)
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int)
+_StrictLoader.add_constructor("tag:yaml.org,2002:float", _StrictLoader.construct_yaml_float)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a configuration file without checking it yet.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML, or is not a mapping.
+    """
+    try:
+        with path.open("rb") as stream:  # which may be a pipe, or never end
+            raw = stream.read(LARGEST + 1)
+        if len(raw) > LARGEST:
+            raise ValueError(_TOO_LONG)
+        text = raw.decode("utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path!s:.200} cannot be read as YAML: {error.strerror}") from error
+    except ValueError as error:  # not UTF-8, or a NUL in the name
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
+    data = parse_yaml(text, str(path))
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a mapping of keys is needed, not {type(data).__name__}")
+    return data
+
+
+def parse_yaml(text: str, origin: str) -> Any:
+    """The value of a YAML (or JSON) text from `origin`, without aliases, tags, or a key that stands twice.
+
+    Raises:
+        ConfigError: it is no such text, or longer than `LARGEST`.
+    """
+    try:
+        if len(text) > LARGEST:
+            raise ValueError(_TOO_LONG)
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506
+    except RecursionError as error:
+        raise ConfigError(f"{origin:.300} cannot be read as YAML: it is nested too deep") from error
+    # PyYAML lets a date that no calendar has (2024-13-01) through as a ValueError.
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{origin:.300} cannot be read as YAML: {error}") from error
+
+
+def override(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set `key` (dots between levels, an index for a list: `methods.2.eta`) in place.
+
+    Raises:
+        ConfigError: the path does not lead to a mapping or to an element of a list.
+    """
+    node: Any = data
+    *parents, last = key.split(".")
+    try:
+        for part in parents:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        if isinstance(node, list):
+            node[int(last)] = value
+        elif isinstance(node, dict):
+            node[last] = value
+        else:
+            raise TypeError
+    except (IndexError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"--set {key:.80}: there is no such place in the configuration") from error
+
+
+def set_task(data: dict[str, Any], name: str, source: str) -> None:
+    """Point task `name` at `source`, in place; a task that is not there yet is added.
+
+    Raises:
+        ConfigError: `tasks` is there, but no list.
+    """
+    tasks = data["tasks"] = data.get("tasks") or []
+    if not isinstance(tasks, list):
+        raise ConfigError(f"--task {name:.80}: 'tasks' is not a list in the configuration")
+    for task in tasks:
+        if isinstance(task, dict) and task.get("name") == name:
+            task["source"] = source
+            return
+    tasks.append({"name": name, "source": source})
+
+
+def dump(experiment: Experiment) -> str:
+    """The resolved experiment as YAML, every default written out."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

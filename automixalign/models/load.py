@@ -1,0 +1,134 @@
+"""Load policies and tokenizers from a folder: a full model, or a LoRA adapter beside its base.
+
+All that is loaded comes through here or `base_model`: safetensors only, never with code of the folder's own.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from automixalign.models import safety as model_files
+from automixalign.models.safety import is_adapter
+from automixalign.system import mkl
+from automixalign.system.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+mkl.settle()
+
+
+def device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(precision: str) -> "torch.autocast":
+    """The context a forward pass runs in: bf16 autocast, or nothing for fp32."""
+    return torch.autocast(device().type, dtype=torch.bfloat16, enabled=uses_bf16(precision))
+
+
+def uses_bf16(precision: str) -> bool:
+    """`auto` is bf16 on CUDA that has it, and fp32 elsewhere."""
+    if precision == "auto":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return precision == "bf16"
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer saved in a model folder; `pad_token` is its end-of-sequence token if it has none.
+
+    Raises:
+        ModelError: the folder holds no tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    # Left open, `trust_remote_code` is a question at the terminal.
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers raises a dozen kinds, tokenizers a bare one
+        raise ModelError(f"{folder} holds no tokenizer that can be loaded: {reason(error)}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_config(folder: Path) -> "PretrainedConfig":
+    """Load the configuration of the model in a folder.
+
+    Raises:
+        ModelError: there is none.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(f"{folder} holds no configuration of a model: {reason(error)}") from error
+
+
+def load_model(folder: Path, base_model: Path) -> "PreTrainedModel":
+    """Load a policy in fp32 for scoring or generation: a LoRA adapter is put on `base_model` and folded in.
+
+    Raises:
+        ModelError: the folder holds no model.
+    """
+    if is_adapter(folder):
+        return load_adapter(load_full_model(base_model), folder).merge_and_unload()
+    return load_full_model(folder)
+
+
+def load_full_model(folder: Path, **options: Any) -> "PreTrainedModel":
+    """Load a full model in fp32 onto the device.
+
+    Raises:
+        ModelError: the folder holds no such model.
+    """
+    return read_full_model(folder, dtype=torch.float32, **options).to(device())
+
+
+def read_full_model(folder: Path, dtype: "torch.dtype | str", **options: Any) -> "PreTrainedModel":
+    """Read a full model into memory.
+
+    Raises:
+        ModelError: the folder holds no such model in safetensors.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model_files.check_model(folder)
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
+        )
+    except Exception as error:  # also what safetensors raises, of a cut file
+        raise ModelError(f"{folder} holds no causal language model: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """Why transformers cannot load something, without its advice to switch on what is never switched on."""
+    if "trust_remote_code" in str(error):
+        return "it needs Python code of its own, which is never run; use one that transformers knows"
+    return str(error)
+
+
+def load_adapter(model: "PreTrainedModel", folder: Path, **options: Any) -> Any:
+    """Put the LoRA adapter of a folder on a model; `options` go to peft.
+
+    Raises:
+        ModelError: the folder holds no LoRA adapter in safetensors, or one of another model.
+    """
+    from peft import PeftModel
+
+    model_files.check_adapter(folder)
+    try:
+        return PeftModel.from_pretrained(model, folder, **options)
+    except Exception as error:
+        raise ModelError(f"{folder} holds no LoRA adapter of this model: {error}") from error
+
+
+def forget_code(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Take out of what will be saved where the model's own code is, so that nobody runs it later."""
+    if hasattr(model.config, "auto_map"):
+        del model.config.auto_map
+    tokenizer.init_kwargs.pop("auto_map", None)

@@ -1,0 +1,114 @@
+"""The first step of the DAG: check the configuration and what it points at, then plan every other step."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from automixalign.config.experiment import SYNTHETIC, Experiment, parse
+from automixalign.config.file import parse_yaml
+from automixalign.config.plan import Plan
+from automixalign.data import read
+from automixalign.data.prepare import check_rendering, read_pairs
+from automixalign.data.split import split_tasks
+from automixalign.models import prepare as base_model
+from automixalign.models import trainable
+from automixalign.steps import step as progress
+from automixalign.steps.tracking import spool
+from automixalign.storage import publication as publish
+from automixalign.storage import s3
+from automixalign.system.errors import ConfigError
+
+
+def plan(configuration: str, parts: Sequence[str]) -> Plan:
+    """Check a configuration given as JSON or YAML text, look at its sources, and divide it among the steps.
+
+    Args:
+        configuration: the text.
+        parts: the optional parts of the pipeline that runs it (`Experiment.parts`).
+
+    Raises:
+        ConfigError: naming the key that is unknown, of a wrong type or impossible; or the pipeline is not one
+            for this experiment.
+        DataError, ModelError, StorageError: a source is not there.
+    """
+    data = parse_yaml(configuration, "the configuration")
+    if not isinstance(data, dict):
+        raise ConfigError(f"the configuration must be a mapping of keys, not {type(data).__name__}")
+    experiment = parse(data, "the configuration")
+    if experiment.parts != list(parts):
+        raise ConfigError(
+            f"the pipeline was compiled for an experiment with {_listed(parts)}, and this one has "
+            f"{_listed(experiment.parts)}: compile it again from this configuration"
+        )
+    record = progress.current().record
+    record.of_pipeline = True
+    record.add_params(experiment.model_dump(mode="json"))
+    return plan_experiment(experiment)
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return " and ".join(parts) or "no merges, registry or output"
+
+
+def plan_experiment(experiment: Experiment) -> Plan:
+    """`plan` for an experiment that was checked already.
+
+    Raises:
+        DataError, ModelError: a source is not there.
+        StorageError: neither is a source on S3, the output cannot be written to, or a model registry is wanted
+            and does not answer.
+    """
+    uri = experiment.tracking.uri or os.environ.get(spool.URI, "")
+    if experiment.registry is not None and uri.startswith(("http://", "https://")):
+        from automixalign.steps.tracking.send import check_registry
+
+        check_registry(uri)
+    with s3.first_look():
+        if experiment.output is not None:
+            publish.check_writable(experiment.output.to)
+        fingerprints = {task.name: read.fingerprint(task) for task in experiment.tasks}
+        fingerprints["base_model"] = base_model.fingerprint(experiment.base_model)
+    return Plan.of(experiment, fingerprints)
+
+
+def check_one_machine(experiment: Experiment) -> None:
+    """See that this machine alone can run an experiment.
+
+    Raises:
+        ConfigError: it asks for several nodes.
+    """
+    if experiment.training.nodes > 1:
+        raise ConfigError(
+            f"training.nodes: {experiment.training.nodes} nodes need a cluster with Kubeflow Trainer "
+            "(`ama submit`); on this machine set training.nodes=1"
+        )
+
+
+def check_local_sources(experiment: Experiment) -> None:
+    """Look at what lies on this machine, data and base model: a fault is found before anything long begins.
+
+    Of the base model everything is seen but the values of its weights; of the data, everything but pairs that
+    are too long beside others that fit.
+
+    Raises:
+        DataError: naming file and line, or the task.
+        ModelError: naming the folder.
+        ConfigError: the base model does not take `max_length` or what `training` is to change.
+    """
+    seen = base_model.look_at(experiment.base_model)
+    pairs = {
+        task.name: read_pairs(task, experiment.seed)[0]
+        for task in experiment.tasks
+        if task.source.startswith(SYNTHETIC) or read.local_path(task)
+    }
+    if len(pairs) == len(experiment.tasks):  # a prompt's split may depend on the other tasks
+        split_tasks({name: np.sort(found.ranks) for name, found in pairs.items()}, experiment.split)
+    if seen is None:
+        return
+    model, tokenizer = seen
+    base_model.check_positions(model.config, experiment.max_length)
+    with base_model.quietly():
+        for name, found in pairs.items():
+            check_rendering(name, found, tokenizer, experiment.max_length)
+    trainable.check(model, experiment.training)

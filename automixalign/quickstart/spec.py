@@ -1,0 +1,34 @@
+"""What a configuration may set of the quickstart's tiny model."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from automixalign.quickstart.synthetic import SYNTHETIC_TASKS
+from automixalign.system.schema import Count, Fraction, Positive, Schema
+
+TINY_POSITIONS = 256
+"""Tokens that a `TinyModel` can take; a synthetic conversation has about 25."""
+
+
+class TinyModel(Schema):
+    """A small Llama with a character vocabulary, trained by SFT on the synthetic tasks."""
+
+    hidden_size: Annotated[Count, Field(le=4096)] = 64
+    layers: Annotated[Count, Field(le=64)] = 2
+    heads: Count = 4
+    steps: Count = 600
+    batch_size: Count = 32
+    learning_rate: Positive = 3e-3
+    rows_per_task: Count = 4000
+    right_answers: Fraction = 0.5
+    """Share of the training text that gives the right answer: the base knows the forms, not the preference."""
+
+    @model_validator(mode="after")
+    def _heads_divide_the_model(self) -> Self:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(f"'hidden_size' must be a multiple of twice 'heads', {2 * self.heads}")
+        most = min(task.prompts for task in SYNTHETIC_TASKS.values())
+        if self.rows_per_task > most:
+            raise ValueError(f"'rows_per_task' may be {most} at most, the prompts of the smallest task")
+        return self

@@ -1,0 +1,171 @@
+"""The leaderboard: every model on every task, on average and on its worst task."""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from automixalign.config.experiment import specialist_name
+from automixalign.scoring import caches
+from automixalign.scoring.caches import SUMMARY
+from automixalign.storage import files
+from automixalign.system.errors import CacheError
+
+METRICS: dict[str, str] = {
+    "excess": "lower",
+    "loss": "lower",
+    "accuracy": "higher",
+    "margin": "higher",
+    "generation": "higher",
+}
+"""What is ranked, and which direction is better. `worst` takes the worse end over the tasks."""
+
+Entry = dict[str, Any]
+
+
+def build(evaluations: Iterable[Path], order: Iterable[str]) -> list[Entry]:
+    """Make the leaderboard from the evaluations of all models.
+
+    The excess of a model on a task is the mean over the task's test pairs of max(L - L_specialist, 0).
+
+    Args:
+        evaluations: folders that `evaluate` wrote.
+        order: the models' names, in the order wanted.
+
+    Raises:
+        CacheError: a model or a task's specialist was not evaluated, not on the same tasks and pairs, or what
+            was measured is not finite or does not agree with its scores.
+    """
+    folders = {files.read_json(folder / SUMMARY)["model"]: folder for folder in evaluations}
+    specialists: dict[str, pa.Table] = {}
+    entries: list[Entry] = []
+    for name in order:
+        if name not in folders:
+            raise CacheError(f"the model {name} was not evaluated")
+        summary = files.read_json(folders[name] / SUMMARY)
+        if entries and summary["tasks"].keys() != entries[0]["tasks"].keys():
+            raise CacheError(
+                f"{folders[name]}: {name} was evaluated on {', '.join(summary['tasks'])}, but "
+                f"{entries[0]['model']} on {', '.join(entries[0]['tasks'])}; evaluate both again"
+            )
+        tasks = {}
+        for task, measured in summary["tasks"].items():
+            if task not in specialists:
+                specialists[task] = _specialist_scores(folders, task)
+            excess = _excess(folders[name], specialists[task], task, measured)
+            tasks[task] = {"excess": excess, **measured}
+        worst, average = over_tasks(tasks)
+        entries.append(
+            {
+                "model": name,
+                "family": summary["family"],
+                "tasks": tasks,
+                "average": average,
+                "worst": worst,
+            }
+        )
+    return entries
+
+
+def _specialist_scores(folders: Mapping[str, Path], task: str) -> pa.Table:
+    folder = folders.get(specialist_name(task))
+    if folder is None:
+        raise CacheError(f"the specialist of task {task} was not evaluated")
+    return caches.read_scores(folder, task, caches.LOSS)
+
+
+def _excess(folder: Path, theirs: pa.Table, task: str, measured: Mapping[str, float]) -> float:
+    scores = caches.read_scores(folder, task, caches.LOSS)
+    ids = scores.column("pair_id").to_pylist()
+    known = caches.join(theirs, ids, f"specialist of {task}, test")
+    if len(theirs) != len(known):
+        raise CacheError(
+            f"{folder}: has {len(known)} pairs of task {task}, but its specialist {len(theirs)}; evaluate again"
+        )
+    losses = caches.column(scores, caches.LOSS)
+    _check(folder, task, measured, float(losses.mean()))
+    return float(np.maximum(losses - caches.column(known, caches.LOSS), 0).mean())
+
+
+def _check(folder: Path, task: str, measured: Mapping[str, float], loss: float) -> None:
+    """Hold a summary against the scores it was made of."""
+    for metric, value in measured.items():
+        if not math.isfinite(value):
+            raise CacheError(f"{folder / SUMMARY}: the {metric} of task {task} is {value}; evaluate it again")
+    if not math.isclose(measured["loss"], loss, rel_tol=1e-6, abs_tol=1e-9):
+        raise CacheError(
+            f"{folder / SUMMARY}: the loss of task {task} is {measured['loss']:g}, but its scores have "
+            f"{loss:g}; evaluate it again"
+        )
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
+
+
+def over_tasks(tasks: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Of each metric the worst task's value, and the mean over the tasks that have it."""
+    return _over_tasks(tasks, max, min), _over_tasks(tasks, _mean, _mean)
+
+
+def _over_tasks(tasks: Mapping[str, Mapping[str, float]], lower: Any, higher: Any) -> dict[str, float]:
+    """Reduce each metric over the tasks that have it: `lower` for those where less is better."""
+    result = {}
+    for metric, better in METRICS.items():
+        values = [measured[metric] for measured in tasks.values() if metric in measured]
+        if values:
+            result[metric] = (lower if better == "lower" else higher)(values)
+    return result
+
+
+def best(entries: list[Entry], view: str, metric: str) -> str | None:
+    """The best generalist or merge by a metric of `average` or `worst`; None if nobody has it."""
+    values = {
+        entry["model"]: entry[view][metric]
+        for entry in entries
+        if entry["family"] in ("generalist", "merge") and metric in entry[view]
+    }
+    if not values:
+        return None
+    winner: str = (min if METRICS[metric] == "lower" else max)(values, key=values.__getitem__)
+    return winner
+
+
+def table(entries: list[Entry], metrics: Iterable[str] = tuple(METRICS)) -> tuple[list[str], list[list[str]]]:
+    """The leaderboard as header and rows of text: worst and average of each metric, best in bold (`**`)."""
+    columns = [
+        (view, metric)
+        for metric in metrics
+        for view in ("worst", "average")
+        if any(metric in entry[view] for entry in entries)
+    ]
+    winners = {column: best(entries, *column) for column in columns}
+    header = ["model", "family", *(f"{view} {metric}" for view, metric in columns)]
+    rows = []
+    for entry in entries:
+        cells = []
+        for view, metric in columns:
+            value = f"{entry[view][metric]:.3f}" if metric in entry[view] else "-"
+            cells.append(f"**{value}**" if winners[view, metric] == entry["model"] else value)
+        rows.append([entry["model"], entry["family"], *cells])
+    return header, rows
+
+
+def verdict(entries: list[Entry]) -> str:
+    """One sentence: who has the smallest worst-task excess, and by how much."""
+    ranked = sorted(
+        (entry for entry in entries if entry["family"] in ("generalist", "merge")),
+        key=lambda entry: entry["worst"]["excess"],
+    )
+    first = ranked[0]
+    if len(ranked) == 1:
+        return f"{first['model']} has a worst-task excess of {first['worst']['excess']:.3f}."
+    second = ranked[1]
+    return (
+        f"{first['model']} has the smallest worst-task excess, {first['worst']['excess']:.3f}, before "
+        f"{second['model']} with {second['worst']['excess']:.3f} (one seed: a difference this run showed, "
+        "not a proven one)."
+    )

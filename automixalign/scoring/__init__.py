@@ -1,0 +1,4 @@
+"""What a model gives to pairs and prompts: log-probabilities, losses, metrics, verified answers.
+
+It scores and never trains.
+"""

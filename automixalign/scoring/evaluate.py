@@ -1,0 +1,157 @@
+"""Measure one model on every task's held-out test split: preference metrics and verified generations."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from automixalign.config.experiment import EvaluationSpec
+from automixalign.config.plan import EvaluationSettings
+from automixalign.data.split import TEST
+from automixalign.data.store import IDS, read_split, tasks_of
+from automixalign.models import load as models
+from automixalign.scoring import caches
+from automixalign.scoring import scorer as scoring
+from automixalign.scoring.caches import SUMMARY
+from automixalign.scoring.verifiers import VERIFIERS
+from automixalign.steps import step as progress
+from automixalign.storage import files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+GENERATIONS = "generations.jsonl"
+REFERENCE = "reference"
+
+
+def evaluate(
+    settings: EvaluationSettings,
+    name: str,
+    family: str,
+    data: Path,
+    reference: Path,
+    base_model: Path,
+    model: Path,
+    output: Path,
+    split: str = TEST,
+) -> dict[str, Any]:
+    """Write `TASK.parquet` (a row a pair: log-probabilities, margin, loss), generations and a summary.
+
+    Args:
+        name: the model's name in the leaderboard.
+        family: `reference`, `specialist`, `generalist` or `merge`. The reference's log-probabilities are
+            already known, so they are taken from the cache.
+        split: what is measured on; `validation` is for choosing settings, which then must not see the test.
+
+    Returns:
+        The summary: per task loss, reward accuracy, margin, drift of the chosen log-probability and, where the
+        task has a verifier, the pass rate of greedy generations. Excess needs the specialists: see `compare`.
+    """
+    spec = settings.evaluation
+    policy = models.load_model(model, base_model)
+    scorer = scoring.Scorer(policy, spec.batch_size, spec.precision)
+    tasks: dict[str, dict[str, float]] = {}
+    generations: list[dict[str, Any]] = []
+    with files.replacing(output) as folder:
+        for task in tasks_of(data):
+            caches.check_cache(reference / task, data, task)
+            pairs = read_split(data, task, split, (*IDS, "answer"))
+            ids = pairs.column("pair_id").to_pylist()
+            cache = caches.read_cache(reference / task, split, caches.CHOSEN, caches.REJECTED)
+            known = caches.join(cache, ids, f"{task} {split}")
+            scores = known if family == REFERENCE else scoring.scores_of(scorer, pairs)
+            chosen_ratio, rejected_ratio = scoring.log_ratios(scores, known)
+            margins = settings.loss.beta * (chosen_ratio - rejected_ratio)
+            losses = scoring.pair_losses(settings.loss, scores, known, pairs)
+            scores = scores.append_column("margin", pa.array(margins))
+            scores = scores.append_column(caches.LOSS, pa.array(losses))
+            caches.write_scores(folder / f"{task}.parquet", scores)
+            tasks[task] = {
+                "loss": float(losses.mean()),
+                "accuracy": float((margins > 0).mean()),
+                "margin": float(margins.mean()),
+                "chosen_drift": float(chosen_ratio.mean()),
+            }
+            if spec.generate and task in settings.verifiers:
+                verified = _verify(settings, task, pairs, policy, base_model)
+                tasks[task]["generation"] = float(np.mean([row["passed"] for row in verified]))
+                generations += verified
+        summary = {"model": name, "family": family, "loss": settings.loss.model_dump(), "tasks": tasks}
+        files.write_json(folder / SUMMARY, summary)
+        files.write_jsonl(folder / GENERATIONS, generations)
+    record = progress.current().record
+    record.add_params({"model": name, "family": family})
+    record.add_metrics(tasks)
+    return summary
+
+
+def _verify(
+    settings: EvaluationSettings,
+    task: str,
+    pairs: pa.Table,
+    policy: "PreTrainedModel",
+    base_model: Path,
+) -> list[dict[str, Any]]:
+    """Answer each distinct prompt greedily and hold the answer against the right one."""
+    first: dict[tuple[int, ...], dict[str, Any]] = {}
+    for row in pairs.select(["pair_id", "prompt_ids", "answer"]).to_pylist():
+        first.setdefault(tuple(row["prompt_ids"]), row)
+    rows = list(first.values())[: settings.evaluation.max_prompts]
+    tokenizer = models.load_tokenizer(base_model)
+    passes = VERIFIERS[settings.verifiers[task]]
+    prompts = [row["prompt_ids"] for row in rows]
+    outputs = generate(policy, tokenizer, prompts, settings.evaluation)
+    return [
+        {
+            "task": task,
+            "pair_id": row["pair_id"],
+            "output": text,
+            "answer": row["answer"],
+            "passed": passes(text, row["answer"]),
+        }
+        for row, text in zip(rows, outputs, strict=True)
+    ]
+
+
+def generate(
+    policy: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: list[list[int]],
+    spec: EvaluationSpec,
+) -> list[str]:
+    """Greedy continuations of tokenised prompts, in their order, without special tokens."""
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    texts = [""] * len(prompts)
+    batches = [order[at : at + spec.batch_size] for at in range(0, len(order), spec.batch_size)]
+    policy.eval()
+    for batch in progress.current().track(batches, len(batches)):
+        answers = _continue(policy, tokenizer, [prompts[index] for index in batch], spec)
+        for index, text in zip(batch, answers, strict=True):
+            texts[index] = text
+    return texts
+
+
+@torch.inference_mode()
+def _continue(
+    policy: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: list[list[int]],
+    spec: EvaluationSpec,
+) -> list[str]:
+    padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(policy.device)
+    positions = getattr(policy.config, "max_position_embeddings", None) or math.inf
+    room = positions - padded["input_ids"].shape[1]  # at least one: a prompt is shorter than max_length
+    with models.autocast(spec.precision):
+        ids = policy.generate(
+            **padded,
+            do_sample=False,
+            max_new_tokens=min(spec.max_new_tokens, room),
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    new = ids[:, padded["input_ids"].shape[1] :]
+    texts: list[str] = tokenizer.batch_decode(new, skip_special_tokens=True)
+    return texts

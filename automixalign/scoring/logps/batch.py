@@ -1,0 +1,101 @@
+"""Pairs as the tokens of a forward pass: packed into one row without padding, or padded to the longest side.
+
+Packed, the prompt of a pair is computed once for both sides. Its last token opens either branch, so that every
+token of a branch predicts one token of its side; the last token of a side predicts nothing and is left out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from automixalign.scoring.logps.attention import Trees, grouped
+
+
+class PairIds(NamedTuple):
+    """The token ids of a pair; the prompt has at least one."""
+
+    prompt: Sequence[int]
+    chosen: Sequence[int]
+    rejected: Sequence[int]
+
+    @property
+    def size(self) -> int:
+        """Tokens of both sides, the prompt in each."""
+        return 2 * len(self.prompt) + len(self.chosen) + len(self.rejected)
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """The pairs of a forward pass.
+
+    Attributes:
+        inputs: what the model is given.
+        rows, columns: where each token of each side is predicted, shape (tokens of the sides,).
+        targets: the token there.
+        sizes: tokens of each side, in the order chosen, rejected, chosen, ...: as the tokens lie in `targets`.
+        trees: of a packed batch.
+        keep: columns from the end that hold all predictions, of a padded batch.
+    """
+
+    inputs: dict[str, Tensor]
+    rows: Tensor
+    columns: Tensor
+    targets: Tensor
+    sizes: list[int]
+    trees: list[Trees] = field(default_factory=list)
+    keep: int = 0
+
+    @classmethod
+    def packed(cls, pairs: Sequence[PairIds]) -> Self:
+        """All pairs in one row."""
+        ids: list[int] = []
+        positions: list[int] = []
+        columns: list[int] = []
+        targets: list[int] = []
+        trees = []
+        for prompt, *sides in pairs:
+            stem = len(prompt) - 1
+            ids += prompt[:-1]
+            positions += range(stem)
+            for side in sides:
+                columns += range(len(ids), len(ids) + len(side))
+                positions += range(stem, stem + len(side))
+                ids += [prompt[-1], *side[:-1]]
+                targets += side
+            trees.append((stem, *map(len, sides)))
+        sizes = [branch for _, *branches in trees for branch in branches]
+        inputs = {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([positions])}
+        at = torch.tensor(columns)
+        return cls(inputs, torch.zeros_like(at), at, torch.tensor(targets), sizes, grouped(trees))
+
+    @classmethod
+    def padded(cls, pairs: Sequence[PairIds]) -> Self:
+        """A row for each side, for architectures whose tokens meet elsewhere than in attention."""
+        sides = [(pair.prompt, side) for pair in pairs for side in (pair.chosen, pair.rejected)]
+        longest = max(len(prompt) + len(side) for prompt, side in sides)
+        ids = torch.zeros(len(sides), longest, dtype=torch.long)
+        attention = torch.zeros_like(ids)
+        predicts = torch.zeros_like(ids, dtype=torch.bool)
+        for row, (prompt, side) in enumerate(sides):
+            length = len(prompt) + len(side)
+            ids[row, :length] = torch.tensor([*prompt, *side])
+            attention[row, :length] = 1
+            predicts[row, len(prompt) - 1 : length - 1] = True
+        rows, columns = predicts.nonzero(as_tuple=True)
+        return cls(
+            {"input_ids": ids, "attention_mask": attention},
+            rows,
+            columns,
+            ids[rows, columns + 1],
+            [len(side) for _, side in sides],
+            keep=longest - min(len(prompt) for prompt, _ in sides) + 1,
+        )
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device."""
+        inputs = {key: value.to(device) for key, value in self.inputs.items()}
+        moved = {key: getattr(self, key).to(device) for key in ("rows", "columns", "targets")}
+        return replace(self, inputs=inputs, **moved)

@@ -1,0 +1,75 @@
+"""The log-probabilities of both sides of every pair, from one forward pass."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from automixalign.scoring.logps import attention
+from automixalign.scoring.logps.batch import PairBatch, PairIds
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+PACKED = frozenset(
+    {"gemma", "glm", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3", "starcoder2"}
+)
+"""Architectures (`model_type`) whose tokens meet in attention only; the tests hold each to its padded self."""
+
+
+def can_pack(config: "PreTrainedConfig") -> bool:
+    """Whether pairs can be packed for a model: all of its layers attend, and to everything before a token."""
+    kinds = getattr(config, "layer_types", None)
+    everywhere = set(kinds) == {"full_attention"} if kinds else getattr(config, "sliding_window", None) is None
+    return config.model_type in PACKED and everywhere and not getattr(config, "attention_dropout", 0.0)
+
+
+def batch_of(pairs: Sequence[PairIds], packed: bool) -> PairBatch:
+    """The pairs of a forward pass, packed or padded."""
+    return PairBatch.packed(pairs) if packed else PairBatch.padded(pairs)
+
+
+@contextmanager
+def packing(model: "PreTrainedModel") -> Iterator[bool]:
+    """Let a model take packed pairs, and nothing else meanwhile; yields False where it cannot."""
+    if not can_pack(model.config):
+        yield False
+        return
+    before = model.config._attn_implementation
+    model.set_attn_implementation(attention.NAME)
+    try:
+        yield True
+    finally:
+        model.set_attn_implementation(before)
+
+
+def side_logps(model: Any, batch: PairBatch, fused: bool = False) -> Tensor:
+    """Log-probability of the completions, summed over their tokens, shape (pairs, 2): chosen, rejected.
+
+    Args:
+        model: a causal language model, under `packing` if the batch is packed.
+        fused: the model has TRL's fused head (`trl.trainer.utils.add_fused_lm_head`), which on CUDA never holds
+            all logits at once.
+    """
+    options: dict[str, Any] = {**batch.inputs, "use_cache": False}
+    if batch.trees:
+        options["trees"] = batch.trees
+    if fused:
+        labels = torch.full_like(batch.inputs["input_ids"], -100)
+        labels[batch.rows, batch.columns] = batch.targets
+        logps = model(**options, shift_labels=labels, fused_lm_head=True).log_probs[batch.rows, batch.columns]
+    else:
+        logps = -cross_entropy(_logits(model, batch, options).float(), batch.targets, reduction="none")
+    return torch.stack([side.sum() for side in logps.split(batch.sizes)]).view(-1, 2)
+
+
+def _logits(model: Any, batch: PairBatch, options: dict[str, Any]) -> Tensor:
+    """Where a token of a side is predicted, and nowhere else: the head's product is the largest of all."""
+    if batch.trees:
+        logits: Tensor = model(**options, logits_to_keep=batch.columns).logits[0]
+        return logits
+    kept = model(**options, logits_to_keep=batch.keep).logits
+    return kept[batch.rows, batch.columns - (batch.inputs["input_ids"].shape[1] - batch.keep)]  # type: ignore[no-any-return]

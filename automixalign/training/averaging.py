@@ -1,0 +1,62 @@
+"""The mean of the policies along a training: it converges where the last iterate circles around the saddle."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.optim.swa_utils import get_swa_multi_avg_fn
+
+from automixalign.system.errors import TrainingError
+
+FILE = "average.safetensors"
+_update_mean = get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]
+
+
+class IterateAverage:
+    """Running mean of parameters, in their own precision (Polyak & Juditsky 1992; arXiv 1803.05407).
+
+    Args:
+        parameters: what is averaged; the trained parameters of a policy.
+    """
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        self.parameters = list(parameters)
+        self.mean = [parameter.detach().clone() for parameter in self.parameters]
+        self.count = 0
+
+    @torch.no_grad()
+    def add(self) -> None:
+        """Take in the parameters as they stand."""
+        now = [parameter.detach() for parameter in self.parameters]
+        if self.count:
+            _update_mean(self.mean, now, self.count)
+        else:
+            torch._foreach_copy_(self.mean, now)
+        self.count += 1
+
+    @torch.no_grad()
+    def install(self) -> None:
+        """Set the parameters to their mean; nothing where none was taken in."""
+        if self.count:
+            torch._foreach_copy_(list[torch.Tensor](self.parameters), self.mean)
+
+    def save(self, folder: Path) -> None:
+        """Write the mean beside a checkpoint; `count` is the caller's to keep."""
+        save_file({str(place): mean.contiguous() for place, mean in enumerate(self.mean)}, folder / FILE)
+
+    def load(self, folder: Path, count: int) -> None:
+        """Take up what `save` wrote.
+
+        Raises:
+            TrainingError: it is not there, or something else.
+        """
+        try:
+            saved = load_file(folder / FILE)
+            torch._foreach_copy_(self.mean, [saved[str(place)] for place in range(len(self.mean))])
+        except (OSError, SafetensorError, KeyError, RuntimeError) as error:  # the last two: of other parameters
+            raise TrainingError(
+                f"{folder} cannot be read: {FILE}: {error}; remove it, and start again"
+            ) from error
+        self.count = count

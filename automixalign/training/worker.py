@@ -1,0 +1,63 @@
+"""One process of a training: `python -m automixalign.training.worker FOLDER`, started by a launcher.
+
+The launcher (`accelerate launch`, torchrun) says in the environment who this process is and where the others
+are. The folder holds `job.json`; the first process leaves `result.json` there, one that fails an
+`error-RANK.json`.
+"""
+
+import os
+import signal
+import socket
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+from automixalign.steps import step as progress
+from automixalign.storage import files
+from automixalign.system import shortages
+from automixalign.training.job import JOB, RESULT, Job
+from automixalign.training.train import TRAININGS
+
+_PATIENCE = timedelta(hours=2)
+"""So long the processes wait for each other: the first one may have a large checkpoint to fetch or to check."""
+
+
+def work(folder: Path) -> None:
+    """Take part in the training of the folder's job."""
+    import torch
+
+    job = Job.model_validate_json((folder / JOB).read_text(encoding="utf-8"))
+    progress.adopt(progress.Step(job.stage, job.name))
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    elif os.environ["WORLD_SIZE"] == os.environ["LOCAL_WORLD_SIZE"]:
+        # On one machine gloo need not listen on more than the loopback address.
+        loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
+    torch.distributed.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE)
+    try:
+        with shortages.of_step(f"process {os.environ['RANK']}", job.stage):
+            result = TRAININGS[job.kind].model_validate(job.training).run(folder)
+    except BaseException as error:
+        files.write_json(folder / f"error-{os.environ['RANK']}.json", [type(error).__name__, str(error)])
+        raise
+    if os.environ["RANK"] == "0":
+        files.write_json(folder / RESULT, result)
+    torch.distributed.destroy_process_group()
+
+
+def _end_with_the_launcher() -> None:
+    """A worker whose launcher was killed would wait for the others for ever."""
+    from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
+
+    launcher = os.getppid()
+    _prctl_pr_set_pdeathsig(signal.SIGKILL)
+    if os.getppid() != launcher:
+        sys.exit("the launcher has ended")
+
+
+if __name__ == "__main__":
+    _end_with_the_launcher()
+    work(Path(sys.argv[1]))

@@ -1,0 +1,563 @@
+"""The configuration: what is refused and how it is named, and how it is divided among the steps."""
+
+import copy
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from automixalign.config import experiment as config
+from automixalign.config.experiment import model_names, parse
+from automixalign.config.file import dump, override, read_yaml, set_task
+from automixalign.config.plan import Plan
+from automixalign.method.mixers import MIXERS
+from automixalign.preflight.validate import plan
+from automixalign.system.errors import ConfigError
+from pipelines import cli
+
+Data = dict[str, Any]
+FINGERPRINTS = {"base_model": "b", "arithmetic": "1", "format": "2"}
+
+
+def changed(data: Data, changes: Data) -> Data:
+    """A copy of `data` with keys in the notation of `--set` changed."""
+    data = copy.deepcopy(data)
+    for key, value in changes.items():
+        override(data, key, value)
+    return data
+
+
+def test_presets_parse() -> None:
+    assert cli.preset_names() == ["quickstart", "smollm2", "zephyr-7b", "zephyr-7b-lora"]
+    quickstart = cli.load("quickstart", None, None, None)
+    assert len(quickstart.tasks) >= 2
+    assert all(task.source == f"synthetic:{task.name}" for task in quickstart.tasks)
+    assert {"standard", "uniform", "ama-r", "ama-s"} <= {method.method for method in quickstart.methods}
+    smollm2 = cli.load("smollm2", None, ["helpful=a.jsonl", "harmless=s3://b/c=d"], ["training.beta=0.2"])
+    assert [(task.name, task.source) for task in smollm2.tasks] == [
+        ("helpful", "a.jsonl"),
+        ("harmless", "s3://b/c=d"),
+    ]
+    assert smollm2.training.beta == 0.2
+    with pytest.raises(ConfigError, match=r"tasks: at least one is needed .*--task"):
+        cli.load("smollm2", None, None, None)
+
+
+def test_defaults_and_short_forms(experiment_data: Data) -> None:
+    experiment_data["base_model"] = "owner/model"
+    experiment = parse(experiment_data, "test")
+    assert experiment.base_model.source == "owner/model"
+    assert [method.name for method in experiment.methods] == ["standard", "ama-r", "ama-s"]
+    assert [method.options for method in experiment.methods] == [{}, {"eta": 0.1}, {}]
+    assert experiment.training.beta == 0.1
+    assert experiment.split.test == 0.1
+    assert model_names(experiment) == [
+        "reference",
+        "specialist-arithmetic",
+        "specialist-format",
+        "standard",
+        "ama-r",
+        "ama-s",
+        "linear",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        # Unknown keys, wrong types.
+        ({"trainning": {}}, r"^trainning: unknown key$"),
+        ({"training.betta": 0.1}, r"^training\.betta: unknown key$"),
+        ({"tasks.1.verfier": "exact"}, r"^tasks\.1\.verfier: unknown key$"),
+        ({"methods.1.lr": 1.0}, r"^methods\.1\.lr: unknown key$"),
+        ({"seed": "one"}, r"^seed: .*integer.*'one'"),
+        ({"seed": -1}, r"^seed: .*-1"),
+        ({"seed": 1.0}, r"^seed: .*1\.0"),
+        ({"seed": True}, r"^seed: .*True"),
+        ({"tasks": "arithmetic"}, r"^tasks: .*list.*'arithmetic'"),
+        ({"training": None}, r"^training: .*None"),
+        ({"evaluation.generate": 1}, r"^evaluation\.generate: .*bool"),
+        ({"evaluation.generate": "yes"}, r"^evaluation\.generate: .*bool"),
+        ({"training.precision": "fp16"}, r"^training\.precision: .*'fp32'.*'fp16'"),
+        ({"training.lr_scheduler": "cosin"}, r"^training\.lr_scheduler: .*'cosine'.*'cosin'"),
+        # Numbers.
+        ({"training.beta": 0}, r"^training\.beta: .*greater than 0.*0"),
+        ({"training.beta": -0.1}, r"^training\.beta: .*greater than 0.*-0\.1"),
+        ({"training.beta": True}, r"^training\.beta: .*not a boolean"),
+        ({"training.beta": math.nan}, r"^training\.beta: .*nan"),
+        ({"training.beta": "nan"}, r"^training\.beta: .*nan"),
+        ({"training.learning_rate": math.inf}, r"^training\.learning_rate: .*inf"),
+        ({"training.learning_rate": "1e-3x"}, r"^training\.learning_rate: .*number.*'1e-3x'"),
+        ({"training.batch_size": True}, r"^training\.batch_size: .*True"),
+        ({"training.batch_size": "4"}, r"^training\.batch_size: .*integer.*'4'"),
+        ({"training.warmup_steps": -1}, r"^training\.warmup_steps: .*-1"),
+        ({"methods.1.c": 1.01}, r"^methods\.1\.c: .*1\.01"),
+        ({"methods.1.c": -0.01}, r"^methods\.1\.c: .*-0\.01"),
+        ({"methods.1.c": False}, r"^methods\.1\.c: .*not a boolean"),
+        ({"methods.1.eta": -1}, r"^methods\.1\.eta: .*-1"),
+        ({"methods.1.eta": math.nan}, r"^methods\.1\.eta: .*nan"),
+        ({"tasks.0.label_noise": 0.6}, r"^tasks\.0\.label_noise: .*0\.6"),
+        ({"tasks.0.limit": 0}, r"^tasks\.0\.limit: .*0"),
+        ({"max_length": 7}, r"^max_length: .*8.*7"),
+        (
+            {"merges": [{"method": "linear", "parameters": {"weight": True}}]},
+            r"^merges\.0\.parameters\.weight: ",
+        ),
+        # What excludes or needs something else.
+        ({"training.batch_size": 1}, r"^training\.batch_size: ama-r .*number of tasks, 2; it is 1"),
+        ({"training.micro_batch_size": 3}, r"^training: 'batch_size' must be a multiple of 'micro_batch_size'"),
+        ({"training.lora": {}, "training.trainable": ["x"]}, r"^training: 'lora' and 'trainable' exclude"),
+        ({"training.trainable": ["lm_head", "(x"]}, r"^training: 'trainable': '\(x' is no regular expression"),
+        ({"training.trainable": []}, r"^training\.trainable: .*at least 1 item"),
+        ({"training.lora": {"rank": 0}}, r"^training\.lora\.rank: "),
+        ({"budget.specialist": {"steps": 1, "epochs": 1.0}}, r"^budget\.specialist: give exactly one"),
+        ({"budget.generalist": {}}, r"^budget\.generalist: give exactly one of 'steps' and 'epochs'"),
+        ({"budget.generalist.steps": 0}, r"^budget\.generalist\.steps: "),
+        ({"split": {"validation": 0.5, "test": 0.5}}, r"^split: 'validation' \+ 'test' must stay below 1"),
+        ({"split.test": 0}, r"^split\.test: "),
+        ({"base_model": {"source": "tiny"}}, r"^base_model: the key 'tiny' goes with 'source: tiny'"),
+        ({"base_model": "tiny"}, r"^base_model: the key 'tiny' goes with"),
+        ({"base_model.source": "./folder"}, r"^base_model: the key 'tiny' goes with"),
+        ({"base_model.source": ""}, r"^base_model\.source: "),
+        ({"base_model.tiny.hidden_size": 18}, r"^base_model\.tiny: 'hidden_size' must be a multiple of .* 4$"),
+        ({"base_model.tiny.rows_per_task": 10**6}, r"^base_model\.tiny: 'rows_per_task' may be \d+ at most"),
+        # Names.
+        ({"tasks": []}, r"^tasks: at least one is needed"),
+        ({"methods": []}, r"^methods: .*at least 1 item"),
+        ({"tasks.1.name": "arithmetic"}, r"^tasks: the name 'arithmetic' is used twice"),
+        ({"tasks.1.name": "Arithmetic"}, r"^tasks: the name 'Arithmetic' is used twice"),
+        ({"methods.2": "ama-r"}, r"^methods and merges: the name 'ama-r' is used twice"),
+        ({"methods.1.name": "linear"}, r"^methods and merges: the name 'linear' is used twice"),
+        (
+            {"merges": [{"method": "linear", "weights": {"no-such": 2.0}}]},
+            r"^merges: linear: weights: there is no task 'no-such'; there are: ",
+        ),
+        (
+            {"merges": [{"method": "karcher", "weights": {"arithmetic": 2.0}}]},
+            r"^merges: karcher: weights: karcher takes no",
+        ),
+        ({"merges": ["ties", "ties"]}, r"^methods and merges: the name 'ties' is used twice"),
+        ({"methods.1.name": "reference"}, r"^methods and merges: the name 'reference' is reserved"),
+        ({"methods.1.name": "specialist-x"}, r"^methods and merges: the name 'specialist-x' is reserved"),
+        (
+            {"merges": [{"method": "ties", "name": "Specialist"}]},
+            r"^methods and merges: the name 'Specialist' is",
+        ),
+        # Methods, merges, verifiers, synthetic tasks.
+        ({"methods.0": "dro"}, r"^methods\.0: unknown method 'dro'; there are: .*ama-r"),
+        ({"methods.0": {"name": "x"}}, r"^methods\.0\.method: .*required"),
+        ({"methods.0": {"method": "uniform", "eta": 0.1}}, r"^methods\.0\.eta: unknown key$"),
+        ({"merges": ["tise"]}, r"^merges: tise: unknown merge method 'tise'; known are .*ties"),
+        ({"merges": ["passthrough"]}, r"^merges: passthrough: passthrough cannot merge specialists"),
+        (
+            {"merges": [{"method": "ties", "parameters": {"densty": 1.0}}]},
+            r"^merges: ties: ties has no parameter 'densty'; it takes .*density",
+        ),
+        ({"tasks.0.verifier": "regex"}, r"^tasks\.0\.verifier: .*'exact'.*'regex'"),
+        ({"tasks.0.source": "synthetic:chess"}, r"^tasks\.0: unknown synthetic task 'chess'; .*arithmetic"),
+        ({"tasks.0.limit": None}, r"^tasks\.0: a synthetic task needs 'limit'"),
+        (
+            {"tasks.0.source": "synthetic:ordering", "tasks.0.limit": 5041},
+            r"^tasks\.0: 'limit': there are only 5040 prompts of 'ordering'",
+        ),
+        ({"tasks.0.source": ""}, r"^tasks\.0\.source: "),
+    ],
+)
+def test_refusals_name_their_key(experiment_data: Data, changes: Data, message: str) -> None:
+    parse(experiment_data, "before")
+    with pytest.raises(ConfigError) as refusal:
+        parse(changed(experiment_data, changes), "my.yaml")
+    first, *lines = str(refusal.value).splitlines()
+    assert first == "my.yaml cannot be run:"
+    assert any(re.search(message, line) for line in lines), str(refusal.value)
+
+
+def test_every_fault_is_told_at_once(experiment_data: Data) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        parse(changed(experiment_data, {"training.beta": 0, "sed": 1, "tasks.0.limit": 0}), "my.yaml")
+    assert {line.split(":")[0] for line in str(refusal.value).splitlines()[1:]} == {
+        "training.beta",
+        "sed",
+        "tasks.0.limit",
+    }
+
+
+@pytest.mark.parametrize("missing", ["name", "base_model", "tasks", "training", "budget", "methods"])
+def test_required_keys(experiment_data: Data, missing: str) -> None:
+    del experiment_data[missing]
+    with pytest.raises(ConfigError, match=rf"(?m)^{missing}: Field required$"):
+        parse(experiment_data, "test")
+
+
+BAD_NAMES = ["", "../x", "a/b", "a.b", "-a", "_a", "a b", "a\n", "é", ".", "x" * 41]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+@pytest.mark.parametrize("key", ["name", "tasks.0.name", "methods.1.name"])
+def test_names_that_are_no_safe_file_names(experiment_data: Data, key: str, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"(?m)^{key}: "):
+        parse(changed(experiment_data, {key: name}), "test")
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_names_of_merges(experiment_data: Data, name: str) -> None:
+    experiment_data["merges"] = [{"method": "linear", "name": name}]
+    with pytest.raises(ConfigError, match=r"(?m)^merges\.0\.name: "):
+        parse(experiment_data, "test")
+
+
+@pytest.mark.parametrize("name", ["a", "A-b_c-9", "0", "x" * 40])
+def test_names_that_are_safe(experiment_data: Data, name: str) -> None:
+    changes = {"name": name, "tasks.0.name": name, "methods.1.name": name}
+    assert parse(changed(experiment_data, changes), "test").tasks[0].name == name
+
+
+def test_slerp_merges_two_tasks_only(experiment_data: Data) -> None:
+    experiment_data["merges"] = ["slerp"]
+    parse(experiment_data, "test")
+    experiment_data["tasks"].append({"name": "third", "source": "x.jsonl"})
+    with pytest.raises(ConfigError, match=r"(?m)^merges: slerp: slerp merges .* got 3"):
+        parse(experiment_data, "test")
+
+
+@pytest.mark.parametrize("method", sorted(MIXERS))
+def test_a_batch_holds_every_task_only_where_the_method_says_so(experiment_data: Data, method: str) -> None:
+    experiment_data["methods"] = [method]
+    parse(experiment_data, "test")
+    experiment_data["training"]["batch_size"] = 1
+    if MIXERS[method].every_task_each_step:
+        with pytest.raises(ConfigError, match=f"training.batch_size: {method} "):
+            parse(experiment_data, "test")
+    else:
+        parse(experiment_data, "test")
+
+
+def test_limits_of_ranges_are_accepted(experiment_data: Data) -> None:
+    changes = {
+        "methods.1.c": 0,
+        "methods.1.eta": 0,
+        "tasks.0.label_noise": 0.5,
+        "training.nll_weight": 0,
+        "split.validation": 0,
+        "max_length": 8,
+        "tasks.0.source": "synthetic:ordering",
+        "tasks.0.limit": 5040,
+    }
+    parse(changed(experiment_data, changes), "test")
+    parse(changed(experiment_data, {"methods.1.c": 1}), "test")
+
+
+def test_an_experiment_cannot_be_changed(experiment_data: Data) -> None:
+    experiment = parse(experiment_data, "test")
+    with pytest.raises(ValueError, match="frozen"):
+        experiment.training.beta = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("preset", cli.preset_names())
+def test_a_dump_parses_to_the_same_experiment(preset: str) -> None:
+    sets = ["training.learning_rate=1.0e-7", "seed=3", "tasks.0.hub_split='yes'", "training.nll_weight=1e-12"]
+    experiment = cli.load(preset, None, ["a=./null", "b=12: #é"], sets)
+    assert parse(yaml.safe_load(dump(experiment)), "dump") == experiment
+    assert parse(json.loads(experiment.model_dump_json()), "json") == experiment
+
+
+def test_a_dump_of_everything_set(experiment_data: Data) -> None:
+    experiment_data |= {
+        "split": {"validation": 0, "test": 0.3, "max_train": 9, "max_validation": 1, "max_test": 2},
+        "merges": [{"method": "ties", "name": "a", "parameters": {"density": 0.3}}],
+        "tracking": {"uri": "http://localhost:5000"},
+    }
+    experiment_data["training"] |= {"lora": {"target_modules": ["q_proj"]}, "precision": "bf16"}
+    experiment = parse(experiment_data, "test")
+    assert parse(yaml.safe_load(dump(experiment)), "dump") == experiment
+
+
+# YAML
+
+
+def written(tmp_path: Path, text: str | bytes) -> Path:
+    path = tmp_path / "my.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_yaml_numbers(tmp_path: Path, experiment_data: Data) -> None:
+    """`1e-3` is a string to YAML 1.1, and a number to everybody else."""
+    data = read_yaml(written(tmp_path, "\ufefflearning_rate: 1e-3\nbeta: 1.0e-1\n"))
+    assert data == {"learning_rate": "1e-3", "beta": 0.1}
+    experiment_data["training"] |= data
+    training = parse(experiment_data, "test").training
+    assert (training.learning_rate, training.beta) == (0.001, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &x [1]\nb: *x\n", "aliases are not allowed"),
+        ("a: &x {b: 1}\nc:\n  <<: *x\n", "aliases are not allowed"),
+        ("seed: 1\nname: a\nseed: 2\n", "the key 'seed' stands twice"),
+        ("training:\n  beta: 1\n  beta: 2\n", "the key 'beta' stands twice"),
+        ("tasks: [{name: a, name: b}]", "the key 'name' stands twice"),
+        ("- a\n- b\n", "a mapping of keys is needed, not list"),
+        ("", "a mapping of keys is needed, not NoneType"),
+        ("name: [1", "cannot be read as YAML"),
+        ("a: 1\n---\nb: 1\n", "cannot be read as YAML"),
+        ("a: !!python/object/apply:os.getcwd []", "cannot be read as YAML"),
+        (b"name: \xff\xfe", "cannot be read as YAML"),
+        ("name: 2024-13-01", "cannot be read as YAML"),
+        ("a: " + "[" * 1000, "cannot be read as YAML"),
+        ("? [a]\n: 1", "cannot be read as YAML"),
+    ],
+)
+def test_yaml_that_is_refused(tmp_path: Path, text: str | bytes, message: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError) as refusal:
+        read_yaml(path)
+    assert str(path) in str(refusal.value)
+    assert message in str(refusal.value)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.yaml", tmp_path):
+        with pytest.raises(ConfigError, match=str(path)):
+            read_yaml(path)
+
+
+# --set and --task
+
+
+def test_override(experiment_data: Data) -> None:
+    override(experiment_data, "training.beta", 0.5)
+    override(experiment_data, "methods.1.eta", 0.7)
+    override(experiment_data, "methods.0", "uniform")
+    override(experiment_data, "split.max_train", 7)
+    experiment = parse(experiment_data, "test")
+    assert experiment.training.beta == 0.5
+    assert experiment.methods[1].eta == 0.7
+    assert experiment.methods[0].method == "uniform"
+    assert experiment.split.max_train == 7
+
+
+@pytest.mark.parametrize(
+    "key", ["methods.9.eta", "methods.x.eta", "methods.9", "methods.x", "name.x", "methods.0.eta", "seed.x.y"]
+)
+def test_override_into_nowhere(experiment_data: Data, key: str) -> None:
+    experiment_data["seed"] = None
+    with pytest.raises(ConfigError, match=f"--set {key}: there is no such place"):
+        override(experiment_data, key, 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("trainin.beta", "trainin: unknown key"),
+        ("training.beta.x.y", "training.beta: .*"),
+        ("a.b.c", "a: unknown key"),
+        (".", "unknown key"),
+        ("training.", "training.: unknown key"),
+    ],
+)
+def test_an_override_that_makes_a_key_is_refused_by_the_schema(
+    experiment_data: Data, key: str, line: str
+) -> None:
+    override(experiment_data, key, 1)
+    with pytest.raises(ConfigError, match=f"(?m)^{line}$"):
+        parse(experiment_data, "test")
+
+
+def test_set_task(experiment_data: Data) -> None:
+    set_task(experiment_data, "format", "a.jsonl")
+    set_task(experiment_data, "new", "b.jsonl")
+    experiment = parse(experiment_data, "test")
+    assert [(task.name, task.source) for task in experiment.tasks] == [
+        ("arithmetic", "synthetic:arithmetic"),
+        ("format", "a.jsonl"),
+        ("new", "b.jsonl"),
+    ]
+    assert experiment.tasks[1].limit == 20
+
+
+@pytest.mark.parametrize("tasks", [None, []])
+def test_set_task_where_there_is_none(experiment_data: Data, tasks: list[Any] | None) -> None:
+    experiment_data["tasks"] = tasks
+    set_task(experiment_data, "new", "b.jsonl")
+    assert [task.name for task in parse(experiment_data, "test").tasks] == ["new"]
+
+
+def test_set_task_among_something_else(experiment_data: Data) -> None:
+    with pytest.raises(ConfigError, match="--task new: 'tasks' is not a list"):
+        set_task(experiment_data | {"tasks": {"name": "a"}}, "new", "b.jsonl")
+    experiment_data["tasks"].append("nonsense")
+    set_task(experiment_data, "new", "b.jsonl")
+    with pytest.raises(ConfigError, match=r"(?m)^tasks\.2: .*'nonsense'"):
+        parse(experiment_data, "test")
+
+
+# The plan
+
+
+def settings_of(data: Data, **fingerprints: str) -> dict[str, Any]:
+    """Every step's settings, the items of loops each under a key of its own."""
+    found = {}
+    for key, value in Plan.of(parse(data, "test"), FINGERPRINTS | fingerprints):
+        if isinstance(value, list):
+            found |= {f"{key}.{number}": item for number, item in enumerate(value)}
+        else:
+            found[key] = value
+    return found
+
+
+def difference(left: dict[str, Any], right: dict[str, Any]) -> set[str]:
+    return {key for key in left.keys() | right.keys() if left.get(key) != right.get(key)}
+
+
+STEPS = {
+    "base_model",
+    "data",
+    "scoring",
+    "specialist",
+    "specialist_losses",
+    "generalists.0",
+    "generalists.1",
+    "generalists.2",
+    "merges.0",
+    "evaluation",
+    "comparison",
+    "registry",
+    "publication",
+}
+LOSSES = {"specialist", "specialist_losses"}
+GENERALISTS = {"generalists.0", "generalists.1", "generalists.2"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({"seed": 1}, STEPS),
+        ({"methods.1.eta": 0.2}, {"generalists.1", "comparison"}),
+        ({"methods.1.name": "other"}, {"generalists.1", "comparison"}),
+        ({"training.beta": 0.2}, {*LOSSES, *GENERALISTS, "evaluation", "comparison"}),
+        ({"training.loss_type": "ipo"}, {*LOSSES, *GENERALISTS, "evaluation", "comparison"}),
+        ({"specialist_losses.cross_fit": True}, {"specialist_losses", "comparison"}),
+        ({"training.learning_rate": 0.1}, {"specialist", *GENERALISTS, "comparison"}),
+        ({"budget.specialist.steps": 9}, {"specialist", "comparison"}),
+        ({"budget.generalist.steps": 9}, {*GENERALISTS, "comparison"}),
+        ({"merges.0": "ties"}, {"merges.0", "comparison"}),
+        ({"evaluation.max_new_tokens": 9}, {"evaluation", "comparison"}),
+        ({"evaluation.precision": "bf16"}, {"scoring", "specialist_losses", "evaluation", "comparison"}),
+        ({"tasks.0.limit": 10}, {"data", "comparison"}),
+        ({"max_length": 32}, {"data", "comparison"}),
+        ({"split.test": 0.2}, {"data", "comparison"}),
+        ({"base_model.tiny.steps": 9}, {"base_model", "comparison"}),
+        ({"tracking.uri": "http://x"}, {"comparison"}),
+        ({"registry": {"name": "x"}}, {"comparison"}),
+        ({"output": "s3://b/p"}, {"comparison", "publication"}),
+        ({"name": "other"}, {"comparison", "publication"}),
+    ],
+)
+def test_a_change_reaches_the_steps_it_concerns_and_no_other(
+    experiment_data: Data, changes: Data, steps: set[str]
+) -> None:
+    """The last two steps, comparison and registry, are told everything."""
+    before = settings_of(experiment_data)
+    assert before.keys() == STEPS | {"tasks.0", "tasks.1"}
+    assert difference(before, settings_of(changed(experiment_data, changes))) == steps | {"registry"}
+
+
+def test_a_fingerprint_reaches_the_step_that_reads_the_source(experiment_data: Data) -> None:
+    before = settings_of(experiment_data)
+    assert difference(before, settings_of(experiment_data, format="changed")) == {"data"}
+    assert difference(before, settings_of(experiment_data, base_model="changed")) == {"base_model"}
+
+
+def test_new_code_never_meets_an_old_cache(experiment_data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = settings_of(experiment_data)
+    monkeypatch.setattr("automixalign.config.experiment.plan.library_digest", lambda: "another")
+    assert difference(before, settings_of(experiment_data)) == STEPS
+
+
+def test_cross_fitting_trains_each_half_in_half_the_steps(experiment_data: Data) -> None:
+    assert Plan.of(parse(experiment_data, "test"), FINGERPRINTS).specialist_losses.fold is None
+    changes = {"specialist_losses": {"cross_fit": True}, "budget.specialist": {"steps": 5}}
+    found = Plan.of(parse(changed(experiment_data, changes), "test"), FINGERPRINTS)
+    assert found.specialist_losses.fold is not None
+    assert found.specialist_losses.fold.budget.steps == 3
+    changes["budget.specialist"] = {"epochs": 2.0}
+    found = Plan.of(parse(changed(experiment_data, changes), "test"), FINGERPRINTS)
+    assert found.specialist_losses.fold == found.specialist
+
+
+def test_the_plan_tells_what_the_steps_need(experiment_data: Data) -> None:
+    found = Plan.of(parse(experiment_data, "test"), FINGERPRINTS)
+    assert found.tasks == ["arithmetic", "format"]
+    assert found.data.fingerprints == ["1", "2"]
+    assert found.base_model.synthetic_tasks == ["arithmetic", "format"]
+    assert found.evaluation.verifiers == {"arithmetic": "exact"}
+    assert [settings.name for settings in found.generalists] == ["standard", "ama-r", "ama-s"]
+    assert [settings.name for settings in found.merges] == ["linear"]
+    assert found.specialist.method is None
+
+
+def test_the_plan_survives_its_way_as_text(experiment_data: Data) -> None:
+    found = Plan.of(parse(experiment_data, "test"), FINGERPRINTS)
+    restored = {}
+    for (key, value), output in zip(found, found.as_outputs(), strict=True):
+        field = Plan.model_fields[key].annotation
+        if isinstance(output, str):
+            restored[key] = type(value).model_validate_json(output)
+        else:
+            restored[key] = [
+                item if field == list[str] else type(value[0]).model_validate_json(item) for item in output
+            ]
+    assert Plan(**restored) == found
+
+
+def test_plan_reads_json_and_yaml(experiment_data: Data) -> None:
+    experiment = parse(experiment_data, "test")
+    texts = (json.dumps(experiment_data), yaml.safe_dump(experiment_data), dump(experiment))
+    plans = [plan(text, experiment.parts) for text in texts]
+    assert plans[0] == plans[1] == plans[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "must be a mapping of keys, not list"),
+        ("{", "the configuration cannot be read as YAML"),
+        ('{"seed": 1, "seed": 2}', "the key 'seed' stands twice"),
+        ("a: &a [x]\nb: [*a, *a]", "aliases are not allowed"),
+        ('{"seed": 1}', "(?m)^name: Field required"),
+    ],
+)
+def test_plan_refuses(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan(text, [])
+
+
+def test_plan_looks_at_the_sources(experiment_data: Data, tmp_path: Path) -> None:
+    from automixalign.system.errors import DataError, ModelError
+
+    parts = parse(experiment_data, "test").parts
+    source = tmp_path / "task.jsonl"
+    set_task(experiment_data, "format", str(source))
+    with pytest.raises(DataError, match=rf"task format: {source} does not exist"):
+        plan(json.dumps(experiment_data), parts)
+    source.write_text("one")
+    before = plan(json.dumps(experiment_data), parts)
+    source.write_text("two")
+    after = plan(json.dumps(experiment_data), parts)
+    assert before.data != after.data
+    assert before.model_copy(update={"data": after.data}) == after
+    experiment_data["base_model"] = str(tmp_path / "no-model")
+    with pytest.raises(ModelError, match="no-model does not exist"):
+        plan(json.dumps(experiment_data), parts)
+
+
+def test_reserved_names_are_those_of_the_leaderboard(experiment_data: Data) -> None:
+    names = model_names(parse(experiment_data, "test"))
+    taken = [name for name in names if name.split("-")[0] in config.RESERVED]
+    assert taken == ["reference", "specialist-arithmetic", "specialist-format"]

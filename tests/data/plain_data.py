@@ -1,0 +1,146 @@
+"""What `automixalign.data` does, as plainly as it can be said: all in memory, and one pair after the other."""
+
+import random
+from collections import Counter
+from collections.abc import Iterable
+from hashlib import sha256
+from typing import Any
+
+from automixalign.config.experiment import SplitSpec
+from automixalign.config.plan import DataSettings
+from automixalign.data.pairs import Pair, Turn, parse_row, text_of
+from automixalign.data.read import Row, read_rows
+from automixalign.data.split import SPLITS
+from automixalign.data.tokens import Tokens
+
+TRAIN, VALIDATION, TEST = SPLITS
+Parts = dict[str, list[Pair]]
+
+
+def clean(rows: Iterable[Row]) -> tuple[list[Pair], Counter[str]]:
+    """The pairs that are left, and how many were dropped."""
+    counts: Counter[str] = Counter(read=0, identical_sides=0, duplicate=0, contradictory=0)
+    pairs: dict[str, Pair] = {}
+    for row in rows:
+        counts["read"] += 1
+        pair = parse_row(row)
+        if _stripped(pair.chosen) == _stripped(pair.rejected):
+            counts["identical_sides"] += 1
+        elif pair.pair_id in pairs:
+            counts["duplicate"] += 1
+        else:
+            pairs[pair.pair_id] = pair
+    sides: dict[Any, set[str]] = {}
+    for pair in pairs.values():
+        sides.setdefault(_unordered(pair), set()).add(text_of(pair.chosen))
+    kept = [pair for pair in pairs.values() if len(sides[_unordered(pair)]) == 1]
+    counts["contradictory"] = len(pairs) - len(kept)
+    return kept, counts
+
+
+def _stripped(turn: Turn) -> Any:
+    if isinstance(turn, str):
+        return turn.strip()
+    return [(message["role"], message["content"].strip()) for message in turn]
+
+
+def _unordered(pair: Pair) -> Any:
+    return text_of(pair.prompt), frozenset({text_of(pair.chosen), text_of(pair.rejected)})
+
+
+def split(tasks: dict[str, list[Pair]], spec: SplitSpec, seed: int) -> dict[str, Parts] | str:
+    """{task: {split: pairs}}, or the task that leaves one empty."""
+    assigned: dict[str, str] = {}
+    result = {}
+    for task, pairs in tasks.items():
+        groups: dict[str, list[Pair]] = {}
+        for pair in pairs:
+            groups.setdefault(pair.prompt_key, []).append(pair)
+        room = {TEST: share(len(pairs), spec.test), VALIDATION: share(len(pairs), spec.validation)}
+        parts: Parts = {name: [] for name in SPLITS}
+        for prompt in sorted(groups, key=lambda prompt: sha256(f"{seed}\0{prompt}".encode()).digest()):
+            if prompt not in assigned:
+                with_room = (name for name in (TEST, VALIDATION) if len(parts[name]) < room[name])
+                assigned[prompt] = next(with_room, TRAIN)
+            parts[assigned[prompt]] += groups[prompt]
+        caps = {TRAIN: spec.max_train, VALIDATION: spec.max_validation, TEST: spec.max_test}
+        result[task] = {name: parts[name][: caps[name]] for name in SPLITS}
+        if any(not part and (name != VALIDATION or spec.validation) for name, part in result[task].items()):
+            return task
+    return result
+
+
+def share(count: int, of_all: float) -> int:
+    """Rounded up."""
+    return -int(-round(count * of_all, 6) // 1)
+
+
+def tokenize(tokenizer: Any, pair: Pair, max_length: int) -> Tokens | None:
+    """The ids of a pair, whole ones cut; None if there is no room for an answer."""
+    prompt = _ids(tokenizer, pair.prompt, None)
+    chosen, rejected = (_ids(tokenizer, pair.prompt, side) for side in (pair.chosen, pair.rejected))
+    start = min(_common(prompt, chosen), _common(prompt, rejected))
+    if start == 0 or start >= max_length:
+        return None
+    truncated = max(len(chosen), len(rejected)) > max_length
+    return Tokens(prompt[:start], chosen[start:max_length], rejected[start:max_length], truncated)
+
+
+def _ids(tokenizer: Any, prompt: Turn, side: Turn | None) -> list[int]:
+    if isinstance(prompt, str):
+        end = "" if side is None or str(side).endswith(tokenizer.eos_token) else tokenizer.eos_token
+        return list(tokenizer(f"{prompt}{side or ''}{end}")["input_ids"])
+    messages = [*prompt, *(side or [])]
+    found = tokenizer.apply_chat_template(messages, add_generation_prompt=side is None, return_dict=True)
+    return list(found["input_ids"])
+
+
+def _common(left: list[int], right: list[int]) -> int:
+    shared = 0
+    while shared < min(len(left), len(right)) and left[shared] == right[shared]:
+        shared += 1
+    return shared
+
+
+def prepare(settings: DataSettings, tokenizer: Any) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """The rows of every split of every task."""
+    pairs, tokens = {}, {}
+    for task in settings.tasks:
+        kept, _ = clean(read_rows(task, settings.seed))
+        if task.limit is not None and len(kept) > task.limit:
+            draw = random.Random(f"limit:{settings.seed}:{task.name}")
+            kept = [kept[place] for place in sorted(draw.sample(range(len(kept)), task.limit))]
+        for pair in kept:
+            tokens[pair.pair_id] = tokenize(tokenizer, pair, settings.max_length)
+        found = [(pair, tokens[pair.pair_id]) for pair in kept]
+        pairs[task.name] = [pair for pair, ids in found if ids is not None and ids.chosen != ids.rejected]
+    splits = split(pairs, settings.split, settings.seed)
+    assert isinstance(splits, dict)
+    result = {}
+    for task in settings.tasks:
+        train = splits[task.name][TRAIN]
+        draw = random.Random(f"noise:{settings.seed}:{task.name}")
+        noisy = {pair.pair_id for pair in draw.sample(train, round(task.label_noise * len(train)))}
+        result[task.name] = {
+            name: [_row(task.name, pair, tokens[pair.pair_id], pair.pair_id in noisy) for pair in part]
+            for name, part in splits[task.name].items()
+        }
+    return result
+
+
+def _row(task: str, pair: Pair, ids: Tokens | None, swapped: bool) -> dict[str, Any]:
+    assert ids is not None
+    sides = [(pair.chosen, ids.chosen), (pair.rejected, ids.rejected)]
+    (chosen, chosen_ids), (rejected, rejected_ids) = reversed(sides) if swapped else sides
+    return {
+        "pair_id": pair.pair_id,
+        "task": task,
+        "prompt": pair.prompt,
+        "chosen": chosen,
+        "rejected": rejected,
+        "prompt_ids": ids.prompt,
+        "chosen_ids": chosen_ids,
+        "rejected_ids": rejected_ids,
+        "answer": pair.answer,
+        "swapped": swapped,
+    }

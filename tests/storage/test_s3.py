@@ -1,0 +1,343 @@
+"""S3, against a real server."""
+
+import hashlib
+import json
+import random
+import traceback
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.exceptions import ConnectionClosedError
+
+from automixalign.config.experiment import BaseModelSpec, TaskSpec
+from automixalign.data.read import fingerprint, read_rows
+from automixalign.storage import files
+from automixalign.storage import s3 as library
+from automixalign.system.errors import DataError, StorageError
+from benchmarks import s3_memory
+
+BUCKET = "preferences"
+URI = f"s3://{BUCKET}"
+
+
+@pytest.fixture(scope="module")
+def client(s3: Any) -> Any:
+    """The client, once there is the bucket `BUCKET`."""
+    s3.create_bucket(Bucket=BUCKET)
+    return s3
+
+
+@pytest.fixture
+def bucket(client: Any) -> Iterator[Any]:
+    """The client, and a bucket that is empty again after each test."""
+    yield client
+    for item in client.list_objects_v2(Bucket=BUCKET).get("Contents", []):
+        client.delete_object(Bucket=BUCKET, Key=item["Key"])
+
+
+@pytest.fixture
+def new_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have boto3 look at the environment again, as a new process would."""
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+
+
+def put(client: Any, **objects: str) -> None:
+    for key, text in objects.items():
+        client.put_object(Bucket=BUCKET, Key=key, Body=text.encode())
+
+
+def rows(*prompts: str) -> str:
+    return "".join(json.dumps({"prompt": p, "chosen": "a", "rejected": "b"}) + "\n" for p in prompts)
+
+
+def prompts(source: str) -> dict[str, str]:
+    found = read_rows(TaskSpec(name="task", source=source), seed=0)
+    return {row.where: row.data["prompt"] for row in found}
+
+
+def test_a_task_from_one_object(bucket: Any) -> None:
+    put(bucket, **{"deep/file.jsonl": rows("one", "two")})
+    assert prompts(f"{URI}/deep/file.jsonl") == {
+        f"{URI}/deep/file.jsonl:1": "one",
+        f"{URI}/deep/file.jsonl:2": "two",
+    }
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_task_from_a_prefix(bucket: Any, slash: str) -> None:
+    objects = {
+        "data/a.jsonl": rows("one"),
+        "data/sub/b.jsonl": rows("two"),
+        "data/notes.txt": "no rows",
+        "data2/c.jsonl": rows("three"),
+    }
+    put(bucket, **objects)
+    assert prompts(f"{URI}/data{slash}") == {
+        f"{URI}/data/a.jsonl:1": "one",
+        f"{URI}/data/sub/b.jsonl:1": "two",
+    }
+
+
+def test_a_malformed_row_is_named_by_its_uri(bucket: Any) -> None:
+    put(bucket, **{"data/a.jsonl": rows("one") + "{"})
+    with pytest.raises(DataError, match=rf"{URI}/data/a\.jsonl:2: not a JSON document"):
+        prompts(f"{URI}/data")
+
+
+def test_a_prefix_ends_at_a_slash(bucket: Any) -> None:
+    keys = ["data", "data/a", "data/b/c", "data.jsonl", "data2/d", "dat", "other"]
+    put(bucket, **dict.fromkeys(keys, "x"))
+    assert list(library.list_objects(f"{URI}/data")) == ["data", "data/a", "data/b/c"]
+    assert list(library.list_objects(f"{URI}/data/")) == ["data/a", "data/b/c"]
+    assert sorted(library.list_objects(URI)) == sorted(keys)
+
+
+def test_keys_with_characters_that_mean_something_in_urls(bucket: Any) -> None:
+    put(bucket, **{"odd/what?#1 %20ä.jsonl": rows("odd"), "odd/what": "wrong"})
+    assert list(prompts(f"{URI}/odd/what?#1 %20ä.jsonl").values()) == ["odd"]
+
+
+def test_download_keeps_the_tree(bucket: Any, tmp_path: Path) -> None:
+    put(bucket, **{"m/config.json": "1", "m/sub/weights": "2"})
+    bucket.put_object(Bucket=BUCKET, Key="m/empty/", Body=b"")
+    folder = library.download(f"{URI}/m", tmp_path)
+    assert {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()} == {
+        "config.json": "1",
+        "sub/weights": "2",
+    }
+
+
+def test_the_fingerprint_follows_the_content(bucket: Any) -> None:
+    from automixalign.models import prepare as base_model
+
+    task, model = TaskSpec(name="task", source=f"{URI}/data"), BaseModelSpec(source=f"{URI}/data")
+    seen, models = [], []
+    for change in ({"data/a": "one"}, {"data/a": "two"}, {"data/b": "one"}, {"data/a": "one"}):
+        put(bucket, **change)
+        seen.append(fingerprint(task))
+        models.append(base_model.fingerprint(model))
+        assert fingerprint(task) == seen[-1]
+    assert len(set(seen)) == len(set(models)) == 4
+    put(bucket, **{"data2/x": "neighbour"})
+    assert fingerprint(task) == seen[-1]
+
+
+@pytest.mark.parametrize("call", ["read", "fingerprint"])
+@pytest.mark.parametrize(
+    "source", [f"{URI}/missing.jsonl", "s3://no-such-bucket/file.jsonl", "s3://Bad_Bucket!/x"]
+)
+def test_what_is_not_there_is_named(bucket: Any, call: str, source: str) -> None:
+    put(bucket, **{"missing.jsonl.bak": "x"})
+    with pytest.raises(StorageError) as refusal:
+        prompts(source) if call == "read" else fingerprint(TaskSpec(name="task", source=source))
+    assert source in str(refusal.value)
+
+
+@pytest.mark.usefixtures("new_session")
+def test_a_wrong_secret_is_refused(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(bucket, **{"file.jsonl": rows("one")})
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    message = rf"{URI}/file\.jsonl cannot be listed: .*SignatureDoesNotMatch.*; check AWS_ACCESS_KEY_ID and "
+    with pytest.raises(StorageError, match=message):
+        prompts(f"{URI}/file.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("AWS_ENDPOINT_URL", "no url"),
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9"),
+        ("AWS_PROFILE", "nobody"),
+    ],
+)
+@pytest.mark.usefixtures("new_session")
+def test_a_wrong_setup_is_refused(bucket: Any, monkeypatch: pytest.MonkeyPatch, key: str, value: str) -> None:
+    monkeypatch.setenv(key, value)
+    with pytest.raises(StorageError, match=rf"{URI}/file\.jsonl cannot be listed"):
+        prompts(f"{URI}/file.jsonl")
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3:///key", "s3:bucket/key", "http://bucket/key"])
+def test_malformed_uris(uri: str) -> None:
+    with pytest.raises(StorageError, match="not of the form s3://bucket/key"):
+        library.split_uri(uri)
+
+
+def upload(uri: str, path: Path) -> None:
+    folder, _, name = uri.rpartition("/")
+    library.Prefix(folder).upload(name, path, path.stat().st_size, files.digest(path))
+
+
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch) -> boto3.Session:
+    """The session that new clients come from, for hooks that the next test shall not meet."""
+    session = boto3.Session()
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", session)
+    return session
+
+
+@pytest.mark.parametrize("size", [0, 1, 5_000_000, 12_000_001])
+def test_a_file_goes_there_and_back(
+    bucket: Any, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Empty, small, whole as a single part, and in three parts."""
+    monkeypatch.setattr(library, "_PART", 5 << 20)
+    (tmp_path / "file").write_bytes(random.Random(size).randbytes(size))
+    upload(f"{URI}/deep/object", tmp_path / "file")
+    head = bucket.head_object(Bucket=BUCKET, Key="deep/object")
+    assert head["Metadata"] == {library.SHA256: files.digest(tmp_path / "file")}
+    assert head["ETag"].strip('"').endswith("-3") == (size > 10_000_000)
+    fetched = library.download(f"{URI}/deep/object", tmp_path / "new")
+    assert fetched == tmp_path / "new" / "object"
+    assert fetched.read_bytes() == (tmp_path / "file").read_bytes()
+    assert [place.name for place in fetched.parent.iterdir()] == ["object"]
+
+
+def test_a_flipped_byte_is_noticed_by_the_digest_kept_with_the_object(bucket: Any, tmp_path: Path) -> None:
+    body = b"some content"
+    digest = hashlib.sha256(body).hexdigest()
+    bucket.put_object(Bucket=BUCKET, Key="a/b", Body=b"Some content", Metadata={library.SHA256: digest})
+    with pytest.raises(
+        StorageError, match=rf"{URI}/a/b is not what was stored: its SHA-256 is \w+, not {digest}"
+    ):
+        library.download(f"{URI}/a", tmp_path / "new")
+    assert not [place for place in tmp_path.rglob("*") if place.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ETag": '"5d41402abc4b2a76b9719d911017c592"'}, None),
+        ({"ETag": '"5d41402abc4b2a76b9719d911017c593"'}, "its MD5 is 5d41402abc4b2a76b9719d911017c592, not "),
+        ({"ETag": '"5d41402abc4b2a76b9719d911017c593-2"'}, None),
+        ({"ETag": '"00000000000000000000000000000000"', "ServerSideEncryption": "aws:kms"}, None),
+        ({"ETag": '"5d41402abc4b2a76b9719d911017c593"', "SSECustomerAlgorithm": "AES256"}, None),
+        ({"ETag": '"x"', "ContentLength": 6}, "5 bytes arrived of 6"),
+    ],
+)
+def test_what_arrives_is_held_against_size_and_etag(
+    tmp_path: Path, change: dict[str, Any], message: str | None
+) -> None:
+    (tmp_path / "file").write_bytes(b"hello")
+    head = {"ContentLength": 5, "Metadata": {}, **change}
+    if message is None:
+        library._verify("s3://b/k", tmp_path / "file", head, None)
+    else:
+        with pytest.raises(StorageError, match=rf"^s3://b/k is not what was stored: {message}"):
+            library._verify("s3://b/k", tmp_path / "file", head, None)
+
+
+def test_a_broken_transfer_is_tried_again(
+    bucket: Any, tmp_path: Path, session: boto3.Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection is lost twice in the middle of an upload of several parts."""
+    monkeypatch.setattr(library, "_PART", 5 << 20)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
+    (tmp_path / "file").write_bytes(random.Random(1).randbytes(12_000_000))
+    sent = iter(range(99))
+
+    def lose(request: Any, **_: Any) -> None:
+        if next(sent) in (1, 2):
+            raise ConnectionClosedError(endpoint_url=request.url)
+
+    session.events.register("before-send.s3.UploadPart", lose)
+    upload(f"{URI}/object", tmp_path / "file")
+    assert next(sent) == 5
+    assert bucket.head_object(Bucket=BUCKET, Key="object")["ContentLength"] == 12_000_000
+
+
+@pytest.mark.parametrize(("attempts", "sent"), [(None, 8), ("2", 2)])
+def test_attempts_are_bounded(
+    session: boto3.Session, monkeypatch: pytest.MonkeyPatch, attempts: str | None, sent: int
+) -> None:
+    """By us, unless the environment says otherwise."""
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    if attempts:
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", attempts)
+    else:
+        monkeypatch.delenv("AWS_MAX_ATTEMPTS", raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    seen: list[str] = []
+    session.events.register("before-send.s3", lambda request, **_: seen.append(request.url))
+    with pytest.raises(
+        StorageError, match=rf"{URI}/x cannot be written: Could not connect .*; see that the server"
+    ):
+        library.Prefix(URI).write("x", b"")
+    assert len(seen) == sent
+
+
+FAULTS = [
+    *product(
+        ["wrong key", "server down", "no credentials"], ["write", "upload", "read", "holds", "sizes", "delete"]
+    ),
+    # Asked for an object or to delete one, a server answers as if only the object were missing.
+    *product(["missing bucket"], ["write", "upload", "read", "sizes"]),
+]
+
+
+@pytest.mark.usefixtures("new_session")
+@pytest.mark.parametrize(("fault", "action"), FAULTS)
+def test_every_failure_names_the_object_and_what_to_do(
+    bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str, fault: str
+) -> None:
+    place, advice = f"{URI}/p", "AWS_ACCESS_KEY_ID"
+    if fault == "wrong key":
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
+    elif fault == "missing bucket":
+        place, advice = "s3://no-such-bucket/p", "bucket"
+    elif fault == "server down":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:very-secret@127.0.0.1:9")
+        advice = "see that the server is up and that AWS_ENDPOINT_URL is its address"
+    else:
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    prefix = library.Prefix(place)
+    (tmp_path / "file").write_bytes(b"x")
+    calls: dict[str, Callable[[], object]] = {
+        "write": lambda: prefix.write("x", b""),
+        "upload": lambda: prefix.upload("x", tmp_path / "file", 1, files.digest(tmp_path / "file")),
+        "read": lambda: prefix.read("x"),
+        "holds": lambda: prefix.holds("x", 1, ""),
+        "sizes": prefix.sizes,
+        "delete": lambda: prefix.delete("x"),
+    }
+    with pytest.raises(StorageError) as refusal:
+        calls[action]()
+    message = str(refusal.value)
+    assert message.startswith(f"{place}/{'' if action == 'sizes' else 'x'} cannot be ")
+    assert advice in message.rpartition("; ")[2]
+    assert "very-secret" not in "".join(traceback.format_exception(refusal.value))
+
+
+def test_a_secret_that_cannot_be_sent_is_not_shown(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch, session: boto3.Session
+) -> None:
+    """A line end in a token, as in a secret that was made from a file."""
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "very-secret\n")
+    with pytest.raises(StorageError, match=rf"{URI}/x cannot be written") as refusal:
+        library.Prefix(URI).write("x", b"")
+    assert "very-secret" not in "".join(traceback.format_exception(refusal.value))
+
+
+def test_objects_by_their_names_below_a_prefix(bucket: Any) -> None:
+    put(bucket, **{"p/a": "1", "p/b/c": "22", "p/": "", "p2/x": "x", "p": "x"})
+    for uri in (f"{URI}/p", f"{URI}/p/"):
+        prefix = library.Prefix(uri)
+        assert prefix.sizes() == {"a": 1, "b/c": 2}
+        assert (prefix.read("b/c"), prefix.read("c")) == (b"22", None)
+    assert library.Prefix(URI).sizes() == {"p": 1, "p/a": 1, "p/b/c": 2, "p2/x": 1}
+    assert library.Prefix(f"{URI}/nothing").sizes() == {}
+    prefix.delete("a")
+    prefix.delete("a")
+    assert prefix.sizes() == {"b/c": 2}
+
+
+def test_memory_stays_flat(s3: Any, tmp_path: Path) -> None:
+    result = s3_memory.measure("s3://ready/memory", tmp_path, megabytes=64)
+    assert files.digest(tmp_path / "source") == files.digest(tmp_path / "target" / "object")
+    assert max(result[name]["growth_megabytes"] for name in ("upload", "download")) < 40

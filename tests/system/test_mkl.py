@@ -1,0 +1,34 @@
+"""MKL's functions are settled in one thread: all that torch leaves to MKL, in every process that computes."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from automixalign.system import mkl
+
+_CALLED = """
+import sys
+from importlib import import_module
+import torch
+with torch.profiler.profile(record_shapes=True) as profile:
+    import_module(sys.argv[1])
+print(*(event.name.removeprefix("aten::") for event in profile.events() if event.input_shapes == [[1]]))
+"""
+
+
+def test_they_are_those_that_torch_leaves_to_mkl() -> None:
+    header = Path(torch.__file__).parent / "include/ATen/cpu/vml.h"
+    left = re.findall(r"^IMPLEMENT_VML_MKL\((\w+), ", header.read_text(), re.MULTILINE)
+    assert sorted(left) == sorted(mkl.FUNCTIONS)
+
+
+@pytest.mark.parametrize("module", ["models", "tiny_model"])
+def test_what_loads_or_trains_a_model_settles_them(module: str) -> None:
+    command = [sys.executable, "-c", _CALLED, f"automixalign.{module}"]
+    called = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    in_both_precisions = dict.fromkeys(mkl.FUNCTIONS, 2)
+    assert {name: called.count(name) for name in mkl.FUNCTIONS} == in_both_precisions

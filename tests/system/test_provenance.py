@@ -1,0 +1,28 @@
+"""What determines a result besides a step's inputs; that a step's settings hold it, test_caching.py shows."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def digest(*packages: Path) -> str:
+    command = "from automixalign.system.provenance import environment_digest; print(environment_digest())"
+    done = subprocess.run(
+        [sys.executable, "-c", command],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*packages, ROOT]))},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_with_another_version_of_a_package_it_is_another_environment(tmp_path: Path) -> None:
+    for name in ("scipy", "unheard_of"):
+        info = tmp_path / name / f"{name}-1.99.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.99.0\n")
+    assert digest(tmp_path / "scipy") != digest() == digest(tmp_path / "unheard_of")

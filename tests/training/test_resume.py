@@ -1,0 +1,110 @@
+"""A training killed with SIGKILL and started again ends as if nobody had disturbed it, to the bit."""
+
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from automixalign.config.experiment import Budget
+from automixalign.config.plan import TrainingSettings
+from automixalign.storage import files
+from automixalign.system.errors import StorageError
+from automixalign.training import checkpoints
+from automixalign.training.train import GeneralistTraining, _key
+from benchmarks.faults import checkpoints as local
+from benchmarks.faults._interrupted import (
+    KILLED,
+    STEPS,
+    Fault,
+    places,
+    same_as_undisturbed,
+    settings,
+    train,
+)
+from benchmarks.faults.case import Case
+
+_SLOW = "at random"
+"""Cases for the bench alone."""
+
+
+@pytest.mark.parametrize("method", ["ama-r", "ama-s"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("micro_batch", [4, 2], ids=["accumulation-1", "accumulation-2"])
+def test_killed_twice_and_resumed_is_undisturbed(
+    method: str, lora: bool, micro_batch: int, tmp_path: Path
+) -> None:
+    given, output = settings(method, lora, micro_batch), tmp_path / "killed"
+    generator, accumulation = random.Random(f"{method} {lora} {micro_batch}"), 4 // micro_batch
+    for _ in range(2):
+        at = generator.randint(1, STEPS * accumulation // 2)
+        assert train(given, output, Fault("micro-step", at)) == KILLED
+    assert train(given, output) == 0
+    same_as_undisturbed(given, [output], accumulation)
+    rows = files.read_jsonl(output / "trajectory.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert rows[-1]["weights"] != rows[0]["weights"], "the weights moved, so their state had to be kept"
+    assert not list((output / "checkpoints").iterdir()), "checkpoints of a finished training are removed"
+    if lora:  # a set to peft, which other processes would write in another order
+        modules = files.read_json(output / "model" / "adapter_config.json")["target_modules"]
+        assert modules == sorted(modules)
+
+
+@pytest.mark.parametrize("case", [case for case in local.CASES if _SLOW not in case.name], ids=lambda c: c.name)
+def test_fault(case: Case, tmp_path: Path) -> None:
+    case.run(tmp_path)
+
+
+def test_checkpoints_of_another_training_are_not_taken_up(tmp_path: Path) -> None:
+    """Another eta, another seed: each has a folder of its own."""
+    for given in (settings("ama-r", True, 4), settings("ama-r", True, 4, eta=0.4), settings("ama-s", True, 4)):
+        assert train(given, tmp_path / "run", Fault("micro-step", 4)) == KILLED
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 3
+
+
+def test_the_key_names_all_that_determines_a_training(tmp_path: Path) -> None:
+    """Also what the reference's log-probabilities do not show of the base model."""
+
+    def key(base_model: Path | None = None, **changes: Any) -> str:
+        given = TrainingSettings.model_validate_json(settings("ama-r", True, 4)).model_copy(update=changes)
+        where = {**places(), **({"base_model": base_model} if base_model else {})}
+        training = GeneralistTraining(settings=given, **where, output=tmp_path, trajectory=tmp_path)
+        return _key(training, training._tables())
+
+    other = tmp_path / "model"
+    shutil.copytree(places()["base_model"], other)
+    same = key(other)
+    config = files.read_json(other / "config.json")
+    files.write_json(other / "config.json", {**config, "attention_dropout": 0.1})
+    keys = {key(), key(other), key(seed=4), key(library="other"), key(budget=Budget(steps=7))}
+    assert (same, len(keys)) == (key(), 5)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named_and_kept(tmp_path: Path) -> None:
+    """It may be whole: to remove it would be a loss, to pass it over a training anew."""
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / checkpoints.SEAL).symlink_to("/proc/self/mem")  # reading it is an I/O error
+    with pytest.raises(StorageError, match=r"checkpoint-1 cannot be read: .*; make it readable, or remove it"):
+        checkpoints.Checkpoints(tmp_path).last_whole()
+    assert (tmp_path / "checkpoint-1").exists()
+
+
+def test_a_place_that_takes_nothing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(StorageError, match=r"file/key cannot be made: .*; name another folder"),
+        checkpoints.of_training(str(tmp_path / "file"), "key", tmp_path),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(("environment", "every", "place"), [(None, 5, None), ("", 5, None), ("x", 0, None)])
+def test_where_no_checkpoints_are_kept(
+    environment: str | None, every: int, place: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if environment is None:
+        monkeypatch.delenv(checkpoints.PLACE, raising=False)
+    else:
+        monkeypatch.setenv(checkpoints.PLACE, environment)
+    assert checkpoints.place(every) == place

@@ -1,0 +1,173 @@
+"""The specialist's losses: against the definition, the recorded gap, and two-fold cross-fitting."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from automixalign.config.plan import DataSettings, ScoringSettings, SpecialistLossesSettings, TrainingSettings
+from automixalign.data.prepare import prepare_data
+from automixalign.data.store import read_split
+from automixalign.models.load import load_full_model, load_model
+from automixalign.scoring import caches
+from automixalign.scoring.scorer import Scorer, scores_of, write_reference_logps
+from automixalign.storage import files
+from automixalign.system.errors import DataError
+from automixalign.training.launch import train as train_it
+from automixalign.training.specialist_losses import folds, write_specialist_losses
+from automixalign.training.train import SpecialistTraining
+
+TASK = "format"
+TRAINING = TrainingSettings.model_validate(
+    {
+        "seed": 0,
+        "training": {"batch_size": 6, "learning_rate": 3e-2},
+        "budget": {"steps": 60},
+        "method": None,
+    }
+)
+
+
+def settings(**changes: Any) -> SpecialistLossesSettings:
+    defaults = {"seed": 0, "batch_size": 5, "precision": "fp32", "loss": {}, "warn_gap": 0.05, "fold": None}
+    return SpecialistLossesSettings.model_validate(defaults | changes)
+
+
+def write(
+    base_model: Path, data: Path, reference: Path, specialist: Path, output: Path, **changes: Any
+) -> dict[str, Any]:
+    evaluation = output.parent / "evaluation"
+    scorer = Scorer(load_full_model(specialist), 5, "fp32")
+    files.write_table(evaluation / f"{TASK}.parquet", scores_of(scorer, read_split(data, TASK, "test")))
+    return write_specialist_losses(
+        settings(**changes), TASK, data, reference, base_model, specialist, evaluation, output
+    )
+
+
+@pytest.fixture(scope="module")
+def noisy(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A task whose training labels are a coin's, so that they can only be learned by heart."""
+    folder = tmp_path_factory.mktemp("noisy")
+    source = {"name": TASK, "source": f"synthetic:{TASK}", "limit": 60, "label_noise": 0.5}
+    given = {"seed": 0, "tasks": [source], "split": {"test": 0.3}, "max_length": 64, "fingerprints": [""]}
+    prepare_data(DataSettings.model_validate(given), base_model, folder / "data")
+    scoring = ScoringSettings(seed=0, batch_size=16, precision="fp32")
+    write_reference_logps(scoring, folder / "data", base_model, folder / "reference")
+    return folder
+
+
+def _specialist(
+    settings: TrainingSettings, base_model: Path, noisy: Path, output: Path, **more: Any
+) -> SpecialistTraining:
+    return SpecialistTraining(
+        settings=settings,
+        task=TASK,
+        data=noisy / "data",
+        reference=noisy / "reference",
+        base_model=base_model,
+        output=output,
+        trajectory=output.with_suffix(".jsonl"),
+        **more,
+    )
+
+
+@pytest.fixture(scope="module")
+def memoriser(base_model: Path, noisy: Path) -> Path:
+    """A specialist that passed over its training pairs many times."""
+    train_it(_specialist(TRAINING, base_model, noisy, noisy / "model"))
+    return noisy / "model"
+
+
+def test_a_specialist_that_is_the_reference_has_a_loss_of_ln_2(
+    base_model: Path, two_tasks: Path, two_references: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "losses"
+    manifest = write(base_model, two_tasks, two_references, base_model, output)
+    assert manifest["pairs"] == {"train": 18, "validation": 3, "test": 9}
+    assert manifest["gap"] == pytest.approx(0, abs=1e-5)
+    for split, mean in manifest["mean_loss"].items():
+        losses = caches.column(caches.read_cache(output, split), caches.LOSS)
+        assert losses == pytest.approx(np.full(len(losses), math.log(2)), abs=1e-5)
+        assert mean == pytest.approx(math.log(2), abs=1e-5)
+    caches.check_cache(output, two_tasks, TASK)
+
+
+def test_other_losses_are_cached_as_trained(
+    base_model: Path, noisy: Path, memoriser: Path, tmp_path: Path
+) -> None:
+    """IPO needs the lengths of the answers: held against its formula, in numpy."""
+    output = tmp_path / "losses"
+    loss = {"loss_type": "ipo", "beta": 0.2}
+    write(base_model, noisy / "data", noisy / "reference", memoriser, output, loss=loss)
+    for split in ("train", "validation", "test"):
+        pairs = read_split(noisy / "data", TASK, split)
+        cache = caches.read_cache(output, split)
+        reference = caches.read_cache(noisy / "reference" / TASK, split)
+        per_token = [
+            (caches.column(cache, logps) - caches.column(reference, logps))
+            / [len(ids) for ids in pairs.column(side).to_pylist()]
+            for logps, side in (("chosen_logps", "chosen_ids"), ("rejected_logps", "rejected_ids"))
+        ]
+        expected = (per_token[0] - per_token[1] - 1 / 0.4) ** 2
+        assert caches.column(cache, caches.LOSS) == pytest.approx(expected)
+
+
+def test_a_memorising_specialist_is_warned_about(
+    base_model: Path, noisy: Path, memoriser: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = base_model, noisy / "data", noisy / "reference", memoriser
+    manifest = write(*places, tmp_path / "losses")
+    losses = {
+        split: caches.column(caches.read_cache(tmp_path / "losses", split), caches.LOSS)
+        for split in ("train", "validation", "test")
+    }
+    held_out = np.concatenate([losses["validation"], losses["test"]])
+    assert manifest["gap"] == pytest.approx(held_out.mean() - losses["train"].mean())
+    assert manifest["gap"] > 0.05
+    assert "warning: specialist-format: its held-out loss lies" in capsys.readouterr().err
+    write(*places, tmp_path / "quiet", warn_gap=10.0)
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_cross_fitting_scores_each_pair_by_a_specialist_that_never_saw_it(
+    base_model: Path, noisy: Path, memoriser: Path, tmp_path: Path
+) -> None:
+    places = base_model, noisy / "data", noisy / "reference", memoriser
+    fold = TRAINING.for_a_half()
+    assert fold.budget.steps == 30
+    plain = write(*places, tmp_path / "plain")
+    fitted = write(*places, tmp_path / "fitted", fold=fold.model_dump())
+    assert (plain["cross_fit"], fitted["cross_fit"]) == (False, True)
+    assert fitted["gap"] < plain["gap"] / 3, "the losses of unseen pairs are like those of held-out ones"
+    for split in ("validation", "test"):
+        assert caches.read_cache(tmp_path / "plain", split) == caches.read_cache(tmp_path / "fitted", split)
+    # Each half against a specialist of the other half, trained here.
+    train = read_split(noisy / "data", TASK, "train")
+    ids = train.column("pair_id").to_pylist()
+    cached = caches.read_cache(tmp_path / "fitted", "train")
+    assert cached.column("pair_id").to_pylist() == ids
+    first, second = folds(train, 0)
+    for seen, unseen in ((first, second), (second, first)):
+        model = tmp_path / f"half-{len(list(tmp_path.iterdir()))}"
+        train_it(_specialist(fold, base_model, noisy, model, pair_ids=seen))
+        rows = train.filter(pa.array([pair_id in unseen for pair_id in ids]))
+        chosen, _ = Scorer(load_model(model, base_model), 5, "fp32").logps(rows)
+        mine = cached.filter(pa.array([pair_id in unseen for pair_id in ids]))
+        assert caches.column(mine, caches.CHOSEN) == pytest.approx(chosen, abs=1e-6)
+
+
+def test_folds_are_halves_that_share_no_prompt() -> None:
+    prompts = [[row // 3] for row in range(40)]
+    pairs = pa.table({"pair_id": [str(row) for row in range(40)], "prompt_ids": prompts})
+    first, second = folds(pairs, 0)
+    assert first | second == set(pairs.column("pair_id").to_pylist())
+    assert not first & second
+    assert abs(len(first) - len(second)) <= 3
+    assert not {int(row) // 3 for row in first} & {int(row) // 3 for row in second}
+    assert (first, second) == folds(pairs, 0)
+    assert first not in folds(pairs, 1)
+    with pytest.raises(DataError, match="one prompt only"):
+        folds(pairs.slice(0, 3), 0)

@@ -1,0 +1,186 @@
+"""Checkpoints in S3, against a real server."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from automixalign.storage import files, s3
+from automixalign.training import checkpoints
+from automixalign.training.stored_checkpoints import StoredCheckpoints
+from benchmarks.faults import retries
+from benchmarks.faults import stored_checkpoints as faults
+from benchmarks.faults.case import Case
+
+BUCKET = "checkpoints"
+FAST = (
+    "killed in mid-upload: 20 sends",
+    "killed before the seal of the second",
+    "killed after the seal of the second",
+    "killed while the checkpoints are removed",
+    "a bit flipped in the weights",
+    "half a seal",
+    "S3 away from the first checkpoint on",
+    "a wrong secret",
+)
+"""The others take the same ways; the bench has them all."""
+
+
+@pytest.mark.parametrize("case", [case for case in faults.CASES if case.name in FAST], ids=lambda c: c.name)
+def test_fault(case: Case, tmp_path: Path) -> None:
+    case.run(tmp_path)
+
+
+def test_a_step_that_kfp_tries_again_goes_on_from_s3(tmp_path: Path) -> None:
+    (case,) = (case for case in retries.CASES if case.name.endswith("in S3"))
+    case.run(tmp_path)
+
+
+@pytest.fixture
+def bucket(s3: Any) -> Iterator[Any]:
+    s3.create_bucket(Bucket=BUCKET)
+    yield s3
+    for item in s3.list_objects_v2(Bucket=BUCKET).get("Contents", []):
+        s3.delete_object(Bucket=BUCKET, Key=item["Key"])
+    s3.delete_bucket(Bucket=BUCKET)
+
+
+@pytest.fixture
+def kept(bucket: Any, tmp_path: Path) -> StoredCheckpoints:
+    """The checkpoints of a training that has just begun."""
+    found = StoredCheckpoints(tmp_path / "key", f"s3://{BUCKET}/run/key")
+    found.open()
+    return found
+
+
+def stored(bucket: Any) -> set[str]:
+    return {item["Key"] for item in bucket.list_objects_v2(Bucket=BUCKET).get("Contents", [])}
+
+
+def add(kept: StoredCheckpoints, step: int, wait: bool = True) -> None:
+    checkpoint = kept.folder / f"checkpoint-{step}"
+    checkpoint.mkdir()
+    files.write_json(checkpoint / checkpoints.STATE, {"step": step})
+    (checkpoint / "weights").write_text(str(step))
+    kept.add(checkpoint)
+    shutil.rmtree(checkpoint)  # as transformers does, whether or not it is stored yet
+    if wait and kept._upload is not None:
+        kept._upload.result()
+
+
+def all_of(*steps: int) -> set[str]:
+    names = (checkpoints.STATE, "weights", checkpoints.SEAL)
+    return {f"run/key/checkpoint-{step}/{name}" for step in steps for name in names}
+
+
+def test_the_last_two_stay_and_the_last_is_taken_up_elsewhere(
+    kept: StoredCheckpoints, bucket: Any, tmp_path: Path
+) -> None:
+    for step in (2, 4, 10):
+        add(kept, step)
+    assert stored(bucket) == all_of(4, 10)
+    assert not list((kept.folder / ".outbox").iterdir())
+    kept.close()
+    elsewhere = StoredCheckpoints(tmp_path / "elsewhere", kept.uri)
+    elsewhere.open()
+    last = elsewhere.last_whole()
+    assert last == tmp_path / "elsewhere" / "checkpoint-10"
+    assert files.read_json(last / checkpoints.STATE) == {"step": 10}
+    assert checkpoints.Checkpoints(elsewhere.folder).last_whole() == last, "it is whole here, too"
+    add(elsewhere, 12)
+    assert stored(bucket) == all_of(10, 12)
+    elsewhere.remove()
+    assert stored(bucket) == set()
+    assert not elsewhere.folder.exists()
+
+
+class _Halt:
+    """Holds every upload until it is let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.go = threading.Event(), threading.Event()
+        upload = s3.Prefix.upload
+
+        def held(*arguments: Any) -> None:
+            self.begun.set()
+            assert self.go.wait(30)
+            upload(*arguments)
+
+        monkeypatch.setattr(s3.Prefix, "upload", held)
+
+
+def test_a_checkpoint_that_is_overtaken_is_left_out(
+    kept: StoredCheckpoints, bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training waits for none of them."""
+    halt = _Halt(monkeypatch)
+    for step in (2, 4, 6, 8):
+        add(kept, step, wait=False)
+        assert halt.begun.wait(30)
+    assert {place.name for place in (kept.folder / ".outbox").iterdir()} == {"checkpoint-2", "checkpoint-8"}
+    halt.go.set()
+    kept.close()
+    assert stored(bucket) == all_of(2, 8)
+
+
+def test_what_is_on_its_way_when_the_training_ends_does_not_stay(
+    kept: StoredCheckpoints, bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(kept, 2)
+    halt = _Halt(monkeypatch)
+    add(kept, 4, wait=False)
+    assert halt.begun.wait(30)
+    add(kept, 6, wait=False)
+    ending = threading.Thread(target=kept.remove)
+    ending.start()
+    halt.go.set()
+    ending.join()
+    assert stored(bucket) == set()
+
+
+def test_a_training_that_fails_stores_its_last_checkpoint_first(
+    bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halt = _Halt(monkeypatch)
+    halt.go.set()
+    place = f"s3://{BUCKET}/run/"
+    with pytest.raises(KeyError), checkpoints.of_training(place, "key", tmp_path) as kept:
+        assert isinstance(kept, StoredCheckpoints)
+        add(kept, 2, wait=False)
+        raise KeyError
+    assert stored(bucket) == all_of(2)
+
+
+def test_an_upload_that_fails_is_told_and_the_next_one_made(
+    kept: StoredCheckpoints, bucket: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add(kept, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(kept._prefix, "bucket", "no-such-bucket")
+        add(kept, 4)
+    told = capsys.readouterr().err
+    assert f"warning: {kept.uri}/checkpoint-4 could not be stored: " in told
+    assert (
+        "The training goes on; killed before the next checkpoint is stored, it would go on from checkpoint-2"
+        in told
+    )
+    add(kept, 6)
+    assert stored(bucket) == all_of(2, 6)
+
+
+def test_what_is_no_fault_of_s3_is_raised(kept: StoredCheckpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "_store", lambda *_: 1 / 0)
+    add(kept, 2, wait=False)
+    with pytest.raises(ZeroDivisionError):
+        kept.close()
+
+
+def test_other_trainings_are_left_alone(kept: StoredCheckpoints, bucket: Any) -> None:
+    for name in ("key2/checkpoint-9/seal.json", "other", "key/notes.txt"):
+        bucket.put_object(Bucket=BUCKET, Key=f"run/{name}", Body=b"x")
+    assert kept.last_whole() is None
+    kept.remove()
+    assert stored(bucket) == {"run/key2/checkpoint-9/seal.json", "run/other"}

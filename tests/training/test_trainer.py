@@ -1,0 +1,350 @@
+"""The trainer against TRL's own DPOTrainer and against the definition of its objective."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import DPOConfig, DPOTrainer
+
+from automixalign.method.mixers import MIXERS
+from automixalign.models.load import load_full_model
+from automixalign.scoring.logps.forward import packing
+from automixalign.scoring.scorer import Scorer
+from automixalign.storage import files
+from automixalign.system.errors import TrainingError
+from automixalign.training.trainer import MixingTrainer
+
+ROWS = 12
+TASKS = ("left", "right")
+
+
+def pairs(seed: int, base_model: Path) -> Dataset:
+    """Random token pairs with their log-probabilities under the reference model."""
+    generator = np.random.default_rng(seed)
+
+    def ids(length: int) -> list[int]:
+        return generator.integers(10, 60, size=length).tolist()
+
+    rows = [
+        {
+            "pair_id": str(row),
+            "prompt_ids": ids(3 + row % 4),
+            "chosen_ids": ids(2 + row % 5),
+            "rejected_ids": ids(2 + row % 3),
+        }
+        for row in range(ROWS)
+    ]
+    data = Dataset.from_list(rows)
+    chosen, rejected = Scorer(load_full_model(base_model), 8, "fp32").logps(data.data.table)
+    return data.add_column("ref_chosen_logps", chosen).add_column("ref_rejected_logps", rejected)
+
+
+@pytest.fixture(scope="module")
+def tasks(base_model: Path) -> dict[str, Dataset]:
+    return {task: pairs(seed, base_model) for seed, task in enumerate(TASKS)}
+
+
+def settings(folder: Path, **options: Any) -> DPOConfig:
+    defaults: dict[str, Any] = {
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "loss_type": ["sigmoid"],
+    }
+    return DPOConfig(
+        output_dir=str(folder),
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        max_length=None,
+        **{**defaults, **options},
+    )
+
+
+def train(
+    base_model: Path,
+    folder: Path,
+    tasks: dict[str, Dataset],
+    method: str,
+    specialist_loss: float | list[float] = 0.0,
+    config: dict[str, Any] | None = None,
+    average_iterates: float | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    **options: Any,
+) -> tuple[torch.Tensor, list[dict[str, Any]], MixingTrainer]:
+    """Train; return all weights as one vector, the trajectory and the trainer."""
+    losses = specialist_loss if isinstance(specialist_loss, list) else [specialist_loss] * ROWS
+    data = {name: table.add_column("specialist_loss", losses) for name, table in tasks.items()}
+    model = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32)
+    log = folder / "trajectory.jsonl"
+    log.unlink(missing_ok=True)
+    args = settings(folder, **(config or {}))
+    mixer = MIXERS[method]([len(table) for table in data.values()], args.seed, **options)
+    tokenizer = AutoTokenizer.from_pretrained(base_model)
+    trainer = MixingTrainer(
+        model, args, data, mixer, log, average_iterates, processing_class=tokenizer, callbacks=list(callbacks)
+    )
+    trainer.train()
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    return weights, files.read_jsonl(log), trainer
+
+
+@pytest.mark.parametrize("method", MIXERS)
+def test_every_loss_is_ln_2_before_the_first_step(
+    method: str, base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+) -> None:
+    _, log, _ = train(base_model, tmp_path, tasks, method)
+    seen = [loss for loss in log[0]["loss"].values() if loss is not None]
+    assert seen == pytest.approx([math.log(2)] * len(seen), abs=1e-6)
+    assert sum(log[0]["pairs"].values()) == 4
+    assert [row["step"] for row in log] == [1, 2, 3, 4]
+
+
+def test_eta_zero_is_uniform_mixing_bit_for_bit(
+    base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+) -> None:
+    uniform, _, _ = train(base_model, tmp_path, tasks, "uniform-clip", 0.5)
+    ama_r, log, _ = train(base_model, tmp_path, tasks, "ama-r", 0.5, eta=0.0)
+    assert torch.equal(uniform, ama_r)
+    assert log[-1]["weights"] == pytest.approx(dict.fromkeys(TASKS, 0.5))
+
+
+def test_eta_zero_is_uniform_mixing_for_three_tasks_too(
+    base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+) -> None:
+    """1/3 has no exact double; what the trainer multiplies by is single."""
+    three = {**tasks, "middle": pairs(2, base_model)}
+    config = {"per_device_train_batch_size": 7}
+    uniform, _, _ = train(base_model, tmp_path, three, "uniform-clip", 0.5, config)
+    ama_r, _, _ = train(base_model, tmp_path, three, "ama-r", 0.5, config, eta=0.0)
+    assert torch.equal(uniform, ama_r)
+
+
+def test_without_specialists_eta_zero_is_uniform_dpo(
+    base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+) -> None:
+    uniform, _, _ = train(base_model, tmp_path, tasks, "uniform", 0.5)
+    raw, log, _ = train(base_model, tmp_path, tasks, "ama-r", 0.5, raw_loss=True, eta=0.0)
+    assert torch.equal(uniform, raw)
+    _, log, _ = train(base_model, tmp_path, tasks, "ama-r", 0.5, raw_loss=True, eta=0.5)
+    alpha = {task: math.exp(0.5 * loss) for task, loss in log[0]["loss"].items()}
+    expected = {task: 0.9 * value / sum(alpha.values()) + 0.05 for task, value in alpha.items()}
+    assert log[1]["weights"] == pytest.approx(expected), "the update sees the loss itself"
+
+
+def test_an_unclipped_gradient_is_that_of_the_loss(
+    base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+) -> None:
+    """Where every specialist is far ahead, nothing is clipped; where it is behind, only the option trains."""
+    uniform, _, _ = train(base_model, tmp_path, tasks, "uniform")
+    for known in (0.0, 100.0):
+        found, _, _ = train(base_model, tmp_path, tasks, "ama-r", known, unclipped_gradient=True, eta=0.0)
+        assert torch.allclose(uniform, found, atol=1e-6)
+
+
+def test_the_task_clip_changes_only_the_weights_update(
+    base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+) -> None:
+    """Half of each task's pairs are behind their specialist, half are far ahead: so is the task as a whole."""
+    known = [0.0, 10.0] * (ROWS // 2)
+    config = {"max_steps": 3, "per_device_train_batch_size": 24}  # every step holds every pair
+    _, plain, _ = train(base_model, tmp_path, tasks, "ama-r", known, config, eta=0.5)
+    _, clipped, _ = train(base_model, tmp_path, tasks, "ama-r", known, config, eta=0.5, task_clip=True)
+    assert plain[0]["excess"] == clipped[0]["excess"]
+    assert plain[0]["clipped"] == dict.fromkeys(TASKS, 0.5)
+    assert plain[-1]["weights"] != dict.fromkeys(TASKS, 0.5)
+    assert clipped[-1]["weights"] == pytest.approx(dict.fromkeys(TASKS, 0.5), abs=1e-12)
+
+
+class Iterates(TrainerCallback):
+    """The policy after every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    def on_step_end(self, *_: Any, model: Any, **__: Any) -> None:
+        self.seen.append(torch.cat([p.detach().flatten().clone() for p in model.parameters()]))
+
+
+@pytest.mark.parametrize(("share", "count"), [(1.0, 5), (0.5, 3), (0.01, 1)])
+def test_averaged_iterates_are_the_mean_of_the_last_policies(
+    share: float, count: int, base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+) -> None:
+    """ceil(share x 5) of them; the training itself goes on from the iterates, not from their mean."""
+    seen = Iterates()
+    config = {"max_steps": 5}
+    averaged, _, _ = train(base_model, tmp_path, tasks, "ama-r", 0.3, config, share, [seen])
+    plain, _, _ = train(base_model, tmp_path, tasks, "ama-r", 0.3, config)
+    assert torch.equal(plain, seen.seen[-1])
+    assert torch.allclose(averaged, torch.stack(seen.seen[-count:]).mean(0), atol=1e-7)
+
+
+def test_data_without_specialist_losses_serve_only_methods_that_need_none(
+    base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(base_model)
+    for method, options, fits in (
+        ("uniform", {}, True),
+        ("ama-r", {"raw_loss": True}, True),
+        ("ama-r", {}, False),
+        ("uniform-clip", {}, False),
+    ):
+        mixer = MIXERS[method]([ROWS, ROWS], 0, **options)
+        given = (model, settings(tmp_path), tasks, mixer, tmp_path / "log.jsonl")
+        if fits:
+            MixingTrainer(*given, processing_class=tokenizer)
+        else:
+            with pytest.raises(TrainingError, match="no column specialist_loss"):
+                MixingTrainer(*given, processing_class=tokenizer)
+
+
+class Prepared(DPOTrainer):
+    """TRL's trainer on pairs that are tokenised already."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+
+@pytest.mark.parametrize("loss_type", ["ipo", "hinge", "apo_zero"])
+def test_other_losses_train_as_trl_trains_them(
+    loss_type: str, base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+) -> None:
+    """Without clipping or weighting, three steps of our trainer are three steps of TRL's on the same pairs."""
+    config = {"loss_type": [loss_type], "max_steps": 3, "per_device_train_batch_size": ROWS}
+    one = {"left": tasks["left"]}  # every step holds every pair
+    ours, log, _ = train(base_model, tmp_path, one, "uniform", config=config)
+    theirs = Prepared(
+        AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32),
+        args=settings(tmp_path, **config),
+        train_dataset=tasks["left"].remove_columns(["ref_chosen_logps", "ref_rejected_logps"]),
+        processing_class=AutoTokenizer.from_pretrained(base_model),
+    )
+    theirs.train()
+    weights = torch.cat([p.detach().flatten() for p in theirs.model.parameters()])
+    assert log[0]["loss"]["left"] != log[-1]["loss"]["left"]
+    assert torch.allclose(ours, weights, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["ama-r", "ama-s"])
+def test_one_task_is_clipped_dpo(
+    method: str, base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+) -> None:
+    """With k = 1 and specialist losses of 0, nothing is clipped: plain DPO on the same draws."""
+    one = {"left": tasks["left"]}
+    plain, _, _ = train(base_model, tmp_path, one, "uniform")
+    clipped, log, _ = train(base_model, tmp_path, one, method, eta=0.5)
+    assert torch.allclose(plain, clipped, atol=1e-7)
+    assert all(row["weights"] == {"left": pytest.approx(1.0)} for row in log)
+
+
+def test_no_excess_no_change(base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]) -> None:
+    """Where the specialist is worse on every pair, e = 0 everywhere and the gradient is zero."""
+    before = load_full_model(base_model)
+    start = torch.cat([p.detach().flatten() for p in before.parameters()])
+    after, log, _ = train(base_model, tmp_path, tasks, "ama-r", 100.0)
+    assert torch.equal(start, after)
+    assert log[-1]["clipped"] == dict.fromkeys(TASKS, 1.0)
+    assert log[-1]["excess"] == dict.fromkeys(TASKS, 0.0)
+
+
+@pytest.mark.parametrize("nll", [0.0, 0.3])
+def test_loss_and_gradient_are_trl_s_for_equal_weights(
+    nll: float, base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+) -> None:
+    """One batch through TRL's DPOTrainer, with TRL's own reference pass, and through ours."""
+    config = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, nll]} if nll else {}
+    _, _, ours = train(base_model, tmp_path, tasks, "uniform", config={**config, "max_steps": 1})
+    theirs = DPOTrainer(
+        str(base_model),
+        args=settings(tmp_path, loss_type=["sigmoid", "sft"], loss_weights=[1.0, nll]),
+        train_dataset=Dataset.from_dict({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}),
+        processing_class=AutoTokenizer.from_pretrained(base_model),
+    )
+    rows = [tasks["left"][row] | {"task": 0, "weight": 1.0} for row in range(4)]
+    # Move the policy away from the reference, alike in both, so that the loss is not ln 2 everywhere.
+    for trainer in (ours, theirs):
+        trainer.model.load_state_dict(load_full_model(base_model).state_dict())
+        with torch.no_grad():
+            for parameter in trainer.model.parameters():
+                parameter.mul_(1.1)
+        trainer.model.train()
+        trainer.model.zero_grad()
+    expected = theirs.compute_loss(theirs.model, theirs.data_collator([_bare(row) for row in rows]))
+    expected.backward()
+    with packing(ours.policy) as ours.packed:
+        found = ours.compute_loss(ours.model, ours._collate(rows))
+    found.backward()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    for (name, left), (_, right) in zip(
+        ours.model.named_parameters(), theirs.model.named_parameters(), strict=True
+    ):
+        assert torch.allclose(left.grad, right.grad, rtol=1e-4, atol=1e-6), name
+
+
+def _bare(row: dict[str, Any]) -> dict[str, Any]:
+    """Without the reference's log-probabilities, which TRL then computes itself."""
+    return {key: row[key] for key in ("prompt_ids", "chosen_ids", "rejected_ids")}
+
+
+def test_permuting_the_tasks_permutes_the_result(
+    base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+) -> None:
+    """Where every step holds every pair, only the order of the tasks differs, and that must not matter."""
+    config = {"per_device_train_batch_size": 2 * ROWS}
+    forth, log, _ = train(base_model, tmp_path, tasks, "ama-r", 0.4, config, eta=0.5)
+    back, back_log, _ = train(
+        base_model, tmp_path, dict(reversed(tasks.items())), "ama-r", 0.4, config, eta=0.5
+    )
+    assert torch.allclose(forth, back, atol=1e-5)
+    assert log[-1]["weights"]["left"] != log[-1]["weights"]["right"]
+    for row, other in zip(log, back_log, strict=True):
+        assert row["weights"] == pytest.approx(other["weights"], abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["ama-r", "ama-s"])
+def test_accumulation_follows_the_same_trajectory(
+    method: str, base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+) -> None:
+    """Eight pairs at once are two pairs four times."""
+    at_once = {"per_device_train_batch_size": 8}
+    whole, log, _ = train(base_model, tmp_path, tasks, method, 0.2, at_once, eta=0.5)
+    in_parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    parts, parts_log, _ = train(base_model, tmp_path, tasks, method, 0.2, in_parts, eta=0.5)
+    assert torch.allclose(whole, parts, atol=1e-6)
+    assert log[-1]["weights"] != log[0]["weights"]
+    for left, right in zip(log, parts_log, strict=True):
+        assert left["pairs"] == right["pairs"]
+        assert left["weights"] == pytest.approx(right["weights"], abs=1e-6)
+
+
+def test_the_objective_is_the_weighted_clipped_excess(
+    base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+) -> None:
+    _, _, trainer = train(base_model, tmp_path, tasks, "ama-r", config={"max_steps": 1})
+    rows = [
+        tasks["left"][row] | {"task": row % 2, "weight": weight, "specialist_loss": known}
+        for row, (weight, known) in enumerate([(0.5, 0.1), (1.5, 0.9), (0.5, 0.2), (1.5, 0.3)])
+    ]
+    with torch.no_grad():
+        found = trainer.compute_loss(trainer.model, trainer._collate(rows)).item()
+    table = Dataset.from_list(rows).data.table
+    chosen, rejected = Scorer(trainer.model, 8, "fp32").logps(table)
+    ratios = [
+        (c - row["ref_chosen_logps"]) - (r - row["ref_rejected_logps"])
+        for c, r, row in zip(chosen, rejected, rows, strict=True)
+    ]
+    losses = [math.log1p(math.exp(-0.1 * ratio)) for ratio in ratios]
+    expected = sum(
+        row["weight"] * max(loss - row["specialist_loss"], 0) for loss, row in zip(losses, rows, strict=True)
+    ) / len(rows)
+    assert found == pytest.approx(expected, rel=1e-5)

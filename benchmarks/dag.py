@@ -39,7 +39,7 @@ from rich.console import Console
 from rich.table import Table
 
 from automixalign.report import run_folder
-from automixalign.steps import step as progress
+from automixalign.steps.step import EVENTS, events_in
 from automixalign.storage import files
 
 PARTS = ("compute", "imports", "kfp", "idle")
@@ -53,7 +53,7 @@ _CHILD_SUBREAPER = 36
 
 def timed_run(folder: Path, options: list[str], cache: Path) -> dict[str, float]:
     """Seconds of one `ama run` into a folder, divided."""
-    log = folder / run_folder.LOGS / progress.EVENTS
+    log = folder / run_folder.LOGS / EVENTS
     before = log.stat().st_size if log.exists() else 0
     command = ["run", "--output", str(folder), *options]
     with tempfile.TemporaryDirectory(prefix="ama-samples-") as samples:
@@ -68,7 +68,7 @@ def timed_run(folder: Path, options: list[str], cache: Path) -> dict[str, float]
         ended = time.time()
         _reap()
         processes = [_Process(file) for file in Path(samples).iterdir()]
-    events = progress.events_in(log.read_bytes()[before:])
+    events = events_in(log.read_bytes()[before:])
     told = max(file.stat().st_mtime for file in (folder / run_folder.WORK).glob("attempt-*/attempt.json"))
     parts = _divided(began, ended, events, processes, told)
     return {"wall": ended - began, **parts, "cores": (_cpu() - cpu) / (ended - began)}

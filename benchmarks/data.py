@@ -67,11 +67,11 @@ def prepared(source: Path, tokenizer: Path, output: Path) -> float:
     """Seconds that `prepare_data` takes."""
     from automixalign.config.plan import DataSettings
     from automixalign.data.prepare import prepare_data
-    from automixalign.models import load as models
+    from automixalign.models.load import load_tokenizer
 
     task = {"name": "task", "source": str(source)}
     settings = {"seed": 0, "tasks": [task], "split": {}, "max_length": MAX_LENGTH, "fingerprints": [""]}
-    models.load_tokenizer(tokenizer)  # with all that it imports
+    load_tokenizer(tokenizer)  # with all that it imports
     began = time.perf_counter()
     prepare_data(DataSettings.model_validate(settings), tokenizer, output)
     return time.perf_counter() - began

@@ -28,9 +28,8 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, reject, seed, settings
 from hypothesis import strategies as st
 
-from automixalign.config import experiment as config
-from automixalign.config import file as config_file
-from automixalign.config.experiment import SplitSpec, TaskSpec
+from automixalign.config.experiment import Experiment, SplitSpec, TaskSpec, parse_experiment
+from automixalign.config.file import dump_yaml, override, parse_yaml
 from automixalign.data.prepare import check_rendering, read_pairs
 from automixalign.data.split import split_tasks
 from automixalign.preflight.validate import plan_experiment
@@ -96,11 +95,11 @@ def _check_parquet(content: bytes) -> None:
     _check_source("own.parquet", content)
 
 
-def _check_experiment(found: config.Experiment) -> None:
+def _check_experiment(found: Experiment) -> None:
     """Write it, read it again, and plan it; a source outside the folder is not followed."""
-    written = config_file.dump(found)
+    written = dump_yaml(found)
     written.encode()
-    assert config.parse(config_file.parse_yaml(written, "the dump"), "the dump") == found
+    assert parse_experiment(parse_yaml(written, "the dump"), "the dump") == found
     here = Path.cwd()
     for source in [found.base_model.source, *(task.source for task in found.tasks)]:
         with contextlib.suppress(OSError):
@@ -113,16 +112,16 @@ def _check_experiment(found: config.Experiment) -> None:
 
 
 def _check_config(content: str) -> None:
-    data = config_file.parse_yaml(content, "fuzz")
+    data = parse_yaml(content, "fuzz")
     if isinstance(data, dict):
-        _check_experiment(config.parse(data, "fuzz"))
+        _check_experiment(parse_experiment(data, "fuzz"))
 
 
 def _check_overrides(options: list[tuple[str, str]]) -> None:
-    data = config_file.parse_yaml(experiment(), "fuzz")
+    data = parse_yaml(experiment(), "fuzz")
     for key, value in options:
-        config_file.override(data, key, config_file.parse_yaml(value, f"--set {key}"))
-    _check_experiment(config.parse(data, "fuzz"))
+        override(data, key, parse_yaml(value, f"--set {key}"))
+    _check_experiment(parse_experiment(data, "fuzz"))
 
 
 def _check_verifiers(texts: tuple[str, str]) -> None:

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import reject
 from hypothesis import strategies as st
 
-from automixalign.config import experiment as config
+from automixalign.config.experiment import parse_experiment
 from benchmarks.faults._refusals import EXPERIMENT, experiment
 from benchmarks.faults.rows import GOOD, MANY_SCRIPTS, lines, text
 
@@ -150,7 +150,7 @@ def _places(data: Any, above: str = "") -> list[str]:
 
 
 PLACES = [
-    *_places(config.parse(yaml.safe_load(experiment()), "the bench").model_dump(mode="json")),
+    *_places(parse_experiment(yaml.safe_load(experiment()), "the bench").model_dump(mode="json")),
     *_pieces("methods.1.eta|methods.1.c|training.lora.rank|training.trainable|registry.name|output"),
     *_pieces("cluster.steps.evaluate|cluster.default.tolerations|merges.0.parameters.weight"),
 ]

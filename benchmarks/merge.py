@@ -83,7 +83,7 @@ def build(folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     from automixalign.config.plan import BaseModelSettings
-    from automixalign.models import load as models
+    from automixalign.models.load import read_full_model
     from automixalign.models.prepare import prepare_base_model
 
     base = folder / "base"
@@ -99,7 +99,7 @@ def build(folder: Path) -> None:
         moved = {name: tensor + 1e-3 * torch.randn_like(tensor) for name, tensor in weights.items()}
         save_file(moved, full / "model.safetensors", metadata={"format": "pt"})
         config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-        adapted = get_peft_model(models.read_full_model(base, torch.float32), config)
+        adapted = get_peft_model(read_full_model(base, torch.float32), config)
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=1e-3)

@@ -4,8 +4,8 @@
 
 Both score the same tokenised pairs, as many sequences a forward pass, in the same precision, in turn; ours is
 `automixalign.scoring.scorer.Scorer`, as the step `reference_logps` calls it, TRL's is
-`_precompute_ref_logps`. Medians over the repeats, after one that does not count. `differs` is the largest difference between the two in what a
-pair enters the loss with, log pi(chosen) - log pi(rejected).
+`_precompute_ref_logps`. Medians over the repeats, after one that does not count. `differs` is the
+largest difference between the two in what a pair enters the loss with, log pi(chosen) - log pi(rejected).
 """
 
 import argparse

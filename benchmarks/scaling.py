@@ -68,7 +68,7 @@ class Experiment:
     """An experiment's files below `folder`: `tasks` tasks of `rows` rows each."""
 
     def __init__(self, folder: Path, tasks: int, rows: int) -> None:
-        from automixalign.config import experiment as config
+        from automixalign.config.experiment import parse_experiment
         from automixalign.config.plan import Plan
         from benchmarks import tiny
 
@@ -96,7 +96,7 @@ class Experiment:
             "methods": ["ama-r"],
             "merges": [],
         }
-        self.experiment = config.parse(described, "the benchmark")
+        self.experiment = parse_experiment(described, "the benchmark")
         fingerprints = dict.fromkeys(["base_model", *names], "")
         self.plan = Plan.of(self.experiment, fingerprints)
 

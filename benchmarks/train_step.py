@@ -36,7 +36,7 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from automixalign.method.mixers import MIXERS
-from automixalign.models import load as models
+from automixalign.models.load import uses_bf16
 from automixalign.quickstart.tiny_model import build_tokenizer
 from automixalign.storage import files
 from automixalign.training.trainer import MixingTrainer
@@ -153,7 +153,7 @@ def measure(size: str, steps: int, precision: str) -> dict[str, Any]:
     """Train every kind on the same pairs; returns seconds, tokens and shares by kind."""
     rows = sizes.pairs(PAIRS[size] * (steps + 1), LONGEST[size], sizes.SHAPES[size]["vocab_size"])
     model = sizes.model(size)
-    bf16 = models.uses_bf16(precision)
+    bf16 = uses_bf16(precision)
     packed = sum(len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"]) - 1 for r in rows)
     result: dict[str, Any] = {
         "parameters": model.num_parameters(),

@@ -19,7 +19,7 @@ from automixalign.system import shortages
 from automixalign.system.errors import AutoMixAlignError, ConfigError
 
 if TYPE_CHECKING:
-    from automixalign.config import experiment as config
+    from automixalign.config.experiment import Experiment
 
 PRESETS = resources.files("pipelines") / "presets"
 
@@ -73,14 +73,14 @@ Set = Annotated[
 
 def load(
     preset: str | None, file: Path | None, tasks: list[str] | None, sets: list[str] | None
-) -> "config.Experiment":
+) -> "Experiment":
     """The checked experiment of the command line's options.
 
     Raises:
         ConfigError: it cannot be run.
     """
-    from automixalign.config import experiment as config
-    from automixalign.config import file as config_file
+    from automixalign.config.experiment import parse_experiment
+    from automixalign.config.file import override, read_yaml, set_task
 
     if (preset is None) == (file is None):
         raise ConfigError(f"give one of --preset NAME and --config FILE; presets: {', '.join(preset_names())}")
@@ -89,14 +89,14 @@ def load(
             raise ConfigError(f"--preset {preset}: there are: {', '.join(preset_names())}")
         file = Path(str(PRESETS / f"{preset}.yaml"))
     assert file is not None  # noqa: S101  one of both was given
-    data = config_file.read_yaml(file)
+    data = read_yaml(file)
     for option in tasks or []:
         name, source = _key_value("--task", option)
-        config_file.set_task(data, name, source)
+        set_task(data, name, source)
     for option in sets or []:
         key, text = _key_value("--set", option)
-        config_file.override(data, key, _value(key, text))
-    return config.parse(data, f"--preset {preset}" if preset else str(file))
+        override(data, key, _value(key, text))
+    return parse_experiment(data, f"--preset {preset}" if preset else str(file))
 
 
 def preset_names() -> list[str]:
@@ -112,9 +112,9 @@ def _key_value(option: str, text: str) -> tuple[str, str]:
 
 
 def _value(key: str, text: str) -> Any:
-    from automixalign.config import file as config_file
+    from automixalign.config.file import parse_yaml
 
-    return config_file.parse_yaml(text, f"--set {key:.80}: {text!r:.80}")
+    return parse_yaml(text, f"--set {key:.80}: {text!r:.80}")
 
 
 @app.callback(invoke_without_command=True)
@@ -225,13 +225,13 @@ def validate(preset: Preset = None, file: Config = None, task: Task = None, set_
 
         ama validate --preset quickstart --set training.beta=0.2
     """
-    from automixalign.config import file as config_file
+    from automixalign.config.file import dump_yaml
     from automixalign.preflight.validate import check_local_sources, plan_experiment
 
     experiment = load(preset, file, task, set_)
     check_local_sources(experiment)
     plan_experiment(experiment)
-    typer.echo(config_file.dump(experiment), nl=False)
+    typer.echo(dump_yaml(experiment), nl=False)
 
 
 @app.command()

@@ -405,7 +405,7 @@ class Experiment(Schema):
             )
 
 
-def parse(data: Mapping[str, Any], origin: str) -> Experiment:
+def parse_experiment(data: Mapping[str, Any], origin: str) -> Experiment:
     """Check a configuration that came from `origin` (a file name, for the message).
 
     Raises:

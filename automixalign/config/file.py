@@ -138,6 +138,6 @@ def set_task(data: dict[str, Any], name: str, source: str) -> None:
     tasks.append({"name": name, "source": source})
 
 
-def dump(experiment: Experiment) -> str:
+def dump_yaml(experiment: Experiment) -> str:
     """The resolved experiment as YAML, every default written out."""
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

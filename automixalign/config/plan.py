@@ -9,9 +9,21 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
-from automixalign.config import experiment as config
 from automixalign.config.cluster import ClusterSpec
-from automixalign.config.experiment import Experiment
+from automixalign.config.experiment import (
+    SYNTHETIC,
+    BaseModelSpec,
+    Budget,
+    EvaluationSpec,
+    Experiment,
+    MergeSpec,
+    MethodSpec,
+    OutputSpec,
+    Precision,
+    SplitSpec,
+    TaskSpec,
+    TrainingSpec,
+)
 from automixalign.method.losses import Loss
 from automixalign.system.provenance import environment_digest, library_digest
 
@@ -31,7 +43,7 @@ class Settings(BaseModel):
 class BaseModelSettings(Settings):
     """Of `prepare_base_model`."""
 
-    base_model: config.BaseModelSpec
+    base_model: BaseModelSpec
     synthetic_tasks: list[str]
     """The synthetic tasks whose forms a `tiny` model learns."""
     fingerprint: str
@@ -41,8 +53,8 @@ class BaseModelSettings(Settings):
 class DataSettings(Settings):
     """Of `prepare_data`."""
 
-    tasks: list[config.TaskSpec]
-    split: config.SplitSpec
+    tasks: list[TaskSpec]
+    split: SplitSpec
     max_length: int
     fingerprints: list[str]
 
@@ -51,7 +63,7 @@ class ScoringSettings(Settings):
     """Of `reference_logps`."""
 
     batch_size: int
-    precision: config.Precision
+    precision: Precision
 
 
 class SpecialistLossesSettings(ScoringSettings):
@@ -66,9 +78,9 @@ class SpecialistLossesSettings(ScoringSettings):
 class TrainingSettings(Settings):
     """Of `train_specialist` (where `method` is None) and `train_generalist`."""
 
-    training: config.TrainingSpec
-    budget: config.Budget
-    method: config.MethodSpec | None
+    training: TrainingSpec
+    budget: Budget
+    method: MethodSpec | None
 
     @property
     def name(self) -> str:
@@ -87,7 +99,7 @@ class TrainingSettings(Settings):
 class MergeSettings(Settings):
     """Of `merge_specialists`."""
 
-    merge: config.MergeSpec
+    merge: MergeSpec
     tasks: list[str]
     """The specialists, in their order."""
 
@@ -100,7 +112,7 @@ class MergeSettings(Settings):
 class EvaluationSettings(Settings):
     """Of `evaluate`."""
 
-    evaluation: config.EvaluationSpec
+    evaluation: EvaluationSpec
     loss: Loss
     verifiers: dict[str, str]
     """Task -> verifier, for the tasks whose generations can be verified."""
@@ -121,7 +133,7 @@ class RegistrySettings(Settings):
 class PublicationSettings(Settings):
     """Of `publish`."""
 
-    output: config.OutputSpec | None
+    output: OutputSpec | None
     run: str
     """Names the run in the manifest."""
 
@@ -163,9 +175,9 @@ class Plan(BaseModel):
             **common, training=training, budget=experiment.budget.specialist, method=None
         )
         synthetic = [
-            task.source.removeprefix(config.SYNTHETIC)
+            task.source.removeprefix(SYNTHETIC)
             for task in experiment.tasks
-            if task.source.startswith(config.SYNTHETIC)
+            if task.source.startswith(SYNTHETIC)
         ]
         return cls(
             base_model=BaseModelSettings(

@@ -30,7 +30,7 @@ from automixalign.data.tokens import Tokens, check_template, tokenize
 from automixalign.data.write import write_splits
 from automixalign.models.prepare import check_positions
 from automixalign.scoring.verifiers import VERIFIERS
-from automixalign.steps import step as progress
+from automixalign.steps.step import current_step
 from automixalign.steps.tracking.record import Dataset
 from automixalign.storage import files
 from automixalign.system.errors import DataError, ModelError
@@ -51,10 +51,10 @@ def prepare_data(settings: DataSettings, base_model: Path, output: Path) -> dict
         ModelError: conversational data and a tokenizer without chat template.
         ConfigError: `max_length` is more than the model takes.
     """
-    from automixalign.models import load as models  # with torch, for which the command line does not wait
+    from automixalign.models.load import load_config, load_tokenizer
 
-    check_positions(models.load_config(base_model), settings.max_length)
-    tokenizer = models.load_tokenizer(base_model)
+    check_positions(load_config(base_model), settings.max_length)
+    tokenizer = load_tokenizer(base_model)
     with files.replacing(output) as folder, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         tasks = {task.name: _usable_pairs(task, settings, tokenizer, Path(scratch)) for task in settings.tasks}
         labels = split_tasks({name: found.ranks for name, found in tasks.items()}, settings.split)
@@ -70,7 +70,7 @@ def prepare_data(settings: DataSettings, base_model: Path, output: Path) -> dict
 
 def _record(cards: list[dict[str, Any]], output: Path) -> None:
     """Tell MLflow what the data was."""
-    record = progress.current().record
+    record = current_step().record
     record.of_pipeline = True
     record.add_artifact(output / "card.json", "data/card.json")
     for card in cards:

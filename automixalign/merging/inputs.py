@@ -15,8 +15,8 @@ from peft.tuners import lora
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from automixalign.models import load as models
 from automixalign.models import safety as model_files
+from automixalign.models.load import load_adapter, load_config, read_full_model
 
 KEPT = 16 << 20
 """Bytes of a model that may stay in memory although nobody needs them."""
@@ -68,7 +68,7 @@ class _FoldingLoader(Loader):
 def skeleton(folder: Path) -> PreTrainedModel:
     """The model that a folder's configuration describes, without weights."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(models.load_config(folder))
+        return AutoModelForCausalLM.from_config(load_config(folder))
 
 
 def fold(base: Path, adapter: Path, folder: Path, dtype: torch.dtype) -> Loader:
@@ -86,14 +86,14 @@ def fold(base: Path, adapter: Path, folder: Path, dtype: torch.dtype) -> Loader:
     if layers is not None and layers.keys() <= Loader(base).index.tensor_paths.keys():
         folder.symlink_to(base.resolve(), target_is_directory=True)
         return _FoldingLoader(folder, adapter, layers, dtype)
-    model = _adapted(models.read_full_model(base, dtype=dtype), adapter)
+    model = _adapted(read_full_model(base, dtype=dtype), adapter)
     model.merge_and_unload().save_pretrained(folder)
     return Loader(folder)
 
 
 def _adapted(model: PreTrainedModel, adapter: Path, **options: Any) -> Any:
     """`model` with the adapter's layers, every stored one of which has found its place."""
-    model = models.load_adapter(model, adapter, **options)
+    model = load_adapter(model, adapter, **options)
     stored = {name for name in _stored(adapter) if ".lora_" in name}
     loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
     # peft leaves out silently what the base has no place for, such as further layers.

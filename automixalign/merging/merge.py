@@ -27,10 +27,10 @@ from transformers import set_seed
 
 from automixalign.merging.inputs import Loader, fold, skeleton
 from automixalign.method import merge_methods
-from automixalign.models import load as models
 from automixalign.models import safety as model_files
+from automixalign.models.load import load_config, read_full_model
 from automixalign.models.weights import Writer, is_finite
-from automixalign.steps import step as progress
+from automixalign.steps.step import current_step
 from automixalign.storage import files
 from automixalign.system.errors import ModelError
 
@@ -97,7 +97,7 @@ def merge_specialists(
         **({"weights": dict(weights)} if weights else {}),
         "reference": merge_methods.MERGE_METHODS[method].reference,
     }
-    progress.current().record.add_params(facts)
+    current_step().record.add_params(facts)
     return facts
 
 
@@ -125,7 +125,7 @@ def _stage(base: Path, specialists: Mapping[str, Path], staging: Path) -> dict[P
             if tied & _tensor_shapes(folder).keys():
                 # transformers writes tied weights once. Written twice, as in some checkpoints, they
                 # could come out of a merge unequal, and would then no longer be tied on loading.
-                models.read_full_model(folder, dtype="auto").save_pretrained(model)
+                read_full_model(folder, dtype="auto").save_pretrained(model)
             else:
                 model.symlink_to(folder.resolve(), target_is_directory=True)
             loader = Loader(model)
@@ -160,7 +160,7 @@ def _names(tensors: safe_open) -> list[str]:
 
 def _difference(base: Path, model: Path) -> str:
     """How `model` differs from `base` in architecture, or ""; at most three tensors are named."""
-    ours, theirs = models.load_config(base), models.load_config(model)
+    ours, theirs = load_config(base), load_config(model)
     for key in COMPARED:
         if getattr(ours, key, None) != getattr(theirs, key, None):
             return f"{key} is {getattr(theirs, key, None)} instead of {getattr(ours, key, None)}"
@@ -179,7 +179,7 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 
 def _dtype(model: Path) -> torch.dtype:
-    dtype = models.load_config(model).dtype
+    dtype = load_config(model).dtype
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
@@ -229,7 +229,7 @@ def _run(
         LoaderCache().setup(options)
         with _seeded(seed):
             architecture = get_architecture_info(configuration, options)
-            config = models.load_config(next(iter(staged)))
+            config = load_config(next(iter(staged)))
             planner = MergePlanner(configuration, architecture, options, config)
             plan = [task for task in planner.plan_to_disk(str(output)) if isinstance(task, SaveTensor)]
             output.mkdir()

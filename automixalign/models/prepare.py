@@ -98,7 +98,7 @@ def _train_tiny(settings: BaseModelSettings, folder: Path) -> dict[str, Any]:
 
 
 def _convert(spec: BaseModelSpec, folder: Path, scratch: Path) -> dict[str, Any]:
-    from automixalign.models import load as models  # with torch, for which the command line does not wait
+    from automixalign.models.load import forget_code
 
     path = _fetch(spec.source, scratch)
     model, tokenizer = _load(spec, path)
@@ -107,7 +107,7 @@ def _convert(spec: BaseModelSpec, folder: Path, scratch: Path) -> dict[str, Any]
     _check_finite(model, spec.source)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    models.forget_code(model, tokenizer)
+    forget_code(model, tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return {"parameters": model.num_parameters(), "architecture": type(model).__name__}
@@ -148,7 +148,7 @@ def _load(spec: BaseModelSpec, path: Path | None, **options: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from automixalign.models import load as models
+    from automixalign.models.load import reason
 
     gguf = path is not None and path.suffix == ".gguf"
     place = str(path.parent if gguf and path else path or spec.source)
@@ -175,9 +175,7 @@ def _load(spec: BaseModelSpec, path: Path | None, **options: Any) -> Any:
             **options,
         )
     except Exception as error:  # transformers raises a dozen kinds, tokenizers a bare one
-        raise ModelError(
-            f"base_model.source: {spec.source} cannot be loaded: {models.reason(error)}"
-        ) from error
+        raise ModelError(f"base_model.source: {spec.source} cannot be loaded: {reason(error)}") from error
     if missing := sorted(report["missing_keys"]):  # transformers would leave them at random
         raise ModelError(
             f"base_model.source: {spec.source}: {len(missing)} weights are missing, first {missing[0]}"

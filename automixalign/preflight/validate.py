@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from automixalign.config.experiment import SYNTHETIC, Experiment, parse
+from automixalign.config.experiment import SYNTHETIC, Experiment, parse_experiment
 from automixalign.config.file import parse_yaml
 from automixalign.config.plan import Plan
 from automixalign.data import read
@@ -13,7 +13,7 @@ from automixalign.data.prepare import check_rendering, read_pairs
 from automixalign.data.split import split_tasks
 from automixalign.models import prepare as base_model
 from automixalign.models import trainable
-from automixalign.steps import step as progress
+from automixalign.steps.step import current_step
 from automixalign.steps.tracking import spool
 from automixalign.storage import publication as publish
 from automixalign.storage import s3
@@ -35,13 +35,13 @@ def plan(configuration: str, parts: Sequence[str]) -> Plan:
     data = parse_yaml(configuration, "the configuration")
     if not isinstance(data, dict):
         raise ConfigError(f"the configuration must be a mapping of keys, not {type(data).__name__}")
-    experiment = parse(data, "the configuration")
+    experiment = parse_experiment(data, "the configuration")
     if experiment.parts != list(parts):
         raise ConfigError(
             f"the pipeline was compiled for an experiment with {_listed(parts)}, and this one has "
             f"{_listed(experiment.parts)}: compile it again from this configuration"
         )
-    record = progress.current().record
+    record = current_step().record
     record.of_pipeline = True
     record.add_params(experiment.model_dump(mode="json"))
     return plan_experiment(experiment)

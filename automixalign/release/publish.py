@@ -7,7 +7,7 @@ from typing import Any
 
 from automixalign.config.experiment import OutputSpec
 from automixalign.config.plan import PublicationSettings
-from automixalign.steps import step as progress
+from automixalign.steps.step import current_step
 from automixalign.storage import files
 from automixalign.storage.publication import Manifest, publish
 from automixalign.system.errors import ConfigError, UnreachableError
@@ -39,7 +39,7 @@ def publish_run(
     files.write_text(output, manifest.model_dump_json(indent=2) + "\n")
     sizes = [file.size for file in manifest.files.values()]
     facts = {"to": settings.output.to, "files": len(sizes), "bytes": sum(sizes)}
-    progress.current().record.add_params(facts)
+    current_step().record.add_params(facts)
     return facts
 
 
@@ -49,6 +49,6 @@ def _patiently(spec: OutputSpec, run: str, artifacts: Mapping[str, Path], pauses
         try:
             return publish(artifacts, spec.to, run=run, replace=spec.replace)
         except UnreachableError as error:
-            progress.current().warn(f"{error}; trying again in {pause:g} s")
+            current_step().warn(f"{error}; trying again in {pause:g} s")
             time.sleep(pause)
     return publish(artifacts, spec.to, run=run, replace=spec.replace)

@@ -16,9 +16,9 @@ from typing import Any
 from automixalign.config.experiment import RegistrySpec
 from automixalign.config.plan import RegistrySettings
 from automixalign.data.store import read_card
-from automixalign.models import load as models
+from automixalign.models.load import load_model, load_tokenizer
 from automixalign.report.leaderboard import Entry, best
-from automixalign.steps import step as progress
+from automixalign.steps.step import current_step
 from automixalign.steps.tracking import spool
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError
@@ -89,7 +89,7 @@ def register(
         "reasons": reasons,
     }
     files.write_json(output, result)
-    record = progress.current().record
+    record = current_step().record
     record.add_params(result)
     record.tags |= tags
     return result
@@ -184,7 +184,7 @@ def _store(target: spool.Target, registry: Any, model: Path, base_model: Path, n
     import mlflow
 
     mlflow.set_tracking_uri(target.uri)
-    tokenizer = models.load_tokenizer(base_model)
+    tokenizer = load_tokenizer(base_model)
     chat = tokenizer.chat_template is not None
     tags = {"automixalign.stage": "register"}
     if target.run_id is not None:
@@ -195,7 +195,7 @@ def _store(target: spool.Target, registry: Any, model: Path, base_model: Path, n
     run = registry.create_run(experiment, tags=tags, run_name=f"model {name}")
     with mlflow.start_run(run_id=run.info.run_id):
         logged = mlflow.transformers.log_model(
-            {"model": models.load_model(model, base_model), "tokenizer": tokenizer},
+            {"model": load_model(model, base_model), "tokenizer": tokenizer},
             name=name,
             task="llm/v1/chat" if chat else "text-generation",
             input_example={"messages": _QUESTION} if chat else "Hello",

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from automixalign.config import file as config_file
+from automixalign.config.file import dump_yaml
 from automixalign.config.plan import ComparisonSettings
 from automixalign.report import leaderboard
 from automixalign.report.curves import curves
@@ -61,7 +61,7 @@ def collect(
             if costs.get(name, {}).keys() & set(_COSTS)
         },
         "stages": None,
-        "config": config_file.dump(experiment),
+        "config": dump_yaml(experiment),
         "versions": versions(),
         "library": settings.library,
         "limits": limits(experiment, costs, tasks),

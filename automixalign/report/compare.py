@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from automixalign.config import experiment as config
+from automixalign.config.experiment import model_names
 from automixalign.config.plan import ComparisonSettings
 from automixalign.report import leaderboard, plots
 from automixalign.report import page as report_page
 from automixalign.report.collect import collect
-from automixalign.steps import step as progress
+from automixalign.steps.step import current_step
 from automixalign.storage import files
 from automixalign.system.errors import CacheError
 from automixalign.system.flat import flat
@@ -52,7 +52,7 @@ def compare(
     experiment = settings.experiment
     for log in trajectories.values():
         _check_trajectory(log)
-    entries = leaderboard.build(evaluations, config.model_names(experiment))
+    entries = leaderboard.build(evaluations, model_names(experiment))
     files.write_json(board, entries)
     with files.replacing(plot_folder) as folder:
         folder.mkdir()
@@ -62,7 +62,7 @@ def compare(
             plots.task_bars(entries, metric, folder / f"{metric}.png")
     files.write_text(markdown, as_markdown(entries))
     report_page.write(collect(settings, entries, trajectories, data, losses, costs), page, facts)
-    record = progress.current().record
+    record = current_step().record
     record.of_pipeline = True
     record.add_metrics(summary_metrics(entries))
     kept = {

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from automixalign.config import file as config_file
+from automixalign.config.file import dump_yaml
 from automixalign.report import page
 from automixalign.report.runs import Run
 from automixalign.system.errors import ConfigError
@@ -46,7 +46,7 @@ def compare_runs(folders: Sequence[Path], baseline: str = BASELINE) -> dict[str,
             for run, library in zip(runs, libraries, strict=True)
         ],
         "models": models,
-        "config": config_file.dump(experiment),
+        "config": dump_yaml(experiment),
         "limits": _limits(libraries),
     }
 

@@ -18,9 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from automixalign.config import experiment as config
-from automixalign.config import file as config_file
-from automixalign.config.experiment import Experiment
+from automixalign.config.experiment import Experiment, parse_experiment
+from automixalign.config.file import dump_yaml, read_yaml
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError
 from automixalign.system.flat import flat
@@ -67,7 +66,7 @@ def claim(folder: Path, experiment: Experiment) -> Iterator[TextIO]:
         _lock(lock, folder)
         _check_experiment(folder, experiment)
         (folder / LOGS).mkdir(exist_ok=True)
-        files.write_text(folder / CONFIG, config_file.dump(experiment))
+        files.write_text(folder / CONFIG, dump_yaml(experiment))
         yield lock
 
 
@@ -92,7 +91,7 @@ def _check_experiment(folder: Path, experiment: Experiment) -> None:
     path = folder / CONFIG
     if not path.exists():
         return
-    there = config.parse(config_file.read_yaml(path), str(path))
+    there = parse_experiment(read_yaml(path), str(path))
     if there == experiment:
         return
     old, new = (dict(flat(each.model_dump(mode="json"))) for each in (there, experiment))

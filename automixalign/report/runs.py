@@ -5,15 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from automixalign.config import experiment as config
-from automixalign.config import file as config_file
-from automixalign.config.experiment import Experiment, specialist_name
+from automixalign.config.experiment import Experiment, parse_experiment, specialist_name
+from automixalign.config.file import read_yaml
 from automixalign.config.plan import ComparisonSettings
 from automixalign.report import page, run_folder
 from automixalign.report.collect import collect
 from automixalign.report.leaderboard import Entry
 from automixalign.report.run_folder import LEADERBOARD
-from automixalign.steps import step as progress
+from automixalign.steps.step import EVENTS, events_in
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError
 
@@ -42,7 +41,7 @@ class Run:
             if not (folder / name).is_file():
                 raise ConfigError(f"{folder} is not the folder of a finished run: there is no {name}")
         path = folder / run_folder.CONFIG
-        experiment = config.parse(config_file.read_yaml(path), str(path))
+        experiment = parse_experiment(read_yaml(path), str(path))
         return cls(folder, experiment, files.read_json(folder / LEADERBOARD))
 
     def kept(self) -> dict[str, Any]:
@@ -82,9 +81,9 @@ def rebuild(folder: Path, costs: Mapping[str, Mapping[str, Any]]) -> Path:
         raise ConfigError(f"{folder} is not whole: there is no {error.filename}") from error
     # Software may have changed since; what the run itself noted is what made it.
     data |= {key: kept.get(key) for key in _KEPT}
-    events = folder / run_folder.LOGS / progress.EVENTS
+    events = folder / run_folder.LOGS / EVENTS
     if events.is_file():
-        data |= _logged(progress.events_in(events.read_bytes()), data["warnings"])
+        data |= _logged(events_in(events.read_bytes()), data["warnings"])
     page.write(data, folder / PAGE, folder / FACTS)
     return folder / PAGE
 

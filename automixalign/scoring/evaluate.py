@@ -12,12 +12,12 @@ from automixalign.config.experiment import EvaluationSpec
 from automixalign.config.plan import EvaluationSettings
 from automixalign.data.split import TEST
 from automixalign.data.store import IDS, read_split, tasks_of
-from automixalign.models import load as models
+from automixalign.models.load import autocast, load_model, load_tokenizer
 from automixalign.scoring import caches
-from automixalign.scoring import scorer as scoring
 from automixalign.scoring.caches import SUMMARY
+from automixalign.scoring.scorer import Scorer, log_ratios, pair_losses, scores_of
 from automixalign.scoring.verifiers import VERIFIERS
-from automixalign.steps import step as progress
+from automixalign.steps.step import current_step
 from automixalign.storage import files
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def evaluate(
         task has a verifier, the pass rate of greedy generations. Excess needs the specialists: see `compare`.
     """
     spec = settings.evaluation
-    policy = models.load_model(model, base_model)
-    scorer = scoring.Scorer(policy, spec.batch_size, spec.precision)
+    policy = load_model(model, base_model)
+    scorer = Scorer(policy, spec.batch_size, spec.precision)
     tasks: dict[str, dict[str, float]] = {}
     generations: list[dict[str, Any]] = []
     with files.replacing(output) as folder:
@@ -62,10 +62,10 @@ def evaluate(
             ids = pairs.column("pair_id").to_pylist()
             cache = caches.read_cache(reference / task, split, caches.CHOSEN, caches.REJECTED)
             known = caches.join(cache, ids, f"{task} {split}")
-            scores = known if family == REFERENCE else scoring.scores_of(scorer, pairs)
-            chosen_ratio, rejected_ratio = scoring.log_ratios(scores, known)
+            scores = known if family == REFERENCE else scores_of(scorer, pairs)
+            chosen_ratio, rejected_ratio = log_ratios(scores, known)
             margins = settings.loss.beta * (chosen_ratio - rejected_ratio)
-            losses = scoring.pair_losses(settings.loss, scores, known, pairs)
+            losses = pair_losses(settings.loss, scores, known, pairs)
             scores = scores.append_column("margin", pa.array(margins))
             scores = scores.append_column(caches.LOSS, pa.array(losses))
             caches.write_scores(folder / f"{task}.parquet", scores)
@@ -82,7 +82,7 @@ def evaluate(
         summary = {"model": name, "family": family, "loss": settings.loss.model_dump(), "tasks": tasks}
         files.write_json(folder / SUMMARY, summary)
         files.write_jsonl(folder / GENERATIONS, generations)
-    record = progress.current().record
+    record = current_step().record
     record.add_params({"model": name, "family": family})
     record.add_metrics(tasks)
     return summary
@@ -100,7 +100,7 @@ def _verify(
     for row in pairs.select(["pair_id", "prompt_ids", "answer"]).to_pylist():
         first.setdefault(tuple(row["prompt_ids"]), row)
     rows = list(first.values())[: settings.evaluation.max_prompts]
-    tokenizer = models.load_tokenizer(base_model)
+    tokenizer = load_tokenizer(base_model)
     passes = VERIFIERS[settings.verifiers[task]]
     prompts = [row["prompt_ids"] for row in rows]
     outputs = generate(policy, tokenizer, prompts, settings.evaluation)
@@ -127,7 +127,7 @@ def generate(
     texts = [""] * len(prompts)
     batches = [order[at : at + spec.batch_size] for at in range(0, len(order), spec.batch_size)]
     policy.eval()
-    for batch in progress.current().track(batches, len(batches)):
+    for batch in current_step().track(batches, len(batches)):
         answers = _continue(policy, tokenizer, [prompts[index] for index in batch], spec)
         for index, text in zip(batch, answers, strict=True):
             texts[index] = text
@@ -144,7 +144,7 @@ def _continue(
     padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(policy.device)
     positions = getattr(policy.config, "max_position_embeddings", None) or math.inf
     room = positions - padded["input_ids"].shape[1]  # at least one: a prompt is shorter than max_length
-    with models.autocast(spec.precision):
+    with autocast(spec.precision):
         ids = policy.generate(
             **padded,
             do_sample=False,

@@ -13,11 +13,11 @@ from automixalign.config.plan import ScoringSettings
 from automixalign.data.split import SPLITS
 from automixalign.data.store import read_split, tasks_of
 from automixalign.method.losses import Loss
-from automixalign.models import load as models
+from automixalign.models.load import autocast, load_full_model
 from automixalign.scoring.caches import CHOSEN, REJECTED, Floats, column, write_cache
 from automixalign.scoring.logps.batch import PairIds
 from automixalign.scoring.logps.forward import batch_of, packing, side_logps
-from automixalign.steps import step as progress
+from automixalign.steps.step import current_step
 from automixalign.storage import files
 from automixalign.system import heap
 from automixalign.system.errors import ModelError
@@ -57,9 +57,9 @@ class Scorer:
         self.model.eval()
         heap.keep_freed_memory()
         with packing(self.model) as packed:
-            for rows in progress.current().track(batches, len(batches)):
+            for rows in current_step().track(batches, len(batches)):
                 batch = batch_of([pairs[index] for index in rows], packed).to(self.model.device)
-                with models.autocast(self.precision):
+                with autocast(self.precision):
                     result[rows] = side_logps(self.model, batch).double().cpu().numpy()
         if not np.isfinite(result).all():
             bad = table.column("pair_id")[int(np.flatnonzero(~np.isfinite(result).all(1))[0])]
@@ -91,7 +91,7 @@ def write_reference_logps(
     Returns:
         The caches' manifests, by task.
     """
-    scorer = Scorer(models.load_full_model(base_model), settings.batch_size, settings.precision)
+    scorer = Scorer(load_full_model(base_model), settings.batch_size, settings.precision)
     model = files.digest(base_model)
     with files.replacing(output) as folder:
         manifests = {}

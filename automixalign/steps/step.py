@@ -23,8 +23,8 @@ from automixalign.system import alive, plain_text, shortages
 from automixalign.system.errors import StorageError
 from automixalign.system.plain_text import shown
 
-LOGS = "AMA_LOGS"
-WORKERS = "AMA_LOCAL_WORKERS"
+LOGS_VARIABLE = "AMA_LOGS"
+WORKERS_VARIABLE = "AMA_LOCAL_WORKERS"
 EVENTS = "events.jsonl"
 RECORD = "record.json"
 """What a step of a local run told MLflow, kept beside its outputs for whoever takes them from the cache."""
@@ -39,7 +39,7 @@ class Step:
 
     def __init__(self, stage: str, name: str) -> None:
         self.stage, self.name = stage, name
-        folder = os.environ.get(LOGS)
+        folder = os.environ.get(LOGS_VARIABLE)
         self.events = Path(folder) / EVENTS if folder else None
         self.record = Record(stage=stage, name=name)
         self._last = 0.0
@@ -91,19 +91,19 @@ def events_in(text: bytes) -> list[dict[str, Any]]:
 _current = Step("", "")
 
 
-def current() -> Step:
+def current_step() -> Step:
     """The step this process runs."""
     return _current
 
 
-def adopt(running: Step) -> None:
+def adopt_step(running: Step) -> None:
     """Take part in a step that another process of this machine runs."""
     global _current  # noqa: PLW0603  one process runs one step
     _current = running
 
 
 @contextmanager
-def step(
+def run_step(
     stage: str, name: str = "", reads: Iterable[Artifact] = (), writes: Iterable[Artifact] = ()
 ) -> Iterator[Step]:
     """Run a step of the DAG: announce it, log it, and share the processors with its siblings.
@@ -122,7 +122,7 @@ def step(
     alive.depend()
     _current = running = Step(stage, name)
     outputs = list(writes)
-    if workers := os.environ.get(WORKERS):
+    if workers := os.environ.get(WORKERS_VARIABLE):
         _share_processors(int(workers) if name else 1)
     with shortages.of_step(running.record.title, stage):
         started = time.monotonic()

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from automixalign.steps import step as progress
+from automixalign.steps.step import current_step
 from automixalign.storage import files, s3
 from automixalign.storage.publication import Manifest, PublishedFile
 from automixalign.system import shortages
@@ -73,7 +73,7 @@ class Checkpoints:
             try:
                 return self._take(name)
             except DamagedError as damage:
-                progress.current().warn(
+                current_step().warn(
                     f"{self._title(name)} is passed over for the checkpoint before it, and removed: {damage}"
                 )
                 self._discard(name)

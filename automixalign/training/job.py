@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from automixalign.config.plan import TrainingSettings
-from automixalign.steps import step as progress
+from automixalign.steps.step import current_step
 from automixalign.storage import files
 from automixalign.system import errors, shortages
 
@@ -49,7 +49,7 @@ class Job(BaseModel):
     @classmethod
     def of(cls, training: Training) -> "Job":
         """The job of the step that this process runs."""
-        step = progress.current()
+        step = current_step()
         data = training.model_dump(mode="json")
         return cls(kind=type(training).__name__, training=data, stage=step.stage, name=step.name)
 

@@ -18,10 +18,10 @@ from automixalign.config.experiment import specialist_name
 from automixalign.config.plan import SpecialistLossesSettings
 from automixalign.data.split import SPLITS, TEST, TRAIN
 from automixalign.data.store import IDS, read_split
-from automixalign.models import load as models
+from automixalign.models.load import load_model
 from automixalign.scoring import caches
 from automixalign.scoring.scorer import Scorer, pair_losses, scores_of
-from automixalign.steps import step as progress
+from automixalign.steps.step import current_step
 from automixalign.storage import files
 from automixalign.system.errors import DataError
 from automixalign.training.launch import launch
@@ -73,9 +73,9 @@ def write_specialist_losses(
     held_out = np.concatenate([by_split[split] for split in _HELD_OUT])
     gap = float(held_out.mean() - by_split[TRAIN].mean())
     if gap > settings.warn_gap:
-        progress.current().warn(_gap_warning(settings, specialist_name(task), gap))
+        current_step().warn(_gap_warning(settings, specialist_name(task), gap))
     mean_loss = {split: float(losses.mean()) for split, losses in by_split.items() if len(losses)}
-    progress.current().record.add_metrics({"mean_loss": mean_loss, "gap": gap})
+    current_step().record.add_metrics({"mean_loss": mean_loss, "gap": gap})
     with files.replacing(output) as folder:
         return caches.write_cache(
             folder,
@@ -144,7 +144,7 @@ def _cross_fitted(
 
 
 def _scorer(settings: SpecialistLossesSettings, model: Path, base_model: Path) -> Scorer:
-    return Scorer(models.load_model(model, base_model), settings.batch_size, settings.precision)
+    return Scorer(load_model(model, base_model), settings.batch_size, settings.precision)
 
 
 def _gap_warning(settings: SpecialistLossesSettings, name: str, gap: float) -> str:

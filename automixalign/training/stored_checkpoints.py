@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 
-from automixalign.steps import step as progress
+from automixalign.steps.step import current_step
 from automixalign.storage import files, s3
 from automixalign.storage.publication import Manifest, check_writable
 from automixalign.system.errors import StorageError
@@ -79,7 +79,7 @@ class StoredCheckpoints(Checkpoints):
             # The latest goes last: whoever is killed before goes on from it.
             self._remove_all_but(None)
         except StorageError as error:
-            progress.current().warn(f"{self.uri} is not needed any more, but could not be removed: {error}")
+            current_step().warn(f"{self.uri} is not needed any more, but could not be removed: {error}")
         super().remove()
 
     def _names(self) -> Iterable[str]:
@@ -128,7 +128,7 @@ class StoredCheckpoints(Checkpoints):
             self._store(name, place)
         except StorageError as error:
             again = f"go on from {self._stored}" if self._stored else "begin anew"
-            progress.current().warn(
+            current_step().warn(
                 f"{self._title(name)} could not be stored: {error}. The training goes on; killed before the "
                 f"next checkpoint is stored, it would {again}"
             )

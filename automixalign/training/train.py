@@ -15,11 +15,11 @@ from automixalign.data.split import TRAIN
 from automixalign.data.store import IDS, read_split, tasks_of
 from automixalign.method.losses import NLL
 from automixalign.method.mixers import MIXERS, Mixer, Standard
-from automixalign.models import load as models
 from automixalign.models import trainable
+from automixalign.models.load import device, load_full_model, load_tokenizer, uses_bf16
 from automixalign.models.weights import not_finite
 from automixalign.scoring import caches
-from automixalign.steps import step as progress
+from automixalign.steps.step import current_step
 from automixalign.storage import files
 from automixalign.system.errors import CacheError, ConfigError, TrainingError
 from automixalign.training import checkpoints
@@ -85,7 +85,7 @@ def recorded(facts: Mapping[str, Any], trajectory: Path) -> dict[str, Any]:
     rows = files.read_jsonl(trajectory)
     tokens = sum(row["pairs"][task] * (mean or 0) for row in rows for task, mean in row["tokens"].items())
     facts = {**facts, "tokens": round(tokens), "tokens_per_second": round(tokens / max(facts["seconds"], 0.1))}
-    record = progress.current().record
+    record = current_step().record
     record.add_metrics({key: value for key, value in facts.items() if key != "weights"})  # their curve has them
     record.add_params({key: value for key, value in facts.items() if isinstance(value, str)})
     record.add_curves(trajectory)
@@ -112,8 +112,8 @@ def _train(training: Training, tables: Mapping[str, pa.Table], mixer: Mixer, scr
     steps = _steps(settings, sum(len(table) for table in tables.values()))
     place = checkpoints.place(settings.training.checkpoint_every)
     with checkpoints.of_training(place, _key(training, tables) if place else "training", scratch) as kept:
-        tokenizer = models.load_tokenizer(training.base_model)
-        model = models.load_full_model(training.base_model)
+        tokenizer = load_tokenizer(training.base_model)
+        model = load_full_model(training.base_model)
         trainable.freeze(model, settings.training.trainable)
         log = kept.folder / checkpoints.TRAJECTORY
         trainer = MixingTrainer(
@@ -171,8 +171,8 @@ def _key(training: Training, tables: Mapping[str, pa.Table]) -> str:
     # The reference's log-probabilities, in the tables, do not show all of the base model: its dropout, for one.
     total.update(files.digest(training.base_model).encode())
     # What the settings leave to the machine.
-    bf16 = models.uses_bf16(settings.training.precision)
-    total.update(f"{models.device().type} {bf16} {world_size()}".encode())
+    bf16 = uses_bf16(settings.training.precision)
+    total.update(f"{device().type} {bf16} {world_size()}".encode())
     name = settings.name if settings.method else specialist_name(*tables)
     return f"{name}-{total.hexdigest()[:16]}"
 
@@ -220,7 +220,7 @@ def _dpo_config(settings: TrainingSettings, steps: int, kept: checkpoints.Checkp
         loss_type=[training.loss_type, NLL] if training.nll_weight else [training.loss_type],
         loss_weights=[1.0, training.nll_weight] if training.nll_weight else [1.0],
         label_smoothing=training.label_smoothing,
-        bf16=models.uses_bf16(training.precision),
+        bf16=uses_bf16(training.precision),
         gradient_checkpointing=training.gradient_checkpointing and not training.fsdp,
         fsdp=training.fsdp,
         fsdp_config={
@@ -232,9 +232,9 @@ def _dpo_config(settings: TrainingSettings, steps: int, kept: checkpoints.Checkp
         max_length=None,
         seed=settings.seed,
         data_seed=settings.seed,
-        use_cpu=models.device().type == "cpu",
+        use_cpu=device().type == "cpu",
         dataloader_pin_memory=False,
-        ddp_backend="gloo" if world > 1 and models.device().type == "cpu" else None,
+        ddp_backend="gloo" if world > 1 and device().type == "cpu" else None,
         save_strategy="steps" if saves else "no",
         save_steps=training.checkpoint_every or 1,
         save_total_limit=kept.kept_here,

@@ -34,7 +34,7 @@ from automixalign.method.losses import from_trl
 from automixalign.method.mixers import Draws, Mixer
 from automixalign.scoring.logps.batch import PairIds
 from automixalign.scoring.logps.forward import batch_of, packing, side_logps
-from automixalign.steps import step as progress
+from automixalign.steps.step import current_step
 from automixalign.storage import files
 from automixalign.system import heap
 from automixalign.system.errors import TrainingError
@@ -270,7 +270,7 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
             self.average.add()
         if self.accelerator.is_main_process:
             loss = float(totals["loss"].sum() / pairs.sum())
-            progress.current().report(self.state.global_step, self.args.max_steps, loss=loss)
+            current_step().report(self.state.global_step, self.args.max_steps, loss=loss)
             means = {name: self._by_task(value / np.maximum(pairs, 1), pairs) for name, value in totals.items()}
             row = {
                 "step": self.state.global_step,

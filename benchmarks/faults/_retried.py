@@ -17,11 +17,11 @@ from components.image import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def train_generalist(training: str) -> None:
     """Train a generalist, as the component of this name does."""
-    from automixalign.steps.step import step
+    from automixalign.steps.step import run_step
     from automixalign.training.launch import train
     from automixalign.training.train import GeneralistTraining
 
-    with step("train_generalist"):
+    with run_step("train_generalist"):
         train(GeneralistTraining.model_validate_json(training))
 
 

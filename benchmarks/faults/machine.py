@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from automixalign.config import experiment as config
+from automixalign.config.experiment import Experiment, parse_experiment, specialist_name
 from automixalign.config.plan import (
     BaseModelSettings,
     ComparisonSettings,
@@ -27,7 +27,7 @@ from automixalign.models.prepare import prepare_base_model
 from automixalign.report.compare import compare
 from automixalign.scoring.evaluate import evaluate
 from automixalign.scoring.scorer import write_reference_logps
-from automixalign.steps import step as progress
+from automixalign.steps.step import EVENTS, LOGS_VARIABLE, run_step
 from automixalign.steps.tracking.record import Record
 from automixalign.steps.tracking.send import send_waiting
 from automixalign.steps.tracking.spool import FOLDER, FOLLOWED, RUN_ID, URI, Spool, Target
@@ -46,7 +46,7 @@ _BALLAST = "ballast"
 _ROOMS = (0, 8 << 10, 24 << 10, 64 << 10, 200 << 10, 600 << 10)
 """Bytes that are left on a disk, so that it fills up at one moment or another."""
 _FULL = ("cannot be written: no space left", "free some")
-_UNTRACKED = dict.fromkeys((URI, RUN_ID, FOLDER, FOLLOWED, progress.LOGS, checkpoints.PLACE))
+_UNTRACKED = dict.fromkeys((URI, RUN_ID, FOLDER, FOLLOWED, LOGS_VARIABLE, checkpoints.PLACE))
 
 
 def may_mount() -> bool:
@@ -93,9 +93,9 @@ def training(output: Path, **options: Any) -> SpecialistTraining:
     return tiny.specialist_training(output, checkpoint_every=1, **options)
 
 
-def _experiment() -> config.Experiment:
+def _experiment() -> Experiment:
     tasks = [{"name": name, "source": f"synthetic:{name}", "limit": 30} for name in tiny.TASKS]
-    return config.parse({**tiny.experiment(), "tasks": tasks}, "the case")
+    return parse_experiment({**tiny.experiment(), "tasks": tasks}, "the case")
 
 
 def _evaluate(output: Path, name: str = "uniform", family: str = "generalist") -> None:
@@ -150,7 +150,7 @@ def _losses(output: Path) -> None:
 def _compared() -> tuple[list[Path], Path, dict[str, Any]]:
     """What is compared: evaluations, a training's log, and what the training returned."""
     folder = tiny.world().base_model.parent / "compared"
-    tasks = [(config.specialist_name(task), "specialist") for task in tiny.TASKS]
+    tasks = [(specialist_name(task), "specialist") for task in tiny.TASKS]
     models = [("reference", "reference"), *tasks, ("uniform", "generalist")]
     for name, family in models:
         _evaluate(folder, name, family)
@@ -166,7 +166,7 @@ def _compared() -> tuple[list[Path], Path, dict[str, Any]]:
 def _compare(output: Path) -> None:
     world = tiny.world()
     evaluations, log, cost = _compared()
-    trained = [*map(config.specialist_name, tiny.TASKS), "uniform"]
+    trained = [*map(specialist_name, tiny.TASKS), "uniform"]
     compare(
         ComparisonSettings(seed=0, experiment=_experiment()),
         evaluations,
@@ -235,7 +235,7 @@ def _remove(disk: Path, names: list[str]) -> None:
 
 
 def _step(stage: str, output: Path) -> None:
-    with progress.step(stage):
+    with run_step(stage):
         STAGES[stage](output)
 
 
@@ -246,7 +246,7 @@ def full_checkpoints(folder: Path) -> str:
         with environment(**{**_UNTRACKED, checkpoints.PLACE: str(disk / "checkpoints")}):
 
             def step() -> None:
-                with progress.step("train_specialist", "format"):
+                with run_step("train_specialist", "format"):
                     train(training(folder / "made"))
 
             for room in _ROOMS:
@@ -281,7 +281,7 @@ def full_temporary(folder: Path) -> str:
         try:
 
             def step() -> None:
-                with progress.step("train_specialist", "format"):
+                with run_step("train_specialist", "format"):
                     train(training(folder / "made"))
 
             seen = refused(StorageError, step, str(disk), *_FULL)
@@ -296,18 +296,18 @@ def full_logs(folder: Path) -> str:
     """The run folder's disk is full: neither events nor log nor record can be written."""
     with small_disk(folder, 1) as disk:
         (disk / "spool").mkdir()
-        told = {**_UNTRACKED, progress.LOGS: str(disk), FOLDER: str(disk / "spool"), FOLLOWED: "1"}
+        told = {**_UNTRACKED, LOGS_VARIABLE: str(disk), FOLDER: str(disk / "spool"), FOLLOWED: "1"}
         with environment(**told):
             fill(disk, 0)
 
             def step() -> None:
-                with progress.step("merge_specialists", "linear"):
+                with run_step("merge_specialists", "linear"):
                     print("x" * 10_000)
 
             seen = refused(StorageError, step, str(disk), *_FULL)
             (disk / _BALLAST).unlink()
             step()
-            events = [json.loads(line) for line in (disk / progress.EVENTS).read_text().splitlines() if line]
+            events = [json.loads(line) for line in (disk / EVENTS).read_text().splitlines() if line]
             see(events[-1]["event"] == "finished", f"the last event is {events[-1]}")
     return f"{seen} | with room: well"
 

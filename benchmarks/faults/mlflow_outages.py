@@ -15,11 +15,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from automixalign.config import experiment as config
+from automixalign.config.experiment import parse_experiment
 from automixalign.config.plan import RegistrySettings
 from automixalign.preflight.validate import plan_experiment
 from automixalign.release.register import register
-from automixalign.steps import step as progress
+from automixalign.steps.step import run_step
 from automixalign.steps.tracking.record import Record
 from automixalign.steps.tracking.send import send_waiting
 from automixalign.steps.tracking.spool import FOLDER, FOLLOWED, RUN_ID, URI, Spool, Target
@@ -152,7 +152,7 @@ def run_with_server(up: Callable[[int], bool]) -> Callable[[Path], str]:
         uri = f"http://127.0.0.1:{port}"
         run_folder = folder / "run"
         run_folder.mkdir()
-        experiment = config.parse(tiny.experiment(), "the case")
+        experiment = parse_experiment(tiny.experiment(), "the case")
         with environment(**dict.fromkeys((RUN_ID, FOLDER, FOLLOWED)), **{URI: uri}):
             sender = Sender(experiment, run_folder)
             with ExitStack() as stack:
@@ -195,7 +195,7 @@ def step_alone(folder: Path) -> str:
     uri = f"http://127.0.0.1:{free_port()}"
     with environment(**{FOLDER: str(folder / "spool"), URI: uri}, **dict.fromkeys((FOLLOWED, RUN_ID))):
         began = time.monotonic()
-        with progress.step("train_specialist", "a"):
+        with run_step("train_specialist", "a"):
             (folder / "model").write_text("made")
         took = time.monotonic() - began
     see(took < 15, f"it took {took:.0f} s")
@@ -278,7 +278,7 @@ def damaged(folder: Path) -> str:
 
 def registry_at_start(folder: Path) -> str:
     """A registered model is wanted, and nobody listens: refused before anything long."""
-    experiment = config.parse({**tiny.experiment(), "registry": {"name": "assistant"}}, "the case")
+    experiment = parse_experiment({**tiny.experiment(), "registry": {"name": "assistant"}}, "the case")
     with environment(**{URI: f"http://127.0.0.1:{free_port()}"}):
         began = time.monotonic()
         seen = refused(UnreachableError, lambda: plan_experiment(experiment), "the model registry", _ADVICE)
@@ -290,7 +290,7 @@ def registry_at_the_end(fault: Fault | None) -> Callable[[Path], str]:
 
     def run(folder: Path) -> str:
         world = tiny.world()
-        experiment = config.parse({**tiny.experiment(), "registry": {"name": "assistant"}}, "the case")
+        experiment = parse_experiment({**tiny.experiment(), "registry": {"name": "assistant"}}, "the case")
         row = {"excess": 0.1, "accuracy": 0.9}
         board = [{"model": "uniform", "family": "generalist", "worst": row, "average": row}]
         files.write_json(folder / "board.json", board)
@@ -299,7 +299,7 @@ def registry_at_the_end(fault: Fault | None) -> Callable[[Path], str]:
 
         def step() -> None:
             places = (world.data, world.base_model, folder / "registration.json")
-            with progress.step("register"):
+            with run_step("register"):
                 register(settings, folder / "board.json", candidates, *places)
 
         with proxy(free_port()) as between:

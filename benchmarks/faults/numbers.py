@@ -11,19 +11,19 @@ import numpy as np
 import pyarrow as pa
 from safetensors.torch import load_file, save_file
 
-from automixalign.config import experiment as config
+from automixalign.config.experiment import MethodSpec, parse_experiment, specialist_name
 from automixalign.config.plan import BaseModelSettings, ComparisonSettings, EvaluationSettings
 from automixalign.data.split import TEST, TRAIN
 from automixalign.data.store import read_split
 from automixalign.merging.merge import merge_specialists
-from automixalign.models import load as models
+from automixalign.models.load import load_full_model, load_tokenizer
 from automixalign.models.prepare import prepare_base_model
 from automixalign.report import leaderboard
 from automixalign.report.compare import compare
 from automixalign.scoring import caches
-from automixalign.scoring import scorer as scoring
 from automixalign.scoring.caches import SUMMARY
 from automixalign.scoring.evaluate import evaluate
+from automixalign.scoring.scorer import Scorer
 from automixalign.storage import files
 from automixalign.system.errors import AutoMixAlignError, CacheError, ModelError, TrainingError
 from automixalign.training.launch import train
@@ -50,10 +50,10 @@ def spoilt_model(folder: Path, value: float = NAN, name: str = _LAST) -> Path:
 
 def _in_shards(folder: Path) -> Path:
     """The model of a folder in several files; the spoilt weight is in one of them only."""
-    model = models.load_full_model(folder)
+    model = load_full_model(folder)
     target = folder.with_name("sharded")
     model.save_pretrained(target, max_shard_size="8KB")
-    models.load_tokenizer(folder).save_pretrained(target)
+    load_tokenizer(folder).save_pretrained(target)
     see(len(list(target.glob("*.safetensors"))) > 1, "there is one shard only")
     return target
 
@@ -174,7 +174,7 @@ def merge_overflows(folder: Path) -> str:
 
 
 def _evaluation_settings(precision: str = "fp32") -> EvaluationSettings:
-    experiment = config.parse(tiny.experiment(), "the case")
+    experiment = parse_experiment(tiny.experiment(), "the case")
     return EvaluationSettings.model_validate(
         {
             "seed": 0,
@@ -239,7 +239,7 @@ def reference_cache(column: str, value: float) -> Callable[[Path], str]:
 
 def _generalist(folder: Path, losses: Sequence[Path]) -> GeneralistTraining:
     base = tiny.specialist_training(folder / "made", 2)
-    method = config.MethodSpec.model_validate({"method": "ama-r", "eta": 0.1, "name": "ama-r"})
+    method = MethodSpec.model_validate({"method": "ama-r", "eta": 0.1, "name": "ama-r"})
     fields = {name: getattr(base, name) for name in ("data", "reference", "base_model", "output", "trajectory")}
     return GeneralistTraining(
         settings=base.settings.model_copy(update={"method": method}), losses=list(losses), **fields
@@ -298,7 +298,7 @@ def _evaluations(folder: Path) -> list[Path]:
     model = tiny.world().base_model
     made = []
     for name, family in (
-        *((config.specialist_name(task), "specialist") for task in tiny.TASKS),
+        *((specialist_name(task), "specialist") for task in tiny.TASKS),
         ("uniform", "generalist"),
     ):
         made.append(folder / "evaluations" / name)
@@ -307,7 +307,7 @@ def _evaluations(folder: Path) -> list[Path]:
 
 
 def _names() -> list[str]:
-    return [*map(config.specialist_name, tiny.TASKS), "uniform"]
+    return [*map(specialist_name, tiny.TASKS), "uniform"]
 
 
 def leaderboard_of(change: Callable[[Path], None], *parts: str) -> Callable[[Path], str]:
@@ -332,7 +332,7 @@ def trajectory(line: str, *parts: str) -> Callable[[Path], str]:
     """A training's log with such a line, on its way into the report."""
 
     def run(folder: Path) -> str:
-        experiment = config.parse(tiny.experiment(), "the case")
+        experiment = parse_experiment(tiny.experiment(), "the case")
         log = folder / "uniform.jsonl"
         log.write_text(line + "\n")
         board = folder / "leaderboard.json"
@@ -364,7 +364,7 @@ def scores_are_checked_when_written(folder: Path) -> str:
 
 def good_model_scores(folder: Path) -> str:
     """What is right is not refused: the same model unspoilt."""
-    scorer = scoring.Scorer(models.load_full_model(tiny.world().base_model), 16, "bf16")
+    scorer = Scorer(load_full_model(tiny.world().base_model), 16, "bf16")
     chosen, rejected = scorer.logps(read_split(tiny.world().data, "format", TEST))
     see(np.isfinite(chosen).all() and np.isfinite(rejected).all(), "not finite")
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from automixalign.config.plan import TrainingSettings
-from automixalign.steps.step import LOGS
+from automixalign.steps.step import LOGS_VARIABLE
 from automixalign.training.checkpoints import PLACE, SEAL
 from automixalign.training.train import GeneralistTraining
 from benchmarks.faults._interrupted import EVERYTHING, outcome, places, undisturbed
@@ -39,7 +39,7 @@ def _retried(folder: Path, environment: dict[str, str], is_stored: Callable[[], 
     (folder / "logs").mkdir()
     command = [sys.executable, "-m", "benchmarks.faults._retried", folder / "training.json", folder / "kfp"]
     # One thread, for the undisturbed training has one.
-    environ = {**os.environ, "OMP_NUM_THREADS": "1", LOGS: str(folder / "logs"), **environment}
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", LOGS_VARIABLE: str(folder / "logs"), **environment}
     with (folder / "kfp.log").open("wb") as log:
         run = subprocess.Popen(command, env=environ, stdout=log, stderr=log)
         try:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from automixalign.config.plan import PublicationSettings
 from automixalign.preflight.validate import plan_experiment
 from automixalign.release.publish import publish_run
-from automixalign.steps import step as progress
+from automixalign.steps.step import run_step
 from automixalign.storage import files, s3
 from automixalign.storage import publication as publish
 from automixalign.system.errors import DamagedError, StorageError, UnreachableError
@@ -173,9 +173,9 @@ def down_at_start(what: str) -> Callable[[Path], str]:
     """Nothing listens: the plan is refused within seconds, with as many attempts as users have by default."""
 
     def run(folder: Path) -> str:
-        from automixalign.config.experiment import parse
+        from automixalign.config.experiment import parse_experiment
 
-        experiment = parse({**tiny.experiment(), **ON_S3[what]}, "the case")
+        experiment = parse_experiment({**tiny.experiment(), **ON_S3[what]}, "the case")
         with environment(**_NOBODY, AWS_MAX_ATTEMPTS=None):
             began = time.monotonic()
             seen = refused(UnreachableError, lambda: plan_experiment(experiment), PLACE, _SERVER)
@@ -188,13 +188,13 @@ def down_at_start(what: str) -> Callable[[Path], str]:
 
 def web_page(folder: Path) -> str:
     """AWS_ENDPOINT_URL is the address of a web page, which says 200 to everything."""
-    from automixalign.config.experiment import parse
+    from automixalign.config.experiment import parse_experiment
 
     seen = ""
     with proxy(9) as between, environment(**{**_NOBODY, "AWS_ENDPOINT_URL": between.url}):
         between.fault = Fault(answer=_PAGE)
         for changes in ON_S3.values():
-            experiment = parse({**tiny.experiment(), **changes}, "the case")
+            experiment = parse_experiment({**tiny.experiment(), **changes}, "the case")
             seen = refused(
                 StorageError, lambda given=experiment: plan_experiment(given), PLACE, "AWS_ENDPOINT_URL is"
             )
@@ -249,7 +249,7 @@ def down_at_the_publish_step(folder: Path) -> str:
         stand.server.kill()
 
         def step() -> None:
-            with progress.step("publish"):
+            with run_step("publish"):
                 publish_run(_SETTINGS, stand.artifacts, folder / "publication.json", pauses=(0.1,))
 
         seen = refused(UnreachableError, step, PLACE, _SERVER)

@@ -22,7 +22,7 @@ def _trainer(folder: Path, *, lora: bool) -> Any:
     from trl import DPOConfig
 
     from automixalign.method.mixers import Standard
-    from automixalign.models import load as models
+    from automixalign.models.load import load_full_model, load_tokenizer
     from automixalign.training.trainer import MixingTrainer
 
     base = _malice.sound_model()
@@ -42,13 +42,13 @@ def _trainer(folder: Path, *, lora: bool) -> Any:
         report_to="none",
     )
     return MixingTrainer(
-        models.load_full_model(base),
+        load_full_model(base),
         arguments,
         {"task": Dataset.from_list([{**row, **logps}] * 2)},
         Standard([2], 0),
         folder / checkpoints.TRAJECTORY,
         average_iterates=1.0,
-        processing_class=models.load_tokenizer(base),
+        processing_class=load_tokenizer(base),
         peft_config=LoraConfig(r=1, target_modules=["q_proj"], task_type="CAUSAL_LM") if lora else None,
     )
 

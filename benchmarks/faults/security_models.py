@@ -13,9 +13,9 @@ from typing import Any
 from automixalign.config.experiment import BaseModelSpec
 from automixalign.config.plan import BaseModelSettings
 from automixalign.merging import merge
-from automixalign.models import load as models
 from automixalign.models import prepare as base_model
 from automixalign.models import safety as model_files
+from automixalign.models.load import load_full_model, load_model, load_tokenizer
 from automixalign.system.errors import DataError, ModelError
 from benchmarks import tiny
 from benchmarks.faults import _malice
@@ -38,11 +38,11 @@ def prepare(source: object, output: Path) -> dict[str, Any]:
 
 
 def _load(folder: Path, _: Path) -> object:
-    return models.load_model(folder, _malice.sound_model())
+    return load_model(folder, _malice.sound_model())
 
 
 def _tokenizer(folder: Path, _: Path) -> object:
-    return models.load_tokenizer(folder)
+    return load_tokenizer(folder)
 
 
 def _merge(folder: Path, output: Path) -> object:
@@ -115,7 +115,7 @@ def _adapter() -> Path:
     from peft import LoraConfig, get_peft_model
 
     folder = _malice.scratch() / "adapter"
-    policy = models.load_full_model(_malice.sound_model())
+    policy = load_full_model(_malice.sound_model())
     get_peft_model(policy, LoraConfig(r=1, target_modules=["q_proj"])).save_pretrained(folder)
     return folder
 

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from automixalign.steps import step as progress
+from automixalign.steps.step import EVENTS, LOGS_VARIABLE, current_step, log_name, run_step
 from automixalign.steps.tracking import spool
 from automixalign.system.errors import AutoMixAlignError, DataError
 from benchmarks.faults import _malice, security_models
@@ -53,17 +53,17 @@ def _named_error(folder: Path) -> str:
 
 def _event(folder: Path) -> str:
     """An unnamed error, a warning and the traceback of a step."""
-    with _malice.environment(**{progress.LOGS: str(folder)}), suppress(RuntimeError):
+    with _malice.environment(**{LOGS_VARIABLE: str(folder)}), suppress(RuntimeError):
         for name in (spool.FOLDER, spool.URI):
             os.environ.pop(name, None)
-        with redirect_stderr(sys.__stderr__), progress.step("stage") as step:
+        with redirect_stderr(sys.__stderr__), run_step("stage") as step:
             step.warn(STEERING)
             raise RuntimeError(STEERING)
-    for line in (folder / progress.EVENTS).read_text().splitlines():
+    for line in (folder / EVENTS).read_text().splitlines():
         event = json.loads(line)
         if event["event"] in ("warning", "failed"):
             _checked(event.get("message") or event["error"])
-    return _checked((folder / progress.log_name("stage", "")).read_text())
+    return _checked((folder / log_name("stage", "")).read_text())
 
 
 def _failure(folder: Path) -> str:
@@ -263,8 +263,8 @@ def _record(folder: Path) -> str:
         os.environ[spool.URI] = f"http://somebody:{_IN_URI}@{_DEAD}"
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
         shown = StringIO()
-        with redirect_stderr(shown), progress.step("stage"):
-            progress.current().record.add_params({"beta": 0.1})
+        with redirect_stderr(shown), run_step("stage"):
+            current_step().record.add_params({"beta": 0.1})
         if os.environ.get("MLFLOW_TRACKING_PASSWORD") != _IN_URI:
             raise UnexpectedError("MLflow is not given the password")
     _search(folder, shown.getvalue())

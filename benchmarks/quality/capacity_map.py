@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from automixalign.config.experiment import parse
+from automixalign.config.experiment import parse_experiment
 from automixalign.data.split import TEST
 from automixalign.report import leaderboard
 from automixalign.storage import files
@@ -86,7 +86,7 @@ def _cells(output: Path, unit: tuple[int, int | str]) -> list[dict[str, Any]]:
     rows = []
     for count in TASKS:
         for steps in STEPS:
-            found = parse(experiment(seed, capacity, count, steps), "the map")
+            found = parse_experiment(experiment(seed, capacity, count, steps), "the map")
             world = World(Store(output / "store"), found, base_tasks=list(SIZES))
             for arm in _METHODS:
                 measured = world.generalist_row(arm, {}, (TEST,))[TEST]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import torch
 
-from automixalign.models import load as models
+from automixalign.models.load import autocast
 from automixalign.scoring.logps.attention import grouped
 from automixalign.scoring.logps.forward import packing
 
@@ -31,7 +31,7 @@ def drift(policy: "PreTrainedModel", reference: "PreTrainedModel", pairs: pa.Tab
             options = {"logits_to_keep": kept, "use_cache": False}
             if all(packed):
                 options["trees"] = grouped([(ids.shape[1],)])
-            with models.autocast(precision):
+            with autocast(precision):
                 logits = [model(input_ids=ids, **options).logits[0, :-1] for model in (policy, reference)]
             mine, theirs = (each.float().log_softmax(-1) for each in logits)
             total += float((mine.exp() * (mine - theirs)).sum())

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from automixalign.config.experiment import Experiment, parse
+from automixalign.config.experiment import Experiment, parse_experiment
 from automixalign.storage import files
 from benchmarks.quality import arms, pilots, reasoning
 from benchmarks.quality.arms import Arm, Merge
@@ -42,7 +42,7 @@ class Setup:
     def configured(self, seed: int, data: Path | None, scratch: Path) -> Experiment:
         """The checked configuration of a seed."""
         experiment = {**self.experiment(seed, data, scratch), "name": self.name, "seed": seed}
-        return parse({**experiment, "methods": ["uniform"]}, f"the setup {self.name}")
+        return parse_experiment({**experiment, "methods": ["uniform"]}, f"the setup {self.name}")
 
 
 CONFLICT_SIZES = {"arithmetic": 8000, "format": 2000, "ordering": 2000, "refusal": 500, "counting": 500}

@@ -18,7 +18,7 @@ from automixalign.data.prepare import prepare_data
 from automixalign.data.split import TEST, VALIDATION
 from automixalign.data.store import read_card, read_split
 from automixalign.merging.merge import merge_specialists
-from automixalign.models import load as models
+from automixalign.models.load import load_full_model, load_model
 from automixalign.models.prepare import fingerprint, prepare_base_model
 from automixalign.report import leaderboard
 from automixalign.scoring.evaluate import evaluate
@@ -272,8 +272,8 @@ class World:
         return {"arm": name, "family": family, **row, "folder": folder}
 
     def _drifts(self, model: Path) -> dict[str, float]:
-        policy = models.load_model(model, self.base_model).eval()
-        reference = models.load_full_model(self.base_model).eval()
+        policy = load_model(model, self.base_model).eval()
+        reference = load_full_model(self.base_model).eval()
         data, _ = self.joint
         precision = self.plan.evaluation.evaluation.precision
         return {

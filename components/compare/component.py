@@ -39,13 +39,13 @@ def compare(
 
     from automixalign.config.plan import ComparisonSettings
     from automixalign.report.compare import compare, summary_metrics
-    from automixalign.steps.step import step
+    from automixalign.steps.step import run_step
 
     evaluations = [reference, *specialists, *generalists, *(merges or [])]
     logs = {log.metadata["model"]: log for log in [*trajectories, *specialist_trajectories]}
     outputs = {"leaderboard.json": leaderboard, "plots": plots, "leaderboard.md": markdown}
     outputs |= {"report/index.html": page, "report/data.json": facts}
-    with step("compare", reads=[*evaluations, *logs.values(), data, *losses], writes=outputs.values()):
+    with run_step("compare", reads=[*evaluations, *logs.values(), data, *losses], writes=outputs.values()):
         entries = compare(
             ComparisonSettings.model_validate_json(settings),
             [Path(artifact.path) for artifact in evaluations],

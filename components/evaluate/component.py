@@ -29,11 +29,11 @@ def evaluate(
 
     from automixalign.config.plan import EvaluationSettings
     from automixalign.scoring.evaluate import evaluate
-    from automixalign.steps.step import step
+    from automixalign.steps.step import run_step
 
     policy = model or base_model
     name, family = policy.metadata["model"], policy.metadata["family"]
-    with step("evaluate", name, reads=[data, logps, base_model, policy], writes=[evaluation]):
+    with run_step("evaluate", name, reads=[data, logps, base_model, policy], writes=[evaluation]):
         summary = evaluate(
             EvaluationSettings.model_validate_json(settings),
             name,

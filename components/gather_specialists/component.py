@@ -23,11 +23,11 @@ def gather_specialists(
     """
     from pathlib import Path
 
-    from automixalign.steps.step import step
+    from automixalign.steps.step import run_step
     from automixalign.storage.files import gather
 
     reads, writes = [*losses, *(models or [])], [all_losses, all_models]
-    with step("gather_specialists", reads=reads, writes=writes):
+    with run_step("gather_specialists", reads=reads, writes=writes):
         for artifacts, folder in ((losses, all_losses), (models or [], all_models)):
             gather(
                 {artifact.metadata["task"]: Path(artifact.path) for artifact in artifacts}, Path(folder.path)

@@ -25,10 +25,10 @@ def merge_specialists(
 
     from automixalign.config.plan import MergeSettings
     from automixalign.merging.merge import merge_specialists
-    from automixalign.steps.step import step
+    from automixalign.steps.step import run_step
 
     checked = MergeSettings.model_validate_json(settings)
-    with step("merge_specialists", checked.name, reads=[base_model, specialists], writes=[model]):
+    with run_step("merge_specialists", checked.name, reads=[base_model, specialists], writes=[model]):
         facts = merge_specialists(
             Path(base_model.path),
             {task: Path(specialists.path) / task for task in checked.tasks},

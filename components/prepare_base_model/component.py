@@ -18,8 +18,8 @@ def prepare_base_model(settings: str, base_model: Output[Model]) -> None:
 
     from automixalign.config.plan import BaseModelSettings
     from automixalign.models.prepare import prepare_base_model
-    from automixalign.steps.step import step
+    from automixalign.steps.step import run_step
 
-    with step("prepare_base_model", writes=[base_model]):
+    with run_step("prepare_base_model", writes=[base_model]):
         facts = prepare_base_model(BaseModelSettings.model_validate_json(settings), Path(base_model.path))
         base_model.metadata.update(facts, model="reference", family="reference", run_path="models/reference")

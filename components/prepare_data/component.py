@@ -19,8 +19,8 @@ def prepare_data(settings: str, base_model: Input[Model], data: Output[Dataset])
 
     from automixalign.config.plan import DataSettings
     from automixalign.data.prepare import prepare_data
-    from automixalign.steps.step import step
+    from automixalign.steps.step import run_step
 
-    with step("prepare_data", reads=[base_model], writes=[data]):
+    with run_step("prepare_data", reads=[base_model], writes=[data]):
         card = prepare_data(DataSettings.model_validate_json(settings), Path(base_model.path), Path(data.path))
         data.metadata.update(card, run_path="data")

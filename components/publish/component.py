@@ -33,12 +33,12 @@ def publish(
 
     from automixalign.config.plan import PublicationSettings
     from automixalign.release.publish import publish_run
-    from automixalign.steps.step import step
+    from automixalign.steps.step import run_step
 
     models = {model.metadata["model"]: model for model in [*generalists, *(merges or [])]}
     artifacts = {f"models/{name}": model for name, model in [("reference", base_model), *models.items()]}
     artifacts |= {"leaderboard.json": board, "report/index.html": page, "report/data.json": facts}
-    with step("publish", reads=artifacts.values(), writes=[publication]):
+    with run_step("publish", reads=artifacts.values(), writes=[publication]):
         facts_of_it = publish_run(
             PublicationSettings.model_validate_json(settings),
             {name: Path(artifact.path) for name, artifact in artifacts.items()},

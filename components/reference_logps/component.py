@@ -22,9 +22,9 @@ def reference_logps(
 
     from automixalign.config.plan import ScoringSettings
     from automixalign.scoring.scorer import write_reference_logps
-    from automixalign.steps.step import step
+    from automixalign.steps.step import run_step
 
-    with step("reference_logps", reads=[data, base_model], writes=[logps]):
+    with run_step("reference_logps", reads=[data, base_model], writes=[logps]):
         manifests = write_reference_logps(
             ScoringSettings.model_validate_json(settings),
             Path(data.path),

@@ -31,10 +31,10 @@ def register(
 
     from automixalign.config.plan import RegistrySettings
     from automixalign.release.register import register
-    from automixalign.steps.step import step
+    from automixalign.steps.step import run_step
 
     models = [*generalists, *(merges or [])]
-    with step("register", reads=[board, data, base_model, *models], writes=[registration]):
+    with run_step("register", reads=[board, data, base_model, *models], writes=[registration]):
         facts = register(
             RegistrySettings.model_validate_json(settings),
             Path(board.path),

@@ -32,11 +32,11 @@ def specialist_losses(
     from pathlib import Path
 
     from automixalign.config.plan import SpecialistLossesSettings
-    from automixalign.steps.step import step
+    from automixalign.steps.step import run_step
     from automixalign.training.specialist_losses import write_specialist_losses
 
     reads = [data, logps, base_model, model, evaluation]
-    with step("specialist_losses", task_name, reads=reads, writes=[losses]):
+    with run_step("specialist_losses", task_name, reads=reads, writes=[losses]):
         manifest = write_specialist_losses(
             SpecialistLossesSettings.model_validate_json(settings),
             task_name,

@@ -30,13 +30,13 @@ def train_generalist(
     from pathlib import Path
 
     from automixalign.config.plan import TrainingSettings
-    from automixalign.steps.step import step
+    from automixalign.steps.step import run_step
     from automixalign.training.launch import train
     from automixalign.training.train import GeneralistTraining
 
     checked = TrainingSettings.model_validate_json(settings)
     reads, writes = [data, logps, losses, base_model], [model, trajectory]
-    with step("train_generalist", checked.name, reads=reads, writes=writes):
+    with run_step("train_generalist", checked.name, reads=reads, writes=writes):
         training = GeneralistTraining(
             settings=checked,
             data=Path(data.path),

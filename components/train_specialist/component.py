@@ -31,13 +31,13 @@ def train_specialist(
 
     from automixalign.config.experiment import specialist_name
     from automixalign.config.plan import TrainingSettings
-    from automixalign.steps.step import step
+    from automixalign.steps.step import run_step
     from automixalign.training.launch import train
     from automixalign.training.train import SpecialistTraining
 
     name = specialist_name(task_name)
     reads, writes = [data, logps, base_model], [model, trajectory]
-    with step("train_specialist", task_name, reads=reads, writes=writes):
+    with run_step("train_specialist", task_name, reads=reads, writes=writes):
         training = SpecialistTraining(
             settings=TrainingSettings.model_validate_json(settings),
             task=task_name,

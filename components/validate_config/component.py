@@ -36,7 +36,7 @@ def validate_config(
         The settings of each step as JSON, and the items of the three loops.
     """
     from automixalign.preflight.validate import plan
-    from automixalign.steps.step import step
+    from automixalign.steps.step import run_step
 
-    with step("validate_config"):
+    with run_step("validate_config"):
         return plan(config, parts).as_outputs()

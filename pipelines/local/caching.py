@@ -3,8 +3,8 @@
 kfp knows a result by component, image and arguments, artifacts among them by where they lie, and believes that
 what lies there is what was put there. Here
 
-- an artifact is known by its metadata, which hold the digest of its content (`automixalign.steps.artifacts`), so
-  that equal inputs give a hit in whatever run folder they lie, and other content gives none;
+- an artifact is known by its metadata, which hold the digest of its content (`automixalign.steps.artifacts`):
+  equal inputs give a hit in whatever run folder they lie, and other content gives none;
 - a result is taken only if every file of it still has its digest; what was altered is said and made again;
 - what is taken is linked into the run that takes it, which stands on its own then, and tells MLflow what the
   step had told when it ran.
@@ -20,7 +20,7 @@ from kfp import dsl
 from kfp.local.cache import LocalCache
 
 from automixalign.steps import artifacts
-from automixalign.steps import step as progress
+from automixalign.steps.step import RECORD, Step
 from automixalign.steps.tracking import spool
 from automixalign.steps.tracking.record import Record, new_key
 from automixalign.storage import files
@@ -96,12 +96,12 @@ class StepCache:
 
     def _tell_of_it(self, made_in: Path, folder: Path) -> None:
         """Show the step as done, and hand its record to MLflow unless this run folder's own did so already."""
-        file = made_in / progress.RECORD
+        file = made_in / RECORD
         if not file.exists():
             return
         record = Record.model_validate_json(file.read_text(encoding="utf-8"))
         record.artifacts = [(path.replace(str(made_in), str(folder), 1), to) for path, to in record.artifacts]
-        files.write_text(folder / progress.RECORD, record.model_dump_json())
+        files.write_text(folder / RECORD, record.model_dump_json())
         _tell("cached", record.stage, record.name)
         waiting = spool.of_environment()
         if waiting and not made_in.is_relative_to(self.attempt.parent):
@@ -121,4 +121,4 @@ def _artifacts(outputs: dict[str, Any]) -> list[Any]:
 
 
 def _tell(event: str, stage: str = "cache", name: str = "", **facts: Any) -> None:
-    progress.Step(stage, name).emit(event, **facts)
+    Step(stage, name).emit(event, **facts)

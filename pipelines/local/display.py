@@ -12,8 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 
-from automixalign.config import file as config_file
 from automixalign.config.experiment import Experiment
+from automixalign.config.file import read_yaml
 from automixalign.report import leaderboard, run_folder, runs
 from automixalign.report.run_folder import LEADERBOARD
 from automixalign.storage import files
@@ -124,7 +124,7 @@ def _show_last_steps(console: Console, folder: Path) -> None:
         line = f"models:/{made['name']}/{made['version']} ({made['model']}), {what}"
         _print(console, f"  {'registered':<13}{line}")
     if (folder / PUBLICATION).exists():
-        place = config_file.read_yaml(folder / run_folder.CONFIG)["output"]["to"]
+        place = read_yaml(folder / run_folder.CONFIG)["output"]["to"]
         _print(console, f"  {'published':<13}{place}")
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from automixalign.config import experiment as config
+from automixalign.config.experiment import Experiment
 from automixalign.report import run_folder
-from automixalign.steps import step as progress
+from automixalign.steps.step import EVENTS, LOGS_VARIABLE, WORKERS_VARIABLE, events_in, log_name
 from automixalign.storage import files
 from automixalign.system import alive, shortages
 from automixalign.system.errors import AutoMixAlignError
@@ -61,7 +61,7 @@ class Processes:
 
 
 def run(
-    experiment: config.Experiment,
+    experiment: Experiment,
     folder: Path,
     follow: Callable[[list[dict[str, Any]]], None],
     runner: Runner | None = None,
@@ -93,7 +93,7 @@ def run(
         before = sorted(work.glob(f"{_ATTEMPT}*"))
         place = work / f"{_ATTEMPT}{int(before[-1].name[len(_ATTEMPT) :]) + 1 if before else 1:04}"
         place.mkdir()
-        events = _Events(logs / progress.EVENTS)
+        events = _Events(logs / EVENTS)
         with alive.hold(place / "alive") as behind:
             try:
                 sender = Sender(experiment, folder.resolve())
@@ -150,8 +150,8 @@ def run(
 def _environment(work: Path, logs: Path) -> dict[str, str]:
     """What the steps are told, beyond what the user's own environment says."""
     return {
-        progress.LOGS: str(logs),
-        progress.WORKERS: str(WORKERS),
+        LOGS_VARIABLE: str(logs),
+        WORKERS_VARIABLE: str(WORKERS),
         checkpoints.PLACE: str(work / _CHECKPOINTS),
     }
 
@@ -173,13 +173,13 @@ class _Events:
             stream.seek(self._offset)
             whole = stream.read().rpartition(b"\n")[0]
         self._offset += len(whole) + bool(whole)
-        fresh = progress.events_in(whole)
+        fresh = events_in(whole)
         self.seen += fresh
         return fresh
 
 
 def failure_of(
-    experiment: config.Experiment, events: list[dict[str, Any]], status: int, logs: Path
+    experiment: Experiment, events: list[dict[str, Any]], status: int, logs: Path
 ) -> StepFailedError | None:
     """The step that failed, if one did; one that was killed could not say so, but it never finished either.
 
@@ -195,7 +195,7 @@ def failure_of(
     for key, event in states.items():
         if event["event"] in ("started", "failed"):
             reason = event.get("error") or _silence(event, logs)
-            return StepFailedError(step_title(*key), reason, logs / progress.log_name(*key))
+            return StepFailedError(step_title(*key), reason, logs / log_name(*key))
     if status:
         return StepFailedError("kfp", f"the local runner failed{_full(logs)}", logs / KFP_LOG)
     for stage in _last_steps(experiment):
@@ -221,7 +221,7 @@ def _full(logs: Path) -> str:
     return ""
 
 
-def _last_steps(experiment: config.Experiment) -> list[str]:
+def _last_steps(experiment: Experiment) -> list[str]:
     """The steps whose results no other step needs: all others would be missed."""
     wanted = {"compare": True, "register": experiment.registry, "publish": experiment.output}
     return [stage for stage, asked in wanted.items() if asked]

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from automixalign.config import experiment as config
+from automixalign.config.experiment import Experiment, holds_credentials
 from automixalign.report.run_folder import WORK
 from automixalign.steps.tracking import spool
 from automixalign.system.errors import ConfigError
@@ -31,9 +31,9 @@ class Sender:
         ConfigError: the store's URI holds a password, which would be written to the run folder.
     """
 
-    def __init__(self, experiment: config.Experiment, run_folder: Path) -> None:
+    def __init__(self, experiment: Experiment, run_folder: Path) -> None:
         uri = experiment.tracking.uri or os.environ.get(spool.URI) or f"sqlite:///{run_folder / STORE}"
-        if config.holds_credentials(uri):
+        if holds_credentials(uri):
             raise ConfigError(
                 f"{spool.URI} holds a user or password; use MLFLOW_TRACKING_USERNAME and _PASSWORD"
             )

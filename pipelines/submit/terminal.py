@@ -6,7 +6,7 @@ import time
 from rich.console import Console
 from rich.markup import escape
 
-from automixalign.config import file as config_file
+from automixalign.config.file import dump_yaml
 from automixalign.system.plain_text import shown
 from pipelines.submit.following import Outcome, follow
 from pipelines.submit.server import Access, Server
@@ -21,7 +21,7 @@ def show_dry_run(console: Console, submission: Submission, access: Access) -> No
     for what, value in {**access.facts(), **submission.facts()}.items():
         _print(console, f"  {what:<13}{value}")
     console.print("  config:", highlight=False)
-    for line in config_file.dump(submission.experiment).splitlines():
+    for line in dump_yaml(submission.experiment).splitlines():
         _print(console, f"    {line}")
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from automixalign.config.experiment import parse
+from automixalign.config.experiment import parse_experiment
 from automixalign.data.split import TEST, TRAIN
 from automixalign.data.store import read_split
-from automixalign.models import load as models
+from automixalign.models.load import load_full_model
 from automixalign.scoring.scorer import Scorer
 from automixalign.storage import files
 from benchmarks import tiny
@@ -37,7 +37,7 @@ def world(folder: Path) -> World:
             "target_modules": ["layers.1.mlp.up_proj", "layers.1.self_attn.q_proj"],
         },
     }
-    return World(Store(folder), parse(data, "test"))
+    return World(Store(folder), parse_experiment(data, "test"))
 
 
 @pytest.fixture(scope="module")
@@ -68,16 +68,16 @@ def test_the_numbers_are_those_of_plain_layers(plain: World, tmp_path: Path) -> 
     logs = [files.read_jsonl(each.specialist("format") / "trajectory.jsonl") for each in (plain, made)]
     for before, after in zip(*logs, strict=True):
         assert after["loss"]["format"] == pytest.approx(before["loss"]["format"], abs=1e-5)
-    assert models.load_full_model.__module__ == "automixalign.models.load"
+    assert load_full_model.__module__ == "automixalign.models.load"
 
 
 def test_a_pair_goes_through_them_once(plain: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where another model scores it later, of another seed or in another process, and others beside it."""
     table = read_split(plain.data("format"), "format", TRAIN)
     with frozen.remembered(1, tmp_path / "kept"):
-        model = models.load_full_model(plain.base_model)
+        model = load_full_model(plain.base_model)
     with frozen.remembered(1, tmp_path / "kept"):
-        other = models.load_full_model(plain.base_model)
+        other = load_full_model(plain.base_model)
     assert model.model.layers[0] is other.model.layers[0]
     passed: list[int] = []
     inner = model.model.layers[0].layers[0]
@@ -92,7 +92,7 @@ def test_a_pair_goes_through_them_once(plain: World, tmp_path: Path, monkeypatch
     assert len(passed) == len(table) + 3, "for both models, the chosen answers alone"
     monkeypatch.setattr(frozen, "_MEMORY", {})
     with frozen.remembered(1, tmp_path / "kept"):
-        later = models.load_full_model(plain.base_model)
+        later = load_full_model(plain.base_model)
     again = later.model.layers[0].layers[0]
     assert again is not inner
     monkeypatch.setattr(again, "forward", _counted(again.forward, passed))
@@ -101,22 +101,22 @@ def test_a_pair_goes_through_them_once(plain: World, tmp_path: Path, monkeypatch
     assert len(list((tmp_path / "kept").glob("*/*.safetensors"))) == len(passed)
     assert not any(path.is_dir() for path in plain.base_model.iterdir()), "it is kept nowhere else"
     assert [each.tolist() for each in third] == [each.tolist() for each in first]
-    want = Scorer(models.load_full_model(plain.base_model), 8, "fp32").logps(table)
+    want = Scorer(load_full_model(plain.base_model), 8, "fp32").logps(table)
     for one, same in zip(first, want, strict=True):
         assert one == pytest.approx(same, abs=1e-4)
 
 
 def test_other_layers_are_not_taken_for_the_same(plain: World, tmp_path: Path) -> None:
-    changed = models.load_full_model(plain.base_model)
+    changed = load_full_model(plain.base_model)
     with torch.no_grad():
         changed.model.layers[0].mlp.up_proj.weight[0, 0] += 1
     changed.save_pretrained(tmp_path)
     with frozen.remembered(1, tmp_path / "kept"):
-        models.load_full_model(plain.base_model)
-        other = models.load_full_model(tmp_path)
+        load_full_model(plain.base_model)
+        other = load_full_model(tmp_path)
     assert type(other.model.layers[0]) is type(changed.model.layers[0])
     with frozen.remembered(1, tmp_path / "kept"):
-        new = models.load_full_model(tmp_path)
+        new = load_full_model(tmp_path)
     assert torch.equal(
         new.model.layers[0].layers[0].mlp.up_proj.weight, changed.model.layers[0].mlp.up_proj.weight
     )

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from automixalign.config.experiment import Experiment, MethodSpec, parse
+from automixalign.config.experiment import Experiment, MethodSpec, parse_experiment
 from automixalign.config.plan import Plan
 from automixalign.data.split import TEST, VALIDATION
 from automixalign.data.store import read_split
-from automixalign.models import load as models
+from automixalign.models.load import load_full_model
 from automixalign.quickstart.tiny_model import build_tokenizer
 from automixalign.scoring.verifiers import VERIFIERS
 from automixalign.storage import files
@@ -63,7 +63,7 @@ class TestStore:
     def test_the_code_does_not_matter_but_the_settings_do(self, tmp_path: Path, experiment: Experiment) -> None:
         """Also of settings within settings."""
         data = {**experiment.model_dump(), "specialist_losses": {"cross_fit": True}}
-        plan = Plan.of(parse(data, "test"), {"base_model": "b", "arithmetic": "1", "format": "2"})
+        plan = Plan.of(parse_experiment(data, "test"), {"base_model": "b", "arithmetic": "1", "format": "2"})
         settings = plan.specialist_losses
         assert settings.fold is not None
         fold = settings.fold.model_copy(update={"library": "other"})
@@ -95,13 +95,13 @@ def test_results_have_a_row_a_line(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def experiment() -> Experiment:
-    return parse(tiny.experiment(), "test")
+    return parse_experiment(tiny.experiment(), "test")
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, experiment: Experiment) -> World:
     data = {**experiment.model_dump(), "split": {"validation": 0.2, "test": 0.3}}
-    return World(Store(tmp_path_factory.mktemp("store")), parse(data, "test"))
+    return World(Store(tmp_path_factory.mktemp("store")), parse_experiment(data, "test"))
 
 
 def loss(row: dict[str, object], split: str) -> np.ndarray:
@@ -153,14 +153,16 @@ class TestWorld:
 
     def test_a_setup_with_fewer_tasks_shares_what_it_has(self, world: World) -> None:
         data = world.experiment.model_dump()
-        alone = World(world.store, parse({**data, "tasks": data["tasks"][:1]}, "test"), base_tasks=world.tasks)
+        alone = World(
+            world.store, parse_experiment({**data, "tasks": data["tasks"][:1]}, "test"), base_tasks=world.tasks
+        )
         assert alone.base_model == world.base_model
         assert alone.specialist("arithmetic") == world.specialist("arithmetic")
 
 
 def test_drift_is_the_divergence_of_the_next_tokens(world: World) -> None:
-    reference = models.load_full_model(world.base_model)
-    policy = models.load_full_model(world.base_model)
+    reference = load_full_model(world.base_model)
+    policy = load_full_model(world.base_model)
     with torch.no_grad():
         policy.lm_head.weight.mul_(1.5)
     data, _ = world.joint
@@ -229,7 +231,7 @@ def test_which_preference_pairs_take_part(tmp_path: Path) -> None:
 def test_every_cell_of_the_map_is_a_configuration(capacity: int | str) -> None:
     """Fewer tasks are the first of more, so that specialists are shared."""
     for count in capacity_map.TASKS:
-        found = parse(capacity_map.experiment(4, capacity, count, 100), "the map")
+        found = parse_experiment(capacity_map.experiment(4, capacity, count, 100), "the map")
         assert [task.name for task in found.tasks] == list(capacity_map.SIZES)[:count]
         assert found.budget.generalist.steps == 100
         assert (found.training.lora is None) == (capacity == "full")

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from automixalign.config import experiment as config
-from automixalign.config.experiment import model_names, parse
-from automixalign.config.file import dump, override, read_yaml, set_task
+from automixalign.config.experiment import RESERVED, model_names, parse_experiment
+from automixalign.config.file import dump_yaml, override, read_yaml, set_task
 from automixalign.config.plan import Plan
 from automixalign.method.mixers import MIXERS
 from automixalign.preflight.validate import plan
@@ -49,7 +48,7 @@ def test_presets_parse() -> None:
 
 def test_defaults_and_short_forms(experiment_data: Data) -> None:
     experiment_data["base_model"] = "owner/model"
-    experiment = parse(experiment_data, "test")
+    experiment = parse_experiment(experiment_data, "test")
     assert experiment.base_model.source == "owner/model"
     assert [method.name for method in experiment.methods] == ["standard", "ama-r", "ama-s"]
     assert [method.options for method in experiment.methods] == [{}, {"eta": 0.1}, {}]
@@ -168,9 +167,9 @@ def test_defaults_and_short_forms(experiment_data: Data) -> None:
     ],
 )
 def test_refusals_name_their_key(experiment_data: Data, changes: Data, message: str) -> None:
-    parse(experiment_data, "before")
+    parse_experiment(experiment_data, "before")
     with pytest.raises(ConfigError) as refusal:
-        parse(changed(experiment_data, changes), "my.yaml")
+        parse_experiment(changed(experiment_data, changes), "my.yaml")
     first, *lines = str(refusal.value).splitlines()
     assert first == "my.yaml cannot be run:"
     assert any(re.search(message, line) for line in lines), str(refusal.value)
@@ -178,7 +177,9 @@ def test_refusals_name_their_key(experiment_data: Data, changes: Data, message: 
 
 def test_every_fault_is_told_at_once(experiment_data: Data) -> None:
     with pytest.raises(ConfigError) as refusal:
-        parse(changed(experiment_data, {"training.beta": 0, "sed": 1, "tasks.0.limit": 0}), "my.yaml")
+        parse_experiment(
+            changed(experiment_data, {"training.beta": 0, "sed": 1, "tasks.0.limit": 0}), "my.yaml"
+        )
     assert {line.split(":")[0] for line in str(refusal.value).splitlines()[1:]} == {
         "training.beta",
         "sed",
@@ -190,7 +191,7 @@ def test_every_fault_is_told_at_once(experiment_data: Data) -> None:
 def test_required_keys(experiment_data: Data, missing: str) -> None:
     del experiment_data[missing]
     with pytest.raises(ConfigError, match=rf"(?m)^{missing}: Field required$"):
-        parse(experiment_data, "test")
+        parse_experiment(experiment_data, "test")
 
 
 BAD_NAMES = ["", "../x", "a/b", "a.b", "-a", "_a", "a b", "a\n", "é", ".", "x" * 41]
@@ -200,40 +201,40 @@ BAD_NAMES = ["", "../x", "a/b", "a.b", "-a", "_a", "a b", "a\n", "é", ".", "x" 
 @pytest.mark.parametrize("key", ["name", "tasks.0.name", "methods.1.name"])
 def test_names_that_are_no_safe_file_names(experiment_data: Data, key: str, name: str) -> None:
     with pytest.raises(ConfigError, match=rf"(?m)^{key}: "):
-        parse(changed(experiment_data, {key: name}), "test")
+        parse_experiment(changed(experiment_data, {key: name}), "test")
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_names_of_merges(experiment_data: Data, name: str) -> None:
     experiment_data["merges"] = [{"method": "linear", "name": name}]
     with pytest.raises(ConfigError, match=r"(?m)^merges\.0\.name: "):
-        parse(experiment_data, "test")
+        parse_experiment(experiment_data, "test")
 
 
 @pytest.mark.parametrize("name", ["a", "A-b_c-9", "0", "x" * 40])
 def test_names_that_are_safe(experiment_data: Data, name: str) -> None:
     changes = {"name": name, "tasks.0.name": name, "methods.1.name": name}
-    assert parse(changed(experiment_data, changes), "test").tasks[0].name == name
+    assert parse_experiment(changed(experiment_data, changes), "test").tasks[0].name == name
 
 
 def test_slerp_merges_two_tasks_only(experiment_data: Data) -> None:
     experiment_data["merges"] = ["slerp"]
-    parse(experiment_data, "test")
+    parse_experiment(experiment_data, "test")
     experiment_data["tasks"].append({"name": "third", "source": "x.jsonl"})
     with pytest.raises(ConfigError, match=r"(?m)^merges: slerp: slerp merges .* got 3"):
-        parse(experiment_data, "test")
+        parse_experiment(experiment_data, "test")
 
 
 @pytest.mark.parametrize("method", sorted(MIXERS))
 def test_a_batch_holds_every_task_only_where_the_method_says_so(experiment_data: Data, method: str) -> None:
     experiment_data["methods"] = [method]
-    parse(experiment_data, "test")
+    parse_experiment(experiment_data, "test")
     experiment_data["training"]["batch_size"] = 1
     if MIXERS[method].every_task_each_step:
         with pytest.raises(ConfigError, match=f"training.batch_size: {method} "):
-            parse(experiment_data, "test")
+            parse_experiment(experiment_data, "test")
     else:
-        parse(experiment_data, "test")
+        parse_experiment(experiment_data, "test")
 
 
 def test_limits_of_ranges_are_accepted(experiment_data: Data) -> None:
@@ -247,12 +248,12 @@ def test_limits_of_ranges_are_accepted(experiment_data: Data) -> None:
         "tasks.0.source": "synthetic:ordering",
         "tasks.0.limit": 5040,
     }
-    parse(changed(experiment_data, changes), "test")
-    parse(changed(experiment_data, {"methods.1.c": 1}), "test")
+    parse_experiment(changed(experiment_data, changes), "test")
+    parse_experiment(changed(experiment_data, {"methods.1.c": 1}), "test")
 
 
 def test_an_experiment_cannot_be_changed(experiment_data: Data) -> None:
-    experiment = parse(experiment_data, "test")
+    experiment = parse_experiment(experiment_data, "test")
     with pytest.raises(ValueError, match="frozen"):
         experiment.training.beta = 1.0  # type: ignore[misc]
 
@@ -261,8 +262,8 @@ def test_an_experiment_cannot_be_changed(experiment_data: Data) -> None:
 def test_a_dump_parses_to_the_same_experiment(preset: str) -> None:
     sets = ["training.learning_rate=1.0e-7", "seed=3", "tasks.0.hub_split='yes'", "training.nll_weight=1e-12"]
     experiment = cli.load(preset, None, ["a=./null", "b=12: #é"], sets)
-    assert parse(yaml.safe_load(dump(experiment)), "dump") == experiment
-    assert parse(json.loads(experiment.model_dump_json()), "json") == experiment
+    assert parse_experiment(yaml.safe_load(dump_yaml(experiment)), "dump") == experiment
+    assert parse_experiment(json.loads(experiment.model_dump_json()), "json") == experiment
 
 
 def test_a_dump_of_everything_set(experiment_data: Data) -> None:
@@ -272,8 +273,8 @@ def test_a_dump_of_everything_set(experiment_data: Data) -> None:
         "tracking": {"uri": "http://localhost:5000"},
     }
     experiment_data["training"] |= {"lora": {"target_modules": ["q_proj"]}, "precision": "bf16"}
-    experiment = parse(experiment_data, "test")
-    assert parse(yaml.safe_load(dump(experiment)), "dump") == experiment
+    experiment = parse_experiment(experiment_data, "test")
+    assert parse_experiment(yaml.safe_load(dump_yaml(experiment)), "dump") == experiment
 
 
 # YAML
@@ -290,7 +291,7 @@ def test_yaml_numbers(tmp_path: Path, experiment_data: Data) -> None:
     data = read_yaml(written(tmp_path, "\ufefflearning_rate: 1e-3\nbeta: 1.0e-1\n"))
     assert data == {"learning_rate": "1e-3", "beta": 0.1}
     experiment_data["training"] |= data
-    training = parse(experiment_data, "test").training
+    training = parse_experiment(experiment_data, "test").training
     assert (training.learning_rate, training.beta) == (0.001, 0.1)
 
 
@@ -335,7 +336,7 @@ def test_override(experiment_data: Data) -> None:
     override(experiment_data, "methods.1.eta", 0.7)
     override(experiment_data, "methods.0", "uniform")
     override(experiment_data, "split.max_train", 7)
-    experiment = parse(experiment_data, "test")
+    experiment = parse_experiment(experiment_data, "test")
     assert experiment.training.beta == 0.5
     assert experiment.methods[1].eta == 0.7
     assert experiment.methods[0].method == "uniform"
@@ -366,13 +367,13 @@ def test_an_override_that_makes_a_key_is_refused_by_the_schema(
 ) -> None:
     override(experiment_data, key, 1)
     with pytest.raises(ConfigError, match=f"(?m)^{line}$"):
-        parse(experiment_data, "test")
+        parse_experiment(experiment_data, "test")
 
 
 def test_set_task(experiment_data: Data) -> None:
     set_task(experiment_data, "format", "a.jsonl")
     set_task(experiment_data, "new", "b.jsonl")
-    experiment = parse(experiment_data, "test")
+    experiment = parse_experiment(experiment_data, "test")
     assert [(task.name, task.source) for task in experiment.tasks] == [
         ("arithmetic", "synthetic:arithmetic"),
         ("format", "a.jsonl"),
@@ -385,7 +386,7 @@ def test_set_task(experiment_data: Data) -> None:
 def test_set_task_where_there_is_none(experiment_data: Data, tasks: list[Any] | None) -> None:
     experiment_data["tasks"] = tasks
     set_task(experiment_data, "new", "b.jsonl")
-    assert [task.name for task in parse(experiment_data, "test").tasks] == ["new"]
+    assert [task.name for task in parse_experiment(experiment_data, "test").tasks] == ["new"]
 
 
 def test_set_task_among_something_else(experiment_data: Data) -> None:
@@ -394,7 +395,7 @@ def test_set_task_among_something_else(experiment_data: Data) -> None:
     experiment_data["tasks"].append("nonsense")
     set_task(experiment_data, "new", "b.jsonl")
     with pytest.raises(ConfigError, match=r"(?m)^tasks\.2: .*'nonsense'"):
-        parse(experiment_data, "test")
+        parse_experiment(experiment_data, "test")
 
 
 # The plan
@@ -403,7 +404,7 @@ def test_set_task_among_something_else(experiment_data: Data) -> None:
 def settings_of(data: Data, **fingerprints: str) -> dict[str, Any]:
     """Every step's settings, the items of loops each under a key of its own."""
     found = {}
-    for key, value in Plan.of(parse(data, "test"), FINGERPRINTS | fingerprints):
+    for key, value in Plan.of(parse_experiment(data, "test"), FINGERPRINTS | fingerprints):
         if isinstance(value, list):
             found |= {f"{key}.{number}": item for number, item in enumerate(value)}
         else:
@@ -481,18 +482,18 @@ def test_new_code_never_meets_an_old_cache(experiment_data: Data, monkeypatch: p
 
 
 def test_cross_fitting_trains_each_half_in_half_the_steps(experiment_data: Data) -> None:
-    assert Plan.of(parse(experiment_data, "test"), FINGERPRINTS).specialist_losses.fold is None
+    assert Plan.of(parse_experiment(experiment_data, "test"), FINGERPRINTS).specialist_losses.fold is None
     changes = {"specialist_losses": {"cross_fit": True}, "budget.specialist": {"steps": 5}}
-    found = Plan.of(parse(changed(experiment_data, changes), "test"), FINGERPRINTS)
+    found = Plan.of(parse_experiment(changed(experiment_data, changes), "test"), FINGERPRINTS)
     assert found.specialist_losses.fold is not None
     assert found.specialist_losses.fold.budget.steps == 3
     changes["budget.specialist"] = {"epochs": 2.0}
-    found = Plan.of(parse(changed(experiment_data, changes), "test"), FINGERPRINTS)
+    found = Plan.of(parse_experiment(changed(experiment_data, changes), "test"), FINGERPRINTS)
     assert found.specialist_losses.fold == found.specialist
 
 
 def test_the_plan_tells_what_the_steps_need(experiment_data: Data) -> None:
-    found = Plan.of(parse(experiment_data, "test"), FINGERPRINTS)
+    found = Plan.of(parse_experiment(experiment_data, "test"), FINGERPRINTS)
     assert found.tasks == ["arithmetic", "format"]
     assert found.data.fingerprints == ["1", "2"]
     assert found.base_model.synthetic_tasks == ["arithmetic", "format"]
@@ -503,7 +504,7 @@ def test_the_plan_tells_what_the_steps_need(experiment_data: Data) -> None:
 
 
 def test_the_plan_survives_its_way_as_text(experiment_data: Data) -> None:
-    found = Plan.of(parse(experiment_data, "test"), FINGERPRINTS)
+    found = Plan.of(parse_experiment(experiment_data, "test"), FINGERPRINTS)
     restored = {}
     for (key, value), output in zip(found, found.as_outputs(), strict=True):
         field = Plan.model_fields[key].annotation
@@ -517,8 +518,8 @@ def test_the_plan_survives_its_way_as_text(experiment_data: Data) -> None:
 
 
 def test_plan_reads_json_and_yaml(experiment_data: Data) -> None:
-    experiment = parse(experiment_data, "test")
-    texts = (json.dumps(experiment_data), yaml.safe_dump(experiment_data), dump(experiment))
+    experiment = parse_experiment(experiment_data, "test")
+    texts = (json.dumps(experiment_data), yaml.safe_dump(experiment_data), dump_yaml(experiment))
     plans = [plan(text, experiment.parts) for text in texts]
     assert plans[0] == plans[1] == plans[2]
 
@@ -541,7 +542,7 @@ def test_plan_refuses(text: str, message: str) -> None:
 def test_plan_looks_at_the_sources(experiment_data: Data, tmp_path: Path) -> None:
     from automixalign.system.errors import DataError, ModelError
 
-    parts = parse(experiment_data, "test").parts
+    parts = parse_experiment(experiment_data, "test").parts
     source = tmp_path / "task.jsonl"
     set_task(experiment_data, "format", str(source))
     with pytest.raises(DataError, match=rf"task format: {source} does not exist"):
@@ -558,6 +559,6 @@ def test_plan_looks_at_the_sources(experiment_data: Data, tmp_path: Path) -> Non
 
 
 def test_reserved_names_are_those_of_the_leaderboard(experiment_data: Data) -> None:
-    names = model_names(parse(experiment_data, "test"))
-    taken = [name for name in names if name.split("-")[0] in config.RESERVED]
+    names = model_names(parse_experiment(experiment_data, "test"))
+    taken = [name for name in names if name.split("-")[0] in RESERVED]
     assert taken == ["reference", "specialist-arithmetic", "specialist-format"]

@@ -33,7 +33,7 @@ from automixalign.data.prepare import prepare_data
 from automixalign.data.read import Row
 from automixalign.data.split import SPLITS
 from automixalign.data.store import read_split, split_path
-from automixalign.models import load as library
+from automixalign.models.load import load_tokenizer
 from automixalign.system.errors import DataError
 from benchmarks import smollm2
 from tests.data import plain_data
@@ -343,7 +343,7 @@ def test_all_of_it(
     model = base_model if which == "tiny" else smollm2_folder
     wanted = _experiment(tmp_path, conversational)
     card = prepare_data(wanted, model, tmp_path / "out")
-    expected = plain_data.prepare(wanted, library.load_tokenizer(model))
+    expected = plain_data.prepare(wanted, load_tokenizer(model))
     for task in ("one", "two"):
         for name in SPLITS:
             assert read_split(tmp_path / "out", task, name).to_pylist() == expected[task][name]
@@ -360,7 +360,7 @@ def test_a_small_split_is_one_table(tmp_path: Path, base_model: Path) -> None:
     """The bytes, and so the digest that caches go by, are those of the table written at once."""
     wanted = _experiment(tmp_path, True)
     prepare_data(wanted, base_model, tmp_path / "out")
-    for task, parts in plain_data.prepare(wanted, library.load_tokenizer(base_model)).items():
+    for task, parts in plain_data.prepare(wanted, load_tokenizer(base_model)).items():
         for name, rows in parts.items():
             table = pa.Table.from_pylist(rows, schema=store.split_schema(True))
             pq.write_table(table, tmp_path / "whole", compression="zstd", write_page_checksum=True)

@@ -10,7 +10,7 @@ import pytest
 import typer
 import yaml
 
-from automixalign.config.experiment import parse
+from automixalign.config.experiment import parse_experiment
 from automixalign.method.losses import LossType
 from automixalign.method.mixers import MIXERS
 from pipelines import cli
@@ -48,7 +48,7 @@ def test_the_example_of_a_cluster_is_one(experiment_data: dict[str, Any]) -> Non
     (example,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     changes = yaml.safe_load(example)
     experiment_data["training"] |= changes.pop("training")
-    cluster = parse(experiment_data | changes, "README.md").cluster
+    cluster = parse_experiment(experiment_data | changes, "README.md").cluster
     assert cluster.pod("train_generalist").accelerators == 8
     assert cluster.pod("train_generalist").scratch == cluster.default.scratch == "50Gi"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from automixalign.config.experiment import Experiment, parse
+from automixalign.config.experiment import Experiment, parse_experiment
 from pipelines.dag.compiling import write
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -28,7 +28,7 @@ def _experiment(cluster: dict[str, Any], tasks: int = 2, **changes: Any) -> Expe
         "cluster": cluster,
         **changes,
     }
-    return parse(data, "golden")
+    return parse_experiment(data, "golden")
 
 
 def _gpus(count: int) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from kfp.local import config as kfp_config
 from kfp.local import logging_utils, subprocess_task_handler
 from safetensors.torch import load_file, save_file
 
-from automixalign.config import experiment as config
-from automixalign.steps import step as progress
+from automixalign.config.experiment import parse_experiment
+from automixalign.steps.step import EVENTS, LOGS_VARIABLE
 from automixalign.storage import files
 from pipelines.local.attempt import Attempt
 from pipelines.local.outputs import artifacts
@@ -201,9 +201,9 @@ def run(folder: Path, name: str, experiment: dict[str, Any], patch: pytest.Monke
     """Run an experiment into a folder of its own; return the steps that ran, as `STAGE NAME`."""
     logs = folder / f"logs-{name}"
     logs.mkdir()
-    patch.setenv(progress.LOGS, str(logs))
+    patch.setenv(LOGS_VARIABLE, str(logs))
     patch.setenv("HF_HUB_OFFLINE", "1")
-    checked = config.parse(experiment, "test")
+    checked = parse_experiment(experiment, "test")
     before = builtins.print
     go_through(
         Attempt(
@@ -214,7 +214,7 @@ def run(folder: Path, name: str, experiment: dict[str, Any], patch: pytest.Monke
         )
     )
     assert builtins.print is before, "of steps that overlap kfp would leave a print that indents"
-    events = files.read_jsonl(logs / progress.EVENTS)
+    events = files.read_jsonl(logs / EVENTS)
     finished = {f"{event['stage']} {event['name']}".strip() for event in events if event["event"] == "finished"}
     cached = {f"{event['stage']} {event['name']}".strip() for event in events if event["event"] == "cached"}
     assert not finished & cached

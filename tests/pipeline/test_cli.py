@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from automixalign import __version__
-from automixalign.config import experiment as config
+from automixalign.config.experiment import parse_experiment
 from pipelines import cli
 
 Data = dict[str, Any]
@@ -122,7 +122,7 @@ def test_validate_prints_a_configuration_that_parses_again(ama: Ama, written: Pa
     sets = ["--set", "training.beta=0.25", "-s", "methods.1.c=1e-1", "--set", "seed=3"]
     first = ama("validate", "--config", str(written), *sets)
     assert (first.status, first.err) == (0, "")
-    experiment = config.parse(yaml.safe_load(first.out), "printed")
+    experiment = parse_experiment(yaml.safe_load(first.out), "printed")
     assert (experiment.training.beta, experiment.methods[1].c, experiment.seed) == (0.25, 0.1, 3)
     (tmp_path / "again.yaml").write_text(first.out)
     assert ama("validate", "--config", "again.yaml") == first

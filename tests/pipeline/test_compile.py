@@ -12,7 +12,7 @@ from kfp import compiler
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 
 from automixalign.config.cluster import TRAIN_JOB, Step, TrainJobRequest
-from automixalign.config.experiment import parse
+from automixalign.config.experiment import parse_experiment
 from automixalign.preflight.validate import plan
 from automixalign.system.errors import ConfigError
 from automixalign.training import checkpoints
@@ -109,7 +109,7 @@ def test_a_training_on_two_nodes_is_told_of_the_job_it_is_to_start() -> None:
 def test_trainings_keep_checkpoints_below_an_output_in_s3(
     changes: dict[str, Any], steps: set[str], tmp_path: Path
 ) -> None:
-    write(parse(_data(**changes), "test"), tmp_path / "p.yaml")
+    write(parse_experiment(_data(**changes), "test"), tmp_path / "p.yaml")
     spec, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
     told = _told(spec, checkpoints.PLACE)
     assert told == {f"exec-{step}": "s3://results/run/.checkpoints" for step in steps}
@@ -120,7 +120,7 @@ def test_trainings_keep_checkpoints_below_an_output_in_s3(
 
 def test_trainings_on_several_nodes_keep_no_checkpoints(tmp_path: Path) -> None:
     data = EXPERIMENTS["two-nodes"].model_dump(mode="json") | {"output": "s3://results/run"}
-    write(parse(data, "test"), tmp_path / "p.yaml")
+    write(parse_experiment(data, "test"), tmp_path / "p.yaml")
     spec = next(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))
     assert _told(spec, checkpoints.PLACE) == {}
 
@@ -163,7 +163,7 @@ def test_the_pipeline_is_one_that_kfp_itself_can_read(name: str) -> None:
     spec, _ = pipeline(name)
     json_format.ParseDict(spec, PipelineSpec())
     config = spec["root"]["inputDefinitions"]["parameters"]["config"]
-    assert parse(json.loads(config["defaultValue"]), "default") == EXPERIMENTS[name]
+    assert parse_experiment(json.loads(config["defaultValue"]), "default") == EXPERIMENTS[name]
 
 
 def _data(**changes: Any) -> dict[str, Any]:
@@ -178,7 +178,9 @@ def test_optional_parts_are_there_only_where_they_are_asked_for(tmp_path: Path) 
     }
     tasks = {}
     for step, change in ({"": {}} | wanted).items():
-        compiler.Compiler().compile(build(parse(_data(**change), "test")), str(tmp_path / "pipeline.yaml"))
+        compiler.Compiler().compile(
+            build(parse_experiment(_data(**change), "test")), str(tmp_path / "pipeline.yaml")
+        )
         spec = next(yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text()))
         tasks[step] = set(spec["root"]["dag"]["tasks"])
         assert (f"comp-{step}" in spec["components"]) == bool(step)
@@ -208,7 +210,7 @@ def test_an_experiment_with_other_parts_is_refused_by_the_pipeline() -> None:
 )
 def test_what_a_cluster_cannot_take_is_refused_by_its_key(cluster: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        parse(_data(cluster=cluster), "test")
+        parse_experiment(_data(cluster=cluster), "test")
 
 
 def test_a_step_takes_the_default_s_keys_where_it_has_none_of_its_own() -> None:
@@ -216,7 +218,7 @@ def test_a_step_takes_the_default_s_keys_where_it_has_none_of_its_own() -> None:
         "default": {"cpu": 1, "memory": "4Gi", "retries": {"times": 1}},
         "steps": {"evaluate": {"cpu": "1.5", "retries": {"times": 0}}},
     }
-    pods = parse(_data(cluster=cluster), "test").cluster
+    pods = parse_experiment(_data(cluster=cluster), "test").cluster
     assert (pods.pod("evaluate").cpu, pods.pod("evaluate").memory) == ("1.5", "4Gi")
     assert (pods.pod("evaluate").retries.times, pods.pod("compare").retries.times) == (0, 1)
 
@@ -236,6 +238,6 @@ def test_a_component_is_thin_and_in_the_dag(path: Path, tmp_path: Path) -> None:
     docstring = max((node.value.value for node in ast.walk(ast.parse(source)) if _is_text(node)), key=len)
     assert len(source.splitlines()) - len(docstring.splitlines()) <= 50
     whole = _data(registry={"name": "golden"}, output="s3://results/golden", merges=["linear"])
-    compiler.Compiler().compile(build(parse(whole, "test")), str(tmp_path / "pipeline.yaml"))
+    compiler.Compiler().compile(build(parse_experiment(whole, "test")), str(tmp_path / "pipeline.yaml"))
     spec = next(yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text()))
     assert f"exec-{path.parent.name.replace('_', '-')}" in spec["deploymentSpec"]["executors"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from automixalign.config import experiment as config
+from automixalign.config.experiment import parse_experiment
 from automixalign.system.errors import ConfigError
 from pipelines.local.containers import Containers
 from pipelines.local.needs import Needs, needs_of
@@ -14,7 +14,7 @@ Data = dict[str, Any]
 
 
 def needs(data: Data, **environ: str) -> Needs:
-    return needs_of(config.parse(data, "test"), environ)
+    return needs_of(parse_experiment(data, "test"), environ)
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_a_server_on_this_machine_s_loopback_is_refused_before_an_engine_is_aske
     monkeypatch.setenv(variable, f"http://{host}:8333")
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
     with pytest.raises(ConfigError, match=f"{variable}: a container has a loopback address of its own"):
-        Containers(config.parse(data | change, "test"))
+        Containers(parse_experiment(data | change, "test"))
     monkeypatch.setenv("AMA_DOCKER_NETWORK", "host")
     with pytest.raises(ConfigError, match="no container engine answers at unix:///nowhere/"):
-        Containers(config.parse(data | change, "test"))
+        Containers(parse_experiment(data | change, "test"))

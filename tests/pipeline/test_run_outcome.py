@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from automixalign.config import experiment as config
+from automixalign.config.experiment import parse_experiment
 from pipelines.local.run import _Events, failure_of
 
 LOGS = Path("logs")
@@ -36,13 +36,13 @@ WELL = events(
 
 
 def test_a_run_whose_steps_all_finished_has_not_failed(experiment_data: dict[str, Any]) -> None:
-    assert failure_of(config.parse(experiment_data, "test"), WELL, 0, LOGS) is None
+    assert failure_of(parse_experiment(experiment_data, "test"), WELL, 0, LOGS) is None
 
 
 @pytest.mark.parametrize("lines", [["failed evaluate a"], []], ids=["failed", "killed"])
 def test_a_step_that_was_tried_again_has_not_failed(lines: list[str], experiment_data: dict[str, Any]) -> None:
     again = events("started evaluate a", *lines, "started evaluate a", "finished evaluate a")
-    assert failure_of(config.parse(experiment_data, "test"), [*again, *WELL], 0, LOGS) is None
+    assert failure_of(parse_experiment(experiment_data, "test"), [*again, *WELL], 0, LOGS) is None
 
 
 @pytest.mark.parametrize(
@@ -74,14 +74,14 @@ def test_a_step_that_was_tried_again_has_not_failed(lines: list[str], experiment
 def test_a_run_has_failed_by_its_first_bad_step_whatever_kfp_says(
     ended: list[dict[str, Any]], status: int, message: str, log: str, experiment_data: dict[str, Any]
 ) -> None:
-    failure = failure_of(config.parse(experiment_data, "test"), [*WELL, *ended], status, LOGS)
+    failure = failure_of(parse_experiment(experiment_data, "test"), [*WELL, *ended], status, LOGS)
     assert (str(failure), failure and failure.log) == (message, LOGS / log)
 
 
 def test_a_step_that_the_system_killed_for_memory_is_told_so(experiment_data: dict[str, Any]) -> None:
     """Linux counts such kills; the step noted how many there had been when it started."""
     killed = [{**event, "killed_for_memory": -1} for event in events("started train_generalist a")]
-    failure = failure_of(config.parse(experiment_data, "test"), [*WELL, *killed], 1, LOGS)
+    failure = failure_of(parse_experiment(experiment_data, "test"), [*WELL, *killed], 1, LOGS)
     assert str(failure).startswith("train_generalist [a]: was killed by the system for want of memory; lower ")
     assert "training.micro_batch_size" in str(failure)
 
@@ -104,5 +104,5 @@ def test_a_last_step_that_never_began_is_missed(
     change: dict[str, Any], missing: str, experiment_data: dict[str, Any]
 ) -> None:
     seen = [event for event in WELL if missing != "compare" or event["stage"] != "compare"]
-    failure = failure_of(config.parse(experiment_data | change, "test"), seen, 0, LOGS)
+    failure = failure_of(parse_experiment(experiment_data | change, "test"), seen, 0, LOGS)
     assert str(failure) == f"{missing}: never began"

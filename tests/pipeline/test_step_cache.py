@@ -7,7 +7,7 @@ import pytest
 from kfp import dsl
 
 from automixalign.steps import artifacts
-from automixalign.steps import step as progress
+from automixalign.steps.step import EVENTS, LOGS_VARIABLE, run_step
 from automixalign.storage import files
 from automixalign.system.errors import CacheError, ConfigError
 from pipelines.local.caching import StepCache
@@ -71,7 +71,7 @@ def test_a_result_is_linked_into_the_run_that_takes_it(cache: StepCache, tmp_pat
 def test_a_result_that_has_changed_is_not_taken(
     change: str, cache: StepCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(progress.LOGS, str(tmp_path))
+    monkeypatch.setenv(LOGS_VARIABLE, str(tmp_path))
     original = made(tmp_path / "run")
     cache.put("k", {"model": original})
     file = Path(original.path) / "weights"
@@ -82,11 +82,11 @@ def test_a_result_that_has_changed_is_not_taken(
     else:
         (file.parent / "more").touch()
     assert cache.get("k") is None
-    (*_, warning) = files.read_jsonl(tmp_path / progress.EVENTS)
+    (*_, warning) = files.read_jsonl(tmp_path / EVENTS)
     assert f"{original.path} is not what the step that made it had written" in warning["message"]
     with (
         pytest.raises(CacheError, match="is not what the step that made it had written; start the run again"),
-        progress.step("evaluate", "x", reads=[original]),
+        run_step("evaluate", "x", reads=[original]),
     ):
         pytest.fail("a step does not begin with it")
 

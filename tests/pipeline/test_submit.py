@@ -25,7 +25,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from automixalign.config import experiment as config
+from automixalign.config.experiment import Experiment, parse_experiment
 from automixalign.system.errors import ConfigError
 from components import image
 from pipelines import cli
@@ -85,7 +85,7 @@ def submit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     """Run `ama submit` for `mine` in this process; the same pipeline is compiled once, for all tests."""
     compile_once = compiling.write
 
-    def write(experiment: config.Experiment, path: Path) -> None:
+    def write(experiment: Experiment, path: Path) -> None:
         if experiment.model_dump_json() not in COMPILED:
             compile_once(experiment, path)
             COMPILED[experiment.model_dump_json()] = path.read_bytes()
@@ -145,8 +145,8 @@ def test_the_run_gets_the_experiment_and_the_package_is_its_pipeline(
 ) -> None:
     assert submit("--host", stub.url, "--set", "seed=7").status == 0
     (run,), (package,) = stub.runs.values(), stub.packages.values()
-    sent = config.Experiment.model_validate_json(run.runtime_config.parameters["config"])
-    assert sent == config.parse({**experiment_data, "seed": 7}, "test")
+    sent = Experiment.model_validate_json(run.runtime_config.parameters["config"])
+    assert sent == parse_experiment({**experiment_data, "seed": 7}, "test")
     assert yaml.safe_load_all(package).__next__()["root"]["dag"]["tasks"].keys() >= {"specialists", "compare"}
     assert re.fullmatch(r"tiny-\d{8}-\d{6}", run.display_name)
 
@@ -350,7 +350,7 @@ def test_what_only_this_machine_can_see_is_refused_before_any_work(
 def test_every_thing_that_a_pod_cannot_see_is_named_at_once(experiment_data: Data) -> None:
     experiment_data |= {"base_model": "./base", "output": "here", "tasks": [{"name": "a", "source": "a.jsonl"}]}
     with pytest.raises(ConfigError) as refused:
-        reachable.check(config.parse(experiment_data, "test"))
+        reachable.check(parse_experiment(experiment_data, "test"))
     assert len(str(refused.value).splitlines()) == 4
 
 
@@ -366,7 +366,7 @@ def test_what_a_pod_can_reach_is_taken(experiment_data: Data, base_model: str) -
         "tracking": {"uri": "https://mlflow.example"},
         "output": "s3://bucket/out",
     }
-    reachable.check(config.parse(experiment_data, "test"))
+    reachable.check(parse_experiment(experiment_data, "test"))
 
 
 def test_a_token_is_read_from_its_file_for_every_look(stub: Stub, submit: Submit, tmp_path: Path) -> None:

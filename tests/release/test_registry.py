@@ -18,9 +18,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from automixalign.config.experiment import RegistrySpec, parse
+from automixalign.config.experiment import RegistrySpec, parse_experiment
 from automixalign.config.plan import RegistrySettings
-from automixalign.models import load as models
+from automixalign.models.load import load_full_model, load_model, load_tokenizer
 from automixalign.release.register import gate, register
 from automixalign.steps.tracking.spool import FOLDER, RUN_ID, URI
 from automixalign.storage import files
@@ -60,14 +60,14 @@ def candidates(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     """A full model and a LoRA adapter, both moved away from the base."""
     folder = tmp_path_factory.mktemp("candidates")
     torch.manual_seed(1)
-    full = models.load_full_model(base_model)
+    full = load_full_model(base_model)
     with torch.no_grad():
         for parameter in full.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
     full.save_pretrained(folder / "full")
-    models.load_tokenizer(base_model).save_pretrained(folder / "full")
+    load_tokenizer(base_model).save_pretrained(folder / "full")
     lora = get_peft_model(
-        models.load_full_model(base_model),
+        load_full_model(base_model),
         LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"),
     )
     lora.save_pretrained(folder / "lora")
@@ -88,7 +88,7 @@ def registered(
     """Register the best of some entries of a leaderboard, with options of the registry."""
 
     def best_of(*entries: dict[str, Any], **spec: Any) -> dict[str, Any]:
-        experiment = parse(experiment_data | {"registry": {"name": "assistant", **spec}}, "test")
+        experiment = parse_experiment(experiment_data | {"registry": {"name": "assistant", **spec}}, "test")
         files.write_json(tmp_path / "board.json", list(entries))
         known = {
             entry["model"]: candidates[entry["model"]] for entry in entries if entry["model"] in candidates
@@ -133,10 +133,10 @@ def test_a_fresh_process_gets_the_pipeline_s_model_token_for_token(
         text=True,
         check=True,
     )
-    tokenizer = models.load_tokenizer(base_model)
-    own = greedy(models.load_model(candidates[name], base_model), tokenizer)
+    tokenizer = load_tokenizer(base_model)
+    own = greedy(load_model(candidates[name], base_model), tokenizer)
     assert done.stdout.splitlines()[-1] == own
-    assert own != greedy(models.load_full_model(base_model), tokenizer), "the base would answer alike"
+    assert own != greedy(load_full_model(base_model), tokenizer), "the base would answer alike"
     held = mlflow.models.get_model_info("models:/assistant@champion")
     assert {"messages", "max_tokens", "temperature"} <= set(held.signature.inputs.input_names())
     assert held.saved_input_example_info is not None
@@ -165,7 +165,7 @@ def test_a_server_with_its_artifacts_on_s3_hands_out_the_same_model(
         done = subprocess.run(
             [sys.executable, "-c", CONSUMER], env=without_s3, capture_output=True, text=True, check=True
         )
-    own = greedy(models.load_model(candidates["lora"], base_model), models.load_tokenizer(base_model))
+    own = greedy(load_model(candidates["lora"], base_model), load_tokenizer(base_model))
     assert done.stdout.splitlines()[-1] == own
     keys = [item["Key"] for item in s3.list_objects_v2(Bucket="registry")["Contents"]]
     assert sum(key.endswith(".safetensors") for key in keys) == 1
@@ -206,8 +206,8 @@ def test_the_champion_is_served_as_a_chat(
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    tokenizer = models.load_tokenizer(base_model)
-    own = greedy(models.load_full_model(candidates["full"]), tokenizer)
+    tokenizer = load_tokenizer(base_model)
+    own = greedy(load_full_model(candidates["full"]), tokenizer)
     assert completion["choices"][0]["message"]["content"] == own
 
 

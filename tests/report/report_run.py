@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from automixalign.config import experiment as config
-from automixalign.config import file as config_file
-from automixalign.config.experiment import Experiment, specialist_name
+from automixalign.config.experiment import Experiment, model_names, parse_experiment, specialist_name
+from automixalign.config.file import dump_yaml
 from automixalign.config.plan import ComparisonSettings
 from automixalign.report import compare
 from automixalign.scoring import caches
@@ -50,7 +49,7 @@ def experiment(seed: int = 0, **changes: Any) -> Experiment:
         "methods": ["standard", "uniform", "ama-r"],
         "merges": ["linear"],
     }
-    return config.parse(data | changes, "test")
+    return parse_experiment(data | changes, "test")
 
 
 def write_run(folder: Path, seed: int = 0, **changes: Any) -> Path:
@@ -61,8 +60,8 @@ def write_run(folder: Path, seed: int = 0, **changes: Any) -> Path:
     """
     made = experiment(seed, **changes)
     generator = np.random.default_rng(seed)
-    files.write_text(folder / "config.yaml", config_file.dump(made))
-    evaluations = [_evaluation(folder, name, generator) for name in config.model_names(made)]
+    files.write_text(folder / "config.yaml", dump_yaml(made))
+    evaluations = [_evaluation(folder, name, generator) for name in model_names(made)]
     trained = [*map(specialist_name, TASKS), *(method.name for method in made.methods)]
     trajectories = {name: _trajectory(folder, name, generator) for name in trained}
     files.write_json(

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from automixalign.config import experiment as config
-from automixalign.config.experiment import Experiment
+from automixalign.config.experiment import Experiment, parse_experiment
 from automixalign.report import run_folder
 from automixalign.system import alive
 from automixalign.system.errors import ConfigError
@@ -18,7 +17,7 @@ from automixalign.system.errors import ConfigError
 
 @pytest.fixture
 def experiment(experiment_data: dict[str, Any]) -> Experiment:
-    return config.parse(experiment_data, "test")
+    return parse_experiment(experiment_data, "test")
 
 
 HOLDER = """
@@ -71,7 +70,7 @@ def test_a_folder_of_another_experiment_is_refused_by_the_keys_that_differ(
     before = (tmp_path / "run" / run_folder.CONFIG).read_text()
     experiment_data["methods"][1]["eta"] = 0.2
     experiment_data["seed"] = 1
-    other = config.parse(experiment_data, "test")
+    other = parse_experiment(experiment_data, "test")
     with (
         pytest.raises(
             ConfigError, match=r"another experiment: it differs in seed, methods\.1\.eta; name a new"

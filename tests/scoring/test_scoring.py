@@ -11,14 +11,14 @@ from trl.trainer.utils import add_fused_lm_head
 
 from automixalign.data.store import read_split
 from automixalign.models.load import load_full_model
-from automixalign.scoring import scorer as scoring
+from automixalign.scoring.scorer import Scorer
 from automixalign.system.errors import ModelError
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_log_probabilities_are_trl_s(batch_size: int, base_model: Path, two_tasks: Path) -> None:
     table = read_split(two_tasks, "format", "train")
-    chosen, rejected = scoring.Scorer(load_full_model(base_model), batch_size, "fp32").logps(table)
+    chosen, rejected = Scorer(load_full_model(base_model), batch_size, "fp32").logps(table)
     model = load_full_model(base_model)
     add_fused_lm_head(model)
     batch = DataCollatorForPreference(pad_token_id=0)(table.to_pylist())
@@ -33,8 +33,8 @@ def test_log_probabilities_are_trl_s(batch_size: int, base_model: Path, two_task
 def test_bf16_scores_are_near_fp32(base_model: Path, two_tasks: Path) -> None:
     table = read_split(two_tasks, "format", "train")
     model = load_full_model(base_model)
-    exact = scoring.Scorer(model, 8, "fp32").logps(table)
-    near = scoring.Scorer(model, 8, "bf16").logps(table)
+    exact = Scorer(model, 8, "fp32").logps(table)
+    near = Scorer(model, 8, "bf16").logps(table)
     assert np.allclose(exact, near, rtol=0.02)
     assert not np.array_equal(exact, near)
 
@@ -44,4 +44,4 @@ def test_a_model_that_gives_nan_is_refused(base_model: Path, two_tasks: Path) ->
     with torch.no_grad():
         model.get_output_embeddings().weight[5] = math.nan
     with pytest.raises(ModelError, match="not finite, first for pair"):
-        scoring.Scorer(model, 8, "fp32").logps(read_split(two_tasks, "format", "test"))
+        Scorer(model, 8, "fp32").logps(read_split(two_tasks, "format", "test"))

@@ -11,8 +11,8 @@ import mlflow
 import pytest
 from typer.testing import CliRunner
 
-from automixalign.config.experiment import parse
-from automixalign.steps import step as progress
+from automixalign.config.experiment import parse_experiment
+from automixalign.steps.step import run_step
 from automixalign.steps.tracking.record import Dataset, Record
 from automixalign.steps.tracking.send import send_waiting
 from automixalign.steps.tracking.spool import FOLDER, FOLLOWED, RUN_ID, URI, Spool, Target
@@ -97,9 +97,9 @@ def test_a_run_handed_in_is_joined_and_nothing_of_it_is_changed(
     client.log_param(given.info.run_id, "training.beta", "theirs")
     monkeypatch.setenv(URI, uri)
     monkeypatch.setenv(RUN_ID, given.info.run_id)
-    with progress.step("validate_config") as running:
+    with run_step("validate_config") as running:
         running.record = filled("validate_config", "", of_pipeline=True)
-    with progress.step("train", "a"):
+    with run_step("train", "a"):
         pass
     found = runs(uri, "theirs")
     assert set(found) == {"kfp", "validate_config", "train [a]"}
@@ -109,7 +109,7 @@ def test_a_run_handed_in_is_joined_and_nothing_of_it_is_changed(
 
 
 def test_without_a_uri_nothing_happens(tmp_path: Path) -> None:
-    with progress.step("train", "a") as running:
+    with run_step("train", "a") as running:
         running.record.add_metrics({"loss": 1.0})
     assert list(tmp_path.iterdir()) == []
 
@@ -117,7 +117,7 @@ def test_without_a_uri_nothing_happens(tmp_path: Path) -> None:
 def test_a_failed_step_is_recorded_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(URI, f"sqlite:///{tmp_path}/mlflow.db")
-    with pytest.raises(ZeroDivisionError), progress.step("train", "a"):
+    with pytest.raises(ZeroDivisionError), run_step("train", "a"):
         _ = 1 / 0
     assert runs(f"sqlite:///{tmp_path}/mlflow.db")["train [a]"].info.status == "FAILED"
 
@@ -205,7 +205,7 @@ def test_what_is_said_of_the_whole_pipeline_is_said_once(tmp_path: Path) -> None
 def test_a_run_of_which_all_was_told_starts_no_sender_until_there_is_more(
     experiment_data: dict[str, Any], tmp_path: Path
 ) -> None:
-    experiment, folder, log = parse(experiment_data, "test"), tmp_path / "run", tmp_path / "log"
+    experiment, folder, log = parse_experiment(experiment_data, "test"), tmp_path / "run", tmp_path / "log"
     record = filled("validate_config", "", of_pipeline=True)
     first = sending.Sender(experiment, folder)
     first.start(log)
@@ -266,14 +266,14 @@ def test_a_server_that_is_away_loses_nothing(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     kept = tmp_path / "file"
     kept.write_text("kept")
-    with progress.step("train", "a") as running:
+    with run_step("train", "a") as running:
         running.record.add_metrics({"loss": 0.25})
         running.record.add_artifact(kept, "kept.txt")
     warning = capsys.readouterr().err
     assert "MLflow did not take the step's record" in warning
     assert "automixalign-spool-" in warning
     with server(tmp_path, port, "s3://mlflow/artifacts") as uri:
-        with progress.step("evaluate", "a"):
+        with run_step("evaluate", "a"):
             pass
         found = runs(uri)
         assert found["train [a]"].data.metrics == {"loss": 0.25}
@@ -308,9 +308,9 @@ def test_credentials_are_kept_nowhere(
 ) -> None:
     experiment_data["tracking"] = {"uri": "https://user:secret@mlflow.example"}
     with pytest.raises(ConfigError, match=r"tracking: 'uri' holds a user or password"):
-        parse(experiment_data, "test")
+        parse_experiment(experiment_data, "test")
     del experiment_data["tracking"]
-    experiment = parse(experiment_data, "test")
+    experiment = parse_experiment(experiment_data, "test")
     monkeypatch.setenv(URI, "https://user:secret@mlflow.example")
     with pytest.raises(ConfigError, match=r"MLFLOW_TRACKING_URI holds a user or password") as refusal:
         sending.Sender(experiment, tmp_path / "run")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from automixalign.config.experiment import parse
+from automixalign.config.experiment import parse_experiment
 from automixalign.config.plan import TrainingSettings
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError, ResourceError
@@ -121,4 +121,4 @@ def test_what_cannot_go_together_is_refused(
 ) -> None:
     experiment_data["training"] |= {"batch_size": 8} | changes.pop("training")
     with pytest.raises(ConfigError, match=message):
-        parse(experiment_data | changes, "test")
+        parse_experiment(experiment_data | changes, "test")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from automixalign.config.experiment import parse
+from automixalign.config.experiment import parse_experiment
 from automixalign.config.plan import TrainingSettings
 from automixalign.storage import files
 from automixalign.system.errors import CacheError, ConfigError, TrainingError
@@ -106,7 +106,7 @@ def test_an_unexpected_failure_is_named(places: dict[str, Any], tmp_path: Path) 
 def test_pairs_must_divide_among_the_processes(experiment_data: dict[str, Any]) -> None:
     experiment_data["training"] |= {"batch_size": 6, "micro_batch_size": 2, "processes": 2}
     with pytest.raises(ConfigError, match="'batch_size' must be a multiple of 'processes' times"):
-        parse(experiment_data, "test")
+        parse_experiment(experiment_data, "test")
 
 
 def test_two_processes_killed_from_outside_go_on_to_the_same_bits(

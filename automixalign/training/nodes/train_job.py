@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from automixalign.config.cluster import TRAIN_JOB, TrainJobRequest
-from automixalign.steps import step as progress
+from automixalign.steps.step import current_step
 from automixalign.system.errors import ConfigError, StorageError, TrainingError
 from automixalign.system.schema import describe
 from automixalign.training.job import Training
@@ -161,7 +161,7 @@ class _Following:
         try:
             self.jobs.delete(self.name)
         except (RefusedError, UnavailableError) as error:
-            progress.current().warn(f"{self.title} is left over and has to be deleted: {error}")
+            current_step().warn(f"{self.title} is left over and has to be deleted: {error}")
 
     def _where_logs_are(self) -> str:
         return (
@@ -189,7 +189,7 @@ def _answer_of(question: Callable[[], _T]) -> _T:
                 advice = "the TrainJob may go on: start the step again to follow it"
                 raise _LostError(f"{error}; {advice}") from error
             if wait == _WAITS[0]:
-                progress.current().warn(f"{error}; asking again")
+                current_step().warn(f"{error}; asking again")
             time.sleep(wait)
     raise AssertionError
 

@@ -116,7 +116,7 @@ def start(
 ) -> Any:
     """Start a training into `output` in a fresh process, with its checkpoints there unless told otherwise."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipelines.local.runner.preloaded", __name__])
+    context.set_forkserver_preload(["pipelines.local.preloaded", __name__])
     output.mkdir(exist_ok=True)
     process = context.Process(target=_run, args=(given, places(), output, fault, environment or {}))
     process.start()

@@ -45,7 +45,7 @@ _PAUSE = 0.3
 _NOBODY = 1001
 _TRY = """
 import json, os, pathlib, sys
-from automixalign.provenance import library_digest
+from automixalign.system.provenance import library_digest
 readable, writable = json.loads(sys.argv[1])
 read = [path for place in map(pathlib.Path, readable) for path in (place, *place.rglob("*"))]
 closed = [str(path) for path in read if path.exists() and not os.access(path, os.R_OK)]

@@ -9,10 +9,10 @@ import os
 from importlib import import_module
 
 NAMES = (
-    "automixalign.models.load.prepare",
+    "automixalign.models.load",
     "automixalign.report.compare",
     "automixalign.data.prepare",
-    "automixalign.scoring.scorer.evaluate",
+    "automixalign.scoring.evaluate",
     "automixalign.training.specialist_losses",
     "automixalign.quickstart.tiny_model",
     "automixalign.training.trainer",

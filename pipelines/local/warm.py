@@ -13,7 +13,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
 
-_PRELOADED = "pipelines.local.runner.preloaded"
+_PRELOADED = "pipelines.local.preloaded"
 _ASKING = threading.Lock()
 
 

@@ -1,4 +1,4 @@
-"""A run's tasks as they change, in the events that `pipelines.local.runner.display` shows."""
+"""A run's tasks as they change, in the events that `pipelines.local.display` shows."""
 
 import re
 import time

@@ -28,7 +28,6 @@ from automixalign.data.split import split_tasks
 from automixalign.data.store import split_schema
 from automixalign.data.tokens import Tokens, check_template, tokenize
 from automixalign.data.write import write_splits
-from automixalign.models.prepare import check_positions
 from automixalign.scoring.verifiers import VERIFIERS
 from automixalign.steps.step import current_step
 from automixalign.steps.tracking.record import Dataset
@@ -51,10 +50,9 @@ def prepare_data(settings: DataSettings, base_model: Path, output: Path) -> dict
         ModelError: conversational data and a tokenizer without chat template.
         ConfigError: `max_length` is more than the model takes.
     """
-    from automixalign.models.load import load_config, load_tokenizer
+    from automixalign.models.load import load_tokenizer
 
-    check_positions(load_config(base_model), settings.max_length)
-    tokenizer = load_tokenizer(base_model)
+    tokenizer = load_tokenizer(base_model, settings.max_length)
     with files.replacing(output) as folder, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         tasks = {task.name: _usable_pairs(task, settings, tokenizer, Path(scratch)) for task in settings.tasks}
         labels = split_tasks({name: found.ranks for name, found in tasks.items()}, settings.split)

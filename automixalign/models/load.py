@@ -11,7 +11,7 @@ import torch
 from automixalign.models import safety as model_files
 from automixalign.models.safety import is_adapter
 from automixalign.system import mkl
-from automixalign.system.errors import ModelError
+from automixalign.system.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -36,15 +36,22 @@ def uses_bf16(precision: str) -> bool:
     return precision == "bf16"
 
 
-def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer saved in a model folder; `pad_token` is its end-of-sequence token if it has none.
+def load_tokenizer(folder: Path, max_length: int | None = None) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a model folder; `pad_token` defaults to its end-of-sequence token.
+
+    Args:
+        folder: the model folder.
+        max_length: tokens of the longest sequence that the model must accept; None skips this check.
 
     Raises:
-        ModelError: the folder holds no tokenizer.
+        ModelError: the folder holds no tokenizer, or, with `max_length`, no model configuration.
+        ConfigError: the model accepts fewer than `max_length` tokens.
     """
     from transformers import AutoTokenizer
 
-    # Left open, `trust_remote_code` is a question at the terminal.
+    if max_length is not None:
+        check_positions(load_config(folder), max_length)
+    # Without a value for `trust_remote_code`, transformers asks a question at the terminal.
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises a dozen kinds, tokenizers a bare one
@@ -66,6 +73,18 @@ def load_config(folder: Path) -> "PretrainedConfig":
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         raise ModelError(f"{folder} holds no configuration of a model: {reason(error)}") from error
+
+
+def check_positions(config: "PretrainedConfig", max_length: int) -> None:
+    """Check by its configuration that a model accepts sequences of `max_length` tokens.
+
+    Raises:
+        ConfigError: it has fewer positions, and no RoPE scaling that extends them.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    scaling = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if positions and scaling == "default" and max_length > positions:
+        raise ConfigError(f"max_length: the base model has {positions} positions; set it to that at most")
 
 
 def load_model(folder: Path, base_model: Path) -> "PreTrainedModel":

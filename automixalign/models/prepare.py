@@ -11,7 +11,7 @@ from automixalign.config.experiment import BaseModelSpec
 from automixalign.config.plan import BaseModelSettings
 from automixalign.models import safety as model_files
 from automixalign.storage import files, hub, s3
-from automixalign.system.errors import ConfigError, ModelError
+from automixalign.system.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -113,34 +113,35 @@ def _convert(spec: BaseModelSpec, folder: Path, scratch: Path) -> dict[str, Any]
     return {"parameters": model.num_parameters(), "architecture": type(model).__name__}
 
 
-def look_at(spec: BaseModelSpec) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase] | None":
-    """The tokenizer, and the model without its weights, of a folder on this machine; None for other sources.
+def look_at(
+    spec: BaseModelSpec, max_length: int
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase] | None":
+    """Load the tokenizer and the model of a folder on this machine, the model without its weights.
 
-    All is checked but the values of the weights, in a moment: only the headers of their files are read.
+    Only the headers of the weights' files are read, which takes a moment.
+
+    Args:
+        spec: the base model.
+        max_length: tokens of the longest sequence that it must accept.
+
+    Returns:
+        None for a source that is no folder of this machine.
 
     Raises:
-        ModelError: a local source is not there, or holds no causal language model with a tokenizer.
+        ModelError: the folder does not exist, or holds no causal language model with a tokenizer.
+        ConfigError: the model accepts fewer than `max_length` tokens.
     """
     if spec.tiny is not None or spec.source.startswith((s3.SCHEME, MLFLOW)):
         return None
     path = _local_path(spec.source)
     if path is None or path.suffix == ".gguf":
         return None
+    from automixalign.models.load import check_positions
+
     with quietly():
         model, tokenizer = _load(spec, path, device_map="meta")
+    check_positions(model.config, max_length)
     return model, tokenizer
-
-
-def check_positions(config: Any, max_length: int) -> None:
-    """See that a model can take `max_length` tokens, by its configuration.
-
-    Raises:
-        ConfigError: it has fewer positions, and no scaling that makes more of them.
-    """
-    positions = getattr(config, "max_position_embeddings", None)
-    scaling = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if positions and scaling == "default" and max_length > positions:
-        raise ConfigError(f"max_length: the base model has {positions} positions; set it to that at most")
 
 
 def _load(spec: BaseModelSpec, path: Path | None, **options: Any) -> Any:

@@ -96,7 +96,7 @@ def check_local_sources(experiment: Experiment) -> None:
         ModelError: naming the folder.
         ConfigError: the base model does not take `max_length` or what `training` is to change.
     """
-    seen = base_model.look_at(experiment.base_model)
+    seen = base_model.look_at(experiment.base_model, experiment.max_length)
     pairs = {
         task.name: read_pairs(task, experiment.seed)[0]
         for task in experiment.tasks
@@ -107,7 +107,6 @@ def check_local_sources(experiment: Experiment) -> None:
     if seen is None:
         return
     model, tokenizer = seen
-    base_model.check_positions(model.config, experiment.max_length)
     with base_model.quietly():
         for name, found in pairs.items():
             check_rendering(name, found, tokenizer, experiment.max_length)

@@ -34,10 +34,17 @@ from rich.progress import track
 from rich.table import Table
 from scipy.special import stdtrit
 
-from automixalign.method.mixers import MIXERS, AdaptiveOptions, Floats
+from automixalign.method.mixer import Floats, Mixer
+from automixalign.method.mixers import AdaptiveOptions, UniformClip
 from benchmarks.convex_game import Game, Saddle, fixed_game, loss, slope, solve
+from benchmarks.mixers import ResamplingAblation, ReweightingAblation
 
-METHODS = ("ama-r", "ama-s", "uniform-clip")
+METHODS: dict[str, type[Mixer]] = {
+    "ama-r": ReweightingAblation,
+    "ama-s": ResamplingAblation,
+    "uniform-clip": UniformClip,
+}
+"""The first two differ from the package's by `anneal`."""
 ITERATES = ("average", "last")
 HORIZONS = tuple(round(steps) for steps in np.geomspace(100, 10_000, 9))
 BATCH = 8
@@ -62,7 +69,7 @@ def run(game: Game, value: float, method: str, seed: int, horizons: tuple[int, .
     """One run from theta = 0: suboptimality of the average and of the last iterate, shape (2, horizons)."""
     sizes, k = game.sizes, len(game.sizes)
     first = np.cumsum(sizes) - sizes
-    mixer = MIXERS[method](sizes.tolist(), seed, **mixer_options(method, k))
+    mixer = METHODS[method](sizes.tolist(), seed, **mixer_options(method, k))
     random, rate = np.random.default_rng([seed, 1]), learning_rate(game)
     theta = total = np.zeros(game.features.shape[1])
     found = []

@@ -27,7 +27,8 @@ from functools import cached_property
 
 import numpy as np
 
-from automixalign.method.mixers import AdaptiveOptions, Floats, Ints
+from automixalign.method.mixer import Floats, Ints
+from automixalign.method.mixers import AdaptiveOptions
 
 PROBLEM_SEED = 0
 """Of the fixed problem: the first, from 0 on, at which all tasks are active with `MARGIN`."""

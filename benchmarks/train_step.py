@@ -35,7 +35,7 @@ from rich.table import Table
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from automixalign.method.mixers import MIXERS
+from automixalign.method.mixer import registered_mixers
 from automixalign.models.load import uses_bf16
 from automixalign.quickstart.tiny_model import build_tokenizer
 from automixalign.storage import files
@@ -145,7 +145,7 @@ def ours(model: Any, rows: list[dict[str, Any]], args: DPOConfig, method: str, f
         task: Dataset.from_list([row | {"specialist_loss": 0.5} for row in part])
         for task, part in parts.items()
     }
-    mixer = MIXERS[method]([half, len(rows) - half], args.seed)
+    mixer = registered_mixers()[method]([half, len(rows) - half], args.seed)
     return MixingTrainer(model, args, tables, mixer, folder / "log.jsonl", processing_class=build_tokenizer())
 
 

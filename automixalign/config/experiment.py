@@ -11,8 +11,10 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from automixalign.config.cluster import TRAINING, ClusterSpec
-from automixalign.method import merge_methods, mixers
+from automixalign.config.extensions import Extension
+from automixalign.method import merge_methods
 from automixalign.method.losses import Loss
+from automixalign.method.mixer import registered_mixers
 from automixalign.quickstart.spec import TINY_POSITIONS, TinyModel
 from automixalign.quickstart.synthetic import SYNTHETIC_TASKS
 from automixalign.system.errors import ConfigError
@@ -222,9 +224,10 @@ class MethodSpec(Schema):
 
     @model_validator(mode="after")
     def _the_mixer_accepts_it(self) -> Self:
-        if self.method not in mixers.MIXERS:
-            raise ValueError(f"unknown method {self.method!r}; there are: {', '.join(mixers.MIXERS)}")
-        checked = mixers.MIXERS[self.method].schema.model_validate(self.options)
+        mixers = registered_mixers()
+        if self.method not in mixers:
+            raise ValueError(f"unknown method {self.method!r}; there are: {', '.join(mixers)}")
+        checked = mixers[self.method].schema.model_validate(self.options)
         self.options.update(checked.model_dump(exclude_unset=True))
         return self
 
@@ -321,6 +324,8 @@ class Experiment(Schema):
 
     name: Name
     seed: Natural = 0
+    extensions: list[Extension] = Field(default_factory=list)
+    """Modules that register further methods; imported in every process of the run."""
     base_model: Annotated[BaseModelSpec, _named("source")]
     tasks: list[TaskSpec]
     max_length: Annotated[Count, Field(ge=8)] = 1024
@@ -348,7 +353,7 @@ class Experiment(Schema):
             if name.split("-")[0].lower() in RESERVED:
                 raise ValueError(f"methods and merges: the name {name!r} is reserved")
         for method in self.methods:
-            if mixers.MIXERS[method.method].every_task_each_step:
+            if registered_mixers()[method.method].every_task_each_step:
                 self._check_share_of_every_task(method)
         for merge in self.merges:
             try:

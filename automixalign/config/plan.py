@@ -7,7 +7,7 @@ which is what lets its cached result stand: another eta re-trains one generalist
 from collections.abc import Mapping
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from automixalign.config.cluster import ClusterSpec
 from automixalign.config.experiment import (
@@ -24,6 +24,7 @@ from automixalign.config.experiment import (
     TaskSpec,
     TrainingSpec,
 )
+from automixalign.config.extensions import Extension, extensions_digest
 from automixalign.method.losses import Loss
 from automixalign.system.provenance import environment_digest, library_digest
 
@@ -78,6 +79,8 @@ class SpecialistLossesSettings(ScoringSettings):
 class TrainingSettings(Settings):
     """Of `train_specialist` (where `method` is None) and `train_generalist`."""
 
+    extensions: list[Extension] = Field(default_factory=list)
+    """Imported before `method` is checked."""
     training: TrainingSpec
     budget: Budget
     method: MethodSpec | None
@@ -204,7 +207,8 @@ class Plan(BaseModel):
             tasks=tasks,
             generalists=[
                 TrainingSettings(
-                    **common,
+                    **{**common, "library": library_digest() + extensions_digest(experiment.extensions)},
+                    extensions=experiment.extensions,
                     training=training,
                     budget=experiment.budget.generalist,
                     method=method,

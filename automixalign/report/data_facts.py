@@ -7,7 +7,7 @@ from typing import Any
 
 from automixalign.config.experiment import Experiment, specialist_name
 from automixalign.data.split import TRAIN
-from automixalign.method.mixers import MIXERS
+from automixalign.method.mixer import registered_mixers
 from automixalign.report.curves import Row, last_mean
 from automixalign.scoring import caches
 from automixalign.storage import files
@@ -60,11 +60,11 @@ def gap_warnings(experiment: Experiment, facts: Iterable[Mapping[str, Any]]) -> 
 
 def _clipping(experiment: Experiment) -> list[str]:
     """The generalists that train on the clipped excess."""
-    sizes = [1] * len(experiment.tasks)
+    mixers, sizes = registered_mixers(), [1] * len(experiment.tasks)
     return [
         method.name
         for method in experiment.methods
-        if MIXERS[method.method](sizes, experiment.seed, **method.options).trains_on == "excess"
+        if mixers[method.method](sizes, experiment.seed, **method.options).trains_on == "excess"
     ]
 
 

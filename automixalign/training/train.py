@@ -14,7 +14,7 @@ from automixalign.config.plan import TrainingSettings
 from automixalign.data.split import TRAIN
 from automixalign.data.store import IDS, read_split, tasks_of
 from automixalign.method.losses import NLL
-from automixalign.method.mixers import MIXERS, Mixer, Standard
+from automixalign.method.mixer import Mixer, registered_mixers
 from automixalign.models import trainable
 from automixalign.models.load import device, load_full_model, load_tokenizer, uses_bf16
 from automixalign.models.weights import not_finite
@@ -41,7 +41,7 @@ class SpecialistTraining(Training):
         table = _training_table(self.data, self.reference, self.task)
         if self.pair_ids is not None:
             table = table.filter([pair in self.pair_ids for pair in table.column("pair_id").to_pylist()])
-        return _train(self, {self.task: table}, Standard([len(table)], self.settings.seed), scratch)
+        return _train(self, {self.task: table}, Mixer([len(table)], self.settings.seed), scratch)
 
 
 class GeneralistTraining(Training):
@@ -54,7 +54,7 @@ class GeneralistTraining(Training):
         assert method is not None  # noqa: S101  the plan gives every generalist one
         tables = self._tables()
         sizes = [len(table) for table in tables.values()]
-        mixer = MIXERS[method.method](sizes, self.settings.seed, **method.options)
+        mixer = registered_mixers()[method.method](sizes, self.settings.seed, **method.options)
         facts = _train(self, tables, mixer, scratch)
         weights = dict(zip(tables, mixer.weights().round(4).tolist(), strict=True))
         return {**method.model_dump(exclude_none=True), **facts, "weights": weights}

@@ -31,7 +31,7 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from automixalign.method.losses import from_trl
-from automixalign.method.mixers import Draws, Mixer
+from automixalign.method.mixer import Draws, Mixer
 from automixalign.scoring.logps.batch import PairIds
 from automixalign.scoring.logps.forward import batch_of, packing, side_logps
 from automixalign.steps.step import current_step
@@ -145,7 +145,7 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         """Take up our part of a checkpoint."""
         state = files.read_json(checkpoint / checkpoints.STATE)
         self.mixer.load(state["mixer"])
-        self.draws.taken = state["taken"]
+        self.draws.drawn = state["drawn"]
         if self.average is not None:
             self.average.load(checkpoint, state["averaged"])
         if self.accelerator.is_main_process:
@@ -168,7 +168,7 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         state = {
             "step": self.state.global_step,
             "mixer": self.mixer.state(),
-            "taken": self.draws.taken,
+            "drawn": self.draws.drawn,
             "averaged": self.average.count if self.average is not None else 0,
         }
         files.write_json(checkpoint / checkpoints.STATE, state)

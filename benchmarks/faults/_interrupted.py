@@ -82,10 +82,13 @@ def settings(method: str, lora: bool, micro_batch: int, **options: Any) -> str:
         "checkpoint_every": EVERY,
     }
     given = {"method": method, "eta": 0.5, **options}
-    return json.dumps({"seed": 3, "training": training, "budget": {"steps": STEPS}, "method": given})
+    settings = {"seed": 3, "training": training, "budget": {"steps": STEPS}, "method": given}
+    return json.dumps({**settings, "extensions": ["benchmarks.mixers"]})
 
 
-EVERYTHING = settings("ama-r", True, 2, average_iterates=0.7, average_alpha=True, anneal=True, discount=0.9)
+EVERYTHING = settings(
+    "ama-r-ablation", True, 2, average_iterates=0.7, average_alpha=True, anneal=True, discount=0.9
+)
 """With everything that a checkpoint can hold."""
 
 

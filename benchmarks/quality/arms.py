@@ -18,8 +18,9 @@ REFERENCE = "reference"
 class Arm:
     """A generalist.
 
-    `options` are those of its method (see `automixalign.method.mixers`); two more are this benchmark's own:
-    `learning_rate` multiplies the setup's, `average_iterates` goes to the method's specification.
+    `options` are those of its method (see `automixalign.method.mixers`, and `benchmarks.mixers` for ablations);
+    two more are this benchmark's own: `learning_rate` multiplies the setup's, `average_iterates` goes to the
+    method's specification.
     """
 
     name: str
@@ -69,9 +70,9 @@ TOTAL = (
 )
 ABLATIONS = (
     Arm("ama-r-raw-loss", "ama-r", {"raw_loss": True}, like="ama-r"),
-    Arm("ama-r-unclipped-gradient", "ama-r", {"unclipped_gradient": True}, like="ama-r"),
+    Arm("ama-r-unclipped-gradient", "ama-r-ablation", {"unclipped_gradient": True}, like="ama-r"),
     Arm("ama-r-cross-fit", "ama-r", like="ama-r", cross_fit=True),
-    Arm("ama-r-anneal", "ama-r", {"anneal": True, "eta": 0.5}, like="ama-r"),
+    Arm("ama-r-anneal", "ama-r-ablation", {"anneal": True, "eta": 0.5}, like="ama-r"),
     Arm("ama-r-average", "ama-r", {"average_iterates": 0.25}, like="ama-r"),
     Arm("uniform-average", "uniform", {"average_iterates": 0.25}, like="uniform"),
 )
@@ -83,10 +84,10 @@ REMEDIES = (
         like="ama-r",
         candidates=tuple({"eta": eta} for eta in (0.01, 0.02, 0.03, 0.06, 0.1, 0.2)),
     ),
-    Arm("ama-r-task-clip", "ama-r", {"task_clip": True}, like="ama-r"),
+    Arm("ama-r-task-clip", "ama-r-ablation", {"task_clip": True}, like="ama-r"),
     Arm(
         "ama-r-discount",
-        "ama-r",
+        "ama-r-ablation",
         like="ama-r",
         candidates=tuple(
             {"discount": discount, "eta": eta} for discount in (0.9, 0.97, 0.99) for eta in (0.1, 0.3)
@@ -94,7 +95,7 @@ REMEDIES = (
     ),
     Arm(
         "ama-r-optimistic",
-        "ama-r",
+        "ama-r-ablation",
         {"optimistic": True},
         like="ama-r",
         candidates=tuple({"eta": eta} for eta in (0.003, 0.01, 0.02, 0.03, 0.06, 0.1)),
@@ -122,10 +123,10 @@ TUNED_MERGES = (
 )
 
 HELD = (
-    Arm("ama-r-task-clip", "ama-r", {"task_clip": True}, like="ama-r"),
+    Arm("ama-r-task-clip", "ama-r-ablation", {"task_clip": True}, like="ama-r"),
     Arm("ama-r-allocate", "ama-r", {"allocate": True, "eta": 0.03}, like="ama-r"),
-    Arm("ama-r-discount", "ama-r", {"discount": 0.99, "eta": 0.1}, like="ama-r"),
-    Arm("ama-r-optimistic", "ama-r", {"optimistic": True, "eta": 0.01}, like="ama-r"),
+    Arm("ama-r-discount", "ama-r-ablation", {"discount": 0.99, "eta": 0.1}, like="ama-r"),
+    Arm("ama-r-optimistic", "ama-r-ablation", {"optimistic": True, "eta": 0.01}, like="ama-r"),
 )
 """The remedies as `synthetic-conflict` chose them, for a setup that had no say in it."""
 _FEW_RATES = tuple({"learning_rate": factor} for factor in (1.0, 1.5, 2.0, 3.0))

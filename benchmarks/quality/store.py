@@ -61,7 +61,11 @@ def _plain(value: object) -> Any:
 
 
 def _undated(settings: Any) -> Any:
-    """Without the digests of code and environment, also of settings within settings."""
+    """Without code and environment, also of settings within settings."""
     if not isinstance(settings, dict):
         return settings
-    return {key: _undated(value) for key, value in settings.items() if key not in ("library", "environment")}
+    return {
+        key: _undated(value)
+        for key, value in settings.items()
+        if key not in ("library", "environment", "extensions")
+    }

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from automixalign.config.experiment import SYNTHETIC, Experiment, MergeSpec, MethodSpec, specialist_name
+from automixalign.config.experiment import SYNTHETIC, Experiment, MergeSpec, specialist_name
 from automixalign.config.plan import EvaluationSettings, Plan, SpecialistLossesSettings, TrainingSettings
 from automixalign.data.prepare import prepare_data
 from automixalign.data.split import TEST, VALIDATION
@@ -211,11 +211,14 @@ class World:
         assert steps is not None  # a setup says how many
         if arm.total_compute:
             steps += sum(files.read_json(self.specialist(task) / _FACTS)["steps"] for task in self.tasks)
-        return TrainingSettings(
-            seed=self.experiment.seed,
-            training=training,
-            budget={"steps": steps, "learning_rate": rate},  # type: ignore[arg-type]
-            method=MethodSpec.model_validate({"method": arm.method, **options}),
+        return TrainingSettings.model_validate(
+            {
+                "seed": self.experiment.seed,
+                "extensions": ["benchmarks.mixers"],
+                "training": training,
+                "budget": {"steps": steps, "learning_rate": rate},
+                "method": {"method": arm.method, **options},
+            }
         )
 
     def _evaluation(self, tasks: Sequence[str], generate: bool) -> EvaluationSettings:

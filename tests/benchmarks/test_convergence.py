@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from automixalign.method.mixers import MIXERS
 from benchmarks import convergence
 from benchmarks.convex_game import GAP, Game, Saddle, certify, check_smoothing, fixed_game, loss, slope, solve
 
@@ -99,8 +98,8 @@ def test_a_short_run_is_reproducible_and_gets_nearer(game: Game, saddle: Saddle,
 
 
 def test_the_methods_train_on_and_learn_from_the_excess() -> None:
-    for method in convergence.METHODS:
-        mixer = MIXERS[method]([5, 5], 0, **convergence.mixer_options(method, 2))
+    for method, mixer_class in convergence.METHODS.items():
+        mixer = mixer_class([5, 5], 0, **convergence.mixer_options(method, 2))
         assert mixer.trains_on == "excess"
         assert mixer.learns_from == "excess" or method == "uniform-clip"
 

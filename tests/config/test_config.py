@@ -13,7 +13,7 @@ import yaml
 from automixalign.config.experiment import RESERVED, model_names, parse_experiment
 from automixalign.config.file import dump_yaml, override, read_yaml, set_task
 from automixalign.config.plan import Plan
-from automixalign.method.mixers import MIXERS
+from automixalign.method.mixer import registered_mixers
 from automixalign.preflight.validate import plan
 from automixalign.system.errors import ConfigError
 from pipelines import cli
@@ -225,12 +225,12 @@ def test_slerp_merges_two_tasks_only(experiment_data: Data) -> None:
         parse_experiment(experiment_data, "test")
 
 
-@pytest.mark.parametrize("method", sorted(MIXERS))
+@pytest.mark.parametrize("method", sorted(registered_mixers()))
 def test_a_batch_holds_every_task_only_where_the_method_says_so(experiment_data: Data, method: str) -> None:
     experiment_data["methods"] = [method]
     parse_experiment(experiment_data, "test")
     experiment_data["training"]["batch_size"] = 1
-    if MIXERS[method].every_task_each_step:
+    if registered_mixers()[method].every_task_each_step:
         with pytest.raises(ConfigError, match=f"training.batch_size: {method} "):
             parse_experiment(experiment_data, "test")
     else:

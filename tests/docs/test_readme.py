@@ -12,10 +12,11 @@ import yaml
 
 from automixalign.config.experiment import parse_experiment
 from automixalign.method.losses import LossType
-from automixalign.method.mixers import MIXERS
+from automixalign.method.mixer import registered_mixers
 from pipelines import cli
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+MIXERS = {name: cls for name, cls in registered_mixers().items() if cls.__module__.startswith("automixalign.")}
 OPTIONS = {option for mixer in MIXERS.values() for option in mixer.schema.model_fields}
 LOSSES = get_args(get_args(LossType)[0])
 SHELL = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))

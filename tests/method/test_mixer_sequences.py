@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automixalign.method.mixers import MIXERS
+from automixalign.method.mixer import registered_mixers
+from benchmarks.mixers import AblationOptions
 
-FLAGS = ("anneal", "average_alpha", "task_clip", "unclipped_gradient")
+MIXERS = registered_mixers()
+FLAGS = ("anneal", "average_alpha", "optimistic", "task_clip", "unclipped_gradient")
 EXCESS = st.floats(min_value=0, max_value=1e4)
 
 
@@ -22,6 +24,7 @@ def test_weights_stay_a_distribution_and_state_is_all_there_is(name: str, data: 
     options: dict[str, Any] = {}
     if "eta" in MIXERS[name].schema.model_fields:
         options = {"eta": data.draw(st.floats(0, 10), label="eta"), "c": data.draw(st.floats(0, 1), label="c")}
+    if issubclass(MIXERS[name].schema, AblationOptions):
         options["discount"] = data.draw(st.floats(0.01, 1), label="discount")
         options |= {flag: data.draw(st.booleans(), label=flag) for flag in FLAGS}
     sizes = data.draw(st.lists(st.integers(1, 50), min_size=k, max_size=k), label="sizes")

@@ -43,6 +43,7 @@ def configuration(base_model: Path, own: Path) -> dict[str, Any]:
     return {
         "name": "test",
         "seed": 5,
+        "extensions": ["benchmarks.mixers"],
         "base_model": str(base_model),
         "tasks": [
             {"name": "arithmetic", "source": "synthetic:arithmetic", "limit": 40, "verifier": "exact"},
@@ -60,7 +61,16 @@ def configuration(base_model: Path, own: Path) -> dict[str, Any]:
         },
         "budget": {"specialist": {"steps": 6}, "generalist": {"steps": 8}},
         "specialist_losses": {"cross_fit": True},
-        "methods": ["uniform", {"method": "ama-s", "eta": 0.5, "task_clip": True, "average_iterates": 0.5}],
+        "methods": [
+            "uniform",
+            {
+                "method": "ama-s-ablation",
+                "name": "ama-s",
+                "eta": 0.5,
+                "task_clip": True,
+                "average_iterates": 0.5,
+            },
+        ],
         "merges": ["linear"],
         "evaluation": {"max_new_tokens": 4},
     }

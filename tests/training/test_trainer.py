@@ -12,7 +12,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from automixalign.method.mixers import MIXERS
+import benchmarks.mixers  # noqa: F401  registers the ablations
+from automixalign.method.mixer import registered_mixers
 from automixalign.models.load import load_full_model
 from automixalign.scoring.logps.forward import packing
 from automixalign.scoring.scorer import Scorer
@@ -22,6 +23,7 @@ from automixalign.training.trainer import MixingTrainer
 
 ROWS = 12
 TASKS = ("left", "right")
+MIXERS = registered_mixers()
 
 
 def pairs(seed: int, base_model: Path) -> Dataset:
@@ -147,7 +149,9 @@ def test_an_unclipped_gradient_is_that_of_the_loss(
     """Where every specialist is far ahead, nothing is clipped; where it is behind, only the option trains."""
     uniform, _, _ = train(base_model, tmp_path, tasks, "uniform")
     for known in (0.0, 100.0):
-        found, _, _ = train(base_model, tmp_path, tasks, "ama-r", known, unclipped_gradient=True, eta=0.0)
+        found, _, _ = train(
+            base_model, tmp_path, tasks, "ama-r-ablation", known, unclipped_gradient=True, eta=0.0
+        )
         assert torch.allclose(uniform, found, atol=1e-6)
 
 
@@ -158,7 +162,7 @@ def test_the_task_clip_changes_only_the_weights_update(
     known = [0.0, 10.0] * (ROWS // 2)
     config = {"max_steps": 3, "per_device_train_batch_size": 24}  # every step holds every pair
     _, plain, _ = train(base_model, tmp_path, tasks, "ama-r", known, config, eta=0.5)
-    _, clipped, _ = train(base_model, tmp_path, tasks, "ama-r", known, config, eta=0.5, task_clip=True)
+    _, clipped, _ = train(base_model, tmp_path, tasks, "ama-r-ablation", known, config, eta=0.5, task_clip=True)
     assert plain[0]["excess"] == clipped[0]["excess"]
     assert plain[0]["clipped"] == dict.fromkeys(TASKS, 0.5)
     assert plain[-1]["weights"] != dict.fromkeys(TASKS, 0.5)

@@ -1,0 +1,126 @@
+"""What a mixer is, the order in which it draws pairs, and the registry of all mixers.
+
+The algorithm itself is in `automixalign.method.mixers`. To add a mixer, derive a class from `Mixer` and
+decorate it with `register("name")`; the configuration, the DAG and the report then know it by that name.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from automixalign.system.schema import Schema
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Quantity = Literal["loss", "difference", "excess"]
+"""A number for each pair z of task i: L(theta, z); L(theta, z) - L(theta_i, z); the difference, clipped at
+0."""
+
+
+class Options(Schema):
+    """What a configuration may set of a mixer. The base class has no options."""
+
+
+class Mixer:
+    """How the tasks share a training. The base class gives every task an equal share.
+
+    Args:
+        sizes: number of training pairs of each task; their count k is the number of tasks.
+        seed: every draw is a function of the seed and the step.
+        options: by the names of `schema`.
+
+    Raises:
+        pydantic.ValidationError: an option is unknown or impossible.
+    """
+
+    schema: ClassVar[type[Options]] = Options
+    every_task_each_step: ClassVar[bool] = True
+    """Each step holds pairs of every task, so a batch has at least k."""
+    trains_on: Quantity = "loss"
+    """The quantity whose gradient trains the policy."""
+    learns_from: Quantity = "loss"
+    """The quantity that `update` receives."""
+
+    def __init__(self, sizes: list[int], seed: int, **options: Any) -> None:
+        self.sizes, self.seed, self.k = sizes, seed, len(sizes)
+        self.options = self.schema.model_validate(options)
+
+    def weights(self) -> Floats:
+        """Alpha: the current task weights, shape (k,). They sum to 1."""
+        return np.full(self.k, 1 / self.k)
+
+    def draw(self, step: int, batch_size: int) -> Ints:
+        """The task of each pair of the step, shape (batch_size,)."""
+        return (step * batch_size + np.arange(batch_size)) % self.k
+
+    def example_weights(self, tasks: Ints) -> Floats:
+        """The weight w_z of each pair of the step, from the pairs' tasks; both have shape (batch_size,)."""
+        share = self.weights() * len(tasks) / np.maximum(np.bincount(tasks, minlength=self.k), 1)
+        return np.asarray(share[tasks])
+
+    def update(self, totals: Floats, counts: Ints) -> None:
+        """Learn from a step.
+
+        Args:
+            totals: sum of `learns_from` over the step's pairs of each task, shape (k,).
+            counts: number of the step's pairs of each task, shape (k,).
+        """
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold, as JSON."""
+        return {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state` returned."""
+
+
+_MixerClass = TypeVar("_MixerClass", bound=type[Mixer])
+_REGISTRY: dict[str, type[Mixer]] = {}
+
+
+def register(name: str) -> Callable[[_MixerClass], _MixerClass]:
+    """Make a class of `Mixer` known under a name, as a decorator.
+
+    Raises:
+        ValueError: another class has the name.
+    """
+
+    def add(cls: _MixerClass) -> _MixerClass:
+        other = _REGISTRY.setdefault(name, cls)
+        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"the mixer {name!r} is defined twice: in {other.__module__} and {cls.__module__}")
+        return cls
+
+    return add
+
+
+def registered_mixers() -> Mapping[str, type[Mixer]]:
+    """Every mixer by its name: those of the package, then those of imported extensions."""
+    # Imported by name: a specialist uses this module only, and a new mixer must not change its stage's code.
+    importlib.import_module("automixalign.method.mixers")
+    return _REGISTRY
+
+
+class Draws:
+    """Which pair of a task comes next: in each epoch, the task's pairs in another random order.
+
+    The order is a function of the seed, the task and the epoch, so `drawn` is the whole state.
+    """
+
+    def __init__(self, sizes: list[int], seed: int) -> None:
+        self.sizes, self.seed = sizes, seed
+        self.drawn = [0] * len(sizes)
+        """The number of pairs of each task so far."""
+        self._order: dict[int, tuple[int, Ints]] = {}
+
+    def next(self, task: int) -> int:
+        """The index, within its task, of the task's next pair."""
+        epoch, position = divmod(self.drawn[task], self.sizes[task])
+        self.drawn[task] += 1
+        if self._order.get(task, (-1,))[0] != epoch:
+            random = np.random.default_rng([self.seed, task, epoch])
+            self._order[task] = (epoch, random.permutation(self.sizes[task]))
+        return int(self._order[task][1][position])

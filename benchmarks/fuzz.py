@@ -69,8 +69,8 @@ def _tokenizer() -> Any:
 def _check_source(name: str, content: bytes) -> None:
     Path(name).write_bytes(content)
     with contextlib.suppress(DataError):
-        read_pairs(TaskSpec(name="own", source=name, verifier="number"), seed=0)
-    pairs, counts = read_pairs(TaskSpec(name="own", source=name), seed=0)
+        read_pairs(TaskSpec(name="own", source=name, verifier="number"), 0, VERIFIERS)
+    pairs, counts = read_pairs(TaskSpec(name="own", source=name), 0, VERIFIERS)
     listed = list(pairs)
     assert len({pair.pair_id for pair in listed}) == len(listed) == len(pairs) <= counts["read"]
     for pair in listed:

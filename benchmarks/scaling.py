@@ -101,9 +101,9 @@ class Experiment:
         self.plan = Plan.of(self.experiment, fingerprints)
 
     def prepare(self) -> None:
-        from automixalign.data.prepare import prepare_data
+        from benchmarks import tiny
 
-        prepare_data(self.plan.data, self.base, self.data)
+        tiny.prepare(self.plan.data, self.base, self.data)
 
     def reference(self) -> None:
         from automixalign.scoring.scorer import write_reference_logps

@@ -15,6 +15,7 @@ from automixalign.data.prepare import prepare_data
 from automixalign.data.split import SPLITS
 from automixalign.scoring import caches
 from automixalign.scoring.scorer import write_reference_logps
+from automixalign.scoring.verifiers import VERIFIERS
 from automixalign.storage import files
 
 if TYPE_CHECKING:
@@ -62,9 +63,16 @@ def data_settings() -> DataSettings:
     )
 
 
+def prepare(settings: DataSettings, base_model: Path, folder: Path) -> dict[str, Any]:
+    """The prepared splits of any tasks, for the tokenizer of a base model; returns the card."""
+    from automixalign.models.load import load_tokenizer
+
+    return prepare_data(settings, load_tokenizer(base_model, settings.max_length), VERIFIERS, folder)
+
+
 def write_data(base_model: Path, folder: Path) -> None:
     """Prepared splits of the two tasks."""
-    prepare_data(data_settings(), base_model, folder)
+    prepare(data_settings(), base_model, folder)
 
 
 def prepare_rows(rows: list[dict[str, Any]], base_model: Path, folder: Path, max_length: int) -> dict[str, Any]:
@@ -78,7 +86,7 @@ def prepare_rows(rows: list[dict[str, Any]], base_model: Path, folder: Path, max
         "max_length": max_length,
         "fingerprints": [""],
     }
-    return prepare_data(DataSettings.model_validate(settings), base_model, folder)
+    return prepare(DataSettings.model_validate(settings), base_model, folder)
 
 
 def write_references(data: Path, base_model: Path, folder: Path) -> None:

@@ -7,12 +7,12 @@ the way, once cleaned and once tokenised, and keys of fixed size are what is com
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,6 @@ from automixalign.data.split import split_tasks
 from automixalign.data.store import split_schema
 from automixalign.data.tokens import Tokens, check_template, tokenize
 from automixalign.data.write import write_splits
-from automixalign.scoring.verifiers import VERIFIERS
 from automixalign.steps.step import current_step
 from automixalign.steps.tracking.record import Dataset
 from automixalign.storage import files
@@ -37,9 +36,19 @@ from automixalign.system.errors import DataError, ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Verifiers: TypeAlias = Mapping[str, Callable[[str, str], bool]]
+"""Name -> verifier, which says whether an output passes for an answer."""
 
-def prepare_data(settings: DataSettings, base_model: Path, output: Path) -> dict[str, Any]:
-    """Write every task's splits as Parquet and a statistics card, for the tokenizer of `base_model`.
+
+def prepare_data(
+    settings: DataSettings, tokenizer: "PreTrainedTokenizerBase", verifiers: Verifiers, output: Path
+) -> dict[str, Any]:
+    """Write every task's splits as Parquet, and a statistics card.
+
+    Args:
+        tokenizer: of the base model.
+        verifiers: those that tasks may name; each must pass the answers of its task's own rows.
+        output: folder to write.
 
     Returns:
         The card: per task what was read, dropped and why, the sizes of its splits and lengths in tokens.
@@ -48,13 +57,12 @@ def prepare_data(settings: DataSettings, base_model: Path, output: Path) -> dict
         DataError: a malformed row (file and line), a task that is left without pairs, or messages that the
             chat template refuses.
         ModelError: conversational data and a tokenizer without chat template.
-        ConfigError: `max_length` is more than the model takes.
     """
-    from automixalign.models.load import load_tokenizer
-
-    tokenizer = load_tokenizer(base_model, settings.max_length)
     with files.replacing(output) as folder, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        tasks = {task.name: _usable_pairs(task, settings, tokenizer, Path(scratch)) for task in settings.tasks}
+        tasks = {
+            task.name: _usable_pairs(task, settings, tokenizer, verifiers, Path(scratch))
+            for task in settings.tasks
+        }
         labels = split_tasks({name: found.ranks for name, found in tasks.items()}, settings.split)
         cards = []
         for task in settings.tasks:
@@ -78,10 +86,13 @@ def _record(cards: list[dict[str, Any]], output: Path) -> None:
         )
 
 
-def read_pairs(task: TaskSpec, seed: int, file: PairFile | None = None) -> tuple[CleanPairs, Counter[str]]:
+def read_pairs(
+    task: TaskSpec, seed: int, verifiers: Verifiers, file: PairFile | None = None
+) -> tuple[CleanPairs, Counter[str]]:
     """The clean pairs of a task's source, `task.limit` at most, and how many rows were read and dropped.
 
     Args:
+        verifiers: the task's is among them.
         file: where all pairs are kept, to be read again from there; without it, the source is read again.
 
     Raises:
@@ -96,7 +107,7 @@ def read_pairs(task: TaskSpec, seed: int, file: PairFile | None = None) -> tuple
     if pairs.mixed:
         raise DataError(f"task {task.name}: mixes plain-text and conversational rows; use one form a task")
     if task.verifier:
-        _check_answers(task.name, task.verifier, pairs)
+        _check_answers(task.name, task.verifier, verifiers[task.verifier], pairs)
     if task.limit is not None and len(pairs) > task.limit:
         chosen = random.Random(f"limit:{seed}:{task.name}").sample(range(len(pairs)), task.limit)
         counts["over_limit"] = len(pairs) - task.limit
@@ -115,16 +126,16 @@ class _Source:
         return map(parse_row, read_rows(self.task, self.seed))
 
 
-def _check_answers(task: str, verifier: str, pairs: CleanPairs) -> None:
+def _check_answers(task: str, name: str, verifier: Callable[[str, str], bool], pairs: CleanPairs) -> None:
     for pair in pairs:
         if pair.answer is None:
             problem = "needs an 'answer' in every row; there is none"
-        elif not VERIFIERS[verifier](pair.answer, pair.answer):
+        elif not verifier(pair.answer, pair.answer):
             problem = f"can never pass the answer {pair.answer!r:.80}, which is given"
         else:
             continue
         raise DataError(
-            f"task {task}: the verifier {verifier!r} {problem} for the prompt {text_of(pair.prompt)!r:.80}"
+            f"task {task}: the verifier {name!r} {problem} for the prompt {text_of(pair.prompt)!r:.80}"
         )
 
 
@@ -166,10 +177,14 @@ class _Usable(NamedTuple):
 
 
 def _usable_pairs(
-    task: TaskSpec, settings: DataSettings, tokenizer: "PreTrainedTokenizerBase", scratch: Path
+    task: TaskSpec,
+    settings: DataSettings,
+    tokenizer: "PreTrainedTokenizerBase",
+    verifiers: Verifiers,
+    scratch: Path,
 ) -> _Usable:
     file = PairFile(scratch / f"{task.name}.jsonl")
-    pairs, counts = read_pairs(task, settings.seed, file)
+    pairs, counts = read_pairs(task, settings.seed, verifiers, file)
     places = np.empty(len(pairs), dtype=np.int32)
     places[np.argsort(pairs.ranks, kind="stable")] = np.arange(len(pairs), dtype=np.int32)
     row_bytes = 3 * file.path.stat().st_size / counts["read"]  # as text and as ids

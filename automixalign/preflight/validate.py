@@ -13,6 +13,7 @@ from automixalign.data.prepare import check_rendering, read_pairs
 from automixalign.data.split import split_tasks
 from automixalign.models import prepare as base_model
 from automixalign.models import trainable
+from automixalign.scoring.verifiers import VERIFIERS
 from automixalign.steps.step import current_step
 from automixalign.steps.tracking import spool
 from automixalign.storage import publication as publish
@@ -98,7 +99,7 @@ def check_local_sources(experiment: Experiment) -> None:
     """
     seen = base_model.look_at(experiment.base_model, experiment.max_length)
     pairs = {
-        task.name: read_pairs(task, experiment.seed)[0]
+        task.name: read_pairs(task, experiment.seed, VERIFIERS)[0]
         for task in experiment.tasks
         if task.source.startswith(SYNTHETIC) or read.local_path(task)
     }

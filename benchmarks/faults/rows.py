@@ -81,8 +81,8 @@ def _kept(name: str, content: bytes, expected: Mapping[str, int], check: Callabl
 
     def run(folder: Path) -> str:
         from automixalign.config.plan import DataSettings
-        from automixalign.data.prepare import prepare_data
         from automixalign.data.store import read_split
+        from benchmarks import tiny
         from benchmarks.faults._models import small_model
 
         (folder / SOURCE).write_bytes(content)
@@ -91,7 +91,7 @@ def _kept(name: str, content: bytes, expected: Mapping[str, int], check: Callabl
         source = {"name": "own", "source": str(folder / SOURCE)}
         settings = {"seed": 0, "tasks": [source], "split": {}, "max_length": 64, "fingerprints": [""]}
         base = small_model(folder / "base")
-        card = prepare_data(DataSettings.model_validate(settings), base, folder / "data")
+        card = tiny.prepare(DataSettings.model_validate(settings), base, folder / "data")
         counts = {reason: count for reason, count in card["tasks"][0]["rows"].items() if count}
         rows = [
             row

@@ -18,11 +18,12 @@ from automixalign.data.prepare import prepare_data
 from automixalign.data.split import TEST, VALIDATION
 from automixalign.data.store import read_card, read_split
 from automixalign.merging.merge import merge_specialists
-from automixalign.models.load import load_full_model, load_model
+from automixalign.models.load import load_full_model, load_model, load_tokenizer
 from automixalign.models.prepare import fingerprint, prepare_base_model
 from automixalign.report import leaderboard
 from automixalign.scoring.evaluate import evaluate
 from automixalign.scoring.scorer import write_reference_logps
+from automixalign.scoring.verifiers import VERIFIERS
 from automixalign.storage import files
 from automixalign.training.launch import train
 from automixalign.training.specialist_losses import write_specialist_losses
@@ -81,7 +82,11 @@ class World:
             }
         )
         inputs = [settings, self.base_model]
-        return self.store.made("data", inputs, lambda new: prepare_data(settings, self.base_model, new))
+        return self.store.made(
+            "data",
+            inputs,
+            lambda new: prepare_data(settings, load_tokenizer(self.base_model), VERIFIERS, new),
+        )
 
     def reference(self, task: str) -> Path:
         """The cache folder of this task alone."""

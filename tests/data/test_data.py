@@ -29,7 +29,6 @@ from automixalign.config.plan import DataSettings
 from automixalign.data import clean as cleaning
 from automixalign.data import split as splitting
 from automixalign.data.pairs import Pair, parse_row, text_of
-from automixalign.data.prepare import prepare_data
 from automixalign.data.read import Row, _read_hub, fingerprint, read_rows
 from automixalign.data.split import SPLITS
 from automixalign.data.store import read_card, read_split, split_path, task_digest, tasks_of
@@ -37,6 +36,7 @@ from automixalign.data.tokens import Tokens
 from automixalign.data.tokens import tokenize as tokenize_all
 from automixalign.storage import files
 from automixalign.system.errors import DataError, ModelError
+from benchmarks import tiny
 
 Data = dict[str, Any]
 Turns = list[dict[str, str]]
@@ -785,7 +785,7 @@ def test_prepare_data(
     tmp_path: Path, base_model: Path, source: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     output = tmp_path / "out"
-    card = prepare_data(settings_for(source), base_model, output)
+    card = tiny.prepare(settings_for(source), base_model, output)
     assert read_card(output) == card
     assert tasks_of(output) == ["task"]
     (task,) = card["tasks"]
@@ -827,7 +827,7 @@ def test_prepare_data(
 
 def test_a_card_adds_up(tmp_path: Path, base_model: Path, source: Path) -> None:
     more = {"split": {"max_train": 20, "max_test": 2}, "task": {"limit": 90}}
-    (task,) = prepare_data(settings_for(source, **more), base_model, tmp_path / "out")["tasks"]
+    (task,) = tiny.prepare(settings_for(source, **more), base_model, tmp_path / "out")["tasks"]
     rows, kept = task["rows"], sum(task["pairs"].values())
     dropped = (
         "identical_sides",
@@ -846,8 +846,8 @@ def test_a_card_adds_up(tmp_path: Path, base_model: Path, source: Path) -> None:
 
 def test_preparing_again_gives_the_same_bytes(tmp_path: Path, base_model: Path, source: Path) -> None:
     wanted = settings_for(source, task={"limit": 80, "label_noise": 0.3})
-    first = prepare_data(wanted, base_model, tmp_path / "one")
-    second = prepare_data(wanted, base_model, tmp_path / "two")
+    first = tiny.prepare(wanted, base_model, tmp_path / "one")
+    second = tiny.prepare(wanted, base_model, tmp_path / "two")
     assert first == second
     assert files.digest(tmp_path / "one") == files.digest(tmp_path / "two")
     for split in SPLITS:
@@ -859,7 +859,7 @@ def test_preparing_again_gives_the_same_bytes(tmp_path: Path, base_model: Path, 
 
 def test_limit(tmp_path: Path, base_model: Path, source: Path) -> None:
     def drawn(name: str, seed: int) -> set[str]:
-        card = prepare_data(settings_for(source, seed=seed, task={"limit": 40}), base_model, tmp_path / name)
+        card = tiny.prepare(settings_for(source, seed=seed, task={"limit": 40}), base_model, tmp_path / name)
         task = card["tasks"][0]
         too_long = task["rows"].get("prompt_too_long", 0) + task["rows"].get("identical_when_cut", 0)
         assert sum(task["pairs"].values()) == 40 - too_long
@@ -872,7 +872,7 @@ def test_limit(tmp_path: Path, base_model: Path, source: Path) -> None:
 
 def test_label_noise(tmp_path: Path, base_model: Path, source: Path) -> None:
     def prepared(name: str, **more: Any) -> tuple[Data, dict[str, list[Data]]]:
-        card = prepare_data(settings_for(source, **more), base_model, tmp_path / name)
+        card = tiny.prepare(settings_for(source, **more), base_model, tmp_path / name)
         return card["tasks"][0], tables(tmp_path / name)
 
     _, clean_tables = prepared("clean")
@@ -900,7 +900,7 @@ def test_tasks_that_share_prompts_and_pairs(tmp_path: Path, base_model: Path) ->
     wanted = DataSettings.model_validate(
         {"seed": 0, "tasks": tasks, "split": {}, "max_length": 100, "fingerprints": ["", "", ""]}
     )
-    card = prepare_data(wanted, base_model, tmp_path / "out")
+    card = tiny.prepare(wanted, base_model, tmp_path / "out")
     assert [task["name"] for task in card["tasks"]] == tasks_of(tmp_path / "out") == ["one", "two", "three"]
     side: dict[str, str] = {}
     for task in ("one", "two"):
@@ -912,7 +912,7 @@ def test_tasks_that_share_prompts_and_pairs(tmp_path: Path, base_model: Path) ->
 
 
 def test_without_validation(tmp_path: Path, base_model: Path, source: Path) -> None:
-    prepare_data(settings_for(source, split={"validation": 0}), base_model, tmp_path / "out")
+    tiny.prepare(settings_for(source, split={"validation": 0}), base_model, tmp_path / "out")
     found = tables(tmp_path / "out")
     assert found["validation"] == []
     assert found["train"]
@@ -940,7 +940,7 @@ def test_tasks_without_usable_pairs(
 ) -> None:
     source = jsonl(tmp_path / "source.jsonl", rows)
     with pytest.raises(DataError, match=message):
-        prepare_data(settings_for(source, **more), base_model, tmp_path / "out")
+        tiny.prepare(settings_for(source, **more), base_model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -958,9 +958,9 @@ def with_template(base_model: Path, tmp_path: Path, template: str | None) -> Pat
 def test_messages_need_a_chat_template(tmp_path: Path, base_model: Path, source: Path) -> None:
     model = with_template(base_model, tmp_path, None)
     with pytest.raises(ModelError, match=r"task task: the data is conversational, .* no chat template"):
-        prepare_data(settings_for(source), model, tmp_path / "out")
+        tiny.prepare(settings_for(source), model, tmp_path / "out")
     text = jsonl(tmp_path / "plain.jsonl", [plain(str(number), "a", "b") for number in range(20)])
-    card = prepare_data(settings_for(text), model, tmp_path / "out")
+    card = tiny.prepare(settings_for(text), model, tmp_path / "out")
     assert sum(card["tasks"][0]["pairs"].values()) == 20
 
 
@@ -974,12 +974,12 @@ def test_messages_that_the_chat_template_refuses(tmp_path: Path, base_model: Pat
     rows = [conversation(f"p{number}", "a", "b") for number in range(20)]
     rows[7]["prompt"] = [system("be kind"), user("p7")]
     with pytest.raises(DataError, match=r"task task: the chat template refuses .*p7.*no system here"):
-        prepare_data(settings_for(jsonl(tmp_path / "a.jsonl", rows)), model, tmp_path / "out")
+        tiny.prepare(settings_for(jsonl(tmp_path / "a.jsonl", rows)), model, tmp_path / "out")
 
 
 def test_synthetic_tasks_are_prepared(tmp_path: Path, base_model: Path) -> None:
     wanted = settings_for(Path("synthetic:arithmetic"), task={"source": "synthetic:arithmetic", "limit": 30})
-    (task,) = prepare_data(wanted, base_model, tmp_path / "out")["tasks"]
+    (task,) = tiny.prepare(wanted, base_model, tmp_path / "out")["tasks"]
     assert task["pairs"] == {"train": 24, "validation": 3, "test": 3}
     for rows in tables(tmp_path / "out").values():
         assert all(row["answer"] == row["chosen"][0]["content"] for row in rows)

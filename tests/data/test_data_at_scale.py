@@ -29,13 +29,12 @@ from automixalign.data import clean, encode, ordered, split, store, tokens
 from automixalign.data.encode import Encoder
 from automixalign.data.pair_file import PairFile
 from automixalign.data.pairs import Pair, parse_row
-from automixalign.data.prepare import prepare_data
 from automixalign.data.read import Row
 from automixalign.data.split import SPLITS
 from automixalign.data.store import read_split, split_path
 from automixalign.models.load import load_tokenizer
 from automixalign.system.errors import DataError
-from benchmarks import smollm2
+from benchmarks import smollm2, tiny
 from tests.data import plain_data
 
 # Few texts, so that prompts, sides and pairs meet again, also as messages and as what looks like them.
@@ -342,7 +341,7 @@ def test_all_of_it(
 ) -> None:
     model = base_model if which == "tiny" else smollm2_folder
     wanted = _experiment(tmp_path, conversational)
-    card = prepare_data(wanted, model, tmp_path / "out")
+    card = tiny.prepare(wanted, model, tmp_path / "out")
     expected = plain_data.prepare(wanted, load_tokenizer(model))
     for task in ("one", "two"):
         for name in SPLITS:
@@ -359,7 +358,7 @@ def test_all_of_it(
 def test_a_small_split_is_one_table(tmp_path: Path, base_model: Path) -> None:
     """The bytes, and so the digest that caches go by, are those of the table written at once."""
     wanted = _experiment(tmp_path, True)
-    prepare_data(wanted, base_model, tmp_path / "out")
+    tiny.prepare(wanted, base_model, tmp_path / "out")
     for task, parts in plain_data.prepare(wanted, load_tokenizer(base_model)).items():
         for name, rows in parts.items():
             table = pa.Table.from_pylist(rows, schema=store.split_schema(True))

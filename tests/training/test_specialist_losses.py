@@ -9,7 +9,6 @@ import pyarrow as pa
 import pytest
 
 from automixalign.config.plan import DataSettings, ScoringSettings, SpecialistLossesSettings, TrainingSettings
-from automixalign.data.prepare import prepare_data
 from automixalign.data.store import read_split
 from automixalign.models.load import load_full_model, load_model
 from automixalign.scoring import caches
@@ -19,6 +18,7 @@ from automixalign.system.errors import DataError
 from automixalign.training.launch import train as train_it
 from automixalign.training.specialist_losses import folds, write_specialist_losses
 from automixalign.training.train import SpecialistTraining
+from benchmarks import tiny
 
 TASK = "format"
 TRAINING = TrainingSettings.model_validate(
@@ -53,7 +53,7 @@ def noisy(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("noisy")
     source = {"name": TASK, "source": f"synthetic:{TASK}", "limit": 60, "label_noise": 0.5}
     given = {"seed": 0, "tasks": [source], "split": {"test": 0.3}, "max_length": 64, "fingerprints": [""]}
-    prepare_data(DataSettings.model_validate(given), base_model, folder / "data")
+    tiny.prepare(DataSettings.model_validate(given), base_model, folder / "data")
     scoring = ScoringSettings(seed=0, batch_size=16, precision="fp32")
     write_reference_logps(scoring, folder / "data", base_model, folder / "reference")
     return folder

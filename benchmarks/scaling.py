@@ -74,7 +74,11 @@ class Experiment:
 
         os.environ["AMA_CHECKPOINTS"] = str(folder / "checkpoints")
         self.folder = folder
-        self.base, self.data, self.references = folder / "base", folder / "data", folder / "references"
+        self.base, self.data, self.reference_logps = (
+            folder / "base",
+            folder / "data",
+            folder / "reference_logps",
+        )
         tiny.write_base_model(self.base)
         names = [f"task-{number:02}" for number in range(tasks)]
         for name in names:
@@ -105,15 +109,15 @@ class Experiment:
 
         tiny.prepare(self.plan.data, self.base, self.data)
 
-    def reference(self) -> None:
+    def write_reference_logps(self) -> None:
         from automixalign.scoring.scorer import write_reference_logps
 
-        write_reference_logps(self.plan.scoring, self.data, self.base, self.references)
+        write_reference_logps(self.plan.scoring, self.data, self.base, self.reference_logps)
 
     def evaluate(self) -> None:
         from automixalign.scoring.evaluate import evaluate
 
-        places = (self.data, self.references, self.base, self.base, self.folder / "evaluation")
+        places = (self.data, self.reference_logps, self.base, self.base, self.folder / "evaluation")
         evaluate(self.plan.evaluation, "ama-r", "generalist", *places)
 
     def losses(self) -> None:
@@ -123,7 +127,7 @@ class Experiment:
         evaluation = self.folder / "evaluation"
         for task in self.plan.tasks:
             output = self.folder / "losses" / task
-            places = (self.data, self.references, self.base, self.base, evaluation, output)
+            places = (self.data, self.reference_logps, self.base, self.base, evaluation, output)
             write_specialist_losses(self.plan.specialist_losses, task, *places)
 
     def train(self, steps: int) -> None:
@@ -135,7 +139,7 @@ class Experiment:
             GeneralistTraining(
                 settings=settings,
                 data=self.data,
-                reference=self.references,
+                reference_logps=self.reference_logps,
                 base_model=self.base,
                 losses=[self.folder / "losses" / task for task in self.plan.tasks],
                 output=self.folder / "generalist",
@@ -185,7 +189,7 @@ class Experiment:
         self.costs: dict[str, float] = {}
         stages: dict[str, Callable[[], None]] = {
             "prepare_data": self.prepare,
-            "reference_logps": self.reference,
+            "reference_logps": self.write_reference_logps,
             "evaluate": self.evaluate,
             "specialist_losses": self.losses,
         }

@@ -94,13 +94,13 @@ def write_references(data: Path, base_model: Path, folder: Path) -> None:
     write_reference_logps(ScoringSettings(seed=0, batch_size=16, precision="fp32"), data, base_model, folder)
 
 
-def write_losses(data: Path, references: Path, folder: Path) -> list[Path]:
+def write_losses(data: Path, reference_logps: Path, folder: Path) -> list[Path]:
     """Made-up specialist losses of the two tasks, some above and some below ln 2: a cache a task."""
     generator = np.random.default_rng(0)
     for task in TASKS:
         tables, means = {}, {}
         for split in SPLITS:
-            scores = caches.read_cache(references / task, split)
+            scores = caches.read_cache(reference_logps / task, split)
             losses = generator.uniform(0.4, 0.8, size=len(scores))
             tables[split] = scores.append_column(caches.LOSS, pa.array(losses))
             means[split] = float(losses.mean()) if len(losses) else 0.0
@@ -113,7 +113,7 @@ class World(NamedTuple):
 
     base_model: Path
     data: Path
-    references: Path
+    reference_logps: Path
     losses: list[Path]
 
 
@@ -122,11 +122,11 @@ def world() -> World:
     """One for this process, removed at its end."""
     folder = Path(tempfile.mkdtemp(prefix="ama-tiny-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    base_model, data, references = folder / "model", folder / "data", folder / "references"
+    base_model, data, reference_logps = folder / "model", folder / "data", folder / "reference_logps"
     write_base_model(base_model)
     write_data(base_model, data)
-    write_references(data, base_model, references)
-    return World(base_model, data, references, write_losses(data, references, folder / "losses"))
+    write_references(data, base_model, reference_logps)
+    return World(base_model, data, reference_logps, write_losses(data, reference_logps, folder / "losses"))
 
 
 def specialist_training(output: Path, steps: int = 3, **options: Any) -> "SpecialistTraining":
@@ -144,7 +144,7 @@ def specialist_training(output: Path, steps: int = 3, **options: Any) -> "Specia
         settings=TrainingSettings.model_validate(settings),
         task="format",
         data=world().data,
-        reference=world().references,
+        reference_logps=world().reference_logps,
         base_model=world().base_model,
         output=output / "model",
         trajectory=output / "trajectory.jsonl",

@@ -72,17 +72,19 @@ def two_tasks(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="session")
-def two_references(base_model: Path, two_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_reference_logps(base_model: Path, two_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The reference log-probabilities of `two_tasks` under `base_model`; not to be changed."""
-    folder = tmp_path_factory.mktemp("two_references") / "logps"
+    folder = tmp_path_factory.mktemp("two_reference_logps") / "logps"
     tiny.write_references(two_tasks, base_model, folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def two_losses(two_tasks: Path, two_references: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def two_losses(
+    two_tasks: Path, two_reference_logps: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
     """Made-up specialist losses of `two_tasks`, some above and some below ln 2; not to be changed."""
-    return tiny.write_losses(two_tasks, two_references, tmp_path_factory.mktemp("two_losses"))
+    return tiny.write_losses(two_tasks, two_reference_logps, tmp_path_factory.mktemp("two_losses"))
 
 
 @pytest.fixture

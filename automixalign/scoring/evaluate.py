@@ -32,7 +32,7 @@ def evaluate(
     name: str,
     family: str,
     data: Path,
-    reference: Path,
+    reference_logps: Path,
     base_model: Path,
     model: Path,
     output: Path,
@@ -57,10 +57,10 @@ def evaluate(
     generations: list[dict[str, Any]] = []
     with files.replacing(output) as folder:
         for task in tasks_of(data):
-            caches.check_cache(reference / task, data, task)
+            caches.check_cache(reference_logps / task, data, task)
             pairs = read_split(data, task, split, (*IDS, "answer"))
             ids = pairs.column("pair_id").to_pylist()
-            cache = caches.read_cache(reference / task, split, caches.CHOSEN, caches.REJECTED)
+            cache = caches.read_cache(reference_logps / task, split, caches.CHOSEN, caches.REJECTED)
             known = caches.join(cache, ids, f"{task} {split}")
             scores = known if family == REFERENCE else scores_of(scorer, pairs)
             chosen_ratio, rejected_ratio = log_ratios(scores, known)

@@ -70,16 +70,18 @@ class Scorer:
         return result[:, 0], result[:, 1]
 
 
-def log_ratios(scores: pa.Table, reference: pa.Table) -> tuple[Floats, Floats]:
+def log_ratios(scores: pa.Table, reference_logps: pa.Table) -> tuple[Floats, Floats]:
     """log pi_theta - log pi_ref of chosen and rejected, for rows in the same order in both tables, (pairs,)."""
-    chosen, rejected = (column(scores, side) - column(reference, side) for side in (CHOSEN, REJECTED))
+    chosen, rejected = (column(scores, side) - column(reference_logps, side) for side in (CHOSEN, REJECTED))
     return chosen, rejected
 
 
-def pair_losses(loss: Loss, scores: pa.Table, reference: pa.Table, pairs: pa.Table) -> Floats:
+def pair_losses(loss: Loss, scores: pa.Table, reference_logps: pa.Table, pairs: pa.Table) -> Floats:
     """L of every pair in float64, for rows in the same order in all tables, shape (pairs,)."""
     lengths = (pc.list_value_length(pairs.column(name)).to_numpy() for name in ("chosen_ids", "rejected_ids"))
-    parts = (torch.tensor(values, dtype=torch.float64) for values in (*log_ratios(scores, reference), *lengths))
+    parts = (
+        torch.tensor(values, dtype=torch.float64) for values in (*log_ratios(scores, reference_logps), *lengths)
+    )
     return np.asarray(loss.per_pair(*parts).numpy())
 
 

@@ -24,7 +24,7 @@ class Training(BaseModel):
 
     settings: TrainingSettings
     data: Path
-    reference: Path
+    reference_logps: Path
     base_model: Path
     output: Path
     trajectory: Path

@@ -34,7 +34,7 @@ def write_specialist_losses(
     settings: SpecialistLossesSettings,
     task: str,
     data: Path,
-    reference: Path,
+    reference_logps: Path,
     base_model: Path,
     specialist: Path,
     evaluation: Path,
@@ -61,11 +61,11 @@ def write_specialist_losses(
             known = caches.read_scores(evaluation, task, caches.CHOSEN, caches.REJECTED)
             scores = caches.join(known, ids, f"evaluation of {task}")
         elif split == TRAIN and settings.fold is not None:
-            scores = _cross_fitted(settings, task, pairs, data, reference, base_model)
+            scores = _cross_fitted(settings, task, pairs, data, reference_logps, base_model)
         else:
             scores = scores_of(scorer, pairs)
-        cache = caches.read_cache(reference / task, split, caches.CHOSEN, caches.REJECTED)
-        known = caches.join(cache, ids, f"reference of {task}, {split}")
+        cache = caches.read_cache(reference_logps / task, split, caches.CHOSEN, caches.REJECTED)
+        known = caches.join(cache, ids, f"reference_logps of {task}, {split}")
         losses = pair_losses(settings.loss, scores, known, pairs)
         scores = scores.select(["pair_id", caches.CHOSEN, caches.REJECTED])
         tables[split] = scores.append_column(caches.LOSS, pa.array(losses))
@@ -114,7 +114,7 @@ def _cross_fitted(
     task: str,
     pairs: pa.Table,
     data: Path,
-    reference: Path,
+    reference_logps: Path,
     base_model: Path,
 ) -> pa.Table:
     """Scores of the training pairs, each by a specialist that has not seen its prompt."""
@@ -132,7 +132,7 @@ def _cross_fitted(
                     task=task,
                     pair_ids=trained_on,
                     data=data,
-                    reference=reference,
+                    reference_logps=reference_logps,
                     base_model=base_model,
                     output=model,
                     trajectory=log,

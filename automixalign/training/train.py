@@ -38,7 +38,7 @@ class SpecialistTraining(Training):
     pair_ids: frozenset[str] | None = None
 
     def run(self, scratch: Path) -> dict[str, Any]:
-        table = _training_table(self.data, self.reference, self.task)
+        table = _training_table(self.data, self.reference_logps, self.task)
         if self.pair_ids is not None:
             table = table.filter([pair in self.pair_ids for pair in table.column("pair_id").to_pylist()])
         return _train(self, {self.task: table}, Mixer([len(table)], self.settings.seed), scratch)
@@ -67,7 +67,7 @@ class GeneralistTraining(Training):
             if task not in folders:
                 raise CacheError(f"there are no specialist losses of task {task}")
             caches.check_cache(folders[task], self.data, task)
-            table = _training_table(self.data, self.reference, task)
+            table = _training_table(self.data, self.reference_logps, task)
             cache = caches.read_cache(folders[task], TRAIN, caches.LOSS)
             joined = caches.join(cache, table.column("pair_id").to_pylist(), f"specialist losses of {task}")
             tables[task] = table.append_column("specialist_loss", joined.column(caches.LOSS))
@@ -93,12 +93,12 @@ def recorded(facts: Mapping[str, Any], trajectory: Path) -> dict[str, Any]:
     return facts
 
 
-def _training_table(data: Path, reference: Path, task: str) -> pa.Table:
+def _training_table(data: Path, reference_logps: Path, task: str) -> pa.Table:
     """The training pairs of a task with their reference log-probabilities."""
-    caches.check_cache(reference / task, data, task)
+    caches.check_cache(reference_logps / task, data, task)
     table = read_split(data, task, TRAIN, IDS)
-    cache = caches.read_cache(reference / task, TRAIN, caches.CHOSEN, caches.REJECTED)
-    known = caches.join(cache, table.column("pair_id").to_pylist(), f"reference log-probs of {task}")
+    cache = caches.read_cache(reference_logps / task, TRAIN, caches.CHOSEN, caches.REJECTED)
+    known = caches.join(cache, table.column("pair_id").to_pylist(), f"reference_logps of {task}")
     table = table.append_column("ref_chosen_logps", known.column(caches.CHOSEN))
     return table.append_column("ref_rejected_logps", known.column(caches.REJECTED))
 

@@ -210,7 +210,7 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         return {
             "batch": batch,
             "input_ids": batch.inputs["input_ids"],  # by which the Trainer counts
-            "reference": torch.tensor([[row[key] for key in _REFERENCE] for row in rows]),
+            "reference_logps": torch.tensor([[row[key] for key in _REFERENCE] for row in rows]),
             "tokens": torch.tensor([_ids(row).size for row in rows]),
             "chosen_tokens": sum(len(row["chosen_ids"]) for row in rows),
             "task": torch.tensor([row["task"] for row in rows]),
@@ -229,7 +229,7 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         task, batch = inputs["task"], inputs["batch"].to(self.args.device)
         # On CUDA, TRL's head keeps the logits of a large vocabulary out of memory; on the CPU it is slow.
         logps = side_logps(model, batch, fused=self.args.device.type == "cuda")
-        chosen, rejected = (logps - inputs["reference"]).T
+        chosen, rejected = (logps - inputs["reference_logps"]).T
         lengths = torch.tensor(batch.sizes, device=task.device).view(-1, 2).T
         loss = self.pair_loss.per_pair(chosen, rejected, *lengths)
         values = {"loss": loss}

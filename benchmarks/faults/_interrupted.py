@@ -104,14 +104,14 @@ def scratch() -> Path:
 def places() -> dict[str, Any]:
     """What a generalist is trained from; the policy drops attention, so that the random state matters."""
     folder = scratch() / "places"
-    model, data, reference = folder / "model", folder / "data", folder / "reference"
+    model, data, reference_logps = folder / "model", folder / "data", folder / "reference_logps"
     tiny.write_base_model(model)
     tiny.write_data(model, data)
-    tiny.write_references(data, model, reference)
-    losses = tiny.write_losses(data, reference, folder / "losses")
+    tiny.write_references(data, model, reference_logps)
+    losses = tiny.write_losses(data, reference_logps, folder / "losses")
     config = files.read_json(model / "config.json")
     files.write_json(model / "config.json", {**config, "attention_dropout": 0.3})
-    return {"data": data, "reference": reference, "losses": losses, "base_model": model}
+    return {"data": data, "reference_logps": reference_logps, "losses": losses, "base_model": model}
 
 
 def start(

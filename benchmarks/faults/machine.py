@@ -108,7 +108,7 @@ def _evaluate(output: Path, name: str = "uniform", family: str = "generalist") -
             "verifiers": {},
         }
     )
-    places = (world.data, world.references, world.base_model, world.base_model, output / name)
+    places = (world.data, world.reference_logps, world.base_model, world.base_model, output / name)
     evaluate(settings, name, family, *places)
 
 
@@ -138,7 +138,7 @@ def _losses(output: Path) -> None:
         _evaluate(Path(scratch), "specialist", "specialist")
         places = (
             world.data,
-            world.references,
+            world.reference_logps,
             world.base_model,
             world.base_model,
             Path(scratch) / "specialist",

@@ -187,7 +187,7 @@ def _evaluation_settings(precision: str = "fp32") -> EvaluationSettings:
 
 def _evaluate(model: Path, name: str, family: str, output: Path, precision: str = "fp32") -> None:
     world = tiny.world()
-    places = (world.data, world.references, world.base_model, model, output)
+    places = (world.data, world.reference_logps, world.base_model, model, output)
     evaluate(_evaluation_settings(precision), name, family, *places)
 
 
@@ -226,10 +226,12 @@ def reference_cache(column: str, value: float) -> Callable[[Path], str]:
     """A value of the reference's log-probabilities that a specialist is about to train with."""
 
     def run(folder: Path) -> str:
-        references = folder / "references"
-        shutil.copytree(tiny.world().references, references)
-        _spoil(references / "format" / f"{TRAIN}.parquet", column, value)
-        training = tiny.specialist_training(folder / "made", 2).model_copy(update={"reference": references})
+        reference_logps = folder / "reference_logps"
+        shutil.copytree(tiny.world().reference_logps, reference_logps)
+        _spoil(reference_logps / "format" / f"{TRAIN}.parquet", column, value)
+        training = tiny.specialist_training(folder / "made", 2).model_copy(
+            update={"reference_logps": reference_logps}
+        )
         seen = refused(CacheError, lambda: train(training), f"format/{TRAIN}.parquet", column, "not finite")
         _nothing_in(folder / "made")
         return seen
@@ -240,7 +242,9 @@ def reference_cache(column: str, value: float) -> Callable[[Path], str]:
 def _generalist(folder: Path, losses: Sequence[Path]) -> GeneralistTraining:
     base = tiny.specialist_training(folder / "made", 2)
     method = MethodSpec.model_validate({"method": "ama-r", "eta": 0.1, "name": "ama-r"})
-    fields = {name: getattr(base, name) for name in ("data", "reference", "base_model", "output", "trajectory")}
+    fields = {
+        name: getattr(base, name) for name in ("data", "reference_logps", "base_model", "output", "trajectory")
+    }
     return GeneralistTraining(
         settings=base.settings.model_copy(update={"method": method}), losses=list(losses), **fields
     )

@@ -88,7 +88,7 @@ class World:
             lambda new: prepare_data(settings, load_tokenizer(self.base_model), VERIFIERS, new),
         )
 
-    def reference(self, task: str) -> Path:
+    def reference_logps(self, task: str) -> Path:
         """The cache folder of this task alone."""
         data, settings = self.data(task), self.plan.scoring
         inputs = [settings, data, self.base_model]
@@ -99,14 +99,14 @@ class World:
     def specialist(self, task: str) -> Path:
         """A folder with the specialist, its trajectory and what its training returned."""
         settings = self.plan.specialist
-        inputs = [settings, task, self.data(task), self.reference(task)]
+        inputs = [settings, task, self.data(task), self.reference_logps(task)]
 
         def make(new: Path) -> None:
             training = SpecialistTraining(
                 settings=settings,
                 task=task,
                 data=self.data(task),
-                reference=self.reference(task),
+                reference_logps=self.reference_logps(task),
                 base_model=self.base_model,
                 output=new / _MODEL,
                 trajectory=new / _TRAJECTORY,
@@ -122,7 +122,7 @@ class World:
 
         def make(new: Path) -> None:
             name = specialist_name(task)
-            places = (self.data(task), self.reference(task), self.base_model, specialist / _MODEL, new)
+            places = (self.data(task), self.reference_logps(task), self.base_model, specialist / _MODEL, new)
             evaluate(settings, name, "specialist", *places, split)
 
         return self.store.made("specialist_scores", [settings, task, split, specialist], make)
@@ -134,7 +134,7 @@ class World:
         settings = SpecialistLossesSettings.model_validate(
             {**self.plan.specialist_losses.model_dump(), "fold": fold and fold.model_dump()}
         )
-        places = (self.data(task), self.reference(task), self.base_model, specialist / _MODEL, scores)
+        places = (self.data(task), self.reference_logps(task), self.base_model, specialist / _MODEL, scores)
         return self.store.made(
             "losses",
             [settings, task, specialist],
@@ -144,7 +144,7 @@ class World:
     @cached_property
     def joint(self) -> tuple[Path, Path]:
         """Data and reference log-probabilities of all tasks: the folders of the single ones side by side."""
-        parts = {task: (self.data(task), self.reference(task)) for task in self.tasks}
+        parts = {task: (self.data(task), self.reference_logps(task)) for task in self.tasks}
 
         def make(new: Path) -> None:
             files.gather({task: data / task for task, (data, _) in parts.items()}, new / "data")
@@ -170,13 +170,13 @@ class World:
         """Train and measure a generalist; `options` are those that were tuned."""
         settings = self._generalist(arm, {**options, **arm.options})
         losses = [self.losses(task, arm.cross_fit) for task in self.tasks]
-        data, reference = self.joint
+        data, reference_logps = self.joint
 
         def make(folder: Path) -> tuple[Path, dict[str, Any]]:
             training = GeneralistTraining(
                 settings=settings,
                 data=data,
-                reference=reference,
+                reference_logps=reference_logps,
                 base_model=self.base_model,
                 losses=losses,
                 output=folder / _MODEL,
@@ -246,7 +246,7 @@ class World:
         Generations and drift are measured on the test split only.
         """
         settings = self._evaluation(self.tasks, generate=True)
-        data, reference = self.joint
+        data, reference_logps = self.joint
         own = {
             split: [self.specialist_scores(task, split) for task in self.tasks] for split in (VALIDATION, TEST)
         }
@@ -259,7 +259,7 @@ class World:
                 row = {key: facts.get(key) for key in ("steps", "tokens", "seconds")}
                 for split in splits:
                     here = settings if split == TEST else self._evaluation(self.tasks, generate=False)
-                    places = (data, reference, self.base_model, model, Path(scratch) / split)
+                    places = (data, reference_logps, self.base_model, model, Path(scratch) / split)
                     evaluate(here, name, family, *places, split)
                     (entry,) = leaderboard.build([*own[split], places[-1]], [name])
                     row[split] = entry["tasks"]

@@ -10,7 +10,7 @@ from components.image import IMAGE
 def evaluate(
     settings: str,
     data: Input[Dataset],
-    logps: Input[Dataset],
+    reference_logps: Input[Dataset],
     base_model: Input[Model],
     evaluation: Output[Dataset],
     model: Input[Model] = None,  # kfp's form of an optional
@@ -20,7 +20,7 @@ def evaluate(
     Args:
         settings: `EvaluationSettings` as JSON.
         data: the prepared splits.
-        logps: the reference log-probabilities.
+        reference_logps: the reference log-probabilities.
         base_model: under a LoRA model.
         evaluation: folder with a row a pair, the generations and a summary.
         model: the model, whose metadata give its name and family; without one, the base model.
@@ -33,13 +33,13 @@ def evaluate(
 
     policy = model or base_model
     name, family = policy.metadata["model"], policy.metadata["family"]
-    with run_step("evaluate", name, reads=[data, logps, base_model, policy], writes=[evaluation]):
+    with run_step("evaluate", name, reads=[data, reference_logps, base_model, policy], writes=[evaluation]):
         summary = evaluate(
             EvaluationSettings.model_validate_json(settings),
             name,
             family,
             Path(data.path),
-            Path(logps.path),
+            Path(reference_logps.path),
             Path(base_model.path),
             Path(policy.path),
             Path(evaluation.path),

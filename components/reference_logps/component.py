@@ -8,7 +8,7 @@ from components.image import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def reference_logps(
-    settings: str, data: Input[Dataset], base_model: Input[Model], logps: Output[Dataset]
+    settings: str, data: Input[Dataset], base_model: Input[Model], reference_logps: Output[Dataset]
 ) -> None:
     """Score chosen and rejected of all splits under the reference model, keyed by pair id.
 
@@ -16,7 +16,7 @@ def reference_logps(
         settings: `ScoringSettings` as JSON.
         data: the prepared splits.
         base_model: the reference model.
-        logps: a folder a task, with `SPLIT.parquet` and a manifest of what it belongs to.
+        reference_logps: a folder a task, with `SPLIT.parquet` and a manifest of what it belongs to.
     """
     from pathlib import Path
 
@@ -24,11 +24,11 @@ def reference_logps(
     from automixalign.scoring.scorer import write_reference_logps
     from automixalign.steps.step import run_step
 
-    with run_step("reference_logps", reads=[data, base_model], writes=[logps]):
+    with run_step("reference_logps", reads=[data, base_model], writes=[reference_logps]):
         manifests = write_reference_logps(
             ScoringSettings.model_validate_json(settings),
             Path(data.path),
             Path(base_model.path),
-            Path(logps.path),
+            Path(reference_logps.path),
         )
-        logps.metadata.update(manifests, run_path="reference_logps")
+        reference_logps.metadata.update(manifests, run_path="reference_logps")

@@ -11,7 +11,7 @@ def specialist_losses(
     settings: str,
     task_name: str,
     data: Input[Dataset],
-    logps: Input[Dataset],
+    reference_logps: Input[Dataset],
     base_model: Input[Model],
     model: Input[Model],
     evaluation: Input[Dataset],
@@ -23,7 +23,7 @@ def specialist_losses(
         settings: `SpecialistLossesSettings` as JSON.
         task_name: the task.
         data: the prepared splits.
-        logps: the reference log-probabilities.
+        reference_logps: the reference log-probabilities.
         base_model: under a LoRA specialist.
         model: the specialist.
         evaluation: the specialist's, which scored the test split already.
@@ -35,13 +35,13 @@ def specialist_losses(
     from automixalign.steps.step import run_step
     from automixalign.training.specialist_losses import write_specialist_losses
 
-    reads = [data, logps, base_model, model, evaluation]
+    reads = [data, reference_logps, base_model, model, evaluation]
     with run_step("specialist_losses", task_name, reads=reads, writes=[losses]):
         manifest = write_specialist_losses(
             SpecialistLossesSettings.model_validate_json(settings),
             task_name,
             Path(data.path),
-            Path(logps.path),
+            Path(reference_logps.path),
             Path(base_model.path),
             Path(model.path),
             Path(evaluation.path),

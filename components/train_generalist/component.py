@@ -10,7 +10,7 @@ from components.image import IMAGE
 def train_generalist(
     settings: str,
     data: Input[Dataset],
-    logps: Input[Dataset],
+    reference_logps: Input[Dataset],
     losses: Input[Dataset],
     base_model: Input[Model],
     model: Output[Model],
@@ -21,7 +21,7 @@ def train_generalist(
     Args:
         settings: `TrainingSettings` as JSON; its method names the mixer.
         data: the prepared splits.
-        logps: the reference log-probabilities.
+        reference_logps: the reference log-probabilities.
         losses: folder with the specialists' cached losses, `TASK/`.
         base_model: the policy to start from.
         model: the generalist, a full model or a LoRA adapter.
@@ -35,12 +35,12 @@ def train_generalist(
     from automixalign.training.train import GeneralistTraining
 
     checked = TrainingSettings.model_validate_json(settings)
-    reads, writes = [data, logps, losses, base_model], [model, trajectory]
+    reads, writes = [data, reference_logps, losses, base_model], [model, trajectory]
     with run_step("train_generalist", checked.name, reads=reads, writes=writes):
         training = GeneralistTraining(
             settings=checked,
             data=Path(data.path),
-            reference=Path(logps.path),
+            reference_logps=Path(reference_logps.path),
             losses=sorted(Path(losses.path).iterdir()),
             base_model=Path(base_model.path),
             output=Path(model.path),

@@ -11,7 +11,7 @@ def train_specialist(
     settings: str,
     task_name: str,
     data: Input[Dataset],
-    logps: Input[Dataset],
+    reference_logps: Input[Dataset],
     base_model: Input[Model],
     model: Output[Model],
     trajectory: Output[Artifact],
@@ -22,7 +22,7 @@ def train_specialist(
         settings: `TrainingSettings` as JSON.
         task_name: the task.
         data: the prepared splits.
-        logps: the reference log-probabilities.
+        reference_logps: the reference log-probabilities.
         base_model: the policy to start from.
         model: the specialist, a full model or a LoRA adapter.
         trajectory: JSONL, a line an optimiser step.
@@ -36,13 +36,13 @@ def train_specialist(
     from automixalign.training.train import SpecialistTraining
 
     name = specialist_name(task_name)
-    reads, writes = [data, logps, base_model], [model, trajectory]
+    reads, writes = [data, reference_logps, base_model], [model, trajectory]
     with run_step("train_specialist", task_name, reads=reads, writes=writes):
         training = SpecialistTraining(
             settings=TrainingSettings.model_validate_json(settings),
             task=task_name,
             data=Path(data.path),
-            reference=Path(logps.path),
+            reference_logps=Path(reference_logps.path),
             base_model=Path(base_model.path),
             output=Path(model.path),
             trajectory=Path(trajectory.path),

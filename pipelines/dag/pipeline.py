@@ -69,7 +69,7 @@ def _specialists(place: Placement) -> Callable[..., Any]:
         losses: str,
         evaluation: str,
         data: Input[Dataset],
-        logps: Input[Dataset],
+        reference_logps: Input[Dataset],
         base_model: Input[Model],
     ) -> Specialists:
         with dsl.ParallelFor(items=tasks) as task_name:
@@ -78,19 +78,24 @@ def _specialists(place: Placement) -> Callable[..., Any]:
                 settings=specialist,
                 task_name=task_name,
                 data=data,
-                logps=logps,
+                reference_logps=reference_logps,
                 base_model=base_model,
             )
             model = trained.outputs["model"]
             evaluated = place(
-                evaluate, settings=evaluation, data=data, logps=logps, base_model=base_model, model=model
+                evaluate,
+                settings=evaluation,
+                data=data,
+                reference_logps=reference_logps,
+                base_model=base_model,
+                model=model,
             )
             scored = place(
                 specialist_losses,
                 settings=losses,
                 task_name=task_name,
                 data=data,
-                logps=logps,
+                reference_logps=reference_logps,
                 base_model=base_model,
                 model=model,
                 evaluation=evaluated.outputs["evaluation"],
@@ -113,7 +118,7 @@ def _generalists(place: Placement) -> Callable[..., Any]:
         methods: list,  # type: ignore[type-arg]
         evaluation: str,
         data: Input[Dataset],
-        logps: Input[Dataset],
+        reference_logps: Input[Dataset],
         losses: Input[Dataset],
         base_model: Input[Model],
     ) -> Generalists:
@@ -122,7 +127,7 @@ def _generalists(place: Placement) -> Callable[..., Any]:
                 train_generalist,
                 settings=settings,
                 data=data,
-                logps=logps,
+                reference_logps=reference_logps,
                 losses=losses,
                 base_model=base_model,
             )
@@ -130,7 +135,7 @@ def _generalists(place: Placement) -> Callable[..., Any]:
                 evaluate,
                 settings=evaluation,
                 data=data,
-                logps=logps,
+                reference_logps=reference_logps,
                 base_model=base_model,
                 model=trained.outputs["model"],
             )
@@ -151,7 +156,7 @@ def _merges(place: Placement) -> Callable[..., Any]:
         methods: list,  # type: ignore[type-arg]
         evaluation: str,
         data: Input[Dataset],
-        logps: Input[Dataset],
+        reference_logps: Input[Dataset],
         specialists: Input[Model],
         base_model: Input[Model],
     ) -> Merges:
@@ -161,7 +166,7 @@ def _merges(place: Placement) -> Callable[..., Any]:
                 evaluate,
                 settings=evaluation,
                 data=data,
-                logps=logps,
+                reference_logps=reference_logps,
                 base_model=base_model,
                 model=merged.outputs["model"],
             )
@@ -197,10 +202,8 @@ def build(experiment: Experiment, place: Placement = ON_THIS_MACHINE) -> Callabl
         plan = place(validate_config, config=config, parts=parts).outputs
         base_model = place(prepare_base_model, settings=plan["base_model"]).outputs["base_model"]
         data = place(prepare_data, settings=plan["data"], base_model=base_model).outputs["data"]
-        logps = place(reference_logps, settings=plan["scoring"], data=data, base_model=base_model).outputs[
-            "logps"
-        ]
-        common = {"data": data, "logps": logps, "base_model": base_model}
+        logps = place(reference_logps, settings=plan["scoring"], data=data, base_model=base_model).outputs
+        common = {"data": data, "reference_logps": logps["reference_logps"], "base_model": base_model}
         evaluated = place(evaluate, settings=plan["evaluation"], **common)
         first = specialists(
             tasks=plan["tasks"],

@@ -19,9 +19,9 @@ def test_join_follows_ids_not_rows() -> None:
         caches.join(pa.concat_tables([cache, cache]), ["a"], "here")
 
 
-def test_a_cache_of_other_data_is_refused(two_tasks: Path, two_references: Path) -> None:
-    caches.check_cache(two_references / "format", two_tasks, "format")
+def test_a_cache_of_other_data_is_refused(two_tasks: Path, two_reference_logps: Path) -> None:
+    caches.check_cache(two_reference_logps / "format", two_tasks, "format")
     with pytest.raises(CacheError, match="not computed for this data of task refusal"):
-        caches.check_cache(two_references / "format", two_tasks, "refusal")
+        caches.check_cache(two_reference_logps / "format", two_tasks, "refusal")
     with pytest.raises(CacheError, match="no cache of task other"):
-        caches.check_cache(two_references / "other", two_tasks, "other")
+        caches.check_cache(two_reference_logps / "other", two_tasks, "other")

@@ -26,8 +26,15 @@ STEPS = 4
 
 
 @pytest.fixture(scope="module")
-def places(base_model: Path, two_tasks: Path, two_references: Path, two_losses: list[Path]) -> dict[str, Any]:
-    return {"data": two_tasks, "reference": two_references, "losses": two_losses, "base_model": base_model}
+def places(
+    base_model: Path, two_tasks: Path, two_reference_logps: Path, two_losses: list[Path]
+) -> dict[str, Any]:
+    return {
+        "data": two_tasks,
+        "reference_logps": two_reference_logps,
+        "losses": two_losses,
+        "base_model": base_model,
+    }
 
 
 def train(output: Path, places: dict[str, Any], method: dict[str, Any], **training: Any) -> dict[str, Any]:

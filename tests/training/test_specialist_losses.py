@@ -37,13 +37,13 @@ def settings(**changes: Any) -> SpecialistLossesSettings:
 
 
 def write(
-    base_model: Path, data: Path, reference: Path, specialist: Path, output: Path, **changes: Any
+    base_model: Path, data: Path, reference_logps: Path, specialist: Path, output: Path, **changes: Any
 ) -> dict[str, Any]:
     evaluation = output.parent / "evaluation"
     scorer = Scorer(load_full_model(specialist), 5, "fp32")
     files.write_table(evaluation / f"{TASK}.parquet", scores_of(scorer, read_split(data, TASK, "test")))
     return write_specialist_losses(
-        settings(**changes), TASK, data, reference, base_model, specialist, evaluation, output
+        settings(**changes), TASK, data, reference_logps, base_model, specialist, evaluation, output
     )
 
 
@@ -55,7 +55,7 @@ def noisy(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     given = {"seed": 0, "tasks": [source], "split": {"test": 0.3}, "max_length": 64, "fingerprints": [""]}
     tiny.prepare(DataSettings.model_validate(given), base_model, folder / "data")
     scoring = ScoringSettings(seed=0, batch_size=16, precision="fp32")
-    write_reference_logps(scoring, folder / "data", base_model, folder / "reference")
+    write_reference_logps(scoring, folder / "data", base_model, folder / "reference_logps")
     return folder
 
 
@@ -66,7 +66,7 @@ def _specialist(
         settings=settings,
         task=TASK,
         data=noisy / "data",
-        reference=noisy / "reference",
+        reference_logps=noisy / "reference_logps",
         base_model=base_model,
         output=output,
         trajectory=output.with_suffix(".jsonl"),
@@ -82,10 +82,10 @@ def memoriser(base_model: Path, noisy: Path) -> Path:
 
 
 def test_a_specialist_that_is_the_reference_has_a_loss_of_ln_2(
-    base_model: Path, two_tasks: Path, two_references: Path, tmp_path: Path
+    base_model: Path, two_tasks: Path, two_reference_logps: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "losses"
-    manifest = write(base_model, two_tasks, two_references, base_model, output)
+    manifest = write(base_model, two_tasks, two_reference_logps, base_model, output)
     assert manifest["pairs"] == {"train": 18, "validation": 3, "test": 9}
     assert manifest["gap"] == pytest.approx(0, abs=1e-5)
     for split, mean in manifest["mean_loss"].items():
@@ -101,13 +101,13 @@ def test_other_losses_are_cached_as_trained(
     """IPO needs the lengths of the answers: held against its formula, in numpy."""
     output = tmp_path / "losses"
     loss = {"loss_type": "ipo", "beta": 0.2}
-    write(base_model, noisy / "data", noisy / "reference", memoriser, output, loss=loss)
+    write(base_model, noisy / "data", noisy / "reference_logps", memoriser, output, loss=loss)
     for split in ("train", "validation", "test"):
         pairs = read_split(noisy / "data", TASK, split)
         cache = caches.read_cache(output, split)
-        reference = caches.read_cache(noisy / "reference" / TASK, split)
+        reference_logps = caches.read_cache(noisy / "reference_logps" / TASK, split)
         per_token = [
-            (caches.column(cache, logps) - caches.column(reference, logps))
+            (caches.column(cache, logps) - caches.column(reference_logps, logps))
             / [len(ids) for ids in pairs.column(side).to_pylist()]
             for logps, side in (("chosen_logps", "chosen_ids"), ("rejected_logps", "rejected_ids"))
         ]
@@ -118,7 +118,7 @@ def test_other_losses_are_cached_as_trained(
 def test_a_memorising_specialist_is_warned_about(
     base_model: Path, noisy: Path, memoriser: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    places = base_model, noisy / "data", noisy / "reference", memoriser
+    places = base_model, noisy / "data", noisy / "reference_logps", memoriser
     manifest = write(*places, tmp_path / "losses")
     losses = {
         split: caches.column(caches.read_cache(tmp_path / "losses", split), caches.LOSS)
@@ -135,7 +135,7 @@ def test_a_memorising_specialist_is_warned_about(
 def test_cross_fitting_scores_each_pair_by_a_specialist_that_never_saw_it(
     base_model: Path, noisy: Path, memoriser: Path, tmp_path: Path
 ) -> None:
-    places = base_model, noisy / "data", noisy / "reference", memoriser
+    places = base_model, noisy / "data", noisy / "reference_logps", memoriser
     fold = TRAINING.for_a_half()
     assert fold.budget.steps == 30
     plain = write(*places, tmp_path / "plain")

@@ -255,16 +255,23 @@ def bucket(s3: Any) -> str:
 
 
 @pytest.fixture
-def places(base_model: Path, two_tasks: Path, two_references: Path, two_losses: list[Path]) -> dict[str, Any]:
-    return {"data": two_tasks, "reference": two_references, "losses": two_losses, "base_model": base_model}
+def places(
+    base_model: Path, two_tasks: Path, two_reference_logps: Path, two_losses: list[Path]
+) -> dict[str, Any]:
+    return {
+        "data": two_tasks,
+        "reference_logps": two_reference_logps,
+        "losses": two_losses,
+        "base_model": base_model,
+    }
 
 
 @pytest.fixture
 def small_places(tmp_path: Path) -> dict[str, Any]:
     """Stand in for inputs where nothing is trained."""
-    for name in ("data", "reference", "base_model", "losses"):
+    for name in ("data", "reference_logps", "base_model", "losses"):
         files.write_text(tmp_path / "inputs" / name / "file", name)
-    found = {name: tmp_path / "inputs" / name for name in ("data", "reference", "base_model")}
+    found = {name: tmp_path / "inputs" / name for name in ("data", "reference_logps", "base_model")}
     return {**found, "losses": [tmp_path / "inputs" / "losses"]}
 
 
@@ -636,7 +643,7 @@ def test_a_training_is_called_after_what_determines_it(small_places: dict[str, A
     moved = tmp_path / "moved"
     shutil.copytree(tmp_path / "inputs", moved)
     elsewhere = {
-        **{key: moved / key for key in ("data", "reference", "base_model")},
+        **{key: moved / key for key in ("data", "reference_logps", "base_model")},
         "losses": [moved / "losses"],
     }
     first = name(small_places)

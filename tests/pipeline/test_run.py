@@ -336,9 +336,9 @@ def test_a_failing_step_is_named_with_the_end_of_its_log(base_model: Path, tmp_p
 
 
 @pytest.mark.parametrize("command", ["sync", "report"])
-def test_the_readme_s_commands_work_on_a_finished_run(command: str, run_folder: Path) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    lines = re.findall(rf"^ama ({command} runs/NAME-DATE-TIME)", readme, re.MULTILINE)
+def test_the_pages_commands_work_on_a_finished_run(command: str, run_folder: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tracking.md").read_text(encoding="utf-8")
+    lines = re.findall(rf"^ama ({command} runs/NAME-DATE-TIME)", page, re.MULTILINE)
     assert lines
     for line in lines:
         done = ama(*line.replace("runs/NAME-DATE-TIME", str(run_folder)).split())

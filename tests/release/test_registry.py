@@ -110,9 +110,9 @@ def greedy(model: Any, tokenizer: Any) -> str:
     return str(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-(CONSUMER,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-"""What the README shows to whoever serves the model."""
+TRACKING_PAGE = (Path(__file__).parents[2] / "docs" / "tracking.md").read_text(encoding="utf-8")
+(CONSUMER,) = re.findall(r"```python\n(.*?)```", TRACKING_PAGE, re.DOTALL)
+"""The code that the page shows to users of a registered model."""
 
 
 @pytest.mark.parametrize("name", ["full", "lora"])

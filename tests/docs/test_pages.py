@@ -1,0 +1,122 @@
+"""README, docs/ and examples/ agree with the code: commands, links, keys, snippets."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import typer
+import yaml
+
+from automixalign.config.experiment import parse_experiment
+from automixalign.config.file import read_yaml
+from automixalign.method.losses import LossType
+from automixalign.method.mixers import MIXERS
+from pipelines import cli
+
+ROOT = Path(__file__).parents[2]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"))
+}
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+COMMANDS = sorted(
+    {
+        command
+        for page in PAGES.values()
+        for shell in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+        for command in re.findall(r"^ama (.*?)(?:\s+#.*)?$", shell, re.MULTILINE)
+    }
+    | {
+        command
+        for path in EXAMPLES
+        for command in re.findall(r"^#   ama (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+)
+MODULES = sorted(
+    {
+        module
+        for page in PAGES.values()
+        for module in re.findall(r"^python -m (benchmarks\.\w+)", page, re.MULTILINE)
+    }
+)
+SNIPPETS = [
+    (name, snippet)
+    for name, page in PAGES.items()
+    for snippet in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    if name.startswith("docs/")
+]
+OPTIONS = {option for mixer in MIXERS.values() for option in mixer.schema.model_fields}
+LOSSES = get_args(get_args(LossType)[0])
+
+
+def test_a_newcomer_reads_the_readme_to_the_end() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= 150
+
+
+@pytest.mark.parametrize("name", [*MIXERS, *sorted(OPTIONS), *LOSSES])
+def test_every_method_option_and_loss_is_explained(name: str) -> None:
+    assert f"`{name}`" in PAGES["docs/method.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:|mailto:)([^)#]*)(?:#([^)]*))?\)", PAGES[page])
+    for target, anchor in links:
+        path = ((ROOT / page).parent / target).resolve() if target else ROOT / page
+        assert path.exists(), f"{page}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
+
+
+def test_every_command_of_ama_is_shown() -> None:
+    group = typer.main.get_command(cli.app)
+    assert isinstance(group, typer.core.TyperGroup)
+    assert {command.split()[0] for command in COMMANDS} >= set(group.commands)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, *words = shlex.split(command)
+    for word in words:
+        if word.startswith("runs/"):
+            Path(word).mkdir(parents=True, exist_ok=True)
+        elif word == "token":
+            Path(word).write_text("")
+        elif word.startswith("examples/"):
+            assert (ROOT / word).exists()
+    group = typer.main.get_command(cli.app)
+    assert isinstance(group, typer.core.TyperGroup)
+    group.commands[name].make_context(name, words)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_benchmarks_that_are_named_exist(module: str) -> None:
+    path = ROOT / module.replace(".", "/")
+    assert path.with_suffix(".py").exists() or (path / "__main__.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("page", "snippet"), SNIPPETS, ids=[f"{page}-{i}" for i, (page, _) in enumerate(SNIPPETS)]
+)
+def test_configuration_snippets_are_valid(page: str, snippet: str, experiment_data: dict[str, Any]) -> None:
+    changes = yaml.safe_load(snippet)
+    experiment_data["training"] |= changes.pop("training", {})
+    parse_experiment(experiment_data | changes, page)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_examples_are_valid(path: Path) -> None:
+    data = read_yaml(path)
+    data["tasks"] = data["tasks"] or [{"name": "helpful", "source": "helpful.jsonl"}]
+    assert parse_experiment(data, path.name).name == path.stem or path.name == "cluster.yaml"
+
+
+def test_the_architecture_page_is_up_to_date() -> None:
+    command = [sys.executable, str(ROOT / "docs" / "architecture.py"), "--check"]
+    assert subprocess.run(command, check=False).returncode == 0, "run `make pages`"

@@ -1,9 +1,11 @@
 """README, docs/ and examples/ agree with the code: commands, links, keys, snippets."""
 
+import importlib
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,7 +16,7 @@ import yaml
 from automixalign.config.experiment import parse_experiment
 from automixalign.config.file import read_yaml
 from automixalign.method.losses import LossType
-from automixalign.method.mixers import MIXERS
+from automixalign.method.mixer import registered_mixers
 from pipelines import cli
 
 ROOT = Path(__file__).parents[2]
@@ -49,8 +51,23 @@ SNIPPETS = [
     for snippet in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     if name.startswith("docs/")
 ]
+MODULES_OF_USERS = re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGES["docs/extending.md"], re.DOTALL)
+MIXERS = {
+    name: mixer for name, mixer in registered_mixers().items() if mixer.__module__.startswith("automixalign.")
+}
 OPTIONS = {option for mixer in MIXERS.values() for option in mixer.schema.model_fields}
 LOSSES = get_args(get_args(LossType)[0])
+
+
+@pytest.fixture(scope="module")
+def user_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The modules of docs/extending.md can be imported."""
+    folder = tmp_path_factory.mktemp("modules")
+    for name, code in MODULES_OF_USERS:
+        (folder / f"{name}.py").write_text(code, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield
 
 
 def test_a_newcomer_reads_the_readme_to_the_end() -> None:
@@ -101,13 +118,19 @@ def test_benchmarks_that_are_named_exist(module: str) -> None:
     assert path.with_suffix(".py").exists() or (path / "__main__.py").exists()
 
 
-@pytest.mark.parametrize(
-    ("page", "snippet"), SNIPPETS, ids=[f"{page}-{i}" for i, (page, _) in enumerate(SNIPPETS)]
-)
+@pytest.mark.usefixtures("user_modules")
+@pytest.mark.parametrize(("page", "snippet"), SNIPPETS, ids=[page for page, _ in SNIPPETS])
 def test_configuration_snippets_are_valid(page: str, snippet: str, experiment_data: dict[str, Any]) -> None:
     changes = yaml.safe_load(snippet)
     experiment_data["training"] |= changes.pop("training", {})
     parse_experiment(experiment_data | changes, page)
+
+
+@pytest.mark.usefixtures("user_modules")
+def test_the_mixer_of_the_page_works() -> None:
+    importlib.import_module("my_mixers")
+    mixer = registered_mixers()["temperature"]([9, 1], seed=0, temperature=2)
+    assert mixer.weights().tolist() == pytest.approx([0.75, 0.25])
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)

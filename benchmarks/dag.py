@@ -39,7 +39,7 @@ from rich.console import Console
 from rich.table import Table
 
 from automixalign.report import run_folder
-from automixalign.steps.step import EVENTS, events_in
+from automixalign.steps.events import EVENTS_FILE, parse_events
 from automixalign.storage import files
 
 PARTS = ("compute", "imports", "kfp", "idle")
@@ -53,7 +53,7 @@ _CHILD_SUBREAPER = 36
 
 def timed_run(folder: Path, options: list[str], cache: Path) -> dict[str, float]:
     """Seconds of one `ama run` into a folder, divided."""
-    log = folder / run_folder.LOGS / EVENTS
+    log = folder / run_folder.LOGS / EVENTS_FILE
     before = log.stat().st_size if log.exists() else 0
     command = ["run", "--output", str(folder), *options]
     with tempfile.TemporaryDirectory(prefix="ama-samples-") as samples:
@@ -68,7 +68,7 @@ def timed_run(folder: Path, options: list[str], cache: Path) -> dict[str, float]
         ended = time.time()
         _reap()
         processes = [_Process(file) for file in Path(samples).iterdir()]
-    events = events_in(log.read_bytes()[before:])
+    events = parse_events(log.read_bytes()[before:])
     told = max(file.stat().st_mtime for file in (folder / run_folder.WORK).glob("attempt-*/attempt.json"))
     parts = _divided(began, ended, events, processes, told)
     return {"wall": ended - began, **parts, "cores": (_cpu() - cpu) / (ended - began)}

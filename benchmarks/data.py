@@ -36,6 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 from automixalign.storage import files
+from automixalign.system.processors import available_processors
 from benchmarks import smollm2
 
 MAX_LENGTH = 512
@@ -105,7 +106,7 @@ def peer(source: Path, tokenizer: Path, output: Path, chat: bool) -> float:
         return found
 
     data = datasets.load_dataset("json", data_files=str(source), split="train", cache_dir=str(output))
-    data.map(tokenize, batched=True, num_proc=_processors())
+    data.map(tokenize, batched=True, num_proc=available_processors())
     return time.perf_counter() - began
 
 
@@ -118,10 +119,6 @@ def _measured(way: str, source: Path, tokenizer: Path, output: Path) -> dict[str
         "cpu_seconds": round(sum(each.ru_utime + each.ru_stime for each in used), 2),
         "peak_megabytes": round(max(each.ru_maxrss for each in used) / 1024, 1),
     }
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def measure(sizes: list[int], repeats: int, tokenizer: Path | None, folder: Path) -> list[dict[str, Any]]:
@@ -166,7 +163,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="ama-data-") as folder:
         found = measure(options.rows, options.repeats, options.tokenizer, Path(folder))
     columns = ("", "rows", "seconds", "CPU seconds", "rows/s", "of the peer's", "peak memory, MB")
-    table = Table(*columns, title=f"{_processors()} processors")
+    table = Table(*columns, title=f"{available_processors()} processors")
     for each in found:
         rates = {other["way"]: other["rows_per_second"] for other in found if other["rows"] == each["rows"]}
         table.add_row(

@@ -17,6 +17,7 @@ from automixalign import __version__
 from automixalign.report.run_folder import LEADERBOARD
 from automixalign.system import shortages
 from automixalign.system.errors import AutoMixAlignError, ConfigError
+from automixalign.system.messages import print_messages
 
 if TYPE_CHECKING:
     from automixalign.config.experiment import Experiment
@@ -440,6 +441,7 @@ def main() -> None:
     """Run the command line; a known error is one message and exit status 2, not a traceback."""
     # Ended from outside, leave by the same door as Ctrl-C: a run ends its steps on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    print_messages()
     try:
         with shortages.of_step("ama", ""):
             app()

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from automixalign.quickstart.tiny_model import build_tokenizer
+from automixalign.system.messages import print_messages
 from benchmarks import tiny
 from benchmarks.servers.seaweed import Seaweed, seaweed
 
@@ -24,6 +25,11 @@ torch.set_num_threads(1)
 def _interruptible() -> None:
     """What a shell starts in the background ignores SIGINT, and tests of interruptions would wait for ever."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _messages_on_stderr() -> None:
+    print_messages()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,9 +1,10 @@
 """Token ids of many texts at once: exactly those that the tokenizer gives each of them alone, and sooner."""
 
 import json
-import os
 import re
 from typing import TYPE_CHECKING, Any
+
+from automixalign.system.processors import available_processors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -34,7 +35,7 @@ class Encoder:
         added = _added(self._backend)
         self._cuts = re.compile(f"({'|'.join(map(re.escape, added))})") if added else None
         self._added = {token: [number] for token, number in added.items()}
-        self.threads = min(_THREADS, _processors()) if self._backend else 1
+        self.threads = min(_THREADS, available_processors()) if self._backend else 1
 
     def __call__(self, texts: list[str], special_tokens: bool) -> list[list[int]]:
         """The ids of each text; `special_tokens` are those that the tokenizer itself puts around a text."""
@@ -97,7 +98,3 @@ def _stands_anywhere(state: dict[str, Any]) -> bool:
     if state["type"] == "Sequence":
         return all(map(_stands_anywhere, state["pretokenizers"]))
     return state["type"] in _ANYWHERE or state.get("prepend_scheme") in ("always", "never")
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,7 +12,7 @@ from automixalign.report import page, run_folder
 from automixalign.report.collect import collect
 from automixalign.report.leaderboard import Entry
 from automixalign.report.run_folder import LEADERBOARD
-from automixalign.steps.step import EVENTS, events_in
+from automixalign.steps.events import EVENTS_FILE, parse_events
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError
 
@@ -81,9 +81,9 @@ def rebuild(folder: Path, costs: Mapping[str, Mapping[str, Any]]) -> Path:
         raise ConfigError(f"{folder} is not whole: there is no {error.filename}") from error
     # Software may have changed since; what the run itself noted is what made it.
     data |= {key: kept.get(key) for key in _KEPT}
-    events = folder / run_folder.LOGS / EVENTS
+    events = folder / run_folder.LOGS / EVENTS_FILE
     if events.is_file():
-        data |= _logged(events_in(events.read_bytes()), data["warnings"])
+        data |= _logged(parse_events(events.read_bytes()), data["warnings"])
     page.write(data, folder / PAGE, folder / FACTS)
     return folder / PAGE
 

@@ -1,4 +1,4 @@
-"""The life of one step of the DAG: its events, its log, the digests of its artifacts, its MLflow record.
+"""The life of one stage of the DAG: its events, its log file, its artifacts' digests, its MLflow record.
 
-It knows nothing of what a step computes.
+It knows nothing of what a stage computes.
 """

@@ -12,6 +12,7 @@ begun is left out.
 import shutil
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from threading import Lock
 
@@ -62,7 +63,7 @@ class StoredCheckpoints(Checkpoints):
             self._leave_out()
             files.link(checkpoint, self._outbox / checkpoint.name)
             self._waiting = checkpoint.name
-        self._upload = self._uploads.submit(self._send, checkpoint.name)
+        self._upload = self._uploads.submit(copy_context().run, self._send, checkpoint.name)
 
     def close(self) -> None:
         self._uploads.shutdown()

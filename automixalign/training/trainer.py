@@ -14,7 +14,6 @@ What differs from `trl.DPOTrainer`, and nothing else does:
 import json
 import math
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +37,7 @@ from automixalign.steps.step import current_step
 from automixalign.storage import files
 from automixalign.system import heap
 from automixalign.system.errors import TrainingError
+from automixalign.system.messages import logger
 from automixalign.training import checkpoints
 from automixalign.training.averaging import IterateAverage
 from automixalign.training.checkpoints import Checkpoints
@@ -149,7 +149,7 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         if self.average is not None:
             self.average.load(checkpoint, state["averaged"])
         if self.accelerator.is_main_process:
-            print(f"goes on after step {state['step']}, from {checkpoint}", file=sys.stderr)  # noqa: T201
+            logger.info("goes on after step %s, from %s", state["step"], checkpoint)
             with files.replacing(self.trajectory) as new:
                 shutil.copyfile(checkpoint / checkpoints.TRAJECTORY, new)
 

@@ -12,7 +12,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from automixalign.steps.step import Step, adopt_step
+from automixalign.steps.step import adopt_step
 from automixalign.storage import files
 from automixalign.system import shortages
 from automixalign.training.job import JOB, RESULT, Job
@@ -27,7 +27,7 @@ def work(folder: Path) -> None:
     import torch
 
     job = Job.model_validate_json((folder / JOB).read_text(encoding="utf-8"))
-    adopt_step(Step(job.stage, job.name))
+    adopt_step(job.stage, job.name)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     cuda = torch.cuda.is_available()
     if cuda:

@@ -28,7 +28,7 @@ import psutil
 import yaml
 
 from automixalign.report import run_folder
-from automixalign.steps.step import EVENTS
+from automixalign.steps.events import EVENTS_FILE
 from automixalign.storage import files
 from benchmarks.faults.case import Case, UnexpectedError
 from benchmarks.servers.seaweed import Seaweed, seaweed
@@ -110,7 +110,7 @@ class Place(NamedTuple):
 
     def events(self, after: int) -> list[dict[str, Any]]:
         """The steps' events behind a number of bytes."""
-        path = self.folder / run_folder.LOGS / EVENTS
+        path = self.folder / run_folder.LOGS / EVENTS_FILE
         if not path.exists():
             return []
         with path.open("rb") as stream:
@@ -254,7 +254,7 @@ def typical_seconds() -> dict[tuple[str, str], float]:
 
 def strike(place: Place, server: Seaweed, process: "subprocess.Popen[bytes]", moment: Moment) -> str | None:
     """Wait for the moment and kill; None where the run ended, or the stage was over, before."""
-    log = place.folder / run_folder.LOGS / EVENTS
+    log = place.folder / run_folder.LOGS / EVENTS_FILE
     before = log.stat().st_size if log.exists() else 0
     deadline = time.monotonic() + _LIMIT
     began: dict[str, Any] | None = None

@@ -27,7 +27,8 @@ from automixalign.models.prepare import prepare_base_model
 from automixalign.report.compare import compare
 from automixalign.scoring.evaluate import evaluate
 from automixalign.scoring.scorer import write_reference_logps
-from automixalign.steps.step import EVENTS, LOGS_VARIABLE, run_step
+from automixalign.steps.events import EVENTS_FILE, LOGS_VARIABLE
+from automixalign.steps.step import run_step
 from automixalign.steps.tracking.record import Record
 from automixalign.steps.tracking.send import send_waiting
 from automixalign.steps.tracking.spool import FOLDER, FOLLOWED, RUN_ID, URI, Spool, Target
@@ -307,7 +308,7 @@ def full_logs(folder: Path) -> str:
             seen = refused(StorageError, step, str(disk), *_FULL)
             (disk / _BALLAST).unlink()
             step()
-            events = [json.loads(line) for line in (disk / EVENTS).read_text().splitlines() if line]
+            events = [json.loads(line) for line in (disk / EVENTS_FILE).read_text().splitlines() if line]
             see(events[-1]["event"] == "finished", f"the last event is {events[-1]}")
     return f"{seen} | with room: well"
 
@@ -363,8 +364,7 @@ _IN_LITTLE_MEMORY = """
 import json, resource, sys
 from pathlib import Path
 from benchmarks.faults import machine
-from automixalign import progress
-from automixalign.errors import AutoMixAlignError
+from automixalign.steps.step import run_step
 folder, stage = Path(sys.argv[1]), sys.argv[2]
 seen = []
 machine.large_stage(stage, folder / "first", small=True)  # everything is imported, every pool is there
@@ -372,7 +372,7 @@ for number in (0, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192):
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + (number << 20), -1))
     try:
-        with progress.step(stage):
+        with run_step(stage):
             machine.large_stage(stage, folder / str(number))
         outcome = ["", ""]
     except Exception as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from automixalign.config.plan import TrainingSettings
-from automixalign.steps.step import LOGS_VARIABLE
+from automixalign.steps.events import LOGS_VARIABLE
 from automixalign.training.checkpoints import PLACE, SEAL
 from automixalign.training.train import GeneralistTraining
 from benchmarks.faults._interrupted import EVERYTHING, outcome, places, undisturbed

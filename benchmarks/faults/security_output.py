@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from automixalign.steps.step import EVENTS, LOGS_VARIABLE, current_step, log_name, run_step
+from automixalign.steps.events import EVENTS_FILE, LOGS_VARIABLE, log_name
+from automixalign.steps.step import current_step, run_step
 from automixalign.steps.tracking import spool
 from automixalign.system.errors import AutoMixAlignError, DataError
 from benchmarks.faults import _malice, security_models
@@ -59,7 +60,7 @@ def _event(folder: Path) -> str:
         with redirect_stderr(sys.__stderr__), run_step("stage") as step:
             step.warn(STEERING)
             raise RuntimeError(STEERING)
-    for line in (folder / EVENTS).read_text().splitlines():
+    for line in (folder / EVENTS_FILE).read_text().splitlines():
         event = json.loads(line)
         if event["event"] in ("warning", "failed"):
             _checked(event.get("message") or event["error"])

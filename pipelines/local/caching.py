@@ -20,9 +20,9 @@ from kfp import dsl
 from kfp.local.cache import LocalCache
 
 from automixalign.steps import artifacts
-from automixalign.steps.step import RECORD, Step
+from automixalign.steps.events import EventLog
 from automixalign.steps.tracking import spool
-from automixalign.steps.tracking.record import Record, new_key
+from automixalign.steps.tracking.record import RECORD_FILE, Record, new_key
 from automixalign.storage import files
 
 RESULT = "executor_output.json"
@@ -96,12 +96,12 @@ class StepCache:
 
     def _tell_of_it(self, made_in: Path, folder: Path) -> None:
         """Show the step as done, and hand its record to MLflow unless this run folder's own did so already."""
-        file = made_in / RECORD
+        file = made_in / RECORD_FILE
         if not file.exists():
             return
         record = Record.model_validate_json(file.read_text(encoding="utf-8"))
         record.artifacts = [(path.replace(str(made_in), str(folder), 1), to) for path, to in record.artifacts]
-        files.write_text(folder / RECORD, record.model_dump_json())
+        files.write_text(folder / RECORD_FILE, record.model_dump_json())
         _tell("cached", record.stage, record.name)
         waiting = spool.of_environment()
         if waiting and not made_in.is_relative_to(self.attempt.parent):
@@ -121,4 +121,4 @@ def _artifacts(outputs: dict[str, Any]) -> list[Any]:
 
 
 def _tell(event: str, stage: str = "cache", name: str = "", **facts: Any) -> None:
-    Step(stage, name).emit(event, **facts)
+    EventLog(stage, name).write(event, **facts)

@@ -16,9 +16,10 @@ from automixalign.config.experiment import Experiment
 from automixalign.config.file import read_yaml
 from automixalign.report import leaderboard, run_folder, runs
 from automixalign.report.run_folder import LEADERBOARD
+from automixalign.steps.events import stage_title
 from automixalign.storage import files
 from automixalign.system.plain_text import shown
-from pipelines.local.run import KFP_LOG, StepFailedError, step_title
+from pipelines.local.run import KFP_LOG, StepFailedError
 from pipelines.local.sending import STORE
 
 REGISTRATION, PUBLICATION = "registration.json", "publication.json"
@@ -54,7 +55,7 @@ class Progress:
                 self.finished += event["event"] != "failed"
                 loss = f"  loss {step['loss']:.3f}" if "loss" in step else ""
                 took = event["time"] - step["began"]
-                title = _text(step_title(*key))
+                title = _text(stage_title(*key))
                 cost = "from cache" if event["event"] == "cached" else f"{took:7.1f} s{loss}"
                 self.console.print(f"{_MARK[event['event']]} {title:<44}{cost}", highlight=False)
 
@@ -64,7 +65,7 @@ class Progress:
             done, total = step.get("done", 0), step.get("total", 0)
             grid.add_row(
                 Spinner("dots"),
-                _text(step_title(stage, name)),
+                _text(stage_title(stage, name)),
                 f"{time.time() - step['began']:.0f} s",
                 ProgressBar(total, done, width=24) if total else "",
                 f"{done}/{total}" if total else "",

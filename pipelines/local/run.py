@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from automixalign.config.experiment import Experiment
 from automixalign.report import run_folder
-from automixalign.steps.step import EVENTS, LOGS_VARIABLE, WORKERS_VARIABLE, events_in, log_name
+from automixalign.steps.events import EVENTS_FILE, LOGS_VARIABLE, log_name, parse_events, stage_title
+from automixalign.steps.step import WORKERS_VARIABLE
 from automixalign.storage import files
 from automixalign.system import alive, shortages
 from automixalign.system.errors import AutoMixAlignError
@@ -93,7 +94,7 @@ def run(
         before = sorted(work.glob(f"{_ATTEMPT}*"))
         place = work / f"{_ATTEMPT}{int(before[-1].name[len(_ATTEMPT) :]) + 1 if before else 1:04}"
         place.mkdir()
-        events = _Events(logs / EVENTS)
+        events = _Events(logs / EVENTS_FILE)
         with alive.hold(place / "alive") as behind:
             try:
                 sender = Sender(experiment, folder.resolve())
@@ -173,7 +174,7 @@ class _Events:
             stream.seek(self._offset)
             whole = stream.read().rpartition(b"\n")[0]
         self._offset += len(whole) + bool(whole)
-        fresh = events_in(whole)
+        fresh = parse_events(whole)
         self.seen += fresh
         return fresh
 
@@ -195,7 +196,7 @@ def failure_of(
     for key, event in states.items():
         if event["event"] in ("started", "failed"):
             reason = event.get("error") or _silence(event, logs)
-            return StepFailedError(step_title(*key), reason, logs / log_name(*key))
+            return StepFailedError(stage_title(*key), reason, logs / log_name(*key))
     if status:
         return StepFailedError("kfp", f"the local runner failed{_full(logs)}", logs / KFP_LOG)
     for stage in _last_steps(experiment):
@@ -225,8 +226,3 @@ def _last_steps(experiment: Experiment) -> list[str]:
     """The steps whose results no other step needs: all others would be missed."""
     wanted = {"compare": True, "register": experiment.registry, "publish": experiment.output}
     return [stage for stage, asked in wanted.items() if asked]
-
-
-def step_title(stage: str, name: str) -> str:
-    """`train_specialist [helpful]`."""
-    return f"{stage} [{name}]" if name else stage

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, get_args
 import kfp_server_api as api
 
 from automixalign.config.cluster import Step
+from automixalign.steps.events import stage_title
 from automixalign.system.errors import AutoMixAlignError
-from pipelines.local.run import step_title
 from pipelines.submit.server import Server, ServerError
 
 TRIES = 8
@@ -102,7 +102,7 @@ class Tasks:
     def failed(self, run: api.V2beta1Run) -> list[tuple[str, str]]:
         """The steps that failed, as they were called in the events, each with what the server says of it."""
         return [
-            (step_title(step, self._number(step, task)), _message(task))
+            (stage_title(step, self._number(step, task)), _message(task))
             for step, task in _steps(run)
             if task.state == "FAILED"
         ]

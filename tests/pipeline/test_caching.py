@@ -15,7 +15,7 @@ from kfp.local import logging_utils, subprocess_task_handler
 from safetensors.torch import load_file, save_file
 
 from automixalign.config.experiment import parse_experiment
-from automixalign.steps.step import EVENTS, LOGS_VARIABLE
+from automixalign.steps.events import EVENTS_FILE, LOGS_VARIABLE
 from automixalign.storage import files
 from pipelines.local.attempt import Attempt
 from pipelines.local.outputs import artifacts
@@ -214,7 +214,7 @@ def run(folder: Path, name: str, experiment: dict[str, Any], patch: pytest.Monke
         )
     )
     assert builtins.print is before, "of steps that overlap kfp would leave a print that indents"
-    events = files.read_jsonl(logs / EVENTS)
+    events = files.read_jsonl(logs / EVENTS_FILE)
     finished = {f"{event['stage']} {event['name']}".strip() for event in events if event["event"] == "finished"}
     cached = {f"{event['stage']} {event['name']}".strip() for event in events if event["event"] == "cached"}
     assert not finished & cached

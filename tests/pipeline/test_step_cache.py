@@ -7,7 +7,8 @@ import pytest
 from kfp import dsl
 
 from automixalign.steps import artifacts
-from automixalign.steps.step import EVENTS, LOGS_VARIABLE, run_step
+from automixalign.steps.events import EVENTS_FILE, LOGS_VARIABLE
+from automixalign.steps.step import run_step
 from automixalign.storage import files
 from automixalign.system.errors import CacheError, ConfigError
 from pipelines.local.caching import StepCache
@@ -82,7 +83,7 @@ def test_a_result_that_has_changed_is_not_taken(
     else:
         (file.parent / "more").touch()
     assert cache.get("k") is None
-    (*_, warning) = files.read_jsonl(tmp_path / EVENTS)
+    (*_, warning) = files.read_jsonl(tmp_path / EVENTS_FILE)
     assert f"{original.path} is not what the step that made it had written" in warning["message"]
     with (
         pytest.raises(CacheError, match="is not what the step that made it had written; start the run again"),

@@ -321,8 +321,8 @@ _OPEN = """
 import sys, time
 import mlflow
 from pathlib import Path
-from automixalign.tracking.send import client
-from automixalign.tracking.spool import Target
+from automixalign.steps.tracking.send import client
+from automixalign.steps.tracking.spool import Target
 store, folder, name = sys.argv[1:]
 Path(folder, name).touch()
 while len(list(Path(folder).iterdir())) < 3:

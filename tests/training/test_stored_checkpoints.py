@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from automixalign.steps.events import EVENTS_FILE, LOGS_VARIABLE
+from automixalign.steps.step import run_step
 from automixalign.storage import files, s3
 from automixalign.training import checkpoints
 from automixalign.training.stored_checkpoints import StoredCheckpoints
@@ -155,17 +157,20 @@ def test_a_training_that_fails_stores_its_last_checkpoint_first(
 
 
 def test_an_upload_that_fails_is_told_and_the_next_one_made(
-    kept: StoredCheckpoints, bucket: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kept: StoredCheckpoints, bucket: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """The upload runs in a thread, and its warning still belongs to the stage."""
     add(kept, 2)
-    with monkeypatch.context() as patch:
+    monkeypatch.setenv(LOGS_VARIABLE, str(tmp_path))
+    with monkeypatch.context() as patch, run_step("train_generalist", "ama-r"):
         patch.setattr(kept._prefix, "bucket", "no-such-bucket")
         add(kept, 4)
-    told = capsys.readouterr().err
-    assert f"warning: {kept.uri}/checkpoint-4 could not be stored: " in told
+    (warning,) = (event for event in files.read_jsonl(tmp_path / EVENTS_FILE) if event["event"] == "warning")
+    assert (warning["stage"], warning["name"]) == ("train_generalist", "ama-r")
+    assert warning["message"].startswith(f"{kept.uri}/checkpoint-4 could not be stored: ")
     assert (
         "The training goes on; killed before the next checkpoint is stored, it would go on from checkpoint-2"
-        in told
+        in warning["message"]
     )
     add(kept, 6)
     assert stored(bucket) == all_of(2, 6)

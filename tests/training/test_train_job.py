@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from automixalign.config.cluster import TRAIN_JOB, Pod, TrainJobRequest
 from automixalign.config.plan import TrainingSettings
-from automixalign.steps import step as progress
+from automixalign.steps.step import run_step
 from automixalign.storage import files
 from automixalign.system.errors import AutoMixAlignError, CacheError, ConfigError, StorageError, TrainingError
 from automixalign.training.job import RESULT
@@ -289,12 +289,11 @@ def training(output: Path, places: dict[str, Any], **changes: Any) -> Generalist
 
 
 @pytest.fixture
-def on_cluster(stub: Stub, bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def on_cluster(stub: Stub, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The environment of a step's pod, and of its nodes; where its trainings go through."""
     storage = f"s3://{bucket}/jobs"
     asked = request({"cpu": "1"}, storage=storage)
     monkeypatch.setenv(TRAIN_JOB, asked.model_dump_json())
-    monkeypatch.setattr(progress, "_current", progress.Step("train_generalist", "AMA-R_task"))
     stub.secrets["automixalign-s3"] = {
         key: os.environ[key] for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
     }
@@ -302,7 +301,8 @@ def on_cluster(stub: Stub, bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
         "AWS_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"],
         "AWS_DEFAULT_REGION": os.environ["AWS_DEFAULT_REGION"],
     }
-    return storage
+    with run_step("train_generalist", "AMA-R_task"):
+        yield storage
 
 
 def test_two_nodes_train_what_one_process_trains(

@@ -11,7 +11,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from automixalign.steps.events import stage_title
 from automixalign.system.flat import flat
+
+RECORD_FILE = "record.json"
+"""A stage of a local run writes its record beside its outputs, for later runs that reuse these."""
 
 
 def new_key() -> str:
@@ -54,8 +58,7 @@ class Record(BaseModel):
 
     @property
     def title(self) -> str:
-        """`train_specialist [helpful]`."""
-        return f"{self.stage} [{self.name}]" if self.name else self.stage
+        return stage_title(self.stage, self.name)
 
     @property
     def content(self) -> str:

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from automixalign.config.cluster import TRAIN_JOB, TrainJobRequest
 from automixalign.steps.step import current_step
 from automixalign.system.errors import ConfigError, StorageError, TrainingError
+from automixalign.system.messages import logger
 from automixalign.system.schema import describe
 from automixalign.training.job import Training
 from automixalign.training.nodes.handover import Exchange, pack
@@ -170,7 +171,7 @@ class _Following:
         )
 
     def _say(self, what: str) -> None:
-        print(f"{self.title} {what}", file=sys.stderr)  # noqa: T201  the step's log
+        logger.info("%s %s", self.title, what)
 
 
 def _conditions(job: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,26 @@
+"""What the library tells its user while it works: the logger `automixalign`, printed to stderr."""
+
+import logging
+import sys
+
+from automixalign.system.plain_text import shown
+
+logger = logging.getLogger("automixalign")
+
+
+class _Printer(logging.Handler):
+    """Prints to the stderr of the moment, which tests and the log of a stage replace.
+
+    Unlike logging's own handler it raises the error of a failed write, so that a full disk is not ignored.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        sys.stderr.write(shown(f"{prefix}{self.format(record)}\n"))
+
+
+def print_messages() -> None:
+    """Print the library's messages to stderr, each once; `run_step`, a worker and `ama` call this first."""
+    logger.handlers = [_Printer()]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # kfp's executor prints what reaches the root logger

@@ -208,7 +208,10 @@ def test_any_user_can_run_it_on_a_read_only_file_system(client: docker.DockerCli
     work = """
 import getpass, matplotlib, pathlib
 import boto3, datasets, gguf, kfp, mergekit, mlflow.transformers, peft, scipy.stats, torch, transformers, trl
-from automixalign import merge, registry, s3, trainer
+from automixalign.merging import merge
+from automixalign.release import register
+from automixalign.storage import s3
+from automixalign.training import trainer
 from matplotlib import pyplot
 pyplot.plot([1, 2])
 pyplot.savefig("plot.png")

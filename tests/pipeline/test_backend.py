@@ -1,4 +1,4 @@
-"""`pipelines/backend.md` names every construct of the compiled pipelines, and none besides.
+"""`pipelines/dag/backend.md` names every construct of the compiled pipelines, and none besides.
 
 Read from the compiled documents of all kept experiments and the quickstart, so that the list cannot drift. A
 construct is called by its key; a key of it by both, `secretAsEnv: optional`.
@@ -17,7 +17,7 @@ import yaml
 from tests.pipeline.compiled import EXPERIMENTS, pipeline
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
-LIST = PIPELINES / "backend.md"
+LIST = PIPELINES / "dag" / "backend.md"
 FRAME = frozenset(
     """
     args artifactType artifacts command componentRef components container dag dependentTasks deploymentSpec

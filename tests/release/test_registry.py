@@ -229,7 +229,7 @@ def test_the_best_candidate_becomes_a_version_and_the_gate_decides(
     assert tags["automixalign.base_model_digest"] == files.digest(base_model)
     assert tags["automixalign.method"] == "full"
     assert tags["automixalign.worst_excess"] == "0.15"
-    assert {"automixalign.data", "automixalign.config.experiment", "automixalign.seed"} <= tags.keys()
+    assert {"automixalign.data", "automixalign.config", "automixalign.seed"} <= tags.keys()
 
 
 SAME = {"automixalign.model": "m", "automixalign.data": "d"}

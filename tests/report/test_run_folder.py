@@ -23,8 +23,10 @@ def experiment(experiment_data: dict[str, Any]) -> Experiment:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from automixalign import config, files, run_folder
-experiment = config.parse(files.read_json(Path(sys.argv[2])), "test")
+from automixalign.config.experiment import parse_experiment
+from automixalign.report import run_folder
+from automixalign.storage import files
+experiment = parse_experiment(files.read_json(Path(sys.argv[2])), "test")
 with run_folder.claim(Path(sys.argv[1]), experiment):
     print("held", flush=True)
     time.sleep(600)
@@ -100,7 +102,7 @@ def test_a_process_ends_with_the_one_it_depends_on(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import sys, time\nfrom pathlib import Path\nfrom automixalign import alive\n"
+            "import sys, time\nfrom pathlib import Path\nfrom automixalign.system import alive\n"
             "held = alive.hold(Path(sys.argv[1]))\nprint('held', flush=True)\ntime.sleep(600)",
             str(tmp_path / "alive"),
         ],
@@ -113,7 +115,7 @@ def test_a_process_ends_with_the_one_it_depends_on(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import time\nfrom automixalign import alive\n"
+            "import time\nfrom automixalign.system import alive\n"
             "alive.depend()\nprint('on', flush=True)\ntime.sleep(600)",
         ],
         env={**os.environ, alive.FILE: str(tmp_path / "alive")},

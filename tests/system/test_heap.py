@@ -6,7 +6,7 @@ import sys
 _FAULTS = """
 import resource, sys
 import torch
-from automixalign import heap
+from automixalign.system import heap
 if sys.argv[1] == "keep":
     assert heap.keep_freed_memory()
 def fill():

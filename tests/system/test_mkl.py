@@ -26,7 +26,7 @@ def test_they_are_those_that_torch_leaves_to_mkl() -> None:
     assert sorted(left) == sorted(mkl.FUNCTIONS)
 
 
-@pytest.mark.parametrize("module", ["models", "tiny_model"])
+@pytest.mark.parametrize("module", ["models.load", "quickstart.tiny_model"])
 def test_what_loads_or_trains_a_model_settles_them(module: str) -> None:
     command = [sys.executable, "-c", _CALLED, f"automixalign.{module}"]
     called = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()

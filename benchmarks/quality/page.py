@@ -1,142 +1,97 @@
-"""What the quality benchmark found: `benchmarks/results/quality.md` and its plots.
+"""Writes the results page `benchmarks/results/quality.md` and its plots.
 
     python -m benchmarks.quality.page
 
-reads `benchmarks/results/quality/SETUP.json` and `map.json`, which the benchmark wrote, and writes the page
-and the plots beside them. Every sentence with a number in it is made from the numbers.
+reads `benchmarks/results/quality/SETUP.json` and `map.json`, and `quality-defaults/SETUP.json` beside them.
+Every number of the page comes from these files.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.markdown import Markdown
 
 from automixalign.storage import files
-from benchmarks.quality import plots, settled, shown, tables
-from benchmarks.quality.capacity import CapacityMap, lines
-from benchmarks.quality.comparisons import (
-    AMA,
-    BASELINE,
-    TOTAL,
-    Comparison,
-    with_as_long,
-    with_rivals,
-    with_uniform,
-)
-from benchmarks.quality.measured import WORST_EXCESS, Setup
-from benchmarks.quality.statistics import EXACT_SEEDS, RESAMPLES, smallest_p
+from benchmarks.quality import plots, tables
+from benchmarks.quality.results import FULL, WORST_EXCESS, CapacityMap, SetupResults, compared, with_uniform
+from benchmarks.quality.statistics import BOOTSTRAP_RESAMPLES, EXACT_SEEDS, smallest_p
 
 RESULTS = Path(__file__).parents[1] / "results" / "quality"
 PAGE = RESULTS.with_suffix(".md")
 _MAP = "map"
-_TOTAL = BASELINE + TOTAL
+
+_HOW_TO_READ = f"""How to read the tables:
+
+- *Excess* is the mean over a task's test pairs of max(loss - specialist's loss, 0). The *worst* excess is
+  that of the worst task of each seed, averaged over seeds.
+- *Accuracy* is the share of pairs whose chosen answer has the larger reward, and *margin* the mean difference
+  of the rewards. *Generation* is the share of greedy answers that a verifier passes. *Drift* is the mean KL
+  divergence from the reference model per token of the chosen answers.
+- A difference is arm minus baseline, paired by seed. **A negative difference of excess is good.** A positive
+  difference of accuracy, generation or margin is good.
+- Brackets hold the 95 % percentile bootstrap interval over seeds ({BOOTSTRAP_RESAMPLES:,} resamples). It never
+  exceeds the smallest and largest seed, is too narrow for few seeds, and excludes 0 whenever all seeds agree.
+  *Resolved* means that the interval excludes 0.
+- p is the two-sided p of the sign-flip test, exact up to {EXACT_SEEDS} seeds, with Holm's correction over
+  the rows of its table. Before the correction, n seeds give no p below 2/2^n: \
+{", ".join(f"{tables.p_value(smallest_p(n))} for {n}" for n in (5, 8, 10))}.
+- Tokens and seconds are those of the arm's own training. AMA and merges need the specialists as well. An
+  arm named `-total` trains for its own steps and those of all specialists; `ama-r-total` needs the
+  specialists on top. Seconds come from several, partly busy machines: compare tokens.
+"""
+
+_MAP_TEXT = f"""## Where AMA-R differs from uniform mixing
+
+`{{command}}`; {{seeds}}. Capacity is the rank of the adapters; `{FULL}` trains all weights. AMA-R is better
+where the plot is blue. The map has many cells of few seeds: it shows where to look, and has no p.
+
+![AMA-R minus uniform by capacity, steps and tasks]({{plot}})
+"""
+
+_DEFAULTS_TEXT = """
+## What the defaults are based on
+
+Means over the tuning seeds on the test split, at twice the setup's learning rate. No other table reports these
+seeds. The NLL weight applies to the specialists, too, so each weight counts its excess from other specialists.
+"""
 
 
-def read_setups(results: Path = RESULTS) -> list[Setup]:
-    """The setups whose results lie there, by name."""
-    return [Setup.read(file) for file in sorted(results.glob("*.json")) if file.stem != _MAP]
+def read_setups(results: Path = RESULTS) -> list[SetupResults]:
+    """The results of every setup, by name."""
+    return [SetupResults.read(file) for file in sorted(results.glob("*.json")) if file.stem != _MAP]
 
 
 def read_map(results: Path = RESULTS) -> CapacityMap | None:
-    """The map, if it lies there."""
+    """The capacity map, if it was measured."""
     file = results / f"{_MAP}.json"
     return CapacityMap.read(file) if file.exists() else None
 
 
 def page(results: Path = RESULTS) -> str:
-    """The page, from the results as they lie there."""
-    setups, found = read_setups(results), read_map(results)
+    """The text of the page."""
+    setups, cells, folder = read_setups(results), read_map(results), results.name
     text = [
-        "# Quality: what the mixing methods and merges give",
+        "# Quality: AutoMixAlign against other ways to mix and merge",
         "",
-        f"Made by `python -m benchmarks.quality.page` from `{results.name}/*.json`, which the benchmark wrote.",
+        f"`python -m benchmarks.quality.page` makes this page from `{folder}/*.json`.",
         "",
-        *summary(setups),
-        *_how_to_read(),
+        *_HOW_TO_READ.splitlines(),
+        "",
     ]
     if setups:
-        text += ["## Worst excess on every setup", "", tables.readme_table(setups)]
+        text += ["## Worst excess on every setup", "", tables.overview(setups), "", *tables.summary(setups)]
     for setup in setups:
-        text += _section(setup, results.name)
-    if found:
-        text += lines(found, f"{results.name}/{_MAP}.png")
-    text += settled.section(results.with_name(f"{results.name}-defaults"))
+        text += _section(setup, folder)
+    if cells:
+        plot, seeds = f"{folder}/{_MAP}.png", tables.seeds(len(cells.seeds))
+        text += _MAP_TEXT.format(command=cells.command, seeds=seeds, plot=plot).splitlines()
+        text += ["", *tables.capacity_map(cells)]
+    text += _defaults(results.with_name(f"{folder}-defaults"))
     return "\n".join(text).rstrip() + "\n"
 
 
-def write(results: Path = RESULTS) -> Path:
-    """Write the page beside the folder of results, and the plots into it; gives the page."""
-    for setup in read_setups(results):
-        compared = [(setup.family(found.arm), found) for found in with_uniform(setup, WORST_EXCESS)]
-        if compared:
-            title = f"{setup.name}, {shown.seeds(len(setup.measured_seeds))}"
-            plots.forest(compared, title, results / f"{setup.name}.png")
-    found = read_map(results)
-    if found and found.metrics():
-        plots.heat_maps(found, results / f"{_MAP}.png")
-    place = results.with_suffix(".md")
-    files.write_text(place, page(results))
-    return place
-
-
-def summary(setups: Sequence[Setup]) -> list[str]:
-    """A sentence a setup: AMA against uniform mixing, and against uniform mixing with as much compute."""
-    found = [sentence for setup in setups if (sentence := _sentence(setup))]
-    return [*(f"- {sentence}" for sentence in found), ""] if found else []
-
-
-def _sentence(setup: Setup) -> str | None:
-    uniform = with_uniform(setup, WORST_EXCESS)
-    total = [found for found in with_rivals(setup, WORST_EXCESS) if found.baseline == _TOTAL]
-    clauses = []
-    for arm in AMA:
-        found = [_difference(each) for each in (*uniform, *total) if each.arm == arm]
-        if found:
-            clauses.append(f"`{arm}`'s worst-task excess lies {', and '.join(found)}")
-    as_long = [found for found in with_as_long(setup, WORST_EXCESS) if found.baseline == _TOTAL]
-    clauses += [f"`{found.arm}`'s, {_difference(found)}" for found in as_long]
-    seeds = shown.seeds(len(setup.measured_seeds))
-    return f"`{setup.name}` ({seeds}): {'; '.join(clauses)}." if clauses else None
-
-
-def _difference(found: Comparison) -> str:
-    mean, low, high = found.paired.difference
-    above = mean > 0
-    text = f"{shown.number(abs(mean))} {'above' if above else 'below'} `{found.baseline}`'s"
-    if low is not None and high is not None:
-        ends = (low, high) if above else (-high, -low)
-        zero = "" if found.paired.difference.resolved else " with 0 in it"
-        text += f" [{', '.join(shown.number(end) for end in ends)}]{zero}"
-    wins, p = shown.wins(found.paired, " seeds"), shown.p_value(found.corrected)
-    return f"{text}, better in {wins}, p = {p} corrected"
-
-
-def _how_to_read() -> list[str]:
-    examples = ", ".join(f"{shown.p_value(smallest_p(seeds))} for {seeds}" for seeds in (5, 8, 10))
-    return [
-        "How to read it:",
-        "",
-        "- *Excess* is the mean over a task's test pairs of max(loss - specialist's loss, 0); *worst* is the",
-        "  worst task of each seed, averaged over seeds. Differences are arm minus baseline, paired by seed.",
-        "  **A negative difference of excess is good**, and a positive one of accuracy, generation or margin.",
-        f"- In brackets: 95 % percentile bootstrap over the seeds ({RESAMPLES:,} resamples). It never goes",
-        "  beyond the smallest and largest seed, is too narrow for few, and excludes 0 whenever all agree.",
-        f"- p: two-sided sign-flip test, exact up to {EXACT_SEEDS} seeds, with Holm's correction. Before it,",
-        f"  no p of n seeds can be below 2/2^n: {examples}.",
-        "- *Accuracy* is the share of pairs whose chosen answer has the larger reward, *margin* by how much,",
-        "  *generation* the share of greedy answers that a verifier passes, *drift* the mean KL divergence",
-        "  from the reference per token of the chosen answers. Tokens and seconds are of the arm's own",
-        "  training: an AMA arm and a merge need the specialists, too; arms named `-total` train for as many",
-        "  steps as all of that (`ama-r-total` needs the specialists on top).",
-        "  Seconds are as the clock had them, on more than one machine and beside other work: compare tokens.",
-        "",
-    ]
-
-
-def _section(setup: Setup, folder: str) -> list[str]:
-    plot = f"![Worst excess minus uniform's]({folder}/{setup.name}.png)"
-    uniform = tables.against_uniform(setup)
+def _section(setup: SetupResults, folder: str) -> list[str]:
+    plot = [f"![Worst excess minus uniform's]({folder}/{setup.name}.png)", ""]
     return [
         f"## `{setup.name}`",
         "",
@@ -146,25 +101,49 @@ def _section(setup: Setup, folder: str) -> list[str]:
         "",
         *tables.specialists(setup),
         *tables.arms(setup),
-        *([plot, "", *uniform] if uniform else []),
-        *tables.against_rivals(setup),
-        *tables.against_as_long(setup),
-        *tables.against_plain(setup),
+        *(plot if compared(setup, with_uniform(setup), WORST_EXCESS) else []),
+        *tables.comparisons(setup),
         *tables.tuned(setup),
         *tables.task_by_task(setup),
         *tables.late(setup),
     ]
 
 
+def _defaults(folder: Path) -> list[str]:
+    grids = [files.read_json(file) for file in sorted(folder.glob("*.json"))]
+    lines = _DEFAULTS_TEXT.splitlines() if grids else []
+    for grid in grids:
+        rows = grid["rows"]
+        lines += ["", f"### {grid['setup']}, {rows[0]['seeds']} seeds", "", f"`{grid['command']}`", ""]
+        lines += [*tables.defaults(rows, ["eta", "c"]), *tables.defaults(rows, ["nll_weight"])]
+    return lines
+
+
+def write(results: Path = RESULTS) -> Path:
+    """Write the page beside the folder of results and the plots into it; returns the page's path."""
+    for setup in read_setups(results):
+        comparisons = compared(setup, with_uniform(setup), WORST_EXCESS)
+        if comparisons:
+            title = f"{setup.name}, {tables.seeds(len(setup.measured_seeds))}"
+            families = [setup.family(each.arm) for each in comparisons]
+            plots.forest(comparisons, families, title, results / f"{setup.name}.png")
+    cells = read_map(results)
+    if cells and cells.metrics("worst"):
+        plots.heat_maps(cells, results / f"{_MAP}.png")
+    path = results.with_suffix(".md")
+    files.write_text(path, page(results))
+    return path
+
+
 def main() -> None:
-    """Write the page, and print its summary."""
+    """Write the page, and print its overview."""
     if not RESULTS.is_dir():
         raise SystemExit(f"{RESULTS} has no results: python -m benchmarks.quality makes them")
-    place, setups = write(), read_setups()
+    path, setups = write(), read_setups()
     console = Console()
     if setups:
-        console.print(Markdown("\n".join([*summary(setups), tables.readme_table(setups)])))
-    console.print(f"{place}, and its plots in {RESULTS}", highlight=False)
+        console.print(Markdown("\n".join([tables.overview(setups), "", *tables.summary(setups)])))
+    console.print(f"wrote {path} and the plots in {RESULTS}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The page's plots: differences to uniform mixing of each setup, and the map of capacity, steps and tasks."""
+"""Draws the page's plots: each setup's differences to uniform mixing, and the capacity map."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,35 +10,36 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from automixalign.storage import files
-from benchmarks.quality import shown
-from benchmarks.quality.capacity import CapacityMap, Cell
-from benchmarks.quality.comparisons import Comparison
+from benchmarks.quality.results import CapacityMap, Cell, Comparison
+from benchmarks.quality.tables import number, wins
 
 _COLOURS = {"generalist": "tab:blue", "merge": "tab:orange"}
-_WIDE = 4
-"""From so many times the median arm's reach on, the farthest arm makes a close-up of the others necessary."""
-_GOOD_IS_LESS, _GOOD_IS_MORE = colormaps["RdBu_r"], colormaps["RdBu"]
+_CLOSE_UP_FACTOR = 4
+"""A close-up is drawn when the farthest arm reaches more than this many times as far as the median arm."""
+_LESS_IS_GOOD, _MORE_IS_GOOD = colormaps["RdBu_r"], colormaps["RdBu"]
 
 
-def forest(found: Sequence[tuple[str, Comparison]], title: str, path: Path) -> None:
-    """Each (family, comparison) of the worst excess with uniform's: mean difference, interval, wins."""
-    reach = [
-        max(abs(value) for value in comparison.paired.difference if value is not None)
-        for _, comparison in found
-    ]
+def forest(comparisons: Sequence[Comparison], families: Sequence[str], title: str, path: Path) -> None:
+    """Plot each arm's worst excess minus uniform's: mean, interval and wins.
+
+    Args:
+        families: of the comparisons' arms.
+    """
+    reach = [max(abs(value) for value in each.paired.difference if value is not None) for each in comparisons]
     near = 1.1 * float(np.median(reach))
-    limits = [near, None] if 0 < near * _WIDE < max(reach) else [None]
-    figure = Figure(figsize=(4.5 + 3.5 * len(limits), 1.4 + 0.28 * len(found)), layout="constrained")
+    limits = [near, None] if 0 < near * _CLOSE_UP_FACTOR < max(reach) else [None]
+    size = (4.5 + 3.5 * len(limits), 1.4 + 0.28 * len(comparisons))
+    figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(limits), sharey=True, squeeze=False)[0]
     for axis, limit in zip(panels, limits, strict=True):
-        _draw_differences(axis, found, limit)
-    labels = [f"{comparison.arm}  {shown.wins(comparison.paired)}" for _, comparison in found]
-    panels[0].set_yticks(range(len(found)), labels, fontsize=8)
-    panels[0].set_ylim(len(found) - 0.5, -0.5)
+        _draw_differences(axis, comparisons, [_COLOURS[family] for family in families], limit)
+    labels = [f"{each.arm}  {wins(each.paired)}" for each in comparisons]
+    panels[0].set_yticks(range(len(labels)), labels, fontsize=8)
+    panels[0].set_ylim(len(labels) - 0.5, -0.5)
     if len(limits) > 1:
         panels[0].set_title("close-up", fontsize=9)
         panels[1].set_title("all", fontsize=9)
-    for family in dict.fromkeys(family for family, _ in found):
+    for family in dict.fromkeys(families):
         panels[-1].plot([], [], "o-", color=_COLOURS[family], label=family)
     panels[-1].legend(fontsize=8)
     figure.supxlabel("worst excess minus uniform's (left is better), mean and 95 % interval", fontsize=9)
@@ -46,11 +47,12 @@ def forest(found: Sequence[tuple[str, Comparison]], title: str, path: Path) -> N
     _save(figure, path)
 
 
-def _draw_differences(axis: Any, found: Sequence[tuple[str, Comparison]], limit: float | None) -> None:
-    """A point and a line an arm; with a limit, an arrow at the edge for the arms beyond it."""
-    for place, (family, comparison) in enumerate(found):
+def _draw_differences(
+    axis: Any, comparisons: Sequence[Comparison], colours: Sequence[str], limit: float | None
+) -> None:
+    """Draw a point and a line an arm; an arm beyond the limit gets an arrow at the edge."""
+    for place, (comparison, colour) in enumerate(zip(comparisons, colours, strict=True)):
         mean, low, high = comparison.paired.difference
-        colour = _COLOURS[family]
         if limit is not None and abs(mean) > limit:
             axis.plot(np.sign(mean) * limit, place, ">" if mean > 0 else "<", color=colour, clip_on=False)
             continue
@@ -64,16 +66,16 @@ def _draw_differences(axis: Any, found: Sequence[tuple[str, Comparison]], limit:
     axis.grid(axis="x", alpha=0.3)
 
 
-def heat_maps(found: CapacityMap, path: Path) -> None:
-    """AMA-R minus uniform: a row a metric, a column a number of tasks, capacity over steps; blue is better."""
-    metrics, counts = found.metrics(), found.axis("tasks")
-    ranks, steps = found.axis("rank"), found.axis("steps")
+def heat_maps(cells: CapacityMap, path: Path) -> None:
+    """Plot AMA-R minus uniform: a row a metric, a column a number of tasks; blue means that AMA-R is better."""
+    metrics, counts = cells.metrics("worst"), cells.axis("tasks")
+    ranks, steps = cells.axis("rank"), cells.axis("steps")
     size = (2.2 + len(counts) * (0.8 + 0.75 * len(steps)), len(metrics) * (1.1 + 0.45 * len(ranks)))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(metrics), len(counts), squeeze=False)
     for row, metric in zip(axes, metrics, strict=True):
         grids = [
-            [[found.paired(Cell(count, rank, step), metric) for step in steps] for rank in ranks]
+            [[cells.paired(Cell(count, rank, step), metric) for step in steps] for rank in ranks]
             for count in counts
         ]
         differences = np.array(
@@ -83,10 +85,10 @@ def heat_maps(found: CapacityMap, path: Path) -> None:
             ]
         )
         furthest = float(np.nanmax(np.abs(differences))) or 1.0
-        colours = _GOOD_IS_LESS if metric == "worst_excess" else _GOOD_IS_MORE
+        colours = _LESS_IS_GOOD if metric == "worst_excess" else _MORE_IS_GOOD
         norm = Normalize(-furthest, furthest)
         for axis, count, grid, values in zip(row, counts, grids, differences, strict=True):
-            axis.set_facecolor("0.85")  # what was not measured
+            axis.set_facecolor("0.85")  # cells that were not measured
             image = axis.imshow(
                 np.ma.masked_invalid(values), cmap=colours, norm=norm, aspect="auto", origin="lower"
             )
@@ -108,7 +110,7 @@ def _write_cells(axis: Any, grid: Sequence[Sequence[Any]], furthest: float) -> N
         for along, cell in enumerate(line):
             if cell is not None:
                 mean = cell.difference.mean
-                text = f"{shown.number(mean, signed=True)}\n{cell.wins}/{cell.seeds}"
+                text = f"{number(mean, signed=True)}\n{cell.wins}/{cell.seeds}"
                 colour = "white" if abs(mean) > 0.6 * furthest else "black"
                 axis.text(along, up, text, ha="center", va="center", fontsize=7, color=colour)
 

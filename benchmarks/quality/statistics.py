@@ -1,6 +1,6 @@
-"""An arm against a baseline over the same seeds: difference, interval, p.
+"""Compares an arm with a baseline over the same seeds: difference, 95 % interval and p.
 
-All numbers are exact or come from a fixed seed: the same values always give the same page.
+Every number is exact or comes from a fixed seed, so the same values always give the same page.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,18 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-RESAMPLES = 10_000
-"""Of the bootstrap."""
+BOOTSTRAP_RESAMPLES = 10_000
 EXACT_SEEDS = 16
-"""Up to so many, every way of flipping signs is looked at; beyond, as many random ones."""
-_SEED = 0
+"""Up to this many seeds the sign-flip test enumerates all signs; beyond, it draws 2^16 at random."""
+_RANDOM_SEED = 0
 _DIFFERENCE_DIGITS, _MEAN_DIGITS = 15, 10
-"""After the point: what differs by rounding alone counts as equal. Means are rounded more coarsely, for
-they carry the rounding of all their differences."""
+"""Decimal places below which differences, and means of flipped differences, count as equal."""
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds and its 95 % bootstrap interval, which one value does not have."""
+    """A mean over seeds and its 95 % bootstrap interval; a single value has no interval."""
 
     mean: float
     low: float | None
@@ -28,7 +26,7 @@ class Estimate(NamedTuple):
 
     @property
     def resolved(self) -> bool:
-        """Whether there is an interval and 0 is not in it."""
+        """Whether the interval exists and excludes 0."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
@@ -37,17 +35,17 @@ class Paired(NamedTuple):
 
     difference: Estimate
     wins: int
-    """Seeds in which the arm is better."""
+    """Number of seeds on which the arm is better."""
     ties: int
     seeds: int
     p: float
-    """Two-sided, of the sign-flip test; not corrected."""
+    """Two-sided p of the sign-flip test, not corrected."""
 
 
 def interval(values: Sequence[float]) -> Estimate:
-    """The mean of independent values and its 95 % interval: percentile bootstrap, none for one value.
+    """The mean of independent values and its percentile bootstrap interval.
 
-    The interval never goes beyond the smallest and the largest value, and is somewhat too narrow for a few.
+    The interval stays within the smallest and largest value, and is somewhat narrow for few values.
 
     Raises:
         ValueError: there is no value, or one is not finite.
@@ -58,14 +56,19 @@ def interval(values: Sequence[float]) -> Estimate:
     mean = float(sample.mean())
     if sample.size == 1:
         return Estimate(mean, None, None)
-    found = stats.bootstrap(
-        (sample,), np.mean, n_resamples=RESAMPLES, confidence_level=0.95, method="percentile", rng=_SEED
+    ends = stats.bootstrap(
+        (sample,),
+        np.mean,
+        n_resamples=BOOTSTRAP_RESAMPLES,
+        confidence_level=0.95,
+        method="percentile",
+        rng=_RANDOM_SEED,
     ).confidence_interval
-    return Estimate(mean, float(found.low), float(found.high))
+    return Estimate(mean, float(ends.low), float(ends.high))
 
 
 def compare(mine: Sequence[float], theirs: Sequence[float], *, higher_is_better: bool = False) -> Paired:
-    """Compare an arm's values with a baseline's of the same seeds, in the same order.
+    """Compare an arm's values with a baseline's values of the same seeds, in the same order.
 
     Raises:
         ValueError: the lengths differ, there is no value, or one is not finite.
@@ -73,43 +76,44 @@ def compare(mine: Sequence[float], theirs: Sequence[float], *, higher_is_better:
     if len(mine) != len(theirs):
         raise ValueError(f"{len(mine)} values cannot be paired with {len(theirs)}")
     differences = np.subtract(mine, theirs, dtype=np.float64).round(_DIFFERENCE_DIGITS)
-    estimate = interval(differences.tolist())
     better = differences > 0 if higher_is_better else differences < 0
     return Paired(
-        estimate, int(better.sum()), int((differences == 0).sum()), len(mine), sign_flip(differences.tolist())
+        difference=interval(differences.tolist()),
+        wins=int(better.sum()),
+        ties=int((differences == 0).sum()),
+        seeds=len(mine),
+        p=sign_flip(differences.tolist()),
     )
 
 
 def sign_flip(differences: Sequence[float]) -> float:
-    """Two-sided p that paired differences are as likely to have the other sign: 1 for one of them.
-
-    Never below `smallest_p`.
-    """
+    """Two-sided p that each paired difference is as likely to have the other sign; 1 for one difference."""
     if len(differences) == 1:
         return 1.0
-    found = stats.permutation_test(
-        (np.asarray(differences, dtype=np.float64),),
-        _mean,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=2**EXACT_SEEDS,
-        alternative="two-sided",
-        rng=_SEED,
+
+    def mean(values: Any, axis: int) -> Any:
+        return np.mean(values, axis=axis).round(_MEAN_DIGITS)
+
+    return float(
+        stats.permutation_test(
+            (np.asarray(differences, dtype=np.float64),),
+            mean,
+            permutation_type="samples",
+            vectorized=True,
+            n_resamples=2**EXACT_SEEDS,
+            alternative="two-sided",
+            rng=_RANDOM_SEED,
+        ).pvalue
     )
-    return float(found.pvalue)
-
-
-def _mean(values: Any, axis: int) -> Any:
-    return np.mean(values, axis=axis).round(_MEAN_DIGITS)
 
 
 def smallest_p(seeds: int) -> float:
-    """The smallest two-sided p that so many seeds can give, which they do when all of them agree."""
+    """The smallest two-sided p that the sign-flip test can give: all seeds agree."""
     return 2.0 ** (1 - seeds) if seeds <= EXACT_SEEDS else 2 / (2**EXACT_SEEDS + 1)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's correction: the same keys, in the same order; monotone in p, at most 1."""
+    """Holm's step-down correction, with the keys in the same order (scipy has only false discovery rates)."""
     corrected, least = {}, 0.0
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         least = max(least, min(1.0, (len(p_values) - rank) * p))

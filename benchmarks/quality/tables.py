@@ -1,30 +1,116 @@
-"""The tables of one setup, and the README's of all."""
+"""Makes the Markdown tables of the page from results."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from benchmarks.quality import shown
-from benchmarks.quality.comparisons import (
+from benchmarks.quality.results import (
+    AMA,
     BASELINE,
+    MAP_METHODS,
+    TOTAL,
+    WORST_EXCESS,
+    CapacityMap,
     Comparison,
+    Measure,
+    Pairs,
+    SetupResults,
+    at_total_compute,
     compared,
-    second_measure,
-    with_as_long,
-    with_plain,
+    with_plain_ama_r,
     with_rivals,
     with_uniform,
 )
-from benchmarks.quality.measured import WORST_EXCESS, Measure, Setup
-from benchmarks.quality.statistics import Estimate, compare, interval, smallest_p
+from benchmarks.quality.statistics import Estimate, Paired, compare, interval, smallest_p
 
-_README_ARMS = ("standard", "uniform", "uniform-clip", "ama-r", "ama-s")
-_README_TOTAL = ("uniform-total", "ama-r-total")
-_MERGE = "best tuned merge"
-_COIN = 0.5
-_TITLES = {"generation": "worst generation", "accuracy": "worst accuracy"}
+_DIGITS = 3
+_BEST_MERGE = "best tuned merge"
+_MAIN_ARMS = ("standard", "uniform", "uniform-clip", "ama-r", "ama-s")
+_OVERVIEW = (*_MAIN_ARMS, _BEST_MERGE, "uniform-total", "ama-r-total")
+_COIN_ACCURACY = 0.5
 
 
-def specialists(setup: Setup) -> list[str]:
-    """Whether each specialist beats the reference on its own task."""
+def number(value: float | None, signed: bool = False) -> str:
+    """Three decimal places without a leading zero, as in .034; empty for None."""
+    if value is None:
+        return ""
+    rounded = round(value, _DIGITS) + 0.0  # turns -0.0 into 0.0
+    sign = "-" if rounded < 0 else "+" if signed and rounded > 0 else ""
+    text = f"{abs(rounded):.{_DIGITS}f}"
+    return sign + (text[1:] if text.startswith("0.") else text)
+
+
+def estimate(value: Estimate, signed: bool = False) -> str:
+    """A mean and its interval, as in .034 [.017, .053]."""
+    ends = "" if value.low is None else f" [{number(value.low, signed)}, {number(value.high, signed)}]"
+    return number(value.mean, signed) + ends
+
+
+def p_value(p: float) -> str:
+    """Three significant figures, as in .0625."""
+    return f"{p:.3g}".removeprefix("0")
+
+
+def wins(paired: Paired) -> str:
+    """On how many seeds the arm is better, and on how many it is equal."""
+    return f"{paired.wins} of {paired.seeds}" + (f", {paired.ties} equal" if paired.ties else "")
+
+
+def seeds(count: int) -> str:
+    """A number of seeds."""
+    return f"{count} seed" if count == 1 else f"{count} seeds"
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    values = ((name, f"{value:g}" if isinstance(value, float) else value) for name, value in options.items())
+    return ", ".join(f"`{name}` {value}" for name, value in values) or "none"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table, and an empty line."""
+    lines = [head, ["---"] * len(head), *rows]
+    return [*(f"| {' | '.join(line)} |" for line in lines), ""]
+
+
+def folded(title: str, lines: Sequence[str]) -> list[str]:
+    """Lines that a click unfolds."""
+    return ["<details>", f"<summary>{title}</summary>", "", *lines, "</details>", ""]
+
+
+def overview(setups: Sequence[SetupResults]) -> str:
+    """The worst excess of the main arms on every setup, as one table (README has it, too)."""
+    rows = []
+    for name in _OVERVIEW:
+        cells = []
+        for setup in setups:
+            arm = setup.best_tuned_merge() if name == _BEST_MERGE else name
+            cell = _estimate(setup, arm, WORST_EXCESS) if arm else ""
+            cells.append(f"{cell} `{arm}`" if cell and name == _BEST_MERGE else cell)
+        if any(cells):
+            rows.append([name if name == _BEST_MERGE else f"`{name}`", *cells])
+    head = ["worst excess", *(f"{setup.name} ({seeds(len(setup.measured_seeds))})" for setup in setups)]
+    return "\n".join(table(head, rows)).rstrip()
+
+
+def summary(setups: Sequence[SetupResults]) -> list[str]:
+    """AMA against uniform mixing, at equal steps and at total compute; one row a comparison."""
+    rows = []
+    for setup in setups:
+        uniform = [each for each in compared(setup, with_uniform(setup), WORST_EXCESS) if each.arm in AMA]
+        others = [
+            each
+            for pairs in (with_rivals, at_total_compute)
+            for each in compared(setup, pairs(setup), WORST_EXCESS)
+            if each.baseline == BASELINE + TOTAL
+        ]
+        rows += [
+            [f"`{setup.name}`", f"`{each.arm}` - `{each.baseline}`", *_comparison(each)]
+            for each in (*uniform, *others)
+        ]
+    return table(["setup", "arms", "difference of worst excess", "better on", "p"], rows) if rows else []
+
+
+def specialists(setup: SetupResults) -> list[str]:
+    """Whether each specialist beats the reference model on its own task."""
     rows = []
     for arm in setup.arms("specialist"):
         task = arm.removeprefix("specialist-")
@@ -32,193 +118,176 @@ def specialists(setup: Setup) -> list[str]:
         if not loss:
             continue
         accuracies = list(setup.values(arm, Measure("accuracy", "task", task)).values())
-        coin = compare(accuracies, [_COIN] * len(accuracies), higher_is_better=True)
+        coin = compare(accuracies, [_COIN_ACCURACY] * len(accuracies), higher_is_better=True)
         cells = [f"`{task}`"]
-        for paired, good in ((loss[0].paired, -1), (coin, 1)):
+        for paired, better_sign in ((loss[0].paired, -1), (coin, 1)):
             verdict = "not resolved"
             if paired.difference.resolved:
-                verdict = "resolved" if paired.difference.mean * good > 0 else "**resolved: worse**"
-            cells += [shown.estimate(paired.difference, signed=True), shown.wins(paired), verdict]
+                better = paired.difference.mean * better_sign > 0
+                verdict = "resolved" if better else "**resolved: worse**"
+            cells += [estimate(paired.difference, signed=True), wins(paired), verdict]
         rows.append(cells)
     if not rows:
         return []
     return [
-        "Each specialist on its own task: its loss minus the reference's, where less is good, and its accuracy",
-        "minus one half, which a coin has (the reference's margins are all 0, so it has none); resolved if the",
-        "interval excludes 0.",
+        "Specialists on their own task: loss minus the reference model's loss, and accuracy minus one half.",
         "",
-        *shown.table(["task", "loss", "better", "", "accuracy", "better", ""], rows),
+        *table(["task", "loss", "better on", "", "accuracy", "better on", ""], rows),
     ]
 
 
-def arms(setup: Setup) -> list[str]:
-    """Every arm's worst and mean numbers."""
-    metrics = [WORST_EXCESS, Measure("excess"), Measure("accuracy", "worst"), Measure("accuracy")]
+def arms(setup: SetupResults) -> list[str]:
+    """The worst and mean metrics of every arm."""
+    metrics = [Measure("excess"), Measure("accuracy", "worst"), Measure("accuracy")]
     if setup.has("generation"):
         metrics += [Measure("generation", "worst"), Measure("generation")]
     metrics += [Measure("margin"), Measure("drift")]
     rows = []
     for arm in setup.arms():
-        cells = [
-            _estimate(setup, arm, measure)
-            if measure == WORST_EXCESS
-            else shown.number(_mean(setup, arm, measure))
-            for measure in metrics
-        ]
-        costs = [shown.count(setup.cost(arm, what)) for what in ("tokens", "seconds")]
-        seeds = len(setup.values(arm, WORST_EXCESS))
-        few = f" ({seeds} of {len(setup.seeds)} seeds)" if seeds < len(setup.seeds) else ""
-        rows.append([f"`{arm}`{few}", *cells, *costs])
-    titles = [f"{measure.over} {measure.metric}" for measure in metrics]
-    return shown.table(["arm", *titles, "tokens", "seconds"], rows)
+        costs = [setup.cost(arm, what) for what in ("tokens", "seconds")]
+        count = len(setup.values(arm, WORST_EXCESS))
+        few = f" ({count} of {len(setup.seeds)} seeds)" if count < len(setup.seeds) else ""
+        rows.append(
+            [
+                f"`{arm}`{few}",
+                _estimate(setup, arm, WORST_EXCESS),
+                *(number(setup.mean(arm, measure)) for measure in metrics),
+                *("" if cost is None else f"{cost:,.0f}" for cost in costs),
+            ]
+        )
+    titles = [f"{measure.over} {measure.metric}" for measure in (WORST_EXCESS, *metrics)]
+    return table(["arm", *titles, "tokens", "seconds"], rows)
 
 
-def against_uniform(setup: Setup) -> list[str]:
-    """The paired comparisons with uniform mixing."""
-    text = f"Each arm minus `{BASELINE}`, seed by seed; p corrected over the arms."
-    return _paired(setup, text, with_uniform(setup, WORST_EXCESS), with_uniform(setup, second_measure(setup)))
-
-
-def against_rivals(setup: Setup) -> list[str]:
-    """The paired comparisons of AMA with the other ways."""
-    text = "AMA minus what else could be done, seed by seed; p corrected over the rows."
+def comparisons(setup: SetupResults) -> list[str]:
+    """Every paired comparison of the setup, in four tables."""
+    rivals = "AMA minus the other methods."
     if merge := setup.best_tuned_merge():
-        text += f" Of the tuned merges, `{merge}`\nis the best by these very numbers, which is in its favour."
-    return _paired(setup, text, with_rivals(setup, WORST_EXCESS), with_rivals(setup, second_measure(setup)))
+        rivals += f" `{merge}` is the best of the tuned merges on the test split, which favours merges."
+    return [
+        *against(setup, f"Each arm minus `{BASELINE}`.", with_uniform(setup)),
+        *against(setup, rivals, with_rivals(setup)),
+        *against(setup, "AMA-R at total compute minus the others at total compute.", at_total_compute(setup)),
+        *against(setup, "Variants of AMA-R minus AMA-R.", with_plain_ama_r(setup)),
+    ]
 
 
-def against_as_long(setup: Setup) -> list[str]:
-    """The paired comparisons of AMA-R with the others where all train for the specialists' steps as well."""
-    text = (
-        "AMA-R minus the others where all train for the steps of the specialists on top, which AMA-R\n"
-        "needs as well; p corrected over the rows."
-    )
-    excess, second = (with_as_long(setup, measure) for measure in (WORST_EXCESS, second_measure(setup)))
-    return _paired(setup, text, excess, second)
-
-
-def against_plain(setup: Setup) -> list[str]:
-    """The paired comparisons of AMA-R's options with AMA-R without them."""
-    text = "AMA-R with an option, or without a part, minus AMA-R, seed by seed; p corrected over the rows."
-    return _paired(setup, text, with_plain(setup, WORST_EXCESS), with_plain(setup, second_measure(setup)))
-
-
-def _paired(setup: Setup, text: str, excess: Sequence[Comparison], second: Sequence[Comparison]) -> list[str]:
+def against(setup: SetupResults, text: str, pairs: Pairs) -> list[str]:
+    """One table of paired comparisons: the worst excess, and the setup's second measure."""
+    second = setup.second_measure()
+    excess, others = (compared(setup, pairs, measure) for measure in (WORST_EXCESS, second))
     if not excess:
         return []
-    others = {(found.arm, found.baseline): found for found in second}
-    title = _TITLES[second_measure(setup).metric]
+    by_pair = {each[:2]: each for each in others}
     rows = []
-    for found in excess:
-        other = others.get((found.arm, found.baseline))
-        name = f"`{found.arm}`" if found.baseline == BASELINE else f"`{found.arm}` - `{found.baseline}`"
-        rows.append([name, *_comparison(found), *(_comparison(other) if other else [""] * 3)])
-    head = [
-        "arm",
-        "difference of worst excess (< 0 is good)",
-        "better in",
-        "p",
-        f"of {title} (> 0 is good)",
-        "better in",
-        "p",
-    ]
-    seeds = max(found.paired.seeds for found in excess)
-    least = smallest_p(seeds)
+    for each in excess:
+        other = by_pair.get(each[:2])
+        name = f"`{each.arm}`" if each.baseline == BASELINE else f"`{each.arm}` - `{each.baseline}`"
+        rows.append([name, *_comparison(each), *(_comparison(other) if other else [""] * 3)])
+    count = max(each.paired.seeds for each in excess)
+    least = smallest_p(count)
+    head = ["arm", "worst excess (< 0 is good)", "better on", "p"]
+    head += [f"worst {second.metric} (> 0 is good)", "better on", "p"]
     return [
-        text,
-        f"With {shown.seeds(seeds)} no p can be below {shown.p_value(least)} before the correction, nor the "
-        f"smallest of these {len(excess)} below {shown.p_value(min(1.0, len(excess) * least))} after it.",
+        f"{text} The smallest possible p of {seeds(count)} is {p_value(least)} before the correction and "
+        f"{p_value(min(1.0, len(excess) * least))} after it.",
         "",
-        *shown.table(head, rows),
+        *table(head, rows),
     ]
 
 
-def _comparison(found: Comparison) -> list[str]:
-    difference = shown.estimate(found.paired.difference, signed=True)
-    return [difference, shown.wins(found.paired), shown.p_value(found.corrected)]
+def _comparison(comparison: Comparison) -> list[str]:
+    paired = comparison.paired
+    return [estimate(paired.difference, signed=True), wins(paired), p_value(comparison.corrected)]
 
 
-def tuned(setup: Setup) -> list[str]:
-    """What was tried for each arm, and what was chosen."""
+def tuned(setup: SetupResults) -> list[str]:
+    """The options that were tried for each arm and chosen, the best candidate first."""
     if not setup.tuned:
         return []
-    chosen, tried = [], []
-    for arm, found in setup.tuned.items():
-        candidates = sorted(found["tried"], key=lambda each: float(each["worst_excess"]))
-        chosen.append([f"`{arm}`", str(len(candidates)), shown.options(found["chosen"])])
-        for each in candidates:
-            mark = "yes" if each["options"] == found["chosen"] else ""
-            tried.append([f"`{arm}`", shown.options(each["options"]), shown.number(each["worst_excess"]), mark])
-    seeds = ", ".join(str(seed) for seed in setup.tuning_seeds)
-    shared = len(set(setup.seeds) & set(setup.tuning_seeds))
-    return [
-        f"Tuned for the least mean worst excess on the validation split, seeds {seeds};",
-        f"{shared or 'none'} of them among the seeds of the other tables.",
-        "",
-        *shown.table(["arm", "tried", "chosen"], chosen),
-        *shown.folded(
-            "Every candidate's mean worst excess on the validation split",
-            shown.table(["arm", "options", "worst excess", "chosen"], tried),
-        ),
-    ]
-
-
-def late(setup: Setup) -> list[str]:
-    """What the mixers did in the last quarter of the training: means over the seeds."""
     rows = []
-    for arm in setup.arms("generalist"):
-        found = [row.late for row in setup.rows if row.arm == arm and row.late]
-        for quantity in ("weight", "pairs", "excess") if found else ():
-            means = [sum(late[task][quantity] for late in found) / len(found) for task in setup.tasks]
-            rows.append([f"`{arm}`", quantity, *(shown.number(mean) for mean in means)])
-    if not rows:
-        return []
-    table = shown.table(["arm", "a step's", *(f"`{task}`" for task in setup.tasks)], rows)
-    return shown.folded(
-        "Task weights, pairs a step and training excess in the last quarter of the steps", table
+    for arm, tuning in setup.tuned.items():
+        tried = sorted(tuning["tried"], key=lambda candidate: float(candidate["worst_excess"]))
+        texts = [f"{_options(each['options'])}: {number(each['worst_excess'])}" for each in tried]
+        rows.append([f"`{arm}`", _options(tuning["chosen"]), str(len(tried)), "; ".join(texts)])
+    tuning_seeds = ", ".join(map(str, setup.tuning_seeds))
+    shared = len(set(setup.seeds) & set(setup.tuning_seeds)) or "none"
+    title = f"Tuning: mean worst excess of every candidate on the validation split, seeds {tuning_seeds}"
+    return folded(
+        f"{title} ({shared} of them reported above)", table(["arm", "chosen", "tried", "candidates"], rows)
     )
 
 
-def task_by_task(setup: Setup) -> list[str]:
-    """The main arms' means on each task."""
-    lines = []
-    for metric in ("excess", "accuracy", "generation"):
-        tasks = [task for task in setup.tasks if any(metric in row.tasks.get(task, {}) for row in setup.rows)]
-        if not tasks:
-            continue
-        rows = [
-            [f"`{arm}`", *(shown.number(_mean(setup, arm, Measure(metric, "task", task))) for task in tasks)]
-            for arm in (*setup.arms("reference", "specialist"), *setup.main_arms())
-        ]
-        lines += shown.table([metric, *(f"`{task}`" for task in tasks)], rows)
-    return shown.folded("Task by task, means over the seeds", lines) if lines else []
-
-
-def readme_table(setups: Sequence[Setup]) -> str:
-    """Worst excess of the main arms on every setup, as one Markdown table; what is absent is left out."""
+def task_by_task(setup: SetupResults) -> list[str]:
+    """The means of the main arms on each task, one row an arm."""
+    metrics = [metric for metric in ("excess", "accuracy", "generation") if setup.has(metric)]
     rows = []
-    for arm in (*_README_ARMS, _MERGE, *_README_TOTAL):
+    for arm in (*setup.arms("reference", "specialist"), *setup.main_arms()):
         cells = []
-        for setup in setups:
-            name = setup.best_tuned_merge() if arm == _MERGE else arm
-            cell = _estimate(setup, name, WORST_EXCESS) if name else ""
-            cells.append(f"{cell} `{name}`" if cell and arm == _MERGE else cell)
-        if any(cells):
-            rows.append([arm if arm == _MERGE else f"`{arm}`", *cells])
-    head = ["worst excess", *(f"{setup.name} ({shown.seeds(len(setup.measured_seeds))})" for setup in setups)]
-    return "\n".join(shown.table(head, rows))
+        for task in setup.tasks:
+            means = [number(setup.mean(arm, Measure(metric, "task", task))) for metric in metrics]
+            cells.append(" / ".join(filter(None, means)))
+        rows.append([f"`{arm}`", *cells])
+    head = ["arm", *(f"`{task}`" for task in setup.tasks)]
+    return folded(f"Task by task: {' / '.join(metrics)}", table(head, rows)) if metrics else []
 
 
-def _found(setup: Setup, arm: str, measure: Measure) -> Estimate | None:
+def late(setup: SetupResults) -> list[str]:
+    """What the mixers did in the last quarter of the training, one row an arm."""
+    rows = []
+    for arm in setup.arms("generalist"):
+        logs = [row.late for row in setup.rows if row.arm == arm and row.late]
+        cells = [
+            " / ".join(
+                number(sum(log[task][quantity] for log in logs) / len(logs))
+                for quantity in ("weight", "pairs", "excess")
+            )
+            for task in (setup.tasks if logs else ())
+        ]
+        if cells:
+            rows.append([f"`{arm}`", *cells])
+    head = ["arm", *(f"`{task}`" for task in setup.tasks)]
+    title = "Last quarter of the steps: task weight / pairs a step / training excess"
+    return folded(title, table(head, rows)) if rows else []
+
+
+def capacity_map(cells: CapacityMap) -> list[str]:
+    """Every cell of the capacity map, one row a cell."""
+    worst, means = cells.metrics("worst"), cells.metrics("mean")
+    head = ["tasks", "rank", "steps"]
+    for metric in worst:
+        head += [f"{metric.replace('_', ' ')}: `uniform`", "`ama-r`", "`ama-r` - `uniform`", "better on"]
+    head += [f"{metric.replace('_', ' ')}: `uniform`, `ama-r`" for metric in means]
+    rows = []
+    for cell in cells.cells():
+        row = [str(part) for part in cell]
+        for metric in worst:
+            row += [number(cells.mean(cell, method, metric)) for method in MAP_METHODS]
+            paired = cells.paired(cell, metric)
+            row += [estimate(paired.difference, signed=True), wins(paired)] if paired else ["", ""]
+        for metric in means:
+            row.append(", ".join(number(cells.mean(cell, method, metric)) for method in MAP_METHODS))
+        rows.append(row)
+    return folded("Cell by cell", table(head, rows))
+
+
+DEFAULTS_VIEWS = ("worst excess", "average excess", "worst generation", "average generation")
+
+
+def defaults(rows: Sequence[Mapping[str, Any]], options: Sequence[str]) -> list[str]:
+    """The runs of `benchmarks.quality.defaults` that vary some options."""
+    cells = [
+        [
+            f"`{row['arm']}`",
+            *(f"{row['options'][name]:g}" for name in options),
+            *(number(row[view]) for view in DEFAULTS_VIEWS),
+        ]
+        for row in rows
+        if options[0] in row["options"]
+    ]
+    return table(["arm", *options, *DEFAULTS_VIEWS], cells)
+
+
+def _estimate(setup: SetupResults, arm: str, measure: Measure) -> str:
     values = setup.values(arm, measure)
-    return interval(list(values.values())) if values else None
-
-
-def _estimate(setup: Setup, arm: str, measure: Measure) -> str:
-    found = _found(setup, arm, measure)
-    return "" if found is None else shown.estimate(found)
-
-
-def _mean(setup: Setup, arm: str, measure: Measure) -> float | None:
-    values = setup.values(arm, measure)
-    return sum(values.values()) / len(values) if values else None
+    return estimate(interval(list(values.values()))) if values else ""

@@ -1,19 +1,31 @@
-"""The page of the quality benchmark, of made-up results: its numbers are those computed by hand."""
+"""The page of the quality benchmark shows the numbers that hand calculation gives for made-up results."""
 
 import itertools
 import json
 import re
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
 
-from benchmarks.quality import page, plots, shown, tables
-from benchmarks.quality.capacity import CapacityMap, Cell
-from benchmarks.quality.comparisons import with_as_long, with_plain, with_rivals, with_uniform
-from benchmarks.quality.measured import WORST_EXCESS, Measure, Setup
+from benchmarks.quality import page, plots, tables
+from benchmarks.quality.results import (
+    WORST_EXCESS,
+    CapacityMap,
+    Cell,
+    Comparison,
+    Measure,
+    Selection,
+    SetupResults,
+    at_total_compute,
+    compared,
+    with_plain_ama_r,
+    with_rivals,
+    with_uniform,
+)
 
 SEEDS = range(5)
 ARMS = {
@@ -34,6 +46,11 @@ ARMS = {
 }
 BELOW = (0.1, 0.12, 0.08, 0.11, 0.09)
 """By how much ama-r's worst excess is below uniform's .2, seed by seed; the mean is .1."""
+LATE = tuple(enumerate({"a": 0.25, "b": 0.75}.items(), 1))
+AMA_AND_UNIFORM = (
+    *(("ama-r", "uniform"), ("ama-s", "uniform"), ("ama-r", "uniform-total"), ("ama-s", "uniform-total")),
+    ("ama-r-total", "uniform-total"),
+)
 
 
 def family(arm: str) -> str:
@@ -43,7 +60,7 @@ def family(arm: str) -> str:
 
 
 def row(seed: int, arm: str, generation: bool) -> dict[str, Any]:
-    """Task b is the worst one; its excess is ARMS' number, task a's half of it."""
+    """Task b is the worst one: its excess is that of ARMS, and task a's is half of it."""
     worst = 0.2 - BELOW[seed] if arm == "ama-r" else ARMS[arm]
     tasks = {
         task: {"excess": excess, "loss": 0.1 + excess, "accuracy": 1 - excess, "margin": 2.0, "drift": excess}
@@ -55,15 +72,15 @@ def row(seed: int, arm: str, generation: bool) -> dict[str, Any]:
         tasks[arm[-1]] = {"excess": 0.0, "loss": 0.1, "accuracy": 1.0, "margin": 3.0, "drift": 0.1}
     trained = family(arm) in ("specialist", "generalist")
     cost = {"seconds": 30.0 + seed, "tokens": 12_345, "steps": 100} if trained else {}
+    log = {task: {"weight": part, "pairs": 16 * part, "excess": 0.1 * number} for number, (task, part) in LATE}
     return {
         "seed": seed,
         "arm": arm,
         "family": family(arm),
         "tasks": tasks,
-        "seconds": None,
-        "tokens": None,
-        "steps": None,
-    } | cost
+        **{"seconds": None, "tokens": None, "steps": None, **cost},
+        "late": log if family(arm) == "generalist" else {},
+    }
 
 
 def write_setup(
@@ -88,7 +105,7 @@ def write_setup(
 
 
 def write_map(results: Path, generation: bool = True) -> Path:
-    """Worst excess: uniform .2, AMA-R .1 at rank 1 and .25 elsewhere; 8 tasks at rank 16 are absent."""
+    """AMA-R's worst excess is .1 at rank 1 and .25 elsewhere, uniform's .2; no cell has 8 tasks and rank 16."""
     rows = []
     for seed, rank, steps, tasks in itertools.product(range(3), (16, "full", 1), (400, 100), (8, 3)):
         if (tasks, rank) == (8, 16):
@@ -108,9 +125,9 @@ def write_map(results: Path, generation: bool = True) -> Path:
 
 
 def line(text: str, begins: str, number: int = 0) -> list[str]:
-    """The cells of the table row that begins so."""
-    found = [each for each in text.splitlines() if each.startswith(f"| {begins} |")]
-    return [cell.strip() for cell in found[number].strip("|").split("|")]
+    """The cells of a table row with this first cell."""
+    rows = [row for row in text.splitlines() if row.startswith(f"| {begins} |")]
+    return [cell.strip() for cell in rows[number].strip("|").split("|")]
 
 
 def below(text: str, heading: str) -> str:
@@ -118,19 +135,36 @@ def below(text: str, heading: str) -> str:
 
 
 @pytest.fixture
-def setup(tmp_path: Path) -> Setup:
-    return Setup.read(write_setup(tmp_path / "quality", "made-up"))
+def file(tmp_path: Path) -> Path:
+    return write_setup(tmp_path / "quality", "made-up")
 
 
-def test_worst_and_mean_over_tasks(setup: Setup) -> None:
+@pytest.fixture
+def setup(file: Path) -> SetupResults:
+    return SetupResults.read(file)
+
+
+def change(file: Path, edit: Callable[[list[dict[str, Any]]], object]) -> SetupResults:
+    """Edit the rows of a results file in place, and read it."""
+    content = json.loads(file.read_text())
+    edit(content["rows"])
+    file.write_text(json.dumps(content))
+    return SetupResults.read(file)
+
+
+def compare_worst(setup: SetupResults, pairs: Selection) -> list[Comparison]:
+    return compared(setup, pairs(setup), WORST_EXCESS)
+
+
+def test_worst_and_mean_over_tasks(setup: SetupResults) -> None:
     assert setup.values("standard", WORST_EXCESS) == dict.fromkeys(SEEDS, 0.4)
     assert setup.values("standard", Measure("accuracy", "worst")) == dict.fromkeys(SEEDS, 0.6)
     assert setup.values("standard", Measure("excess")) == pytest.approx(dict.fromkeys(SEEDS, 0.3))
-    assert setup.values("standard", Measure("generation")) == dict.fromkeys(SEEDS, 0.5)  # task b alone has it
+    assert setup.values("standard", Measure("generation")) == dict.fromkeys(SEEDS, 0.5)  # only task b has it
     assert setup.values("standard", Measure("generation", "task", "a")) == {}
 
 
-def test_the_arms_come_in_the_pages_order(setup: Setup) -> None:
+def test_arms_come_in_the_order_of_the_page(setup: SetupResults) -> None:
     assert setup.arms("generalist", "merge") == [
         *("standard", "uniform", "uniform-clip", "ama-r", "ama-s", "ama-r-odd", "uniform-total"),
         *("ama-r-total", "ties", "linear-tuned", "ties-tuned"),
@@ -138,86 +172,78 @@ def test_the_arms_come_in_the_pages_order(setup: Setup) -> None:
     assert setup.best_tuned_merge() == "linear-tuned"
 
 
-def test_the_comparison_with_uniform(setup: Setup) -> None:
-    """Ten arms: all but ama-s differ the same way in each of 5 seeds, which is p = .0625, times ten."""
-    found = {each.arm: each for each in with_uniform(setup, WORST_EXCESS)}
-    assert len(found) == 10
-    ama = found["ama-r"].paired
+def test_comparison_with_uniform(setup: SetupResults) -> None:
+    """Nine of ten arms differ the same way on each of 5 seeds: p = .0625, times ten; ama-s is equal."""
+    by_arm = {each.arm: each for each in compare_worst(setup, with_uniform)}
+    assert len(by_arm) == 10
+    ama = by_arm["ama-r"].paired
     assert ama.difference.mean == pytest.approx(-0.1)
-    assert (ama.wins, ama.ties, ama.p, found["ama-r"].corrected) == (5, 0, 0.0625, 10 * 0.0625)
-    assert (found["ama-s"].paired.ties, found["ama-s"].corrected) == (5, 1.0)
-    assert found["standard"].paired.difference.mean == pytest.approx(0.2)
+    assert (ama.wins, ama.ties, ama.p, by_arm["ama-r"].corrected) == (5, 0, 0.0625, 10 * 0.0625)
+    assert (by_arm["ama-s"].paired.ties, by_arm["ama-s"].corrected) == (5, 1.0)
+    assert by_arm["standard"].paired.difference.mean == pytest.approx(0.2)
 
 
-def test_the_comparison_with_rivals(setup: Setup) -> None:
-    """What is absent (standard-total) is left out: four rivals of each."""
-    found = with_rivals(setup, WORST_EXCESS)
+def test_comparison_with_rivals_leaves_out_absent_arms(setup: SetupResults) -> None:
+    rows = compare_worst(setup, with_rivals)
     rivals = ["standard", "uniform-clip", "uniform-total", "linear-tuned"]
-    assert [(each.arm, each.baseline) for each in found] == [
-        (arm, rival) for arm in ("ama-r", "ama-s") for rival in rivals
-    ]
-    assert found[2].paired.difference.mean == pytest.approx(0.1 - 0.15)
-    assert {each.corrected for each in found} == {8 * 0.0625}
+    assert [each[:2] for each in rows] == [(arm, rival) for arm in ("ama-r", "ama-s") for rival in rivals]
+    assert rows[2].paired.difference.mean == pytest.approx(0.1 - 0.15)
+    assert {each.corrected for each in rows} == {8 * 0.0625}
 
 
-def test_the_comparison_of_those_that_train_as_long(setup: Setup) -> None:
-    (found,) = with_as_long(setup, WORST_EXCESS)  # without standard-total
-    assert (found.arm, found.baseline, found.corrected) == ("ama-r-total", "uniform-total", 0.0625)
-    assert found.paired.difference.mean == pytest.approx(0.05 - 0.15)
-    assert "| `ama-r-total` - `uniform-total` |" in "\n".join(tables.against_as_long(setup))
-    assert "`ama-r-total`'s, .100 below `uniform-total`'s" in "\n".join(page.summary([setup]))
+def test_comparison_at_total_compute(setup: SetupResults) -> None:
+    (only,) = compare_worst(setup, at_total_compute)  # the setup has no standard-total
+    assert (only.arm, only.baseline, only.corrected) == ("ama-r-total", "uniform-total", 0.0625)
+    assert only.paired.difference.mean == pytest.approx(0.05 - 0.15)
 
 
-def test_the_comparison_with_plain_ama_r(setup: Setup) -> None:
-    (found,) = with_plain(setup, WORST_EXCESS)
-    assert (found.arm, found.baseline) == ("ama-r-odd", "ama-r")
+def test_comparison_with_plain_ama_r(setup: SetupResults) -> None:
+    (only,) = compare_worst(setup, with_plain_ama_r)
+    assert (only.arm, only.baseline) == ("ama-r-odd", "ama-r")
     odd, plain = (setup.values(arm, WORST_EXCESS) for arm in ("ama-r-odd", "ama-r"))
-    assert found.paired.difference.mean == pytest.approx(fmean(odd[seed] - plain[seed] for seed in SEEDS))
-    assert "| `ama-r-odd` - `ama-r` |" in "\n".join(tables.against_plain(setup))
+    assert only.paired.difference.mean == pytest.approx(fmean(odd[seed] - plain[seed] for seed in SEEDS))
 
 
-def test_arms_are_paired_by_seed_and_not_by_place(tmp_path: Path) -> None:
-    file = write_setup(tmp_path / "quality", "made-up")
-    found = json.loads(file.read_text())
-    found["rows"] = [each for each in found["rows"] if (each["seed"], each["arm"]) != (1, "ama-r")][::-1]
-    file.write_text(json.dumps(found))
-    setup = Setup.read(file)
-    (ama,) = (each for each in with_uniform(setup, WORST_EXCESS) if each.arm == "ama-r")
+def test_arms_are_paired_by_seed_and_not_by_position(file: Path) -> None:
+    def edit(rows: list[dict[str, Any]]) -> None:
+        rows[:] = [each for each in rows if (each["seed"], each["arm"]) != (1, "ama-r")][::-1]
+
+    setup = change(file, edit)
+    (ama,) = (each for each in compare_worst(setup, with_uniform) if each.arm == "ama-r")
     assert ama.paired.difference.mean == pytest.approx(-(0.1 + 0.08 + 0.11 + 0.09) / 4)
     assert ama.paired.seeds == 4
     assert "`ama-r` (4 of 5 seeds)" in "\n".join(tables.arms(setup))
 
 
-def test_the_page(tmp_path: Path) -> None:
+@pytest.fixture
+def _no_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        write_setup(tmp_path / "quality", "made-up")
-        place = page.write(tmp_path / "quality")
-    text = place.read_text(encoding="utf-8")
-    assert place == tmp_path / "quality.md"
-    assert text == page.page(tmp_path / "quality")
-    sentence = re.search(
-        r"^- `made-up` \(5 seeds\): `ama-r`[^[]* below `uniform`'s \[([^]]*), ([^]]*)\], better in", text, re.M
-    )
-    assert sentence
-    assert "lies .100 below `uniform`'s" in text
-    assert "better in 5 of 5 seeds, p = .625 corrected, and .050 below `uniform-total`'s" in text
-    low, high = (float(end) for end in sentence.groups())
-    assert 0.08 <= low < 0.1 < high <= 0.12
-    assert "no p of n seeds can be below 2/2^n: .0625 for 5" in text
-    assert (
-        "With 5 seeds no p can be below .0625 before the correction, nor the smallest of these 10 below .625"
-        in text
-    )
+        yield
+
+
+@pytest.mark.usefixtures("_no_warnings")
+def test_page(file: Path) -> None:
+    path = page.write(file.parent)
+    text = path.read_text(encoding="utf-8")
+    assert path == file.parent.with_suffix(".md")
+    assert text == page.page(file.parent)
+    _, arms, difference, *rest = line(text, "`made-up`")
+    assert (arms, *rest) == ("`ama-r` - `uniform`", "5 of 5", ".625")
+    low, high = (float(end) for end in re.findall(r"-\.\d+", difference)[1:])
+    assert -0.12 <= low < -0.1 < high <= -0.08
+    summary = [cells.split(" | ")[1] for cells in text.splitlines() if cells.startswith("| `made-up` |")]
+    assert [f"`{arm}` - `{other}`" for arm, other in AMA_AND_UNIFORM] == summary
+    assert "n seeds give no p below 2/2^n: .0625 for 5" in text
+    assert "The smallest possible p of 5 seeds is .0625 before the correction and .625 after it." in text
     assert "What the pilot showed." in text
     for link in re.findall(r"\]\((quality/[^)]*)\)", text):
-        assert (tmp_path / link).is_file()
-    assert (tmp_path / "quality" / "made-up.png").read_bytes().startswith(b"\x89PNG")
+        assert (path.parent / link).is_file()
+    assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_tables_of_a_setup(tmp_path: Path) -> None:
-    write_setup(tmp_path / "quality", "made-up")
-    text = below(page.page(tmp_path / "quality"), "## `made-up`")
+def test_tables_of_a_setup(file: Path) -> None:
+    text = below(page.page(file.parent), "## `made-up`")
     assert line(text, "`a`") == [
         *("`a`", "-.300 [-.300, -.300]", "5 of 5", "resolved"),
         *("+.500 [+.500, +.500]", "5 of 5", "resolved"),
@@ -236,39 +262,42 @@ def test_the_tables_of_a_setup(tmp_path: Path) -> None:
     ]
     assert line(text, "`ama-r`", 1)[5:] == ["3 of 5, 2 equal", "1"]
     assert line(text, "`ama-r` - `linear-tuned`")[1].startswith("-.150 [")
-    assert line(text, "`ama-r`", 2) == ["`ama-r`", "3", "`eta` 0.1"]
-    assert line(text, "`ama-r`", 3) == ["`ama-r`", "`eta` 0.1", ".100", "yes"]  # the best one first
-    assert "none of them among the seeds" in text
-    details = below(text, "Task by task")
-    assert line(details, "`uniform`") == ["`uniform`", ".100", ".200"]
-    assert line(details, "generation") == ["generation", "`b`"]
+    assert "| `ama-r-total` - `uniform-total` |" in text
+    assert "| `ama-r-odd` - `ama-r` |" in text
+    assert line(text, "`ama-r`", 2) == [
+        *("`ama-r`", "`eta` 0.1", "3", "`eta` 0.1: .100; `eta` 0.03: .170; `eta` 0.01: .190"),
+    ]
+    assert "seeds 100, 101 (none of them reported above)" in text
+    details = below(text, "Task by task: excess / accuracy / generation")
+    assert line(details, "`uniform`") == ["`uniform`", ".100 / .900", ".200 / .800 / .500"]
+    late = below(text, "task weight / pairs a step / training excess")
+    assert line(late, "`uniform`") == ["`uniform`", ".250 / 4.000 / .100", ".750 / 12.000 / .200"]
 
 
-def test_a_specialist_that_is_no_better(tmp_path: Path) -> None:
-    """Loss above the reference's in every seed is resolved, but not as it should be; mixed signs are not."""
-    file = write_setup(tmp_path / "quality", "made-up")
-    found = json.loads(file.read_text())
-    for each in found["rows"]:
-        if each["arm"] == "specialist-a":
-            each["tasks"]["a"] |= {"loss": 1 + each["seed"], "accuracy": 0.7 + (-1) ** each["seed"]}
-    file.write_text(json.dumps(found))
-    cells = line("\n".join(tables.specialists(Setup.read(file))), "`a`")
+def test_a_specialist_that_is_worse_or_not_resolved(file: Path) -> None:
+    """A loss above the reference model's on every seed is resolved; mixed signs are not."""
+
+    def edit(rows: list[dict[str, Any]]) -> None:
+        for each in rows:
+            if each["arm"] == "specialist-a":
+                each["tasks"]["a"] |= {"loss": 1 + each["seed"], "accuracy": 0.7 + (-1) ** each["seed"]}
+
+    cells = line("\n".join(tables.specialists(change(file, edit))), "`a`")
     assert cells[2:4] == ["0 of 5", "**resolved: worse**"]
     assert cells[5:] == ["3 of 5", "not resolved"]
 
 
-def test_one_seed_and_no_generation(tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        write_setup(tmp_path / "quality", "made-up", seeds=1, generation=False)
-        text = page.write(tmp_path / "quality").read_text(encoding="utf-8")
+@pytest.mark.usefixtures("_no_warnings")
+def test_one_seed_without_generation(tmp_path: Path) -> None:
+    write_setup(tmp_path / "quality", "made-up", seeds=1, generation=False)
+    text = page.write(tmp_path / "quality").read_text(encoding="utf-8")
     assert line(text, "`ama-r`", 2) == ["`ama-r`", "-.100", "1 of 1", "1", "+.100", "1 of 1", "1"]
-    assert "of worst accuracy (> 0 is good)" in text
+    assert "worst accuracy (> 0 is good)" in text
     assert "not resolved" in text
     assert "worst generation" not in text
 
 
-def test_what_is_absent_is_left_out(tmp_path: Path) -> None:
+def test_absent_arms_are_left_out(tmp_path: Path) -> None:
     results = tmp_path / "quality"
     assert "##" not in page.page(results)
     write_setup(results, "made-up", without="uniform")
@@ -278,33 +307,33 @@ def test_what_is_absent_is_left_out(tmp_path: Path) -> None:
     assert "`ama-r` - `standard`" in text
 
 
-def test_the_readmes_table(tmp_path: Path) -> None:
+def test_overview_of_all_setups(tmp_path: Path) -> None:
     results = tmp_path / "quality"
-    first = Setup.read(write_setup(results, "first", without="uniform-clip"))
-    second = Setup.read(write_setup(results, "second", seeds=1, without="ama-s"))
-    text = tables.readme_table([first, second])
+    first = SetupResults.read(write_setup(results, "first", without="uniform-clip"))
+    second = SetupResults.read(write_setup(results, "second", seeds=1, without="ama-s"))
+    text = tables.overview([first, second])
     assert text.splitlines()[0] == "| worst excess | first (5 seeds) | second (1 seed) |"
     assert line(text, "`uniform-clip`") == ["`uniform-clip`", "", ".190"]
     assert line(text, "`ama-s`") == ["`ama-s`", ".200 [.200, .200]", ""]
     assert line(text, "best tuned merge")[1:] == [".250 [.250, .250] `linear-tuned`", ".250 `linear-tuned`"]
     assert len(text.splitlines()) == 2 + 8
     assert text in page.page(results)
-    assert "uniform-clip" not in tables.readme_table([first])
+    assert "uniform-clip" not in tables.overview([first])
 
 
-def test_the_map(tmp_path: Path) -> None:
-    found = CapacityMap.read(write_map(tmp_path / "quality"))
-    assert found.axis("rank") == [1, 16, "full"]
-    assert (found.axis("steps"), found.axis("tasks")) == ([100, 400], [3, 8])
-    low, high = (found.paired(Cell(3, rank, 100), "worst_excess") for rank in (1, "full"))
-    assert low
-    assert high
-    assert (low.difference.mean, low.wins) == (pytest.approx(-0.1), 3)
-    assert (high.difference.mean, high.wins) == (pytest.approx(0.05), 0)
-    generation = found.paired(Cell(3, 1, 100), "worst_generation")
-    assert generation
-    assert (generation.difference.mean, generation.wins) == (pytest.approx(0.1), 3)
-    assert found.paired(Cell(8, 16, 100), "worst_excess") is None
+def test_capacity_map(tmp_path: Path) -> None:
+    cells = CapacityMap.read(write_map(tmp_path / "quality"))
+    assert cells.axis("rank") == [1, 16, "full"]
+    assert (cells.axis("steps"), cells.axis("tasks")) == ([100, 400], [3, 8])
+    for rank, metric, mean, wins in (
+        (1, "worst_excess", -0.1, 3),
+        ("full", "worst_excess", 0.05, 0),
+        (1, "worst_generation", 0.1, 3),
+    ):
+        paired = cells.paired(Cell(3, rank, 100), metric)
+        assert paired
+        assert (paired.difference.mean, paired.wins) == (pytest.approx(mean), wins)
+    assert cells.paired(Cell(8, 16, 100), "worst_excess") is None
     text = page.write(tmp_path / "quality").read_text(encoding="utf-8")
     assert line(text, "3 | full | 400")[3:] == [
         *(".200", ".250", "+.050 [+.050, +.050]", "0 of 3", ".800", ".750", "-.050 [-.050, -.050]", "0 of 3"),
@@ -316,10 +345,15 @@ def test_the_map(tmp_path: Path) -> None:
     assert (tmp_path / "quality" / "map.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_maps_colours_have_one_sense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where AMA-R is better is blue in both rows, where it is worse red; equal distances, equal strength."""
-    figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that a test draws."""
+    drawn: list[Any] = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    return drawn
+
+
+def test_blue_means_better_in_every_row_of_the_map(tmp_path: Path, figures: list[Any]) -> None:
     plots.heat_maps(CapacityMap.read(write_map(tmp_path / "quality")), tmp_path / "map.png")
     panels = [axis for axis in figures[0].axes if axis.get_images()]
     assert [axis.get_title() for axis in panels] == [
@@ -335,23 +369,21 @@ def test_the_maps_colours_have_one_sense(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_map_without_generation(tmp_path: Path) -> None:
-    found = CapacityMap.read(write_map(tmp_path / "quality", generation=False))
-    assert found.metrics() == ["worst_excess"]
+    cells = CapacityMap.read(write_map(tmp_path / "quality", generation=False))
+    assert cells.metrics("worst") == ["worst_excess"]
     assert "generation:" not in page.write(tmp_path / "quality").read_text(encoding="utf-8")
 
 
-def test_the_forest_has_a_point_an_arm_and_a_close_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
-    file = write_setup(tmp_path / "quality", "made-up")
-    found = json.loads(file.read_text())
-    for each in found["rows"]:
-        if each["arm"] == "ties":
-            each["tasks"]["b"]["excess"] = 9.0
-    file.write_text(json.dumps(found))
-    setup = Setup.read(file)
-    compared = [(setup.family(each.arm), each) for each in with_uniform(setup, WORST_EXCESS)]
-    plots.forest(compared, "made-up", tmp_path / "forest.png")
+def test_forest_has_a_point_an_arm_and_a_close_up(file: Path, figures: list[Any]) -> None:
+    def edit(rows: list[dict[str, Any]]) -> None:
+        for each in rows:
+            if each["arm"] == "ties":
+                each["tasks"]["b"]["excess"] = 9.0
+
+    setup = change(file, edit)
+    comparisons = compare_worst(setup, with_uniform)
+    families = [setup.family(each.arm) for each in comparisons]
+    plots.forest(comparisons, families, "made-up", file.with_suffix(".png"))
     near, all_of_them = figures[0].axes
     assert [label.get_text() for label in near.get_yticklabels()][:2] == [
         "standard  0 of 5",
@@ -360,30 +392,32 @@ def test_the_forest_has_a_point_an_arm_and_a_close_up(tmp_path: Path, monkeypatc
     points = [
         each.get_xdata()[0] for each in all_of_them.lines if each.get_marker() == "o" and len(each.get_xdata())
     ]
-    assert points == pytest.approx([each.paired.difference.mean for _, each in compared])
+    assert points == pytest.approx([each.paired.difference.mean for each in comparisons])
     assert max(near.get_xlim()) < 1 < max(all_of_them.get_xlim())
     assert [each.get_marker() for each in near.lines].count(">") >= 1
 
 
-def test_what_is_refused(tmp_path: Path) -> None:
-    file = write_setup(tmp_path / "quality", "made-up")
-    found = json.loads(file.read_text())
-    for change, message in (
-        ({"rows": [found["rows"][0]] * 2}, "seed 0 has two rows of reference"),
-        ({"rows": [found["rows"][0] | {"family": "odd"}]}, "family 'odd' of reference"),
+def test_damaged_results_are_refused(file: Path) -> None:
+    content = json.loads(file.read_text())
+    for rows, message in (
+        ([content["rows"][0]] * 2, "seed 0 has two rows of reference"),
+        ([content["rows"][0] | {"family": "odd"}], "family 'odd' of reference"),
     ):
-        file.write_text(json.dumps(found | change))
+        file.write_text(json.dumps(content | {"rows": rows}))
         with pytest.raises(ValueError, match=f"made-up.json.*{message}"):
-            Setup.read(file)
+            SetupResults.read(file)
     file.write_text("{}")
     with pytest.raises(ValueError, match=r"made-up\.json holds no results of a setup: it lacks setup, command"):
-        Setup.read(file)
-    chart = write_map(tmp_path / "quality")
-    rows = json.loads(chart.read_text())["rows"]
-    for wrong, message in (([rows[0]] * 2, "two rows of uniform"), ([rows[0] | {"method": "odd"}], "'odd'")):
-        chart.write_text(json.dumps({"command": "", "seeds": [0], "rows": wrong}))
+        SetupResults.read(file)
+
+
+def test_a_damaged_map_is_refused(tmp_path: Path) -> None:
+    file = write_map(tmp_path / "quality")
+    row = json.loads(file.read_text())["rows"][0]
+    for rows, message in (([row] * 2, "two rows of uniform"), ([row | {"method": "odd"}], "'odd'")):
+        file.write_text(json.dumps({"command": "", "seeds": [0], "rows": rows}))
         with pytest.raises(ValueError, match=message):
-            CapacityMap.read(chart)
+            CapacityMap.read(file)
 
 
 @pytest.mark.parametrize(
@@ -399,4 +433,4 @@ def test_what_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_numbers(value: float | None, signed: bool, text: str) -> None:
-    assert shown.number(value, signed) == text
+    assert tables.number(value, signed) == text

@@ -1,4 +1,4 @@
-"""The quality benchmark's page is what the committed results say, and the README has its table."""
+"""The committed results are of the setups as they are now, and the page and the documents show them."""
 
 from pathlib import Path
 
@@ -6,15 +6,17 @@ from automixalign.storage import files
 from benchmarks.quality import arms, page, sweep, tables
 from benchmarks.quality.setups import PREFERENCES, SETUPS
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
 
 
-def test_the_page_is_made_of_the_results_that_lie_there() -> None:
+def test_the_page_is_made_from_the_committed_results() -> None:
     assert page.PAGE.read_text(encoding="utf-8") == page.page()
 
 
-def test_the_readme_has_its_table() -> None:
-    assert tables.readme_table(page.read_setups()) in README
+def test_the_documents_have_the_overview() -> None:
+    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    overview = tables.overview(page.read_setups())
+    assert any(overview in document.read_text(encoding="utf-8") for document in documents)
 
 
 def test_what_smollm2_two_chose_is_what_others_take_over() -> None:

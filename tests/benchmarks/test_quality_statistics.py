@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.quality.statistics import (
+    BOOTSTRAP_RESAMPLES,
     EXACT_SEEDS,
-    RESAMPLES,
     compare,
     holm,
     interval,
@@ -75,7 +75,7 @@ def test_the_interval_is_the_bootstraps() -> None:
     """Against resampling of our own with other draws, and exactly where only 27 means can come."""
     values = np.random.default_rng(1).normal(0.5, 1, 10)
     found = interval(values.tolist())
-    draws = np.random.default_rng(2).choice(values, (10 * RESAMPLES, len(values))).mean(axis=1)
+    draws = np.random.default_rng(2).choice(values, (10 * BOOTSTRAP_RESAMPLES, len(values))).mean(axis=1)
     low, high = np.quantile(draws, [0.025, 0.975])
     assert found.mean == pytest.approx(values.mean())
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.02)

@@ -69,13 +69,15 @@ def prepared(source: Path, tokenizer: Path, output: Path) -> float:
     from automixalign.config.plan import DataSettings
     from automixalign.data.prepare import prepare_data
     from automixalign.models.load import load_tokenizer
-    from automixalign.scoring.verifiers import VERIFIERS
+    from automixalign.scoring.verifiers.registry import registered_verifiers
 
     task = {"name": "task", "source": str(source)}
     settings = {"seed": 0, "tasks": [task], "split": {}, "max_length": MAX_LENGTH, "fingerprints": [""]}
     load_tokenizer(tokenizer)  # with all that it imports
     began = time.perf_counter()
-    prepare_data(DataSettings.model_validate(settings), load_tokenizer(tokenizer), VERIFIERS, output)
+    prepare_data(
+        DataSettings.model_validate(settings), load_tokenizer(tokenizer), registered_verifiers(), output
+    )
     return time.perf_counter() - began
 
 

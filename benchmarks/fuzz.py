@@ -33,7 +33,7 @@ from automixalign.config.file import dump_yaml, override, parse_yaml
 from automixalign.data.prepare import check_rendering, read_pairs
 from automixalign.data.split import split_tasks
 from automixalign.preflight.validate import plan_experiment
-from automixalign.scoring.verifiers import VERIFIERS
+from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.system.errors import AutoMixAlignError, DataError
 from benchmarks import fuzz_inputs as inputs
 from benchmarks.faults._refusals import experiment
@@ -69,8 +69,8 @@ def _tokenizer() -> Any:
 def _check_source(name: str, content: bytes) -> None:
     Path(name).write_bytes(content)
     with contextlib.suppress(DataError):
-        read_pairs(TaskSpec(name="own", source=name, verifier="number"), 0, VERIFIERS)
-    pairs, counts = read_pairs(TaskSpec(name="own", source=name), 0, VERIFIERS)
+        read_pairs(TaskSpec(name="own", source=name, verifier="number"), 0, registered_verifiers())
+    pairs, counts = read_pairs(TaskSpec(name="own", source=name), 0, registered_verifiers())
     listed = list(pairs)
     assert len({pair.pair_id for pair in listed}) == len(listed) == len(pairs) <= counts["read"]
     for pair in listed:
@@ -125,7 +125,7 @@ def _check_overrides(options: list[tuple[str, str]]) -> None:
 
 
 def _check_verifiers(texts: tuple[str, str]) -> None:
-    for name, passes in VERIFIERS.items():
+    for name, passes in registered_verifiers().items():
         assert isinstance(passes(*texts), bool)
         # A right answer among nothing else always passes; `number` asks for one.
         assert passes(texts[1], texts[1]) or name == "number"

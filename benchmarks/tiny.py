@@ -15,7 +15,7 @@ from automixalign.data.prepare import prepare_data
 from automixalign.data.split import SPLITS
 from automixalign.scoring import caches
 from automixalign.scoring.scorer import write_reference_logps
-from automixalign.scoring.verifiers import VERIFIERS
+from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.storage import files
 
 if TYPE_CHECKING:
@@ -67,7 +67,9 @@ def prepare(settings: DataSettings, base_model: Path, folder: Path) -> dict[str,
     """The prepared splits of any tasks, for the tokenizer of a base model; returns the card."""
     from automixalign.models.load import load_tokenizer
 
-    return prepare_data(settings, load_tokenizer(base_model, settings.max_length), VERIFIERS, folder)
+    return prepare_data(
+        settings, load_tokenizer(base_model, settings.max_length), registered_verifiers(), folder
+    )
 
 
 def write_data(base_model: Path, folder: Path) -> None:

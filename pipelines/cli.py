@@ -82,6 +82,7 @@ def load(
     """
     from automixalign.config.experiment import parse_experiment
     from automixalign.config.file import override, read_yaml, set_task
+    from automixalign.preflight.verifiers import check_verifiers
 
     if (preset is None) == (file is None):
         raise ConfigError(f"give one of --preset NAME and --config FILE; presets: {', '.join(preset_names())}")
@@ -97,7 +98,9 @@ def load(
     for option in sets or []:
         key, text = _key_value("--set", option)
         override(data, key, _value(key, text))
-    return parse_experiment(data, f"--preset {preset}" if preset else str(file))
+    experiment = parse_experiment(data, f"--preset {preset}" if preset else str(file))
+    check_verifiers(experiment)
+    return experiment
 
 
 def preset_names() -> list[str]:

@@ -74,8 +74,9 @@ class TaskSpec(Schema):
     """At most so many pairs, drawn by the seed; for a synthetic task, how many are made."""
     label_noise: Annotated[Number, Field(ge=0, le=0.5)] = 0.0
     """Share of the *training* pairs whose sides are swapped, to study robustness."""
-    verifier: Literal["exact", "number", "contains"] | None = None
-    """How a greedy generation is held against the row's `answer`; without one, no generation."""
+    verifier: Text | None = None
+    """Decides whether a generated answer passes, by the row's `answer`: `exact`, `contains`, `number` or one of
+    an installed package. Without a verifier, no answers are generated."""
 
     @model_validator(mode="after")
     def _synthetic_is_known(self) -> Self:

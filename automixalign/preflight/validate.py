@@ -13,7 +13,8 @@ from automixalign.data.prepare import check_rendering, read_pairs
 from automixalign.data.split import split_tasks
 from automixalign.models import prepare as base_model
 from automixalign.models import trainable
-from automixalign.scoring.verifiers import VERIFIERS
+from automixalign.preflight.verifiers import check_verifiers
+from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.steps.step import current_step
 from automixalign.steps.tracking import spool
 from automixalign.storage import publication as publish
@@ -37,6 +38,7 @@ def plan(configuration: str, parts: Sequence[str]) -> Plan:
     if not isinstance(data, dict):
         raise ConfigError(f"the configuration must be a mapping of keys, not {type(data).__name__}")
     experiment = parse_experiment(data, "the configuration")
+    check_verifiers(experiment)
     if experiment.parts != list(parts):
         raise ConfigError(
             f"the pipeline was compiled for an experiment with {_listed(parts)}, and this one has "
@@ -99,7 +101,7 @@ def check_local_sources(experiment: Experiment) -> None:
     """
     seen = base_model.look_at(experiment.base_model, experiment.max_length)
     pairs = {
-        task.name: read_pairs(task, experiment.seed, VERIFIERS)[0]
+        task.name: read_pairs(task, experiment.seed, registered_verifiers())[0]
         for task in experiment.tasks
         if task.source.startswith(SYNTHETIC) or read.local_path(task)
     }

@@ -16,7 +16,7 @@ from automixalign.models.load import autocast, load_model, load_tokenizer
 from automixalign.scoring import caches
 from automixalign.scoring.caches import SUMMARY
 from automixalign.scoring.scorer import Scorer, log_ratios, pair_losses, scores_of
-from automixalign.scoring.verifiers import VERIFIERS
+from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.steps.step import current_step
 from automixalign.storage import files
 
@@ -101,7 +101,7 @@ def _verify(
         first.setdefault(tuple(row["prompt_ids"]), row)
     rows = list(first.values())[: settings.evaluation.max_prompts]
     tokenizer = load_tokenizer(base_model)
-    passes = VERIFIERS[settings.verifiers[task]]
+    passes = registered_verifiers()[settings.verifiers[task]]
     prompts = [row["prompt_ids"] for row in rows]
     outputs = generate(policy, tokenizer, prompts, settings.evaluation)
     return [

@@ -36,12 +36,15 @@ def library_digest() -> str:
 
 @cache
 def versions() -> dict[str, str]:
-    """Python and everything that this project asks for, as installed."""
+    """The versions of Python, of what this project requires and of installed packages with verifiers."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
     for requirement in metadata.requires("automixalign") or []:
         name = _NAME.match(requirement)
         if name and "extra ==" not in requirement:
             found[name[0]] = metadata.version(name[0])
+    for entry_point in metadata.entry_points(group="automixalign.verifiers"):
+        if entry_point.dist is not None:
+            found[entry_point.dist.name] = entry_point.dist.version
     return found
 
 

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from automixalign.scoring.verifiers import VERIFIERS
+from automixalign.scoring.verifiers import registry
 from automixalign.storage import files
 
 Problem = dict[str, Any]
@@ -59,7 +59,7 @@ PREFIX = "reasoning-gym:"
 def register() -> dict[str, str]:
     """Make the package's scorers verifiers of the library; family -> verifier."""
     for family in FAMILIES:
-        VERIFIERS[PREFIX + family] = _scorer(family)
+        registry.register(PREFIX + family)(_scorer(family))
     return {family: PREFIX + family for family in FAMILIES}
 
 

@@ -23,7 +23,7 @@ from automixalign.models.prepare import fingerprint, prepare_base_model
 from automixalign.report import leaderboard
 from automixalign.scoring.evaluate import evaluate
 from automixalign.scoring.scorer import write_reference_logps
-from automixalign.scoring.verifiers import VERIFIERS
+from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.storage import files
 from automixalign.training.launch import train
 from automixalign.training.specialist_losses import write_specialist_losses
@@ -85,7 +85,7 @@ class World:
         return self.store.made(
             "data",
             inputs,
-            lambda new: prepare_data(settings, load_tokenizer(self.base_model), VERIFIERS, new),
+            lambda new: prepare_data(settings, load_tokenizer(self.base_model), registered_verifiers(), new),
         )
 
     def reference_logps(self, task: str) -> Path:

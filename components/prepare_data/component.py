@@ -20,11 +20,11 @@ def prepare_data(settings: str, base_model: Input[Model], data: Output[Dataset])
     from automixalign.config.plan import DataSettings
     from automixalign.data.prepare import prepare_data
     from automixalign.models.load import load_tokenizer
-    from automixalign.scoring.verifiers import VERIFIERS
+    from automixalign.scoring.verifiers.registry import registered_verifiers
     from automixalign.steps.step import run_step
 
     with run_step("prepare_data", reads=[base_model], writes=[data]):
         options, model = DataSettings.model_validate_json(settings), Path(base_model.path)
         tokenizer = load_tokenizer(model, options.max_length)
-        card = prepare_data(options, tokenizer, VERIFIERS, Path(data.path))
+        card = prepare_data(options, tokenizer, registered_verifiers(), Path(data.path))
         data.metadata.update(card, run_path="data")

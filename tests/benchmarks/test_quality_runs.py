@@ -17,7 +17,7 @@ from automixalign.data.split import TEST, VALIDATION
 from automixalign.data.store import read_split
 from automixalign.models.load import load_full_model
 from automixalign.quickstart.tiny_model import build_tokenizer
-from automixalign.scoring.verifiers import VERIFIERS
+from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.storage import files
 from benchmarks import tiny
 from benchmarks.quality import __main__ as command_line
@@ -391,7 +391,7 @@ class TestReasoning:
     def test_the_packages_scorer_tells_right_from_wrong(
         self, family: str, pairs: dict[str, list[dict[str, Any]]]
     ) -> None:
-        passes, rows = VERIFIERS[reasoning.register()[family]], pairs[family]
+        passes, rows = registered_verifiers()[reasoning.register()[family]], pairs[family]
         assert len(rows) == reasoning.FAMILIES[family][0] + reasoning.HELD_OUT
         assert len({row["prompt"][0]["content"] for row in rows}) == len(rows)
         assert all(passes(row["chosen"][0]["content"], row["answer"]) for row in rows)

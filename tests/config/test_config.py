@@ -146,7 +146,7 @@ def test_defaults_and_short_forms(experiment_data: Data) -> None:
             {"merges": [{"method": "ties", "name": "Specialist"}]},
             r"^methods and merges: the name 'Specialist' is",
         ),
-        # Methods, merges, verifiers, synthetic tasks.
+        # Methods, merges, synthetic tasks.
         ({"methods.0": "dro"}, r"^methods\.0: unknown method 'dro'; there are: .*ama-r"),
         ({"methods.0": {"name": "x"}}, r"^methods\.0\.method: .*required"),
         ({"methods.0": {"method": "uniform", "eta": 0.1}}, r"^methods\.0\.eta: unknown key$"),
@@ -156,7 +156,6 @@ def test_defaults_and_short_forms(experiment_data: Data) -> None:
             {"merges": [{"method": "ties", "parameters": {"densty": 1.0}}]},
             r"^merges: ties: ties has no parameter 'densty'; it takes .*density",
         ),
-        ({"tasks.0.verifier": "regex"}, r"^tasks\.0\.verifier: .*'exact'.*'regex'"),
         ({"tasks.0.source": "synthetic:chess"}, r"^tasks\.0: unknown synthetic task 'chess'; .*arithmetic"),
         ({"tasks.0.limit": None}, r"^tasks\.0: a synthetic task needs 'limit'"),
         (

@@ -5,7 +5,9 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,6 +19,7 @@ from automixalign.config.experiment import parse_experiment
 from automixalign.config.file import read_yaml
 from automixalign.method.losses import LossType
 from automixalign.method.mixer import registered_mixers
+from automixalign.scoring.verifiers.registry import ENTRY_POINTS
 from pipelines import cli
 
 ROOT = Path(__file__).parents[2]
@@ -131,6 +134,16 @@ def test_the_mixer_of_the_page_works() -> None:
     importlib.import_module("my_mixers")
     mixer = registered_mixers()["temperature"]([9, 1], seed=0, temperature=2)
     assert mixer.weights().tolist() == pytest.approx([0.75, 0.25])
+
+
+@pytest.mark.usefixtures("user_modules")
+def test_the_verifier_of_the_page_works() -> None:
+    (block,) = re.findall(r"```toml\n(.*?)```", PAGES["docs/extending.md"], re.DOTALL)
+    ((group, declared),) = tomllib.loads(block)["project"]["entry-points"].items()
+    is_polite = metadata.EntryPoint("polite", declared["polite"], group).load()
+    assert group == ENTRY_POINTS
+    assert is_polite("tea, please", "tea")
+    assert not is_polite("tea", "tea")
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)

@@ -1,8 +1,16 @@
 """Verifiers: which generation passes."""
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from automixalign.scoring.verifiers import VERIFIERS
+from automixalign.config.experiment import parse_experiment
+from automixalign.preflight.verifiers import check_verifiers
+from automixalign.scoring.verifiers.registry import register, registered_verifiers
+from automixalign.system.errors import ConfigError
+from automixalign.system.provenance import versions
 
 
 @pytest.mark.parametrize(
@@ -32,4 +40,52 @@ from automixalign.scoring.verifiers import VERIFIERS
     ],
 )
 def test_verifiers(verifier: str, output: str, answer: str, passes: bool) -> None:
-    assert VERIFIERS[verifier](output, answer) is passes
+    assert registered_verifiers()[verifier](output, answer) is passes
+
+
+def test_an_unknown_verifier_is_refused(experiment_data: dict[str, Any]) -> None:
+    experiment_data["tasks"][1]["verifier"] = "regex"
+    experiment = parse_experiment(experiment_data, "the test")
+    with pytest.raises(ConfigError, match=r"^tasks\.1\.verifier: .*'regex'; .*contains, exact, number"):
+        check_verifiers(experiment)
+
+
+def test_a_name_belongs_to_one_verifier() -> None:
+    with pytest.raises(ValueError, match=r"'exact' is defined twice: in .*exact and .*test_verifiers"):
+        register("exact")(lambda output, answer: output != answer)
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Install a package that declares a module's function as the verifier `polite`."""
+    monkeypatch.syspath_prepend(tmp_path)
+    metadata = tmp_path / "polite-1.0.dist-info"
+    metadata.mkdir()
+
+    def write(function: str) -> None:
+        code = "def is_polite(output, answer):\n    return output == f'{answer}, please'\n"
+        (tmp_path / "polite_verifier.py").write_text(code)
+        (metadata / "METADATA").write_text("Name: polite\nVersion: 1.0\n")
+        entry_point = f"[automixalign.verifiers]\npolite = polite_verifier:{function}\n"
+        (metadata / "entry_points.txt").write_text(entry_point)
+        registered_verifiers.cache_clear()
+
+    yield write
+    registered_verifiers.cache_clear()
+
+
+def test_an_installed_package_adds_a_verifier(
+    install: Callable[[str], None], experiment_data: dict[str, Any]
+) -> None:
+    install("is_polite")
+    assert registered_verifiers()["polite"]("water, please", "water")
+    assert not registered_verifiers()["polite"]("water", "water")
+    experiment_data["tasks"][0]["verifier"] = "polite"
+    check_verifiers(parse_experiment(experiment_data, "the test"))
+    assert versions.__wrapped__()["polite"] == "1.0"
+
+
+def test_a_verifier_that_cannot_be_loaded_is_named(install: Callable[[str], None]) -> None:
+    install("is_rude")
+    with pytest.raises(ConfigError, match=r"'polite' cannot be loaded from .*:is_rude: .*uninstall"):
+        registered_verifiers()

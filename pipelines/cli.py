@@ -389,7 +389,7 @@ def submit(
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pipeline.yaml"
-        compiling.write(experiment, package)
+        compiling.write_pipeline(experiment, package)
         _warn_of_a_tag()
         name = run_name or f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         submission = Submission(experiment, name, experiment_name, pipeline_name, service_account, package)
@@ -423,7 +423,7 @@ def compile_(
         raise ConfigError(f"--output {output}: the name must end in .yaml")
     experiment = load(preset, file, task, set_)
     try:
-        compiling.write(experiment, output)
+        compiling.write_pipeline(experiment, output)
     except OSError as error:
         raise ConfigError(f"--output {output} cannot be written: {error}") from error
     _warn_of_a_tag()

@@ -1,4 +1,4 @@
-"""The DAG: its steps and how they are wired, where they run, and its compiled form.
+"""The DAG: its stages and their connections, where they run, and its compiled form.
 
-It knows nothing of the machine it is started from.
+It knows nothing about the machine it is started from.
 """

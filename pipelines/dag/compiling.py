@@ -1,4 +1,4 @@
-"""The pipeline of an experiment as KFP's IR YAML."""
+"""Compile an experiment's pipeline to KFP's IR YAML."""
 
 from pathlib import Path
 
@@ -6,16 +6,16 @@ from kfp import compiler
 
 from automixalign.config.experiment import Experiment
 from automixalign.storage import files
-from pipelines.dag.pipeline import build
-from pipelines.dag.placement import OnCluster
+from pipelines.dag.pipeline import build_pipeline
+from pipelines.dag.placement import ClusterPlacement
 
 
-def write(experiment: Experiment, path: Path) -> None:
-    """Compile an experiment's pipeline; its parameter `config` is the experiment by default.
+def write_pipeline(experiment: Experiment, path: Path) -> None:
+    """Write an experiment's pipeline; the experiment is the default of its parameter `config`.
 
     Args:
         experiment: the checked configuration.
-        path: the YAML file, replaced in one step.
+        path: the YAML file, replaced atomically.
     """
-    with files.replacing(path) as place:
-        compiler.Compiler().compile(build(experiment, OnCluster(experiment)), str(place))
+    with files.replacing(path) as temporary:
+        compiler.Compiler().compile(build_pipeline(experiment, ClusterPlacement(experiment)), str(temporary))

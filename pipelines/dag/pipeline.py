@@ -1,4 +1,4 @@
-"""The DAG of AutoMixAlign. It only wires: what a step does stands in `components/` and `automixalign/`.
+"""The DAG of AutoMixAlign. It only connects stages; `components/` and `automixalign/` do the work.
 
     validate_config -> prepare_base_model -> prepare_data -> reference_logps -> evaluate (reference)
     specialists: for each task    train_specialist  -> evaluate -> specialist_losses
@@ -7,9 +7,8 @@
     merges:      for each merge   merge_specialists -> evaluate
     compare -> register, publish
 
-Loops stand in pipelines of their own, because the local runner can only loop over a pipeline's parameter
-and collect artifacts at the end of a pipeline. What else is wired around the open-source backend's limits
-stands in `backend.md`.
+Each loop is a pipeline of its own: kfp's local runner can loop only over a parameter of a pipeline, and can
+collect artifacts only at its end. `backend.md` lists the other limits of the open-source backend.
 """
 
 from collections.abc import Callable
@@ -32,11 +31,11 @@ from components.specialist_losses.component import specialist_losses
 from components.train_generalist.component import train_generalist
 from components.train_specialist.component import train_specialist
 from components.validate_config.component import validate_config
-from pipelines.dag.placement import ON_THIS_MACHINE, Placement
+from pipelines.dag.placement import Placement
 
 
 class Specialists(NamedTuple):
-    """What the loop over the tasks hands on."""
+    """Outputs of the loop over the tasks."""
 
     models: list[Model]
     trajectories: list[Artifact]
@@ -45,7 +44,7 @@ class Specialists(NamedTuple):
 
 
 class Generalists(NamedTuple):
-    """What the loop over the methods hands on."""
+    """Outputs of the loop over the methods."""
 
     models: list[Model]
     trajectories: list[Artifact]
@@ -53,13 +52,13 @@ class Generalists(NamedTuple):
 
 
 class Merges(NamedTuple):
-    """What the loop over the merges hands on."""
+    """Outputs of the loop over the merges."""
 
     models: list[Model]
     evaluations: list[Dataset]
 
 
-def _specialists(place: Placement) -> Callable[..., Any]:
+def _specialists(add_task: Placement) -> Callable[..., Any]:
     """The loop over the tasks: train, evaluate and score one specialist each."""
 
     @dsl.pipeline(name="specialists", display_name="Specialists")
@@ -72,33 +71,18 @@ def _specialists(place: Placement) -> Callable[..., Any]:
         reference_logps: Input[Dataset],
         base_model: Input[Model],
     ) -> Specialists:
+        inputs = {"data": data, "reference_logps": reference_logps, "base_model": base_model}
         with dsl.ParallelFor(items=tasks) as task_name:
-            trained = place(
-                train_specialist,
-                settings=specialist,
-                task_name=task_name,
-                data=data,
-                reference_logps=reference_logps,
-                base_model=base_model,
-            )
+            trained = add_task(train_specialist, settings=specialist, task_name=task_name, **inputs)
             model = trained.outputs["model"]
-            evaluated = place(
-                evaluate,
-                settings=evaluation,
-                data=data,
-                reference_logps=reference_logps,
-                base_model=base_model,
-                model=model,
-            )
-            scored = place(
+            evaluated = add_task(evaluate, settings=evaluation, model=model, **inputs)
+            scored = add_task(
                 specialist_losses,
                 settings=losses,
                 task_name=task_name,
-                data=data,
-                reference_logps=reference_logps,
-                base_model=base_model,
                 model=model,
                 evaluation=evaluated.outputs["evaluation"],
+                **inputs,
             )
         return Specialists(
             models=dsl.Collected(model),
@@ -110,7 +94,7 @@ def _specialists(place: Placement) -> Callable[..., Any]:
     return specialists  # type: ignore[no-any-return]
 
 
-def _generalists(place: Placement) -> Callable[..., Any]:
+def _generalists(add_task: Placement) -> Callable[..., Any]:
     """The loop over the methods: train and evaluate one generalist each."""
 
     @dsl.pipeline(name="generalists", display_name="Generalists")
@@ -122,25 +106,13 @@ def _generalists(place: Placement) -> Callable[..., Any]:
         losses: Input[Dataset],
         base_model: Input[Model],
     ) -> Generalists:
+        inputs = {"data": data, "reference_logps": reference_logps, "base_model": base_model}
         with dsl.ParallelFor(items=methods) as settings:
-            trained = place(
-                train_generalist,
-                settings=settings,
-                data=data,
-                reference_logps=reference_logps,
-                losses=losses,
-                base_model=base_model,
-            )
-            evaluated = place(
-                evaluate,
-                settings=evaluation,
-                data=data,
-                reference_logps=reference_logps,
-                base_model=base_model,
-                model=trained.outputs["model"],
-            )
+            trained = add_task(train_generalist, settings=settings, losses=losses, **inputs)
+            model = trained.outputs["model"]
+            evaluated = add_task(evaluate, settings=evaluation, model=model, **inputs)
         return Generalists(
-            models=dsl.Collected(trained.outputs["model"]),
+            models=dsl.Collected(model),
             trajectories=dsl.Collected(trained.outputs["trajectory"]),
             evaluations=dsl.Collected(evaluated.outputs["evaluation"]),
         )
@@ -148,7 +120,7 @@ def _generalists(place: Placement) -> Callable[..., Any]:
     return generalists  # type: ignore[no-any-return]
 
 
-def _merges(place: Placement) -> Callable[..., Any]:
+def _merges(add_task: Placement) -> Callable[..., Any]:
     """The loop over the merges: make and evaluate one model each."""
 
     @dsl.pipeline(name="merges", display_name="Merges")
@@ -160,51 +132,45 @@ def _merges(place: Placement) -> Callable[..., Any]:
         specialists: Input[Model],
         base_model: Input[Model],
     ) -> Merges:
+        inputs = {"data": data, "reference_logps": reference_logps, "base_model": base_model}
         with dsl.ParallelFor(items=methods) as settings:
-            merged = place(merge_specialists, settings=settings, base_model=base_model, specialists=specialists)
-            evaluated = place(
-                evaluate,
-                settings=evaluation,
-                data=data,
-                reference_logps=reference_logps,
-                base_model=base_model,
-                model=merged.outputs["model"],
+            merged = add_task(
+                merge_specialists, settings=settings, base_model=base_model, specialists=specialists
             )
-        return Merges(
-            models=dsl.Collected(merged.outputs["model"]),
-            evaluations=dsl.Collected(evaluated.outputs["evaluation"]),
-        )
+            model = merged.outputs["model"]
+            evaluated = add_task(evaluate, settings=evaluation, model=model, **inputs)
+        return Merges(models=dsl.Collected(model), evaluations=dsl.Collected(evaluated.outputs["evaluation"]))
 
     return merges  # type: ignore[no-any-return]
 
 
-def build(experiment: Experiment, place: Placement = ON_THIS_MACHINE) -> Callable[..., Any]:
-    """The pipeline of an experiment, with the steps that it asks for.
+def build_pipeline(experiment: Experiment, add_task: Placement) -> Callable[..., Any]:
+    """Return the pipeline of an experiment, with the stages that it needs.
 
-    Its one parameter, `config`, is the experiment by default; another one with the same parts (merges,
-    registry, output) can be given as JSON or YAML.
+    The pipeline has one parameter, `config`, with the experiment as default. It accepts any experiment with the
+    same parts (merges, registry, output), as JSON or YAML.
 
     Args:
         experiment: the checked configuration.
-        place: makes each task, and says where on a cluster it runs.
+        add_task: makes the tasks, for this machine or for a cluster.
     """
-    # kfp cannot collect from an empty loop, so the loop over merges is there only where there are any.
+    # kfp cannot collect from an empty loop, so an experiment without merges has no such loop.
     parts = experiment.parts
-    specialists, generalists, merges = _specialists(place), _generalists(place), _merges(place)
+    specialists, generalists, merges = _specialists(add_task), _generalists(add_task), _merges(add_task)
 
     @dsl.pipeline(
         name="automixalign",
         display_name="AutoMixAlign",
         description="Align one language model to several tasks: specialists, generalists, merges, leaderboard.",
-        pipeline_config=place.pipeline_config,
+        pipeline_config=add_task.pipeline_config,
     )
     def automixalign(config: str = experiment.model_dump_json()) -> None:
-        plan = place(validate_config, config=config, parts=parts).outputs
-        base_model = place(prepare_base_model, settings=plan["base_model"]).outputs["base_model"]
-        data = place(prepare_data, settings=plan["data"], base_model=base_model).outputs["data"]
-        logps = place(reference_logps, settings=plan["scoring"], data=data, base_model=base_model).outputs
+        plan = add_task(validate_config, config=config, parts=parts).outputs
+        base_model = add_task(prepare_base_model, settings=plan["base_model"]).outputs["base_model"]
+        data = add_task(prepare_data, settings=plan["data"], base_model=base_model).outputs["data"]
+        logps = add_task(reference_logps, settings=plan["scoring"], data=data, base_model=base_model).outputs
         common = {"data": data, "reference_logps": logps["reference_logps"], "base_model": base_model}
-        evaluated = place(evaluate, settings=plan["evaluation"], **common)
+        evaluated = add_task(evaluate, settings=plan["evaluation"], **common)
         first = specialists(
             tasks=plan["tasks"],
             specialist=plan["specialist"],
@@ -213,7 +179,7 @@ def build(experiment: Experiment, place: Placement = ON_THIS_MACHINE) -> Callabl
             **common,
         ).outputs
         to_merge = {"models": first["models"]} if "merges" in parts else {}
-        gathered = place(gather_specialists, losses=first["losses"], **to_merge).outputs
+        gathered = add_task(gather_specialists, losses=first["losses"], **to_merge).outputs
         trained = generalists(
             methods=plan["generalists"],
             evaluation=plan["evaluation"],
@@ -238,9 +204,9 @@ def build(experiment: Experiment, place: Placement = ON_THIS_MACHINE) -> Callabl
                 **common,
             ).outputs
             to_compare["merges"], candidates["merges"] = merged["evaluations"], merged["models"]
-        compared = place(compare, settings=plan["comparison"], **to_compare).outputs
+        compared = add_task(compare, settings=plan["comparison"], **to_compare).outputs
         if "registry" in parts:
-            place(
+            add_task(
                 register,
                 settings=plan["registry"],
                 board=compared["leaderboard"],
@@ -249,7 +215,7 @@ def build(experiment: Experiment, place: Placement = ON_THIS_MACHINE) -> Callabl
                 **candidates,
             )
         if "output" in parts:
-            place(
+            add_task(
                 publish,
                 settings=plan["publication"],
                 board=compared["leaderboard"],

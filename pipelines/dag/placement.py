@@ -1,6 +1,6 @@
-"""Where the steps run: on this machine as they are, or on a cluster as an experiment's `cluster` says."""
+"""Where the stages run: as processes of this machine, or in pods as the experiment's `cluster` key says."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 from kfp import kubernetes
@@ -14,6 +14,7 @@ from automixalign.config.cluster import (
     Pod,
     Step,
     TrainJobRequest,
+    TrainJobSpec,
 )
 from automixalign.config.experiment import Experiment
 from automixalign.storage import s3
@@ -21,18 +22,16 @@ from automixalign.training import checkpoints
 from components.image import IMAGE
 
 _READS_SOURCES: tuple[Step, ...] = ("validate_config", "prepare_base_model", "prepare_data")
-_USES: dict[str, tuple[Step, ...]] = {
+_SECRET_USERS: dict[str, tuple[Step, ...]] = {
     "s3": (*_READS_SOURCES, "register", "publish"),
     "hub": _READS_SOURCES,
 }
-"""The steps that see a Secret. Every step tells MLflow what it did; those with checkpoints see S3's, too."""
+"""The stages that get a Secret. Every stage gets MLflow's; stages with checkpoints in S3 also get S3's."""
 _NEVER_CACHED: tuple[Step, ...] = ("validate_config", "register", "publish")
-"""They look at or change what lies outside the DAG: the sources' content, the registry, the output."""
-
-
-_LONG = 10 * 365 * 24 * 3600
-"""Of a step and all its retries, in seconds. Argo counts its limit from the first start (see `backend.md`), so
-that it would end a long training's second try; a step's own limit is `timeout_seconds`."""
+"""These stages read or change what is outside the DAG: the sources' content, the registry, the output."""
+_RETRY_SECONDS = 10 * 365 * 24 * 3600
+"""Limit for a stage and all its retries. Argo counts it from the first start (see `backend.md`), so a low limit
+would end the second try of a long training. A stage's own limit is `timeout_seconds`."""
 
 
 class Placement:
@@ -42,16 +41,16 @@ class Placement:
     cache = True
 
     def __call__(self, component: Callable[..., PipelineTask], **inputs: Any) -> PipelineTask:
-        """The task of a component with these inputs."""
+        """Return the task of a component with these inputs."""
         task = component(**inputs)
-        return task.set_caching_options(self.cache and step_of(component) not in _NEVER_CACHED)
+        return task.set_caching_options(self.cache and _stage_of(component) not in _NEVER_CACHED)
 
 
-class OnThisMachine(Placement):
-    """Makes the tasks of a pipeline for kfp's local runner.
+class LocalPlacement(Placement):
+    """Makes tasks for kfp's local runner.
 
     Args:
-        retries: how often a failed step is tried again.
+        retries: how many times to retry a failed stage.
     """
 
     def __init__(self, retries: int = 0) -> None:
@@ -62,49 +61,42 @@ class OnThisMachine(Placement):
         return task.set_retry(self.retries, "1s", 1) if self.retries else task
 
 
-def step_of(component: Callable[..., PipelineTask]) -> Step:
-    """The step that a component is."""
-    return cast(Step, component.name.replace("-", "_"))  # type: ignore[attr-defined]
-
-
-ON_THIS_MACHINE = OnThisMachine()
-
-
-class OnCluster(Placement):
-    """Makes the tasks of a pipeline, each with what its pod asks for.
+class ClusterPlacement(Placement):
+    """Makes tasks for a cluster, each with the resources, nodes and Secrets of its pod.
 
     Args:
-        experiment: its `cluster` says what, and `training.nodes` on how many pods a training runs.
+        experiment: the checked configuration.
     """
 
     def __init__(self, experiment: Experiment) -> None:
-        self.cluster, self.nodes = experiment.cluster, experiment.training.nodes
-        self.checkpoints = _checkpoints_of(experiment)
+        self.cluster = experiment.cluster
+        self.train_job = self.cluster.train_job if experiment.training.nodes > 1 else None
+        self.checkpoints = _checkpoint_folders(experiment)
         self.cache = self.cluster.cache
         self.pipeline_config = PipelineConfig(ttl_seconds_after_finished=self.cluster.ttl_seconds)
 
     def __call__(self, component: Callable[..., PipelineTask], **inputs: Any) -> PipelineTask:
         task = super().__call__(component, **inputs)
         task.set_display_name(task.name.replace("-", " ").capitalize())
-        step = step_of(component)
-        pod = self.cluster.pod(step)
-        hands_over = self.nodes > 1 and step in TRAINING
-        if hands_over:
-            # The nodes get what the training asks for; this pod starts the job and waits for it.
-            task.set_env_variable(TRAIN_JOB, self._train_job(pod).model_dump_json())
-            pod = self.cluster.default
-        elif step in self.checkpoints:
-            task.set_env_variable(checkpoints.PLACE, self.checkpoints[step])
-        _give_resources(task, pod)
-        _choose_nodes(task, pod)
-        _limit_time(task, pod)
-        self._give_environment(task, step, hands_over)
+        stage = _stage_of(component)
+        pod = self.cluster.pod(stage)
+        uses_s3 = stage in _SECRET_USERS["s3"]
+        if self.train_job and stage in TRAINING:
+            # The job's nodes get the training's resources. This pod starts the job and waits for it.
+            task.set_env_variable(TRAIN_JOB, self._train_job_request(self.train_job, pod).model_dump_json())
+            pod, uses_s3 = self.cluster.default, True
+        elif stage in self.checkpoints:
+            task.set_env_variable(checkpoints.PLACE, self.checkpoints[stage])
+            uses_s3 = True
+        _set_resources(task, pod)
+        _set_nodes(task, pod)
+        _set_time_limits(task, pod)
+        self._set_environment(task, {"s3": uses_s3, "hub": stage in _SECRET_USERS["hub"], "mlflow": True})
         return task
 
-    def _train_job(self, pod: Pod) -> TrainJobRequest:
-        assert self.cluster.train_job is not None  # noqa: S101  the schema requires it
+    def _train_job_request(self, train_job: TrainJobSpec, pod: Pod) -> TrainJobRequest:
         return TrainJobRequest(
-            **self.cluster.train_job.model_dump(),
+            **train_job.model_dump(),
             image=IMAGE,
             pod=pod,
             secrets=self.cluster.secrets,
@@ -112,36 +104,32 @@ class OnCluster(Placement):
             image_pull_secrets=self.cluster.image_pull_secrets,
         )
 
-    def _give_environment(self, task: PipelineTask, step: Step, hands_over: bool) -> None:
-        for kind, keys in SECRET_KEYS.items():
-            name = getattr(self.cluster.secrets, kind)
-            uses = step in _USES.get(kind, (step,)) or (
-                kind == "s3" and (hands_over or step in self.checkpoints)
-            )
-            if name and uses:
-                kubernetes.use_secret_as_env(task, name, _as_themselves(keys), optional=True)
+    def _set_environment(self, task: PipelineTask, uses: dict[str, bool]) -> None:
+        for service, keys in SECRET_KEYS.items():
+            secret = getattr(self.cluster.secrets, service)
+            if secret and uses[service]:
+                kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=True)
         if self.cluster.environment:
-            kubernetes.use_config_map_as_env(
-                task, self.cluster.environment, _as_themselves(ENVIRONMENT_KEYS), optional=True
-            )
+            variables = {key: key for key in ENVIRONMENT_KEYS}
+            kubernetes.use_config_map_as_env(task, self.cluster.environment, variables, optional=True)
         if self.cluster.image_pull_secrets:
             kubernetes.set_image_pull_secrets(task, self.cluster.image_pull_secrets)
         kubernetes.set_security_context(task, run_as_non_root=True)
 
 
-def _checkpoints_of(experiment: Experiment) -> dict[Step, str]:
-    """Where each step that trains keeps its checkpoints: below the run's output, hidden from its readers."""
+def _stage_of(component: Callable[..., PipelineTask]) -> Step:
+    return cast(Step, component.name.replace("-", "_"))  # type: ignore[attr-defined]
+
+
+def _checkpoint_folders(experiment: Experiment) -> dict[Step, str]:
+    """Stage -> the S3 prefix of its checkpoints; none unless the run's output is in S3."""
     if experiment.output is None or not experiment.output.to.startswith(s3.SCHEME):
         return {}
-    steps = (*TRAINING, "specialist_losses") if experiment.specialist_losses.cross_fit else TRAINING
-    return dict.fromkeys(steps, f"{experiment.output.to.rstrip('/')}/.checkpoints")
+    stages = (*TRAINING, "specialist_losses") if experiment.specialist_losses.cross_fit else TRAINING
+    return dict.fromkeys(stages, f"{experiment.output.to.rstrip('/')}/.checkpoints")
 
 
-def _as_themselves(keys: Sequence[str]) -> dict[str, str]:
-    return {key: key for key in keys}
-
-
-def _give_resources(task: PipelineTask, pod: Pod) -> None:
+def _set_resources(task: PipelineTask, pod: Pod) -> None:
     if pod.cpu:
         task.set_cpu_request(pod.cpu)
     if pod.cpu_limit:
@@ -162,15 +150,17 @@ def _give_resources(task: PipelineTask, pod: Pod) -> None:
         )
 
 
-def _choose_nodes(task: PipelineTask, pod: Pod) -> None:
+def _set_nodes(task: PipelineTask, pod: Pod) -> None:
     for key, value in sorted(pod.node_selector.items()):
         kubernetes.add_node_selector(task, key, value)
     for toleration in pod.tolerations:
         kubernetes.add_toleration(task, **toleration.model_dump(exclude_none=True))
 
 
-def _limit_time(task: PipelineTask, pod: Pod) -> None:
+def _set_time_limits(task: PipelineTask, pod: Pod) -> None:
     if pod.timeout_seconds:
         kubernetes.set_timeout(task, pod.timeout_seconds)
     if pod.retries.times:
-        task.set_retry(pod.retries.times, f"{pod.retries.wait_seconds}s", pod.retries.factor, f"{_LONG}s")
+        task.set_retry(
+            pod.retries.times, f"{pod.retries.wait_seconds}s", pod.retries.factor, f"{_RETRY_SECONDS}s"
+        )

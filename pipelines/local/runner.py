@@ -11,8 +11,8 @@ from kfp import local
 from kfp.local import cache as kfp_cache
 from kfp.local import logging_utils, subprocess_task_handler
 
-from pipelines.dag.pipeline import build
-from pipelines.dag.placement import OnThisMachine
+from pipelines.dag.pipeline import build_pipeline
+from pipelines.dag.placement import LocalPlacement
 from pipelines.local import warm
 from pipelines.local.attempt import Attempt
 from pipelines.local.caching import StepCache
@@ -47,7 +47,9 @@ def go_through(attempt: Attempt, fresh: bool = False) -> None:
     # Around each step kfp puts another `print` into `builtins`, that indents. Steps that overlap put it back in
     # the wrong order, so that one stays, and each that stays doubles what the ones after it cost.
     logging_utils.indented_print = lambda num_spaces=4: nullcontext()
-    build(attempt.experiment, OnThisMachine(attempt.retries))(config=attempt.experiment.model_dump_json())
+    build_pipeline(attempt.experiment, LocalPlacement(attempt.retries))(
+        config=attempt.experiment.model_dump_json()
+    )
 
 
 def _containers(attempt: Attempt) -> local.DockerRunner | None:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from automixalign.config.experiment import Experiment, parse_experiment
-from pipelines.dag.compiling import write
+from pipelines.dag.compiling import write_pipeline
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -76,7 +76,7 @@ def pipeline(name: str) -> list[Any]:
     """The documents of a compiled pipeline: its spec and what the platform is asked for."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / f"{name}.yaml"
-        write(EXPERIMENTS[name], place)
+        write_pipeline(EXPERIMENTS[name], place)
         return list(yaml.safe_load_all(place.read_text()))
 
 

@@ -17,8 +17,9 @@ from automixalign.preflight.validate import plan
 from automixalign.system.errors import ConfigError
 from automixalign.training import checkpoints
 from pipelines.cli import load
-from pipelines.dag.compiling import write
-from pipelines.dag.pipeline import build
+from pipelines.dag.compiling import write_pipeline
+from pipelines.dag.pipeline import build_pipeline
+from pipelines.dag.placement import LocalPlacement
 from tests.pipeline.compiled import EXPERIMENTS, GOLDEN, golden, pipeline
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +28,7 @@ COMPONENTS = sorted((ROOT / "components").glob("*/component.py"))
 
 @pytest.mark.parametrize("again", range(2))
 def test_the_committed_pipeline_is_what_the_quickstart_compiles_to(again: int, tmp_path: Path) -> None:
-    write(load("quickstart", None, None, None), tmp_path / "pipeline.yaml")
+    write_pipeline(load("quickstart", None, None, None), tmp_path / "pipeline.yaml")
     committed = (ROOT / "pipelines" / "automixalign.yaml").read_text()
     assert (tmp_path / "pipeline.yaml").read_text() == committed, "run `make compile` and commit the change"
 
@@ -109,7 +110,7 @@ def test_a_training_on_two_nodes_is_told_of_the_job_it_is_to_start() -> None:
 def test_trainings_keep_checkpoints_below_an_output_in_s3(
     changes: dict[str, Any], steps: set[str], tmp_path: Path
 ) -> None:
-    write(parse_experiment(_data(**changes), "test"), tmp_path / "p.yaml")
+    write_pipeline(parse_experiment(_data(**changes), "test"), tmp_path / "p.yaml")
     spec, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
     told = _told(spec, checkpoints.PLACE)
     assert told == {f"exec-{step}": "s3://results/run/.checkpoints" for step in steps}
@@ -120,7 +121,7 @@ def test_trainings_keep_checkpoints_below_an_output_in_s3(
 
 def test_trainings_on_several_nodes_keep_no_checkpoints(tmp_path: Path) -> None:
     data = EXPERIMENTS["two-nodes"].model_dump(mode="json") | {"output": "s3://results/run"}
-    write(parse_experiment(data, "test"), tmp_path / "p.yaml")
+    write_pipeline(parse_experiment(data, "test"), tmp_path / "p.yaml")
     spec = next(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))
     assert _told(spec, checkpoints.PLACE) == {}
 
@@ -150,7 +151,7 @@ def test_only_steps_that_look_or_act_outside_are_never_cached() -> None:
 
 @pytest.mark.parametrize("preset", ["zephyr-7b", "zephyr-7b-lora"])
 def test_the_presets_for_a_cluster_compile(preset: str, tmp_path: Path) -> None:
-    write(
+    write_pipeline(
         load(preset, None, ["helpful=org/helpful", "harmless=s3://data/harmless/"], None), tmp_path / "p.yaml"
     )
     spec = next(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))
@@ -179,7 +180,8 @@ def test_optional_parts_are_there_only_where_they_are_asked_for(tmp_path: Path) 
     tasks = {}
     for step, change in ({"": {}} | wanted).items():
         compiler.Compiler().compile(
-            build(parse_experiment(_data(**change), "test")), str(tmp_path / "pipeline.yaml")
+            build_pipeline(parse_experiment(_data(**change), "test"), LocalPlacement()),
+            str(tmp_path / "pipeline.yaml"),
         )
         spec = next(yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text()))
         tasks[step] = set(spec["root"]["dag"]["tasks"])
@@ -238,6 +240,8 @@ def test_a_component_is_thin_and_in_the_dag(path: Path, tmp_path: Path) -> None:
     docstring = max((node.value.value for node in ast.walk(ast.parse(source)) if _is_text(node)), key=len)
     assert len(source.splitlines()) - len(docstring.splitlines()) <= 50
     whole = _data(registry={"name": "golden"}, output="s3://results/golden", merges=["linear"])
-    compiler.Compiler().compile(build(parse_experiment(whole, "test")), str(tmp_path / "pipeline.yaml"))
+    compiler.Compiler().compile(
+        build_pipeline(parse_experiment(whole, "test"), LocalPlacement()), str(tmp_path / "pipeline.yaml")
+    )
     spec = next(yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text()))
     assert f"exec-{path.parent.name.replace('_', '-')}" in spec["deploymentSpec"]["executors"]

@@ -83,7 +83,7 @@ def mine(tmp_path: Path, experiment_data: Data) -> Path:
 @pytest.fixture
 def submit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mine: Path) -> Submit:
     """Run `ama submit` for `mine` in this process; the same pipeline is compiled once, for all tests."""
-    compile_once = compiling.write
+    compile_once = compiling.write_pipeline
 
     def write(experiment: Experiment, path: Path) -> None:
         if experiment.model_dump_json() not in COMPILED:
@@ -91,7 +91,7 @@ def submit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
             COMPILED[experiment.model_dump_json()] = path.read_bytes()
         path.write_bytes(COMPILED[experiment.model_dump_json()])
 
-    monkeypatch.setattr(compiling, "write", write)
+    monkeypatch.setattr(compiling, "write_pipeline", write)
 
     def call(*arguments: object) -> Ended:
         words = ["ama", "submit", "--config", str(mine), *QUICK, *map(str, arguments)]

@@ -446,7 +446,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     print_messages()
     try:
-        with shortages.of_step("ama", ""):
+        with shortages.name_shortages("ama", ""):
             app()
     except AutoMixAlignError as error:
         Console(stderr=True).print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)

@@ -16,7 +16,7 @@ from automixalign.system.errors import ConfigError, ModelError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-mkl.settle()
+mkl.load_kernels()
 
 
 def device() -> torch.device:

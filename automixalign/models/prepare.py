@@ -113,9 +113,7 @@ def _convert(spec: BaseModelSpec, folder: Path, scratch: Path) -> dict[str, Any]
     return {"parameters": model.num_parameters(), "architecture": type(model).__name__}
 
 
-def look_at(
-    spec: BaseModelSpec, max_length: int
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase] | None":
+def look_at(spec: BaseModelSpec, max_length: int) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase] | None":
     """Load the tokenizer and the model of a folder on this machine, the model without its weights.
 
     Only the headers of the weights' files are read, which takes a moment.

@@ -28,7 +28,7 @@ from automixalign.quickstart.spec import TINY_POSITIONS
 from automixalign.quickstart.synthetic import SYNTHETIC_TASKS, generate
 from automixalign.system import mkl
 
-mkl.settle()
+mkl.load_kernels()
 
 _PAD, _BOS, _EOS, _UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 _ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}

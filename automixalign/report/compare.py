@@ -16,7 +16,7 @@ from automixalign.report.collect import collect
 from automixalign.steps.step import current_step
 from automixalign.storage import files
 from automixalign.system.errors import CacheError
-from automixalign.system.flat import flat
+from automixalign.system.flatten import flatten
 
 
 def compare(
@@ -85,7 +85,7 @@ def _check_trajectory(log: Path) -> None:
     with log.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                values = flat(json.loads(line), "/")
+                values = flatten(json.loads(line), "/")
             except ValueError as error:
                 raise CacheError(
                     f"{log}:{number}: is no line of a training's log: {error}; train again"

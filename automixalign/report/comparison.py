@@ -10,7 +10,7 @@ from automixalign.config.file import dump_yaml
 from automixalign.report import page
 from automixalign.report.runs import Run
 from automixalign.system.errors import ConfigError
-from automixalign.system.flat import flat
+from automixalign.system.flatten import flatten
 
 BASELINE = "uniform"
 _LEVEL = 0.95
@@ -136,9 +136,9 @@ def _verdict(models: Sequence[Mapping[str, Any]], baseline: str, runs: int) -> s
 
 def _check_that_only_the_seed_differs(runs: Sequence[Run]) -> None:
     first, *others = runs
-    ours = dict(flat(first.experiment.model_dump(mode="json")))
+    ours = dict(flatten(first.experiment.model_dump(mode="json")))
     for run in others:
-        mine = dict(flat(run.experiment.model_dump(mode="json")))
+        mine = dict(flatten(run.experiment.model_dump(mode="json")))
         for key in [*ours, *mine]:
             if key != "seed" and (key in ours, ours.get(key)) != (key in mine, mine.get(key)):
                 raise ConfigError(

@@ -22,7 +22,7 @@ from automixalign.config.experiment import Experiment, parse_experiment
 from automixalign.config.file import dump_yaml, read_yaml
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError
-from automixalign.system.flat import flat
+from automixalign.system.flatten import flatten
 
 CONFIG = "config.yaml"
 LOGS = "logs"
@@ -94,7 +94,7 @@ def _check_experiment(folder: Path, experiment: Experiment) -> None:
     there = parse_experiment(read_yaml(path), str(path))
     if there == experiment:
         return
-    old, new = (dict(flat(each.model_dump(mode="json"))) for each in (there, experiment))
+    old, new = (dict(flatten(each.model_dump(mode="json"))) for each in (there, experiment))
     changed = [key for key in {**old, **new} if json.dumps(old.get(key)) != json.dumps(new.get(key))]
     more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
     raise ConfigError(

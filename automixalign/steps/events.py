@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from automixalign.system.plain_text import shown
+from automixalign.system.plain_text import printable
 
 LOGS_VARIABLE = "AMA_LOGS"
 EVENTS_FILE = "events.jsonl"
@@ -47,7 +47,7 @@ class EventLog:
         """
         if self.folder is None:
             return
-        facts = {key: shown(value) if isinstance(value, str) else value for key, value in facts.items()}
+        facts = {key: printable(value) if isinstance(value, str) else value for key, value in facts.items()}
         row = {"time": time.time(), "stage": self.stage, "name": self.name, "event": event, **facts}
         line = f"{json.dumps(row)}\n"
         if self._line_may_be_cut:

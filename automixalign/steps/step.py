@@ -19,7 +19,7 @@ from automixalign.steps.output import output_to
 from automixalign.steps.tracking.delivery import deliver
 from automixalign.steps.tracking.record import RECORD_FILE, Record
 from automixalign.storage import files
-from automixalign.system import alive, shortages
+from automixalign.system import orphans, shortages
 from automixalign.system.errors import StorageError
 from automixalign.system.messages import logger, print_messages
 from automixalign.system.processors import limit_threads
@@ -98,19 +98,19 @@ def run_step(
         StorageError: a disk is full.
         ResourceError: memory ran out.
     """
-    alive.depend()
+    orphans.end_with_lock_holder()
     print_messages()
     step, outputs = Step(stage, name), list(writes)
     token = _current.set(step)
     try:
         if workers := os.environ.get(WORKERS_VARIABLE):
             limit_threads(int(workers) if name else 1)
-        with shortages.of_step(step.title, stage):
+        with shortages.name_shortages(step.title, stage):
             started = time.monotonic()
-            step.events.write("started", process=os.getpid(), killed_for_memory=shortages.killed_for_memory())
+            step.events.write("started", process=os.getpid(), oom_kills=shortages.count_oom_kills())
             with _log_file(step):
                 try:
-                    with shortages.of_step(step.title, stage):
+                    with shortages.name_shortages(step.title, stage):
                         artifacts.verify(reads)
                         yield step
                         artifacts.seal(outputs)

@@ -26,12 +26,12 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: the disk is full; like every named error raised meanwhile, it speaks of `path`.
     """
-    with shortages.written(path):
+    with shortages.name_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             temporary = Path(folder) / path.name
             try:
-                with shortages.written(temporary):
+                with shortages.name_full_disk(temporary):
                     yield temporary
             except AutoMixAlignError as error:
                 error.args = tuple(str(part).replace(str(temporary), str(path)) for part in error.args)

@@ -19,7 +19,7 @@ from typing import Any
 
 from automixalign.storage import files
 from automixalign.system.errors import DamagedError, StorageError, UnreachableError
-from automixalign.system.plain_text import masked
+from automixalign.system.plain_text import mask_secrets
 
 SCHEME = "s3://"
 SHA256 = "automixalign-sha256"
@@ -294,7 +294,7 @@ def _explained(what: str) -> Iterator[None]:
         reason = getattr(error, "last_exception", None) or error  # where a transfer has tried several times
         advice = _advice(error)
         message = f"{what}: {reason}; {advice}".removesuffix("; ")
-        clean = masked(message)
+        clean = mask_secrets(message)
         kind = UnreachableError if advice == _SERVER else StorageError
         # The cause's own message would stand in a traceback too.
         raise kind(clean) from (error if clean == message else None)

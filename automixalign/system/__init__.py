@@ -1,4 +1,4 @@
-"""Errors, checked types, and what the machine under a run is like.
+"""Errors, messages, checked types, and the memory, disk, processors and processes of this machine.
 
 It knows nothing of models, data, tasks or storage.
 """

@@ -1,19 +1,19 @@
 """Errors a user can act on: each says what is wrong, where, and what to do."""
 
-from automixalign.system.plain_text import shown
+from automixalign.system.plain_text import printable
 
 
 class AutoMixAlignError(Exception):
-    """Base of every error this library raises on purpose; its message can be shown anywhere."""
+    """Base of every error that this library raises on purpose; its message is safe to print anywhere."""
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(shown(message))
+        super().__init__(printable(message))
 
 
-def by_name(kind: str) -> type[AutoMixAlignError] | None:
-    """The error of this name, which another process has told; None where it is none of ours."""
-    found = globals().get(kind)
-    return found if isinstance(found, type) and issubclass(found, AutoMixAlignError) else None
+def error_class(name: str) -> type[AutoMixAlignError] | None:
+    """The class of an error that another process reports by name; None if it is not one of this module."""
+    value = globals().get(name)
+    return value if isinstance(value, type) and issubclass(value, AutoMixAlignError) else None
 
 
 class ConfigError(AutoMixAlignError):
@@ -41,12 +41,12 @@ class StorageError(AutoMixAlignError):
 
 
 class DamagedError(StorageError):
-    """A file or object is there, but is not what was stored."""
+    """A file or object exists, but its content has changed."""
 
 
 class UnreachableError(StorageError):
-    """A server that holds or is to hold something is down, busy or silent; the same may work later."""
+    """A server is down, busy or silent; the same call may work later."""
 
 
 class ResourceError(AutoMixAlignError):
-    """A step needs more memory than it may have; the message says which, and what to lower."""
+    """A stage needs more memory than it may use; the message names the stage and the settings to lower."""

@@ -1,18 +1,18 @@
-"""Keep the memory that tensors on the CPU have freed, for the tensors of the next step."""
+"""glibc keeps the memory that tensors on the CPU free, for the tensors of the next optimiser step."""
 
 import ctypes
 import sys
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
-"""Of mallopt(3)."""
+"""Options of mallopt(3)."""
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep what is freed; returns False where another C library is in use.
+    """Have glibc keep freed memory. Returns False if another C library is in use.
 
-    glibc gives a large block back to the system as soon as it is freed, and takes it anew a moment later, with
-    a page fault for every 4 KiB of it: a fifth of a training step's time on a CPU. Blocks that do not fit into
-    what is kept make the process grow at first; over 45 steps of unlike batches the peak was 5 % higher.
+    By default glibc returns a large block to the system at once. The next allocation then costs a page fault
+    for every 4 KiB: a fifth of the time of an optimiser step on a CPU. A block that fits into no freed one
+    makes the process grow: the peak was 5 % higher over 45 steps with batches of different sizes.
     """
     if not sys.platform.startswith("linux"):
         return False

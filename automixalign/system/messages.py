@@ -3,7 +3,7 @@
 import logging
 import sys
 
-from automixalign.system.plain_text import shown
+from automixalign.system.plain_text import printable
 
 logger = logging.getLogger("automixalign")
 
@@ -16,7 +16,7 @@ class _Printer(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        sys.stderr.write(shown(f"{prefix}{self.format(record)}\n"))
+        sys.stderr.write(printable(f"{prefix}{self.format(record)}\n"))
 
 
 def print_messages() -> None:

@@ -1,4 +1,4 @@
-"""What every checked piece of configuration is made of: strict numbers, and models that refuse unknown keys."""
+"""The types of checked configuration: strict numbers, and models that refuse unknown keys."""
 
 from typing import Annotated, Any
 
@@ -13,10 +13,10 @@ def _not_bool(value: Any) -> Any:
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")]
 LARGEST = 2**31 - 1
-"""The largest number that every library below takes where it wants an integer."""
+"""The largest integer that every library in use accepts."""
 
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=1000)]
-"""A path, an address or a name given by others: on one line, and not empty."""
+"""A path, an address or an external name: on one line, and not empty."""
 Count = Annotated[int, Field(strict=True, ge=1, le=LARGEST)]
 Natural = Annotated[int, Field(strict=True, ge=0, le=LARGEST)]
 Number = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
@@ -28,20 +28,19 @@ Flag = Annotated[bool, Field(strict=True)]
 
 
 class Schema(BaseModel):
-    """Unknown keys are refused, and a configuration never changes after it was checked."""
+    """Refuses unknown keys, and cannot be changed after the check."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-_TOLD = 20
-"""So many faults are told at once."""
+_MAX_LISTED_FAULTS = 20
 
 
 def describe(error: ValidationError) -> str:
-    """One line a fault: the key as one would write it (`tasks.0.name`), then what is wrong with it."""
+    """One line for each fault: the key as a user writes it (`tasks.0.name`), then what is wrong with it."""
     lines = []
     faults = error.errors(include_url=False, include_context=False)
-    for fault in faults[:_TOLD]:
+    for fault in faults[:_MAX_LISTED_FAULTS]:
         key = ".".join(str(part) for part in fault["loc"])
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
@@ -49,6 +48,6 @@ def describe(error: ValidationError) -> str:
         elif not isinstance(fault["input"], (dict, list, Schema)):
             message += f" (it is {fault['input']!r:.80})"
         lines.append(f"{key:.200}: {message}" if key else message)
-    if len(faults) > _TOLD:
-        lines.append(f"and {len(faults) - _TOLD} more")
+    if len(faults) > _MAX_LISTED_FAULTS:
+        lines.append(f"and {len(faults) - _MAX_LISTED_FAULTS} more")
     return "\n".join(lines)

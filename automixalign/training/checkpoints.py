@@ -192,7 +192,7 @@ def saved(checkpoint: Path) -> Iterator[None]:
         StorageError: the disk is full.
     """
     try:
-        with shortages.written(checkpoint):
+        with shortages.name_full_disk(checkpoint):
             yield
     except BaseException:
         shutil.rmtree(checkpoint, ignore_errors=True)

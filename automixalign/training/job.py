@@ -66,12 +66,12 @@ def error_of(folder: Path, failure: Exception) -> errors.AutoMixAlignError:
         codes = {each.exitcode for each in getattr(failure, "failures", {}).values()}
         if -signal.SIGKILL in codes:
             return errors.ResourceError(
-                "one of the processes was killed (SIGKILL), most often for want of memory; "
-                f"{shortages.advice('train_generalist')}"
+                "one of the processes was killed (SIGKILL), most often because memory ran out; "
+                f"{shortages.memory_advice('train_generalist')}"
             )
         return errors.TrainingError(f"one of the processes failed: {failure}")
     name, message = files.read_json(left[0])
-    kind = errors.by_name(name)
+    kind = errors.error_class(name)
     if kind is None:
         return errors.TrainingError(f"one of the processes failed: {name}: {message}")
     return kind(message)

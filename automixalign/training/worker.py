@@ -38,7 +38,7 @@ def work(folder: Path) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
     torch.distributed.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE)
     try:
-        with shortages.of_step(f"process {os.environ['RANK']}", job.stage):
+        with shortages.name_shortages(f"process {os.environ['RANK']}", job.stage):
             result = TRAININGS[job.kind].model_validate(job.training).run(folder)
     except BaseException as error:
         files.write_json(folder / f"error-{os.environ['RANK']}.json", [type(error).__name__, str(error)])

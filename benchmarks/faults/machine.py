@@ -458,7 +458,7 @@ def killed_for_memory(folder: Path) -> str:
         stack.close()
     see(done.returncode == 1, f"exit {done.returncode}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
     reason = next((line for line in done.stderr.splitlines() if "failed:" in line), "")
-    see("for want of memory; lower training.micro_batch_size" in reason, done.stderr[-3000:])
+    see("because memory ran out; lower training.micro_batch_size" in reason, done.stderr[-3000:])
     see(not (folder / "run" / "leaderboard.json").exists(), "there is a leaderboard")
     return f"exit 1: {reason.strip()}"
 

@@ -16,7 +16,7 @@ from typing import Any
 from automixalign.config.experiment import Budget, specialist_name
 from automixalign.data.split import TEST, VALIDATION
 from automixalign.storage import files
-from automixalign.system import alive
+from automixalign.system import orphans
 from benchmarks.quality.arms import REFERENCE, Arm, Merge, Options
 from benchmarks.quality.setups import SETUPS, Setup
 from benchmarks.quality.store import Store
@@ -30,11 +30,11 @@ def pool(jobs: int, output: Path) -> Iterator[ProcessPoolExecutor]:
     """Processes that share the processors, write what libraries say to a log, and end with this one."""
     logs = output / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    os.environ[alive.FILE] = str(logs / f"{os.getpid()}.alive")
+    os.environ[orphans.LOCK_VARIABLE] = str(logs / f"{os.getpid()}.alive")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     os.environ["HF_HUB_OFFLINE"] = "1"
     with (
-        alive.hold(Path(os.environ[alive.FILE])),
+        orphans.hold_lock(Path(os.environ[orphans.LOCK_VARIABLE])),
         ProcessPoolExecutor(jobs, get_context("forkserver"), initializer=_to_log, initargs=(logs,)) as workers,
     ):
         yield workers
@@ -44,7 +44,7 @@ def _to_log(logs: Path) -> None:
     from benchmarks.quality.world import TERMINAL
 
     os.setpgid(0, 0)  # what ends with us is this process and what it starts
-    alive.depend()
+    orphans.end_with_lock_holder()
     os.environ[TERMINAL] = str(os.dup(2))
     log = (logs / f"{os.getpid()}.log").open("a", buffering=1)
     os.dup2(log.fileno(), 1)

@@ -20,7 +20,7 @@ def main(descriptor: int, warmly: bool) -> None:
     if warmly:
         warm.begin()
     gc.disable()  # imports make objects that stay
-    from automixalign.system import alive
+    from automixalign.system import orphans
     from pipelines.local.attempt import Attempt
     from pipelines.local.runner import go_through
 
@@ -36,7 +36,7 @@ def main(descriptor: int, warmly: bool) -> None:
     if attempt.log is not None:
         warm.print_to(attempt.log)
     logging.captureWarnings(True)
-    alive.depend()
+    orphans.end_with_lock_holder()
     go_through(attempt, fresh=True)
 
 

@@ -18,7 +18,7 @@ from automixalign.report import leaderboard, run_folder, runs
 from automixalign.report.run_folder import LEADERBOARD
 from automixalign.steps.events import stage_title
 from automixalign.storage import files
-from automixalign.system.plain_text import shown
+from automixalign.system.plain_text import printable
 from pipelines.local.run import KFP_LOG, StepFailedError
 from pipelines.local.sending import STORE
 
@@ -143,9 +143,9 @@ def show_failure(console: Console, failure: StepFailedError, folder: Path) -> No
 
 def _print(console: Console, text: str) -> None:
     """A line as it is: what it quotes is neither markup nor an order to the terminal."""
-    console.print(shown(text), highlight=False, soft_wrap=True, markup=False, emoji=False)
+    console.print(printable(text), highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def _text(text: str) -> str:
     """Text for the middle of markup."""
-    return escape(shown(text))
+    return escape(printable(text))

@@ -11,7 +11,7 @@ from automixalign.report import run_folder
 from automixalign.steps.events import EVENTS_FILE, LOGS_VARIABLE, log_name, parse_events, stage_title
 from automixalign.steps.step import WORKERS_VARIABLE
 from automixalign.storage import files
-from automixalign.system import alive, shortages
+from automixalign.system import orphans, shortages
 from automixalign.system.errors import AutoMixAlignError
 from automixalign.training import checkpoints
 from pipelines.local.ahead import Ahead
@@ -95,13 +95,13 @@ def run(
         place = work / f"{_ATTEMPT}{int(before[-1].name[len(_ATTEMPT) :]) + 1 if before else 1:04}"
         place.mkdir()
         events = _Events(logs / EVENTS_FILE)
-        with alive.hold(place / "alive") as behind:
+        with orphans.hold_lock(place / "alive") as behind:
             try:
                 sender = Sender(experiment, folder.resolve())
                 environment = {
                     **dag.environment,
                     **_environment(work, logs),
-                    alive.FILE: behind.name,
+                    orphans.LOCK_VARIABLE: behind.name,
                     **sender.environment,
                 }
                 containers = runner.prepare(folder.resolve(), environment)
@@ -207,13 +207,14 @@ def failure_of(
 
 def _silence(began: dict[str, Any], logs: Path) -> str:
     """Why a step said nothing more after its first event `began`, as far as that can be known."""
-    before, now = began.get("killed_for_memory"), shortages.killed_for_memory()
-    what_to_do = shortages.advice(began["stage"])
+    before, now = began.get("oom_kills"), shortages.count_oom_kills()
+    what_to_do = shortages.memory_advice(began["stage"])
     if before is not None and now is not None and now > before:
-        return f"was killed by the system for want of memory; {what_to_do}"
+        return f"was killed by the system because memory ran out; {what_to_do}"
     if full := _full(logs):
-        return f"ended without a word{full}"
-    return f"ended without a word: it was killed (SIGKILL), most often for want of memory; {what_to_do}"
+        return f"ended without an error message{full}"
+    killed = "it was killed (SIGKILL), most often because memory ran out"
+    return f"ended without an error message: {killed}; {what_to_do}"
 
 
 def _full(logs: Path) -> str:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from automixalign.config.file import dump_yaml
-from automixalign.system.plain_text import shown
+from automixalign.system.plain_text import printable
 from pipelines.submit.following import Outcome, follow
 from pipelines.submit.server import Access, Server
 from pipelines.submit.submission import Submission
@@ -67,10 +67,10 @@ def send_and_follow(console: Console, server: Server, submission: Submission, po
 def _show_end(console: Console, outcome: Outcome, name: str, seconds: float, link: str) -> int:
     if outcome.succeeded:
         mark, text = "[green]✓[/]", f"{name} succeeded after {seconds:.0f} s: {link}"
-        console.print(f"{mark} {escape(shown(text))}", highlight=False, soft_wrap=True, emoji=False)
+        console.print(f"{mark} {escape(printable(text))}", highlight=False, soft_wrap=True, emoji=False)
         return 0
     errors = Console(stderr=True)
-    line = f"[red]✗ {escape(shown(f'{name}: {outcome.state}'))}[/]"
+    line = f"[red]✗ {escape(printable(f'{name}: {outcome.state}'))}[/]"
     errors.print(line, highlight=False, soft_wrap=True, emoji=False)
     if outcome.message:
         _print(errors, f"  {outcome.message}")
@@ -81,4 +81,4 @@ def _show_end(console: Console, outcome: Outcome, name: str, seconds: float, lin
 
 
 def _print(console: Console, text: str) -> None:
-    console.print(shown(text), highlight=False, soft_wrap=True, markup=False, emoji=False)
+    console.print(printable(text), highlight=False, soft_wrap=True, markup=False, emoji=False)

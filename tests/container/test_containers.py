@@ -294,7 +294,7 @@ def test_a_step_that_is_killed_fails_the_run(
     wait_for(run, client, tmp_path / "run", "prepare_base_model").kill()
     out, err = run.communicate(timeout=60)
     assert run.returncode == 1, out + err
-    assert "prepare_base_model failed: ended without a word: it was killed (SIGKILL)" in err
+    assert "prepare_base_model failed: ended without an error message: it was killed (SIGKILL)" in err
 
 
 def test_a_step_reaches_s3_and_a_failing_one_is_named_with_the_end_of_its_log(

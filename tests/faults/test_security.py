@@ -19,10 +19,12 @@ def test_case(case: Case, tmp_path: Path) -> None:
     case.run(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["shown", "by_name", "__doc__", "Exception", "__builtins__", "", "nothing"])
+@pytest.mark.parametrize(
+    "name", ["printable", "error_class", "__doc__", "Exception", "__builtins__", "", "nothing"]
+)
 def test_an_error_that_another_process_tells_is_one_of_ours(name: str) -> None:
-    assert errors.by_name(name) is None
-    assert errors.by_name("DataError") is errors.DataError
+    assert errors.error_class(name) is None
+    assert errors.error_class("DataError") is errors.DataError
 
 
 def test_every_case_of_security_md_is_a_group() -> None:

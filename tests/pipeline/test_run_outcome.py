@@ -63,7 +63,8 @@ def test_a_step_that_was_tried_again_has_not_failed(lines: list[str], experiment
         (
             events("started evaluate b"),
             0,
-            "evaluate [b]: ended without a word: it was killed (SIGKILL), most often for want of memory; lower "
+            "evaluate [b]: ended without an error message: it was killed (SIGKILL), most often because memory "
+            "ran out; lower "
             "evaluation.batch_size or max_length, or give the step more memory",
             "evaluate-b.log",
         ),
@@ -80,9 +81,11 @@ def test_a_run_has_failed_by_its_first_bad_step_whatever_kfp_says(
 
 def test_a_step_that_the_system_killed_for_memory_is_told_so(experiment_data: dict[str, Any]) -> None:
     """Linux counts such kills; the step noted how many there had been when it started."""
-    killed = [{**event, "killed_for_memory": -1} for event in events("started train_generalist a")]
+    killed = [{**event, "oom_kills": -1} for event in events("started train_generalist a")]
     failure = failure_of(parse_experiment(experiment_data, "test"), [*WELL, *killed], 1, LOGS)
-    assert str(failure).startswith("train_generalist [a]: was killed by the system for want of memory; lower ")
+    assert str(failure).startswith(
+        "train_generalist [a]: was killed by the system because memory ran out; lower "
+    )
     assert "training.micro_batch_size" in str(failure)
 
 

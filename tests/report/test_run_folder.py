@@ -11,7 +11,7 @@ import pytest
 
 from automixalign.config.experiment import Experiment, parse_experiment
 from automixalign.report import run_folder
-from automixalign.system import alive
+from automixalign.system import orphans
 from automixalign.system.errors import ConfigError
 
 
@@ -102,8 +102,8 @@ def test_a_process_ends_with_the_one_it_depends_on(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import sys, time\nfrom pathlib import Path\nfrom automixalign.system import alive\n"
-            "held = alive.hold(Path(sys.argv[1]))\nprint('held', flush=True)\ntime.sleep(600)",
+            "import sys, time\nfrom pathlib import Path\nfrom automixalign.system import orphans\n"
+            "held = orphans.hold_lock(Path(sys.argv[1]))\nprint('held', flush=True)\ntime.sleep(600)",
             str(tmp_path / "alive"),
         ],
         stdout=subprocess.PIPE,
@@ -115,10 +115,10 @@ def test_a_process_ends_with_the_one_it_depends_on(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import time\nfrom automixalign.system import alive\n"
-            "alive.depend()\nprint('on', flush=True)\ntime.sleep(600)",
+            "import time\nfrom automixalign.system import orphans\n"
+            "orphans.end_with_lock_holder()\nprint('on', flush=True)\ntime.sleep(600)",
         ],
-        env={**os.environ, alive.FILE: str(tmp_path / "alive")},
+        env={**os.environ, orphans.LOCK_VARIABLE: str(tmp_path / "alive")},
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,

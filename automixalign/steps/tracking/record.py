@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from automixalign.steps.events import stage_title
-from automixalign.system.flat import flat
+from automixalign.system.flatten import flatten
 
 RECORD_FILE = "record.json"
 """A stage of a local run writes its record beside its outputs, for later runs that reuse these."""
@@ -68,11 +68,11 @@ class Record(BaseModel):
 
     def add_params(self, values: Mapping[str, Any]) -> None:
         """Nested keys are joined by dots (`training.beta`), list elements by their number."""
-        self.params |= {key: str(value) for key, value in flat(dict(values))}
+        self.params |= {key: str(value) for key, value in flatten(dict(values))}
 
     def add_metrics(self, values: Mapping[str, Any], step: int = 0) -> None:
         """Every finite number of a nested mapping, keys joined by slashes; what is no number is passed over."""
-        for key, value in flat(dict(values), "/"):
+        for key, value in flatten(dict(values), "/"):
             if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
                 self.metrics.append((key, float(value), step))
 

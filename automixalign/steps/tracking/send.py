@@ -79,7 +79,7 @@ def send_waiting(spool: Spool, seconds: float = math.inf) -> str | None:
         # Besides its own errors MLflow lets through those of requests, SQLAlchemy and its migrations. None may
         # fail a step: the record waits, and whoever asked is told why.
         except Exception as error:
-            if shortages.is_full_disk(error):
+            if shortages.is_full_disk_error(error):
                 return "the disk of the store is full: free some"
             return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     return stuck

@@ -155,7 +155,7 @@ class Exchange:
         if not found:
             return None
         (_, kind, message), *others = found
-        error = (errors.by_name(kind) or TrainingError)(message)
+        error = (errors.error_class(kind) or TrainingError)(message)
         for name, other, text in others:
             node = name.removesuffix(".json").rpartition("-")[2]
             error.add_note(f"then node {node} failed with {other}: {text}")

@@ -3,8 +3,8 @@
 from typing import Any
 
 
-def flat(value: Any, separator: str = ".", key: str = "") -> list[tuple[str, Any]]:
-    """`{"a": {"b": 1}}` -> `("a.b", 1)`; list elements by their number, an empty element as it is."""
+def flatten(value: Any, separator: str = ".", key: str = "") -> list[tuple[str, Any]]:
+    """`{"a": {"b": 1}}` -> `("a.b", 1)`. A list's elements get their number as key; an empty element stays."""
     if not key and not value:
         return []
     if isinstance(value, dict) and value:
@@ -16,5 +16,5 @@ def flat(value: Any, separator: str = ".", key: str = "") -> list[tuple[str, Any
     return [
         leaf
         for part, below in items
-        for leaf in flat(below, separator, f"{key}{separator}{part}" if key else str(part))
+        for leaf in flatten(below, separator, f"{key}{separator}{part}" if key else str(part))
     ]

@@ -66,7 +66,7 @@ def write_pairs(path: Path, rows: int) -> None:
 
 def prepared(source: Path, tokenizer: Path, output: Path) -> float:
     """Seconds that `prepare_data` takes."""
-    from automixalign.config.plan import DataSettings
+    from automixalign.config.data import DataSettings
     from automixalign.data.prepare import prepare_data
     from automixalign.models.load import load_tokenizer
     from automixalign.scoring.verifiers.registry import registered_verifiers

@@ -28,7 +28,8 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, reject, seed, settings
 from hypothesis import strategies as st
 
-from automixalign.config.experiment import Experiment, SplitSpec, TaskSpec, parse_experiment
+from automixalign.config.data import SplitSpec, TaskSpec
+from automixalign.config.experiment import Experiment, parse_experiment
 from automixalign.config.file import dump_yaml, override, parse_yaml
 from automixalign.data.prepare import check_rendering, read_pairs
 from automixalign.data.split import split_tasks

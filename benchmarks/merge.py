@@ -82,7 +82,7 @@ def build(folder: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import load_file, save_file
 
-    from automixalign.config.plan import BaseModelSettings
+    from automixalign.config.models import BaseModelSettings
     from automixalign.models.load import read_full_model
     from automixalign.models.prepare import prepare_base_model
 

@@ -148,7 +148,8 @@ class Experiment:
 
     def compare(self) -> None:
         """The parts of `compare`; every model has the scores of the one that was evaluated."""
-        from automixalign.config.experiment import model_names, specialist_name
+        from automixalign.config.experiment import model_names
+        from automixalign.config.training import specialist_name
         from automixalign.report import leaderboard, page, plots
         from automixalign.report.collect import collect
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from automixalign.config.plan import DataSettings, ScoringSettings
+from automixalign.config.data import DataSettings
+from automixalign.config.evaluation import ScoringSettings
 from automixalign.data.prepare import prepare_data
 from automixalign.data.split import SPLITS
 from automixalign.scoring import caches
@@ -133,17 +134,16 @@ def world() -> World:
 
 def specialist_training(output: Path, steps: int = 3, **options: Any) -> "SpecialistTraining":
     """Of the specialist of `format`; `options` are keys of `training`."""
-    from automixalign.config.plan import TrainingSettings
+    from automixalign.config.training import SpecialistSettings
     from automixalign.training.train import SpecialistTraining
 
     settings = {
         "seed": 0,
         "training": {"batch_size": 4, "learning_rate": 1e-3, **options},
         "budget": {"steps": steps},
-        "method": None,
     }
     return SpecialistTraining(
-        settings=TrainingSettings.model_validate(settings),
+        settings=SpecialistSettings.model_validate(settings),
         task="format",
         data=world().data,
         reference_logps=world().reference_logps,

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from automixalign.config.experiment import TaskSpec
-from automixalign.config.plan import DataSettings
+from automixalign.config.data import DataSettings, TaskSpec
 from automixalign.data.clean import CleanPairs, Ranks, clean
 from automixalign.data.ordered import OrderedRows
 from automixalign.data.pair_file import PairFile

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from automixalign.config.experiment import SYNTHETIC, TaskSpec
+from automixalign.config.data import SYNTHETIC, TaskSpec
 from automixalign.quickstart.synthetic import generate
 from automixalign.storage import files, hub, s3
 from automixalign.system.errors import DataError

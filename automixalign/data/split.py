@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from automixalign.config.experiment import SplitSpec
+from automixalign.config.data import SplitSpec
 from automixalign.data.clean import Ranks, starts_of_equals
 from automixalign.system.errors import DataError
 

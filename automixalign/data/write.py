@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from automixalign.config.experiment import TaskSpec
+from automixalign.config.data import TaskSpec
 from automixalign.data.clean import Ranks, starts_of_equals
 from automixalign.data.ordered import OrderedRows
 from automixalign.data.pairs import TURNS

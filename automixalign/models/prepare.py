@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from automixalign.config.experiment import BaseModelSpec
-from automixalign.config.plan import BaseModelSettings
+from automixalign.config.models import BaseModelSettings, BaseModelSpec
 from automixalign.models import safety as model_files
 from automixalign.storage import files, hub, s3
 from automixalign.system.errors import ModelError

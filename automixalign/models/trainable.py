@@ -3,7 +3,7 @@
 import re
 from typing import TYPE_CHECKING, Any
 
-from automixalign.config.experiment import LoraSpec, TrainingSpec
+from automixalign.config.training import LoraSpec, TrainingSpec
 from automixalign.system.errors import ConfigError
 
 if TYPE_CHECKING:

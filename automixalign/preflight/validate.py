@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from automixalign.config.experiment import SYNTHETIC, Experiment, parse_experiment
+from automixalign.config.data import SYNTHETIC
+from automixalign.config.experiment import Experiment, parse_experiment
 from automixalign.config.file import parse_yaml
 from automixalign.config.plan import Plan
 from automixalign.data import read

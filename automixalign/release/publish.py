@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from automixalign.config.experiment import OutputSpec
-from automixalign.config.plan import PublicationSettings
+from automixalign.config.release import OutputSpec, PublicationSettings
 from automixalign.steps.step import current_step
 from automixalign.storage import files
 from automixalign.storage.publication import Manifest, publish
-from automixalign.system.errors import ConfigError, UnreachableError
+from automixalign.system.errors import UnreachableError
 
 _PAUSES = (5, 20, 60)
 """Seconds before each further attempt: boto3's own ones outlast a server's absence by seconds only."""
@@ -30,11 +29,8 @@ def publish_run(
         Where they are, how many files and bytes.
 
     Raises:
-        ConfigError: the experiment has no `output`.
         StorageError: the place holds another publication, or cannot be written to.
     """
-    if settings.output is None:
-        raise ConfigError("output: the experiment names no place to publish to")
     manifest = _patiently(settings.output, settings.run, artifacts, pauses)
     files.write_text(output, manifest.model_dump_json(indent=2) + "\n")
     sizes = [file.size for file in manifest.files.values()]

@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from automixalign.config.experiment import RegistrySpec
-from automixalign.config.plan import RegistrySettings
+from automixalign.config.experiment import RegistrySettings
+from automixalign.config.release import RegistrySpec
 from automixalign.data.store import read_card
 from automixalign.models.load import load_model, load_tokenizer
 from automixalign.report.leaderboard import Entry, best
@@ -50,15 +50,12 @@ def register(
         name, model, version, and `champion`: whether the gate passed, with `reasons` where it did not.
 
     Raises:
-        ConfigError: the experiment names no registered model, or no MLflow store is known.
+        ConfigError: no MLflow store is known.
         StorageError: the registry refuses; as `UnreachableError`, it cannot be reached.
     """
-    spec = settings.experiment.registry
-    target = _target()
-    if spec is None or target is None:
-        raise ConfigError(
-            "registry.name and an MLflow store (MLFLOW_TRACKING_URI) are needed to register a model"
-        )
+    spec, target = settings.registry, _target()
+    if target is None:
+        raise ConfigError("an MLflow store (MLFLOW_TRACKING_URI) is needed to register a model")
     entries: list[Entry] = files.read_json(board)
     chosen = best([entry for entry in entries if entry["model"] in candidates], "worst", "excess")
     assert chosen is not None  # noqa: S101  there is a generalist, and every model has an excess
@@ -140,7 +137,7 @@ def _lineage(
         "experiment": experiment.name,
         "seed": experiment.seed,
         "config": hashlib.sha256(experiment.model_dump_json().encode()).hexdigest(),
-        "library": settings.library,
+        "library": settings.code,
         "data": hashlib.sha256(digests.encode()).hexdigest(),
         "tasks": ",".join(task.name for task in experiment.tasks),
         "base_model": experiment.base_model.source,

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from automixalign.config.experiment import ComparisonSettings
 from automixalign.config.file import dump_yaml
-from automixalign.config.plan import ComparisonSettings
 from automixalign.report import leaderboard
 from automixalign.report.curves import curves
 from automixalign.report.data_facts import data_facts, gap_warnings
@@ -63,7 +63,7 @@ def collect(
         "stages": None,
         "config": dump_yaml(experiment),
         "versions": versions(),
-        "library": settings.library,
+        "library": settings.code,
         "limits": limits(experiment, costs, tasks),
         "accuracy_errors": accuracy_errors(tasks, entries),
     }

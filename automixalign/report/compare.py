@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from automixalign.config.experiment import model_names
-from automixalign.config.plan import ComparisonSettings
+from automixalign.config.experiment import ComparisonSettings, model_names
 from automixalign.report import leaderboard, plots
 from automixalign.report import page as report_page
 from automixalign.report.collect import collect

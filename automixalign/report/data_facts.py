@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from automixalign.config.experiment import Experiment, specialist_name
+from automixalign.config.experiment import Experiment
+from automixalign.config.training import specialist_name
 from automixalign.data.split import TRAIN
 from automixalign.method.mixer import registered_mixers
 from automixalign.report.curves import Row, last_mean

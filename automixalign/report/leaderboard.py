@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from automixalign.config.experiment import specialist_name
+from automixalign.config.training import specialist_name
 from automixalign.scoring import caches
 from automixalign.scoring.caches import SUMMARY
 from automixalign.storage import files

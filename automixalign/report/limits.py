@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from automixalign.config.experiment import SYNTHETIC, Experiment
+from automixalign.config.data import SYNTHETIC
+from automixalign.config.experiment import Experiment
 from automixalign.report.leaderboard import Entry, best
 
 

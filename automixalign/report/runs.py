@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from automixalign.config.experiment import Experiment, parse_experiment, specialist_name
+from automixalign.config.experiment import ComparisonSettings, Experiment, parse_experiment
 from automixalign.config.file import read_yaml
-from automixalign.config.plan import ComparisonSettings
+from automixalign.config.training import specialist_name
 from automixalign.report import page, run_folder
 from automixalign.report.collect import collect
 from automixalign.report.leaderboard import Entry

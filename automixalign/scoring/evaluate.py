@@ -8,8 +8,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from automixalign.config.experiment import EvaluationSpec
-from automixalign.config.plan import EvaluationSettings
+from automixalign.config.evaluation import EvaluationSettings, EvaluationSpec
 from automixalign.data.split import TEST
 from automixalign.data.store import IDS, read_split, tasks_of
 from automixalign.models.load import autocast, load_model, load_tokenizer

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from automixalign.config.plan import ScoringSettings
+from automixalign.config.evaluation import ScoringSettings
 from automixalign.data.split import SPLITS
 from automixalign.data.store import read_split, tasks_of
 from automixalign.method.losses import Loss

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from automixalign.config.plan import TrainingSettings
+from automixalign.config.training import TrainingSettings
 from automixalign.steps.step import current_step
 from automixalign.storage import files
 from automixalign.system import errors, shortages

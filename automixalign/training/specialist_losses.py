@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from automixalign.config.experiment import specialist_name
-from automixalign.config.plan import SpecialistLossesSettings
+from automixalign.config.training import SpecialistLossesSettings, specialist_name
 from automixalign.data.split import SPLITS, TEST, TRAIN
 from automixalign.data.store import IDS, read_split
 from automixalign.models.load import load_model

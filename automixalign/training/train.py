@@ -1,7 +1,6 @@
 """Train specialists and generalists: the same trainer, one task or all of them."""
 
 import hashlib
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from automixalign.config.experiment import specialist_name
-from automixalign.config.plan import TrainingSettings
+from automixalign.config.methods import GeneralistSettings
+from automixalign.config.training import SpecialistSettings, TrainingSettings, specialist_name
 from automixalign.data.split import TRAIN
 from automixalign.data.store import IDS, read_split, tasks_of
 from automixalign.method.losses import NLL
@@ -34,6 +33,7 @@ _MODEL_CARD = "README.md"
 class SpecialistTraining(Training):
     """DPO on one task alone, or on some of its pairs."""
 
+    settings: SpecialistSettings
     task: str
     pair_ids: frozenset[str] | None = None
 
@@ -47,11 +47,11 @@ class SpecialistTraining(Training):
 class GeneralistTraining(Training):
     """One policy for all tasks, by the method of the settings."""
 
+    settings: GeneralistSettings
     losses: list[Path]
 
     def run(self, scratch: Path) -> dict[str, Any]:
         method = self.settings.method
-        assert method is not None  # noqa: S101  the plan gives every generalist one
         tables = self._tables()
         sizes = [len(table) for table in tables.values()]
         mixer = registered_mixers()[method.method](sizes, self.settings.seed, **method.options)
@@ -109,6 +109,7 @@ def _train(training: Training, tables: Mapping[str, pa.Table], mixer: Mixer, scr
     from automixalign.training.trainer import MixingTrainer
 
     started, settings = time.monotonic(), training.settings
+    method = settings.method if isinstance(settings, GeneralistSettings) else None
     steps = _steps(settings, sum(len(table) for table in tables.values()))
     place = checkpoints.place(settings.training.checkpoint_every)
     with checkpoints.of_training(place, _key(training, tables) if place else "training", scratch) as kept:
@@ -122,7 +123,7 @@ def _train(training: Training, tables: Mapping[str, pa.Table], mixer: Mixer, scr
             {task: Dataset(table.drop_columns("pair_id")) for task, table in tables.items()},
             mixer,
             log,
-            average_iterates=settings.method.average_iterates if settings.method else None,
+            average_iterates=method.average_iterates if method else None,
             kept=kept,
             processing_class=tokenizer,
             peft_config=trainable.lora_config(model, settings.training.lora),
@@ -173,16 +174,12 @@ def _key(training: Training, tables: Mapping[str, pa.Table]) -> str:
     # What the settings leave to the machine.
     bf16 = uses_bf16(settings.training.precision)
     total.update(f"{device().type} {bf16} {world_size()}".encode())
-    name = settings.name if settings.method else specialist_name(*tables)
+    name = settings.name if isinstance(settings, GeneralistSettings) else specialist_name(*tables)
     return f"{name}-{total.hexdigest()[:16]}"
 
 
 def _steps(settings: TrainingSettings, pairs: int) -> int:
-    budget = settings.budget
-    if budget.steps is not None:
-        return budget.steps
-    assert budget.epochs is not None  # noqa: S101  the schema requires one of them
-    return math.ceil(budget.epochs * pairs / settings.training.batch_size)
+    return settings.budget.count_steps(pairs, settings.training.batch_size)
 
 
 def _name_no_place(model: Any) -> None:

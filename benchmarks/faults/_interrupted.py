@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from botocore.awsrequest import AWSConnection
 
-from automixalign.config.plan import TrainingSettings
+from automixalign.config.methods import GeneralistSettings
 from automixalign.storage import files, s3
 from automixalign.training import checkpoints
 from automixalign.training.averaging import IterateAverage
@@ -72,7 +72,7 @@ class Fault(NamedTuple):
 
 
 def settings(method: str, lora: bool, micro_batch: int, **options: Any) -> str:
-    """`TrainingSettings` as JSON of a training of `STEPS` steps with a checkpoint every `EVERY`."""
+    """`GeneralistSettings` as JSON of a training of `STEPS` steps with a checkpoint every `EVERY`."""
     training = {
         "batch_size": 4,
         "micro_batch_size": micro_batch,
@@ -147,7 +147,7 @@ def _run(
     _wait_for_uploads()
     if fault is not None:
         _after(fault)
-    checked = TrainingSettings.model_validate_json(given)
+    checked = GeneralistSettings.model_validate_json(given)
     log = output / "trajectory.jsonl"
     train_it(GeneralistTraining(settings=checked, **places, output=output / "model", trajectory=log))
 

@@ -14,14 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from automixalign.config.experiment import Experiment, parse_experiment, specialist_name
-from automixalign.config.plan import (
-    BaseModelSettings,
-    ComparisonSettings,
-    EvaluationSettings,
-    ScoringSettings,
-    SpecialistLossesSettings,
-)
+from automixalign.config.evaluation import EvaluationSettings, ScoringSettings
+from automixalign.config.experiment import ComparisonSettings, Experiment, parse_experiment
+from automixalign.config.models import BaseModelSettings
+from automixalign.config.training import SpecialistLossesSettings, specialist_name
 from automixalign.merging.merge import merge_specialists
 from automixalign.models.prepare import prepare_base_model
 from automixalign.report.compare import compare

@@ -15,8 +15,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from automixalign.config.experiment import parse_experiment
-from automixalign.config.plan import RegistrySettings
+from automixalign.config.experiment import RegistrySettings, parse_experiment
+from automixalign.config.release import RegistrySpec
 from automixalign.preflight.validate import plan_experiment
 from automixalign.release.register import register
 from automixalign.steps.step import run_step
@@ -290,11 +290,12 @@ def registry_at_the_end(fault: Fault | None) -> Callable[[Path], str]:
 
     def run(folder: Path) -> str:
         world = tiny.world()
-        experiment = parse_experiment({**tiny.experiment(), "registry": {"name": "assistant"}}, "the case")
+        registry = RegistrySpec(name="assistant")
+        experiment = parse_experiment(tiny.experiment() | {"registry": registry.model_dump()}, "the case")
         row = {"excess": 0.1, "accuracy": 0.9}
         board = [{"model": "uniform", "family": "generalist", "worst": row, "average": row}]
         files.write_json(folder / "board.json", board)
-        settings = RegistrySettings(seed=0, experiment=experiment)
+        settings = RegistrySettings(seed=0, registry=registry, experiment=experiment)
         candidates = {"uniform": world.base_model}
 
         def step() -> None:

@@ -49,8 +49,7 @@ def _in_its_step(name: str, change: Change, *says: str) -> Case:
     """Refuse in the step that reads the weights, which are not looked at before."""
 
     def run(folder: Path) -> str:
-        from automixalign.config.experiment import BaseModelSpec
-        from automixalign.config.plan import BaseModelSettings
+        from automixalign.config.models import BaseModelSettings, BaseModelSpec
         from automixalign.models.prepare import prepare_base_model
 
         change(small_model(folder / MODEL))
@@ -244,8 +243,7 @@ def _as_it_is(model: Path) -> None:
 def _no_pad_token(folder: Path) -> str:
     from transformers import AutoTokenizer
 
-    from automixalign.config.experiment import BaseModelSpec
-    from automixalign.config.plan import BaseModelSettings
+    from automixalign.config.models import BaseModelSettings, BaseModelSpec
     from automixalign.models.prepare import prepare_base_model
 
     _tokenizer(pad_token=None)(small_model(folder / MODEL))

@@ -11,8 +11,11 @@ import numpy as np
 import pyarrow as pa
 from safetensors.torch import load_file, save_file
 
-from automixalign.config.experiment import MethodSpec, parse_experiment, specialist_name
-from automixalign.config.plan import BaseModelSettings, ComparisonSettings, EvaluationSettings
+from automixalign.config.evaluation import EvaluationSettings
+from automixalign.config.experiment import ComparisonSettings, parse_experiment
+from automixalign.config.methods import MethodSpec
+from automixalign.config.models import BaseModelSettings
+from automixalign.config.training import specialist_name
 from automixalign.data.split import TEST, TRAIN
 from automixalign.data.store import read_split
 from automixalign.merging.merge import merge_specialists

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from automixalign.config.plan import TrainingSettings
+from automixalign.config.methods import GeneralistSettings
 from automixalign.steps.events import LOGS_VARIABLE
 from automixalign.training.checkpoints import PLACE, SEAL
 from automixalign.training.train import GeneralistTraining
@@ -30,7 +30,7 @@ def _retried(folder: Path, environment: dict[str, str], is_stored: Callable[[], 
     given["training"] |= {"checkpoint_every": _STEPS // 10}
     text = json.dumps(given)
     training = GeneralistTraining(
-        settings=TrainingSettings.model_validate_json(text),
+        settings=GeneralistSettings.model_validate_json(text),
         **places(),
         output=folder / "model",
         trajectory=folder / "trajectory.jsonl",

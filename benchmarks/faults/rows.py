@@ -80,7 +80,7 @@ def _kept(name: str, content: bytes, expected: Mapping[str, int], check: Callabl
     """Accept a source, and hold what is counted, and what is left of it, against what must be."""
 
     def run(folder: Path) -> str:
-        from automixalign.config.plan import DataSettings
+        from automixalign.config.data import DataSettings
         from automixalign.data.store import read_split
         from benchmarks import tiny
         from benchmarks.faults._models import small_model

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from automixalign.config.plan import PublicationSettings
+from automixalign.config.release import PublicationSettings
 from automixalign.preflight.validate import plan_experiment
 from automixalign.release.publish import publish_run
 from automixalign.steps.step import run_step

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from automixalign.config.experiment import TaskSpec
+from automixalign.config.data import TaskSpec
 from automixalign.data.pairs import parse_row
 from automixalign.data.read import read_rows
 from automixalign.storage import files, s3

@@ -10,8 +10,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from automixalign.config.experiment import BaseModelSpec
-from automixalign.config.plan import BaseModelSettings
+from automixalign.config.models import BaseModelSettings, BaseModelSpec
 from automixalign.merging import merge
 from automixalign.models import prepare as base_model
 from automixalign.models import safety as model_files

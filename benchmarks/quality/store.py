@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from automixalign.config.plan import Settings
+from automixalign.config.settings import Settings
 from automixalign.storage import files
 
 
@@ -67,5 +67,5 @@ def _undated(settings: Any) -> Any:
     return {
         key: _undated(value)
         for key, value in settings.items()
-        if key not in ("library", "environment", "extensions")
+        if key not in ("code", "environment", "extensions")
     }

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from automixalign.config.experiment import Budget, specialist_name
+from automixalign.config.training import Budget, specialist_name
 from automixalign.data.split import TEST, VALIDATION
 from automixalign.storage import files
 from automixalign.system import orphans

@@ -12,8 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from automixalign.config.experiment import SYNTHETIC, Experiment, MergeSpec, specialist_name
-from automixalign.config.plan import EvaluationSettings, Plan, SpecialistLossesSettings, TrainingSettings
+from automixalign.config.data import SYNTHETIC
+from automixalign.config.evaluation import EvaluationSettings
+from automixalign.config.experiment import Experiment
+from automixalign.config.merges import MergeSpec
+from automixalign.config.methods import GeneralistSettings
+from automixalign.config.plan import Plan
+from automixalign.config.training import SpecialistLossesSettings, specialist_name
 from automixalign.data.prepare import prepare_data
 from automixalign.data.split import TEST, VALIDATION
 from automixalign.data.store import read_card, read_split
@@ -208,7 +213,7 @@ class World:
         inputs = [spec, self.experiment.seed, *(self.specialist(task) for task in self.tasks)]
         return self._measured(merge.name, "merge", inputs, splits, make)
 
-    def _generalist(self, arm: Arm, options: Options) -> TrainingSettings:
+    def _generalist(self, arm: Arm, options: Options) -> GeneralistSettings:
         training, budget = self.experiment.training, self.experiment.budget
         options = dict(options)
         rate = options.pop("learning_rate", 1.0) * (budget.generalist.learning_rate or training.learning_rate)
@@ -216,7 +221,7 @@ class World:
         assert steps is not None  # a setup says how many
         if arm.total_compute:
             steps += sum(files.read_json(self.specialist(task) / _FACTS)["steps"] for task in self.tasks)
-        return TrainingSettings.model_validate(
+        return GeneralistSettings.model_validate(
             {
                 "seed": self.experiment.seed,
                 "extensions": ["benchmarks.mixers"],

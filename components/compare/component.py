@@ -37,7 +37,7 @@ def compare(
     """
     from pathlib import Path
 
-    from automixalign.config.plan import ComparisonSettings
+    from automixalign.config.experiment import ComparisonSettings
     from automixalign.report.compare import compare, summary_metrics
     from automixalign.steps.step import run_step
 

@@ -27,7 +27,7 @@ def evaluate(
     """
     from pathlib import Path
 
-    from automixalign.config.plan import EvaluationSettings
+    from automixalign.config.evaluation import EvaluationSettings
     from automixalign.scoring.evaluate import evaluate
     from automixalign.steps.step import run_step
 

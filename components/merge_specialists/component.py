@@ -23,7 +23,7 @@ def merge_specialists(
     """
     from pathlib import Path
 
-    from automixalign.config.plan import MergeSettings
+    from automixalign.config.merges import MergeSettings
     from automixalign.merging.merge import merge_specialists
     from automixalign.steps.step import run_step
 

@@ -16,7 +16,7 @@ def prepare_base_model(settings: str, base_model: Output[Model]) -> None:
     """
     from pathlib import Path
 
-    from automixalign.config.plan import BaseModelSettings
+    from automixalign.config.models import BaseModelSettings
     from automixalign.models.prepare import prepare_base_model
     from automixalign.steps.step import run_step
 

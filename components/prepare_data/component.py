@@ -17,7 +17,7 @@ def prepare_data(settings: str, base_model: Input[Model], data: Output[Dataset])
     """
     from pathlib import Path
 
-    from automixalign.config.plan import DataSettings
+    from automixalign.config.data import DataSettings
     from automixalign.data.prepare import prepare_data
     from automixalign.models.load import load_tokenizer
     from automixalign.scoring.verifiers.registry import registered_verifiers

@@ -31,7 +31,7 @@ def publish(
     """
     from pathlib import Path
 
-    from automixalign.config.plan import PublicationSettings
+    from automixalign.config.release import PublicationSettings
     from automixalign.release.publish import publish_run
     from automixalign.steps.step import run_step
 

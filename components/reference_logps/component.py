@@ -20,7 +20,7 @@ def reference_logps(
     """
     from pathlib import Path
 
-    from automixalign.config.plan import ScoringSettings
+    from automixalign.config.evaluation import ScoringSettings
     from automixalign.scoring.scorer import write_reference_logps
     from automixalign.steps.step import run_step
 

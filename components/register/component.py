@@ -29,7 +29,7 @@ def register(
     """
     from pathlib import Path
 
-    from automixalign.config.plan import RegistrySettings
+    from automixalign.config.experiment import RegistrySettings
     from automixalign.release.register import register
     from automixalign.steps.step import run_step
 

@@ -31,7 +31,7 @@ def specialist_losses(
     """
     from pathlib import Path
 
-    from automixalign.config.plan import SpecialistLossesSettings
+    from automixalign.config.training import SpecialistLossesSettings
     from automixalign.steps.step import run_step
     from automixalign.training.specialist_losses import write_specialist_losses
 

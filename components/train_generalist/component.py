@@ -19,7 +19,7 @@ def train_generalist(
     """Train a generalist: standard, uniform, AMA-R, AMA-S or another mixer of the library.
 
     Args:
-        settings: `TrainingSettings` as JSON; its method names the mixer.
+        settings: `GeneralistSettings` as JSON; its method names the mixer.
         data: the prepared splits.
         reference_logps: the reference log-probabilities.
         losses: folder with the specialists' cached losses, `TASK/`.
@@ -29,12 +29,12 @@ def train_generalist(
     """
     from pathlib import Path
 
-    from automixalign.config.plan import TrainingSettings
+    from automixalign.config.methods import GeneralistSettings
     from automixalign.steps.step import run_step
     from automixalign.training.launch import train
     from automixalign.training.train import GeneralistTraining
 
-    checked = TrainingSettings.model_validate_json(settings)
+    checked = GeneralistSettings.model_validate_json(settings)
     reads, writes = [data, reference_logps, losses, base_model], [model, trajectory]
     with run_step("train_generalist", checked.name, reads=reads, writes=writes):
         training = GeneralistTraining(

@@ -19,7 +19,7 @@ def train_specialist(
     """Train the specialist of a task, whose losses are what generalists are measured against.
 
     Args:
-        settings: `TrainingSettings` as JSON.
+        settings: `SpecialistSettings` as JSON.
         task_name: the task.
         data: the prepared splits.
         reference_logps: the reference log-probabilities.
@@ -29,8 +29,7 @@ def train_specialist(
     """
     from pathlib import Path
 
-    from automixalign.config.experiment import specialist_name
-    from automixalign.config.plan import TrainingSettings
+    from automixalign.config.training import SpecialistSettings, specialist_name
     from automixalign.steps.step import run_step
     from automixalign.training.launch import train
     from automixalign.training.train import SpecialistTraining
@@ -39,7 +38,7 @@ def train_specialist(
     reads, writes = [data, reference_logps, base_model], [model, trajectory]
     with run_step("train_specialist", task_name, reads=reads, writes=writes):
         training = SpecialistTraining(
-            settings=TrainingSettings.model_validate_json(settings),
+            settings=SpecialistSettings.model_validate_json(settings),
             task=task_name,
             data=Path(data.path),
             reference_logps=Path(reference_logps.path),

@@ -1,4 +1,4 @@
-"""First step: refuse a configuration that cannot run, and plan the others."""
+"""First stage: refuse a configuration that cannot run, and plan the others."""
 
 from typing import NamedTuple
 
@@ -26,17 +26,20 @@ def validate_config(
     registry=str,
     publication=str,
 ):
-    """Check the configuration and its sources, and divide it into the settings of each step.
+    """Check the configuration and its sources, and divide it into the settings of each stage.
 
     Args:
-        config: the experiment, as JSON or YAML (see `automixalign/config/experiment.py` for the schema).
+        config: the experiment, as JSON or YAML (docs/configuration.md lists its keys).
         parts: the optional parts of the pipeline: `merges`, `registry`, `output`.
 
     Returns:
-        The settings of each step as JSON, and the items of the three loops.
+        The settings of each stage as JSON ("" for a stage that the pipeline lacks), and the items of the loops.
     """
+    from collections import namedtuple
+
     from automixalign.preflight.validate import plan
     from automixalign.steps.step import run_step
 
     with run_step("validate_config"):
-        return plan(config, parts).as_outputs()
+        outputs = plan(config, parts).as_outputs()
+    return namedtuple("Plan", outputs)(**outputs)  # kfp takes each output by its name

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from automixalign.config.experiment import SYNTHETIC, Experiment
+from automixalign.config.data import SYNTHETIC
+from automixalign.config.experiment import Experiment
 from automixalign.models import prepare as base_model
 from automixalign.steps.tracking import spool
 from automixalign.storage import s3

@@ -5,7 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from automixalign.config.experiment import Experiment, holds_credentials
+from automixalign.config.experiment import Experiment
+from automixalign.config.release import holds_credentials
 from automixalign.report.run_folder import WORK
 from automixalign.steps.tracking import spool
 from automixalign.system.errors import ConfigError

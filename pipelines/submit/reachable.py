@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from automixalign.config.experiment import SYNTHETIC, Experiment
+from automixalign.config.data import SYNTHETIC
+from automixalign.config.experiment import Experiment
 from automixalign.data.read import is_local
 from automixalign.models.prepare import MLFLOW, PACKAGE
 from automixalign.storage import s3

@@ -16,7 +16,7 @@ import kfp_server_api as api
 import urllib3
 from kfp.client import ServiceAccountTokenVolumeCredentials
 
-from automixalign.config.experiment import holds_credentials
+from automixalign.config.release import holds_credentials
 from automixalign.system.errors import AutoMixAlignError, ConfigError
 
 TOKEN = "AMA_KFP_TOKEN"  # noqa: S105  the name of an environment variable

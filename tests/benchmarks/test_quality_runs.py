@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from automixalign.config.experiment import Experiment, MethodSpec, parse_experiment
+from automixalign.config.experiment import Experiment, parse_experiment
+from automixalign.config.methods import MethodSpec
 from automixalign.config.plan import Plan
 from automixalign.data.split import TEST, VALIDATION
 from automixalign.data.store import read_split
@@ -66,8 +67,8 @@ class TestStore:
         plan = Plan.of(parse_experiment(data, "test"), {"base_model": "b", "arithmetic": "1", "format": "2"})
         settings = plan.specialist_losses
         assert settings.fold is not None
-        fold = settings.fold.model_copy(update={"library": "other"})
-        later = settings.model_copy(update={"library": "other", "environment": "other", "fold": fold})
+        fold = settings.fold.model_copy(update={"code": "other"})
+        later = settings.model_copy(update={"code": "other", "environment": "other", "fold": fold})
         longer = settings.model_copy(update={"fold": fold.model_copy(update={"seed": 8})})
         store = Store(tmp_path)
         same, also, other = (

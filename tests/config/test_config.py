@@ -401,12 +401,12 @@ def test_set_task_among_something_else(experiment_data: Data) -> None:
 
 
 def settings_of(data: Data, **fingerprints: str) -> dict[str, Any]:
-    """Every step's settings, the items of loops each under a key of its own."""
+    """The settings of every stage; each item of a loop has a key of its own."""
     found = {}
     for key, value in Plan.of(parse_experiment(data, "test"), FINGERPRINTS | fingerprints):
         if isinstance(value, list):
             found |= {f"{key}.{number}": item for number, item in enumerate(value)}
-        else:
+        elif value is not None:
             found[key] = value
     return found
 
@@ -415,7 +415,7 @@ def difference(left: dict[str, Any], right: dict[str, Any]) -> set[str]:
     return {key for key in left.keys() | right.keys() if left.get(key) != right.get(key)}
 
 
-STEPS = {
+STAGES = {
     "base_model",
     "data",
     "scoring",
@@ -434,10 +434,16 @@ LOSSES = {"specialist", "specialist_losses"}
 GENERALISTS = {"generalists.0", "generalists.1", "generalists.2"}
 
 
+@pytest.fixture
+def complete_data(experiment_data: Data) -> Data:
+    """A configuration whose DAG has every stage."""
+    return experiment_data | {"registry": {"name": "assistant"}, "output": "s3://bucket/prefix"}
+
+
 @pytest.mark.parametrize(
-    ("changes", "steps"),
+    ("changes", "stages"),
     [
-        ({"seed": 1}, STEPS),
+        ({"seed": 1}, STAGES),
         ({"methods.1.eta": 0.2}, {"generalists.1", "comparison"}),
         ({"methods.1.name": "other"}, {"generalists.1", "comparison"}),
         ({"training.beta": 0.2}, {*LOSSES, *GENERALISTS, "evaluation", "comparison"}),
@@ -454,18 +460,24 @@ GENERALISTS = {"generalists.0", "generalists.1", "generalists.2"}
         ({"split.test": 0.2}, {"data", "comparison"}),
         ({"base_model.tiny.steps": 9}, {"base_model", "comparison"}),
         ({"tracking.uri": "http://x"}, {"comparison"}),
-        ({"registry": {"name": "x"}}, {"comparison"}),
+        ({"registry.beat_champion": False}, {"comparison"}),
         ({"output": "s3://b/p"}, {"comparison", "publication"}),
         ({"name": "other"}, {"comparison", "publication"}),
     ],
 )
-def test_a_change_reaches_the_steps_it_concerns_and_no_other(
-    experiment_data: Data, changes: Data, steps: set[str]
+def test_a_change_reaches_the_stages_it_concerns_and_no_other(
+    complete_data: Data, changes: Data, stages: set[str]
 ) -> None:
-    """The last two steps, comparison and registry, are told everything."""
-    before = settings_of(experiment_data)
-    assert before.keys() == STEPS | {"tasks.0", "tasks.1"}
-    assert difference(before, settings_of(changed(experiment_data, changes))) == steps | {"registry"}
+    """The settings of two stages, comparison and registry, hold the whole experiment."""
+    before = settings_of(complete_data)
+    assert before.keys() == STAGES | {"tasks.0", "tasks.1"}
+    assert difference(before, settings_of(changed(complete_data, changes))) == stages | {"registry"}
+
+
+def test_an_experiment_without_registry_and_output_has_no_such_stages(experiment_data: Data) -> None:
+    assert settings_of(experiment_data).keys() == STAGES - {"registry", "publication"} | {"tasks.0", "tasks.1"}
+    outputs = Plan.of(parse_experiment(experiment_data, "test"), FINGERPRINTS).as_outputs()
+    assert (outputs["registry"], outputs["publication"]) == ("", "")
 
 
 def test_a_fingerprint_reaches_the_step_that_reads_the_source(experiment_data: Data) -> None:
@@ -474,10 +486,10 @@ def test_a_fingerprint_reaches_the_step_that_reads_the_source(experiment_data: D
     assert difference(before, settings_of(experiment_data, base_model="changed")) == {"base_model"}
 
 
-def test_new_code_never_meets_an_old_cache(experiment_data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = settings_of(experiment_data)
+def test_new_code_never_meets_an_old_cache(complete_data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = settings_of(complete_data)
     monkeypatch.setattr("automixalign.config.plan.library_digest", lambda: "another")
-    assert difference(before, settings_of(experiment_data)) == STEPS
+    assert difference(before, settings_of(complete_data)) == STAGES
 
 
 def test_cross_fitting_trains_each_half_in_half_the_steps(experiment_data: Data) -> None:
@@ -491,7 +503,7 @@ def test_cross_fitting_trains_each_half_in_half_the_steps(experiment_data: Data)
     assert found.specialist_losses.fold == found.specialist
 
 
-def test_the_plan_tells_what_the_steps_need(experiment_data: Data) -> None:
+def test_the_plan_holds_what_the_stages_need(experiment_data: Data) -> None:
     found = Plan.of(parse_experiment(experiment_data, "test"), FINGERPRINTS)
     assert found.tasks == ["arithmetic", "format"]
     assert found.data.fingerprints == ["1", "2"]
@@ -499,21 +511,20 @@ def test_the_plan_tells_what_the_steps_need(experiment_data: Data) -> None:
     assert found.evaluation.verifiers == {"arithmetic": "exact"}
     assert [settings.name for settings in found.generalists] == ["standard", "ama-r", "ama-s"]
     assert [settings.name for settings in found.merges] == ["linear"]
-    assert found.specialist.method is None
 
 
-def test_the_plan_survives_its_way_as_text(experiment_data: Data) -> None:
-    found = Plan.of(parse_experiment(experiment_data, "test"), FINGERPRINTS)
-    restored = {}
-    for (key, value), output in zip(found, found.as_outputs(), strict=True):
-        field = Plan.model_fields[key].annotation
-        if isinstance(output, str):
-            restored[key] = type(value).model_validate_json(output)
-        else:
-            restored[key] = [
-                item if field == list[str] else type(value[0]).model_validate_json(item) for item in output
-            ]
-    assert Plan(**restored) == found
+def test_the_plan_survives_its_way_as_text(complete_data: Data) -> None:
+    found = Plan.of(parse_experiment(complete_data, "test"), FINGERPRINTS)
+    outputs = found.as_outputs()
+
+    def parse(key: str, text: Any) -> Any:
+        return text if key == "tasks" else json.loads(text)
+
+    restored = {
+        key: [parse(key, item) for item in text] if isinstance(text, list) else parse(key, text)
+        for key, text in outputs.items()
+    }
+    assert Plan.model_validate(restored) == found
 
 
 def test_plan_reads_json_and_yaml(experiment_data: Data) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from hashlib import sha256
 from typing import Any
 
-from automixalign.config.experiment import SplitSpec
-from automixalign.config.plan import DataSettings
+from automixalign.config.data import DataSettings, SplitSpec
 from automixalign.data.pairs import Pair, Turn, parse_row, text_of
 from automixalign.data.read import Row, read_rows
 from automixalign.data.split import SPLITS

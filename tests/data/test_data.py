@@ -24,8 +24,7 @@ from tokenizers import Tokenizer, models, processors, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
-from automixalign.config.experiment import SplitSpec, TaskSpec
-from automixalign.config.plan import DataSettings
+from automixalign.config.data import DataSettings, SplitSpec, TaskSpec
 from automixalign.data import clean as cleaning
 from automixalign.data import split as splitting
 from automixalign.data.pairs import Pair, parse_row, text_of
@@ -456,7 +455,7 @@ def test_a_path_that_is_not_there_is_never_looked_for_on_the_hub(
 def test_a_hub_id_that_cannot_be_reached(tmp_path: Path) -> None:
     """In a process of its own: datasets reads HF_HUB_OFFLINE once."""
     code = (
-        "from automixalign.config.experiment import TaskSpec\n"
+        "from automixalign.config.data import TaskSpec\n"
         "from automixalign.data.read import read_rows\n"
         "list(read_rows(TaskSpec(name='t', source='owner/name', hub_split='dev'), seed=0))\n"
     )

@@ -23,8 +23,7 @@ from tokenizers import (
 )
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from automixalign.config.experiment import SplitSpec
-from automixalign.config.plan import DataSettings
+from automixalign.config.data import DataSettings, SplitSpec
 from automixalign.data import clean, encode, ordered, split, store, tokens
 from automixalign.data.encode import Encoder
 from automixalign.data.pair_file import PairFile

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from automixalign.config.experiment import parse_experiment
-from automixalign.config.plan import Plan, TrainingSettings
+from automixalign.config.methods import GeneralistSettings
+from automixalign.config.plan import Plan
 from automixalign.method.mixer import Mixer, registered_mixers
 from automixalign.system.errors import ConfigError
 
@@ -43,19 +44,19 @@ def test_settings_alone_bring_the_mixer_into_a_fresh_process(experiment_data: di
     fingerprints = {key: "" for key in ("base_model", *(task.name for task in experiment.tasks))}
     (settings,) = Plan.of(experiment, fingerprints).generalists
     plain = experiment.model_copy(update={"extensions": []})
-    assert settings.library != Plan.of(plain, fingerprints).generalists[0].library, "the cache knows its code"
+    assert settings.code != Plan.of(plain, fingerprints).generalists[0].code, "the cache knows its code"
     code = (
         "import sys\n"
-        "from automixalign.config.plan import TrainingSettings\n"
+        "from automixalign.config.methods import GeneralistSettings\n"
         "from automixalign.method.mixer import registered_mixers\n"
         "assert 'ama-r-ablation' not in registered_mixers()\n"
-        "settings = TrainingSettings.model_validate_json(sys.argv[1])\n"
+        "settings = GeneralistSettings.model_validate_json(sys.argv[1])\n"
         "mixer = registered_mixers()[settings.method.method]([3, 3], 0, **settings.method.options)\n"
         "print(type(mixer).__module__, mixer.options.discount)\n"
     )
     command = [sys.executable, "-c", code, settings.model_dump_json()]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() == [MODULE, "0.5"]
-    assert TrainingSettings.model_validate_json(settings.model_dump_json()) == settings
+    assert GeneralistSettings.model_validate_json(settings.model_dump_json()) == settings
 
 
 @pytest.mark.parametrize(

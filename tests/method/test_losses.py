@@ -11,10 +11,11 @@ from pydantic import ValidationError
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
-from automixalign.config.experiment import Experiment, describe
+from automixalign.config.experiment import Experiment
 from automixalign.method.losses import Loss, LossType, from_trl
 from automixalign.models.load import load_full_model
 from automixalign.system.errors import ConfigError
+from automixalign.system.schema import describe
 
 TYPES = get_args(get_args(LossType)[0])
 LENGTHS = [(3, 7), (1, 1), (12, 2), (5, 5)]

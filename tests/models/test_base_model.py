@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from automixalign.config.experiment import BaseModelSpec
-from automixalign.config.plan import BaseModelSettings
+from automixalign.config.models import BaseModelSettings, BaseModelSpec
 from automixalign.models.prepare import fingerprint, prepare_base_model
 from automixalign.storage.files import digest
 from automixalign.system.errors import ModelError

@@ -18,8 +18,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from automixalign.config.experiment import RegistrySpec, parse_experiment
-from automixalign.config.plan import RegistrySettings
+from automixalign.config.experiment import RegistrySettings, parse_experiment
+from automixalign.config.release import RegistrySpec
 from automixalign.models.load import load_full_model, load_model, load_tokenizer
 from automixalign.release.register import gate, register
 from automixalign.steps.tracking.spool import FOLDER, RUN_ID, URI
@@ -94,7 +94,9 @@ def registered(
             entry["model"]: candidates[entry["model"]] for entry in entries if entry["model"] in candidates
         }
         output = tmp_path / "registration.json"
-        settings = RegistrySettings(seed=0, experiment=experiment)
+        settings = RegistrySettings(
+            seed=0, registry=RegistrySpec(name="assistant", **spec), experiment=experiment
+        )
         result = register(settings, tmp_path / "board.json", known, two_tasks, base_model, output)
         assert files.read_json(output) == result
         return result

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from automixalign.config.experiment import Experiment, model_names, parse_experiment, specialist_name
+from automixalign.config.experiment import ComparisonSettings, Experiment, model_names, parse_experiment
 from automixalign.config.file import dump_yaml
-from automixalign.config.plan import ComparisonSettings
+from automixalign.config.training import specialist_name
 from automixalign.report import compare
 from automixalign.scoring import caches
 from automixalign.scoring.caches import SUMMARY
@@ -70,7 +70,7 @@ def write_run(folder: Path, seed: int = 0, **changes: Any) -> Path:
     losses = [_losses(folder, task) for task in TASKS]
     cost = {"steps": STEPS, "pairs": 4 * STEPS, "tokens": 1234, "seconds": 1.5, "run_path": "not a cost"}
     compare.compare(
-        ComparisonSettings(seed=seed, library="0123456789abcdef", experiment=made),
+        ComparisonSettings(seed=seed, code="0123456789abcdef", experiment=made),
         evaluations,
         trajectories,
         {name: cost for name in trained},

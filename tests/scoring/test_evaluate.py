@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from automixalign.config.experiment import EvaluationSpec
+from automixalign.config.evaluation import EvaluationSpec
 from automixalign.scoring.evaluate import generate
 
 

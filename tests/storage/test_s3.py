@@ -13,7 +13,8 @@ import boto3
 import pytest
 from botocore.exceptions import ConnectionClosedError
 
-from automixalign.config.experiment import BaseModelSpec, TaskSpec
+from automixalign.config.data import TaskSpec
+from automixalign.config.models import BaseModelSpec
 from automixalign.data.read import fingerprint, read_rows
 from automixalign.storage import files
 from automixalign.storage import s3 as library

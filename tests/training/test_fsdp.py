@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from automixalign.config.experiment import parse_experiment
-from automixalign.config.plan import TrainingSettings
+from automixalign.config.methods import GeneralistSettings
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError, ResourceError
 from automixalign.training import checkpoints
@@ -38,7 +38,7 @@ def training(output: Path, places: dict[str, Any], **options: Any) -> Generalist
         "budget": {"steps": STEPS},
         "method": {"method": "ama-r", "eta": 0.5},
     }
-    settings = TrainingSettings.model_validate(given)
+    settings = GeneralistSettings.model_validate(given)
     return GeneralistTraining(
         settings=settings, **places, output=output / "model", trajectory=output / "log.jsonl"
     )

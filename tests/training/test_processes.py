@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from automixalign.config.experiment import parse_experiment
-from automixalign.config.plan import TrainingSettings
+from automixalign.config.methods import GeneralistSettings
 from automixalign.storage import files
 from automixalign.system.errors import CacheError, ConfigError, TrainingError
 from automixalign.training.checkpoints import SEAL
@@ -44,7 +44,7 @@ def train(output: Path, places: dict[str, Any], method: dict[str, Any], **traini
         "budget": {"steps": STEPS},
         "method": method,
     }
-    settings = TrainingSettings.model_validate_json(json.dumps(given))
+    settings = GeneralistSettings.model_validate_json(json.dumps(given))
     log = output / "log.jsonl"
     return train_it(GeneralistTraining(settings=settings, **places, output=output / "model", trajectory=log))
 

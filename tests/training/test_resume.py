@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from automixalign.config.experiment import Budget
-from automixalign.config.plan import TrainingSettings
+from automixalign.config.methods import GeneralistSettings
+from automixalign.config.training import Budget
 from automixalign.storage import files
 from automixalign.system.errors import StorageError
 from automixalign.training import checkpoints
@@ -67,7 +67,7 @@ def test_the_key_names_all_that_determines_a_training(tmp_path: Path) -> None:
     """Also what the reference's log-probabilities do not show of the base model."""
 
     def key(base_model: Path | None = None, **changes: Any) -> str:
-        given = TrainingSettings.model_validate_json(settings("ama-r", True, 4)).model_copy(update=changes)
+        given = GeneralistSettings.model_validate_json(settings("ama-r", True, 4)).model_copy(update=changes)
         where = {**places(), **({"base_model": base_model} if base_model else {})}
         training = GeneralistTraining(settings=given, **where, output=tmp_path, trajectory=tmp_path)
         return _key(training, training._tables())
@@ -77,7 +77,7 @@ def test_the_key_names_all_that_determines_a_training(tmp_path: Path) -> None:
     same = key(other)
     config = files.read_json(other / "config.json")
     files.write_json(other / "config.json", {**config, "attention_dropout": 0.1})
-    keys = {key(), key(other), key(seed=4), key(library="other"), key(budget=Budget(steps=7))}
+    keys = {key(), key(other), key(seed=4), key(code="other"), key(budget=Budget(steps=7))}
     assert (same, len(keys)) == (key(), 5)
 
 

@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from automixalign.config.plan import DataSettings, ScoringSettings, SpecialistLossesSettings, TrainingSettings
+from automixalign.config.data import DataSettings
+from automixalign.config.evaluation import ScoringSettings
+from automixalign.config.training import SpecialistLossesSettings, SpecialistSettings
 from automixalign.data.store import read_split
 from automixalign.models.load import load_full_model, load_model
 from automixalign.scoring import caches
@@ -21,12 +23,11 @@ from automixalign.training.train import SpecialistTraining
 from benchmarks import tiny
 
 TASK = "format"
-TRAINING = TrainingSettings.model_validate(
+TRAINING = SpecialistSettings.model_validate(
     {
         "seed": 0,
         "training": {"batch_size": 6, "learning_rate": 3e-2},
         "budget": {"steps": 60},
-        "method": None,
     }
 )
 
@@ -60,7 +61,7 @@ def noisy(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _specialist(
-    settings: TrainingSettings, base_model: Path, noisy: Path, output: Path, **more: Any
+    settings: SpecialistSettings, base_model: Path, noisy: Path, output: Path, **more: Any
 ) -> SpecialistTraining:
     return SpecialistTraining(
         settings=settings,

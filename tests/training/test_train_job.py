@@ -17,7 +17,7 @@ from kubernetes.config import incluster_config
 from safetensors.torch import load_file
 
 from automixalign.config.cluster import TRAIN_JOB, Pod, TrainJobRequest
-from automixalign.config.plan import TrainingSettings
+from automixalign.config.methods import GeneralistSettings
 from automixalign.steps.step import run_step
 from automixalign.storage import files
 from automixalign.system.errors import AutoMixAlignError, CacheError, ConfigError, StorageError, TrainingError
@@ -282,7 +282,7 @@ def training(output: Path, places: dict[str, Any], **changes: Any) -> Generalist
         "budget": {"steps": STEPS},
         "method": {"method": "ama-r", "eta": 0.5},
     }
-    settings = TrainingSettings.model_validate(given)
+    settings = GeneralistSettings.model_validate(given)
     return GeneralistTraining(
         settings=settings, **places, output=output / "model", trajectory=output / "log.jsonl"
     )

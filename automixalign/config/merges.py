@@ -1,0 +1,55 @@
+"""Merges of the specialists: their section of an experiment, and the settings of `merge_specialists`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from automixalign.config.settings import Settings
+from automixalign.method import merge_methods
+from automixalign.system.schema import Name, Number, Positive, Schema
+
+
+class MergeSpec(Schema):
+    """One way to merge the specialists, by mergekit's name and parameters."""
+
+    method: str
+    """The merge method, by mergekit's name."""
+    name: Name = ""
+    """Its name in the leaderboard; by default the method."""
+    parameters: dict[str, Number] = Field(default_factory=dict)
+    """mergekit's parameters of the method, where another value than the default serves."""
+    weights: dict[str, Positive] = Field(default_factory=dict)
+    """Task -> mergekit's `weight` of its specialist; the others take that of `parameters`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_by_method(cls, data: Any) -> Any:
+        return {"name": data.get("method"), **data} if isinstance(data, Mapping) else data
+
+    def check(self, tasks: Sequence[str]) -> None:
+        """Raise ValueError unless the method can merge the specialists of these tasks."""
+        try:
+            merge_methods.check(self.method, len(tasks), self.parameters)
+        except ValueError as error:
+            raise ValueError(f"merges: {self.name}: {error}") from error
+        for task in self.weights:
+            if task not in tasks:
+                raise ValueError(
+                    f"merges: {self.name}: weights: there is no task {task!r}; there are: {', '.join(tasks)}"
+                )
+        if self.weights and "weight" not in merge_methods.MERGE_METHODS[self.method].parameters:
+            raise ValueError(f"merges: {self.name}: weights: {self.method} takes no weights")
+
+
+class MergeSettings(Settings):
+    """Of `merge_specialists`."""
+
+    merge: MergeSpec
+    tasks: list[str]
+    """The tasks of the specialists, in order."""
+
+    @property
+    def name(self) -> str:
+        """The merged model's name in the leaderboard."""
+        return self.merge.name

@@ -1,0 +1,57 @@
+"""Mixing methods: their section of an experiment, and the settings of `train_generalist`."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from automixalign.config.extensions import Extension
+from automixalign.config.training import TrainingSettings
+from automixalign.method.mixer import registered_mixers
+from automixalign.system.schema import Name, PositiveFraction, Schema
+
+
+class MethodSpec(Schema):
+    """One way to train the generalist; every further key is an option of its mixer (`eta`, `c`, ...)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    method: str
+    """The mixer."""
+    name: Name = ""
+    """Its name in the leaderboard; by default the method, so two entries of one method need names."""
+    average_iterates: PositiveFraction | None = None
+    """The generalist is the mean of the policies after each step of this last share of its training; 1 is all
+    of them. The two matrices of a LoRA adapter are averaged separately."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_by_method(cls, data: Any) -> Any:
+        return {"name": data.get("method"), **data} if isinstance(data, Mapping) else data
+
+    @model_validator(mode="after")
+    def _check_options(self) -> Self:
+        mixers = registered_mixers()
+        if self.method not in mixers:
+            raise ValueError(f"unknown method {self.method!r}; there are: {', '.join(mixers)}")
+        checked = mixers[self.method].schema.model_validate(self.options)
+        self.options.update(checked.model_dump(exclude_unset=True))
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The mixer's options that were set."""
+        return self.__pydantic_extra__ or {}
+
+
+class GeneralistSettings(TrainingSettings):
+    """Of `train_generalist`."""
+
+    extensions: list[Extension] = Field(default_factory=list)
+    """Imported before `method` is checked."""
+    method: MethodSpec
+
+    @property
+    def name(self) -> str:
+        """The generalist's name in the leaderboard."""
+        return self.method.name

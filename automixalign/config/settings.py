@@ -1,0 +1,28 @@
+"""The base of every stage's settings, and the types that several sections of an experiment share."""
+
+from typing import Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class Settings(BaseModel):
+    """The part of an experiment that changes the result of one stage of the DAG, and no more.
+
+    A stage's settings travel as one JSON string. Two experiments that differ elsewhere give a stage equal
+    settings, so its cached result serves both: another eta trains one generalist again and nothing before it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    code: str = ""
+    """Digest of the modules that the stage imports."""
+    environment: str = ""
+    """Digest of the installed versions, and of the environment variables that can change a result."""
+    seed: int
+
+
+def shorthand(key: str) -> BeforeValidator:
+    """Let a bare string stand for `{key: string}`: `- standard` is `- method: standard`."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)

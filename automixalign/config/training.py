@@ -1,0 +1,163 @@
+"""Training: its sections of an experiment, and the settings of `train_specialist` and `specialist_losses`."""
+
+import math
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from automixalign.config.evaluation import ScoringSettings
+from automixalign.config.settings import Precision, Settings
+from automixalign.method.losses import Loss
+from automixalign.system.schema import Count, Flag, Natural, NonNegative, Positive, Schema
+
+
+def specialist_name(task: str) -> str:
+    """The name of a task's specialist in the leaderboard."""
+    return f"specialist-{task}"
+
+
+class LoraSpec(Schema):
+    """LoRA (arXiv 2106.09685) through peft."""
+
+    rank: Annotated[Count, Field(le=8192)] = 16
+    """Rank of the update of each matrix."""
+    alpha: Positive = 32.0
+    """peft scales the update by `alpha / rank`."""
+    target_modules: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
+    """The modules that get an adapter, as peft names them."""
+
+
+class Budget(Schema):
+    """How long to train: optimiser steps, or epochs over the phase's training pairs."""
+
+    steps: Count | None = None
+    """Optimiser steps."""
+    epochs: Annotated[Positive, Field(le=10_000)] | None = None
+    """Passes over the training pairs, instead of `steps`."""
+    learning_rate: Positive | None = None
+    """Replaces `training.learning_rate` for this phase."""
+
+    @model_validator(mode="after")
+    def _check_exactly_one(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of 'steps' and 'epochs'")
+        return self
+
+    def count_steps(self, pairs: int, batch_size: int) -> int:
+        """The optimiser steps of a training on `pairs` pairs, `batch_size` of them a step."""
+        if self.steps is not None:
+            return self.steps
+        return math.ceil((self.epochs or 0.0) * pairs / batch_size)
+
+    def halved(self) -> Self:
+        """The same number of passes over half of the pairs."""
+        return self if self.steps is None else self.model_copy(update={"steps": -(-self.steps // 2)})
+
+
+class BudgetSpec(Schema):
+    """How long the two phases train; every generalist gets the same."""
+
+    specialist: Budget
+    """Of each specialist."""
+    generalist: Budget
+    """Of each generalist."""
+
+
+class TrainingSpec(Loss):
+    """What every training of the experiment shares, so that methods are compared fairly."""
+
+    batch_size: Annotated[Count, Field(le=2**20)]
+    """Pairs of one optimiser step, over all processes and accumulated micro-batches."""
+    micro_batch_size: Count | None = None
+    """Pairs of one forward pass of a process. Gradient accumulation fills the rest of `batch_size`."""
+    processes: Annotated[Count, Field(le=256)] = 1
+    """Processes on one machine, one for each GPU. They share every step; each takes a slice of its pairs."""
+    nodes: Count = 1
+    """Machines, each with this many `processes`. More than one need Kubeflow Trainer (`cluster.train_job`)."""
+    fsdp: Flag = False
+    """Divide parameters, gradients and optimiser state among the processes (FSDP2, arXiv 2304.11277), for a
+    model that does not fit one GPU. Otherwise each process holds all of them."""
+    learning_rate: Positive
+    """Peak learning rate of both phases."""
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "linear"
+    """How the learning rate changes after the warm-up."""
+    warmup_steps: Natural = 0
+    """Steps over which the learning rate rises from 0."""
+    weight_decay: NonNegative = 0.0
+    """Of AdamW."""
+    max_grad_norm: NonNegative = 1.0
+    """Norm that gradients are clipped to; 0 does not clip."""
+    nll_weight: NonNegative = 0.0
+    """Weight of TRL's `sft` term on the chosen answer, the same for every method: the mean over the tokens of a
+    step, whatever the micro-batches. 0 is plain DPO. With .1 to .5, small models passed 1.4 to 3 times as many
+    generations on both setups that tried it, and the presets for them set .2 (docs/results.md)."""
+    precision: Precision = "auto"
+    """`auto`: bf16 autocast on CUDA that has it, otherwise fp32. CPUs without AMX take longer in bf16; those
+    without AVX512-BF16 take tens of times as long."""
+    gradient_checkpointing: Flag = False
+    """Compute activations again in the backward pass instead of storing them."""
+    lora: LoraSpec | None = None
+    """Train a LoRA adapter instead of the full model."""
+    trainable: Annotated[list[str], Field(min_length=1)] | None = None
+    """Regular expressions. Full fine-tuning changes only the parameters whose name matches one of them."""
+    checkpoint_every: Natural = 50
+    """Steps between checkpoints, where a run keeps any (`automixalign/training/checkpoints.py`); 0 for none."""
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
+        if self.lora is not None and self.trainable is not None:
+            raise ValueError("'lora' and 'trainable' exclude each other")
+        if self.batch_size % (self.micro_batch_size or 1):
+            raise ValueError("'batch_size' must be a multiple of 'micro_batch_size'")
+        if self.batch_size % ((self.micro_batch_size or 1) * self.nodes * self.processes):
+            raise ValueError(
+                "'batch_size' must be a multiple of 'processes' times 'micro_batch_size', times 'nodes'"
+            )
+        if self.fsdp and self.nodes * self.processes == 1:
+            raise ValueError("'fsdp' divides a model among 'processes', and there is one")
+        for pattern in self.trainable or []:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"'trainable': {pattern!r} is no regular expression: {error}") from error
+        return self
+
+    @property
+    def loss(self) -> Loss:
+        """The preference loss alone."""
+        return Loss(**{key: getattr(self, key) for key in Loss.model_fields})
+
+
+class SpecialistLossesSpec(Schema):
+    """The losses that a generalist's excess is measured against."""
+
+    cross_fit: Flag = False
+    """Two-fold cross-fitting: a specialist that was trained on one half of a task's training pairs scores the
+    other half. Specialists then cost twice as much; use it where they memorise their pairs."""
+    warn_gap: Positive = 0.1
+    """Warn where a task's mean held-out loss exceeds that of its training pairs by more than this (in nats)."""
+
+
+class TrainingSettings(Settings):
+    """What the settings of specialists and generalists share."""
+
+    training: TrainingSpec
+    budget: Budget
+
+
+class SpecialistSettings(TrainingSettings):
+    """Of `train_specialist`."""
+
+    def for_a_half(self) -> Self:
+        """The same number of passes over half of the pairs."""
+        return self.model_copy(update={"budget": self.budget.halved()})
+
+
+class SpecialistLossesSettings(ScoringSettings):
+    """Of `specialist_losses`."""
+
+    loss: Loss
+    warn_gap: float
+    fold: SpecialistSettings | None
+    """How to train on one half of a task's pairs; None without cross-fitting."""

@@ -26,7 +26,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup run test lint types unit test-containers images image-cpu image-cuda sbom compile pages scan audit clean
+.PHONY: help setup run test lint types unit faults test-faults test-containers images image-cpu image-cuda sbom compile pages scan audit clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -61,6 +61,12 @@ types: setup
 
 unit: setup
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+faults: setup ## every fault test (half an hour on two cores), and a table of the cases and their outcomes
+	$(BIN)/python -m pytest tests/faults -m 'not container' --faults-table --numprocesses $(JOBS) --dist worksteal $(ARGS)
+
+test-faults: setup ## the slow fault tests that .ci/run runs: kills, outages, full disks
+	$(BIN)/python -m pytest tests/faults -m 'slow and not soak' --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
 test-containers: setup ## build the image and run the DAG in containers, with an engine of its own; needs root
 	$(BIN)/python -m pytest tests/container -m container --verbose --capture=no $(ARGS)

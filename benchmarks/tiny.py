@@ -79,9 +79,14 @@ def write_data(base_model: Path, folder: Path) -> None:
 
 
 def prepare_rows(rows: list[dict[str, Any]], base_model: Path, folder: Path, max_length: int) -> dict[str, Any]:
-    """The prepared splits of one task with these rows; returns the card."""
+    """Prepare one task with these rows; return the card."""
     source = folder.with_name("rows.jsonl")
     files.write_jsonl(source, rows)
+    return prepare_source(source, base_model, folder, max_length)
+
+
+def prepare_source(source: Path, base_model: Path, folder: Path, max_length: int) -> dict[str, Any]:
+    """Prepare one task named `task` from a file; return the card."""
     settings = {
         "seed": 0,
         "tasks": [{"name": "task", "source": str(source)}],

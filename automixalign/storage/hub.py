@@ -17,7 +17,9 @@ def commit_of(repo: str, kind: Literal["model", "dataset"], revision: str | None
 
     try:
         return str(HfApi().repo_info(repo, repo_type=kind, revision=revision).sha)
-    except (OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError):  # OSError: no network
+    except HFValidationError:  # no repository can have this name
+        return revision
+    except (OfflineModeIsEnabled, HfHubHTTPError, OSError):  # OSError: no network
         return _copy_here(repo, kind, revision)
 
 

@@ -7,34 +7,34 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_CHUNK = 1 << 14
-_POLL = 0.05
+_CHUNK_BYTES = 1 << 14
+_POLL_SECONDS = 0.05
 
 
 @dataclass
 class Fault:
-    """What happens to connections; as it stands, nothing."""
+    """What happens to connections; by default, nothing."""
 
     delay: float = 0.0
     """Seconds that every answer waits."""
     cut_sent: int | None = None
-    """Break a connection after it has carried so many bytes to the server."""
+    """Break a connection after this many bytes to the server."""
     cut_received: int | None = None
-    """... or back from it."""
+    """Break a connection after this many bytes from the server."""
     stall_received: int | None = None
-    """After so many bytes back nothing more comes, and the connection stays open."""
+    """Keep a connection open, but send nothing after this many bytes from the server."""
     flip_sent: int | None = None
-    """Flip a bit of this byte on the way to the server (counted over all connections)."""
+    """Flip a bit of this byte to the server (counted over all connections)."""
     flip_received: int | None = None
-    """... or of this one on the way back."""
+    """Flip a bit of this byte from the server."""
     answer: bytes | None = None
-    """An HTTP answer that every request gets in the server's place."""
+    """An HTTP answer to every request, in place of the server's."""
     times: int | None = None
-    """So many connections are cut, stalled or answered; those after them are well. None: all."""
+    """How many connections are cut, stalled or answered; None for all."""
 
 
 class Proxy:
-    """Stands in front of a server on 127.0.0.1; `fault` may change at any time."""
+    """A proxy in front of a server on 127.0.0.1; `fault` may change at any time."""
 
     def __init__(self, server: int) -> None:
         self.server = server
@@ -65,7 +65,7 @@ class Proxy:
         with self._lock:
             self._fault, self.struck, self.sent, self.received = fault, 0, 0, 0
             connections = list(self._open)
-        for connection in connections:  # clients that keep one open must come anew
+        for connection in connections:  # clients that keep one open must connect again
             _reset(connection)
 
     def close(self) -> None:
@@ -97,7 +97,7 @@ class Proxy:
                 self._pump(client, server, fault)
                 back.join()
         except OSError:
-            _reset(client)  # the server is down: the client finds a connection that breaks
+            _reset(client)  # the server is down: the client gets a connection that breaks
         finally:
             with self._lock:
                 self._open.discard(client)
@@ -112,25 +112,25 @@ class Proxy:
 
     def _answer(self, client: socket.socket, answer: bytes) -> None:
         head = b""
-        while b"\r\n\r\n" not in head and (part := client.recv(_CHUNK)):
+        while b"\r\n\r\n" not in head and (part := client.recv(_CHUNK_BYTES)):
             head += part
         client.sendall(answer)
         client.shutdown(socket.SHUT_WR)
         client.settimeout(1)
         with contextlib.suppress(OSError):
-            while client.recv(_CHUNK):  # a body that is on the way; closing before it would lose the answer
+            while client.recv(_CHUNK_BYTES):  # closing before the body has arrived would lose the answer
                 pass
 
     def _pump(self, client: socket.socket, server: socket.socket, fault: Fault) -> None:
         carried = 0
         with contextlib.suppress(OSError):
-            while data := client.recv(_CHUNK):
+            while data := client.recv(_CHUNK_BYTES):
                 carried += len(data)
                 if fault.cut_sent is not None and carried > fault.cut_sent and self._strikes(fault):
                     _reset(client)
                     _reset(server)
                     return
-                with self._lock:  # connections that counted at once could step over the byte between them
+                with self._lock:  # otherwise concurrent connections could miss the byte to flip
                     before, self.sent = self.sent, self.sent + len(data)
                 server.sendall(self._flipped(data, fault.flip_sent, before))
         with contextlib.suppress(OSError):
@@ -139,18 +139,18 @@ class Proxy:
     def _pump_back(self, server: socket.socket, client: socket.socket, fault: Fault) -> None:
         carried = 0
         with contextlib.suppress(OSError):
-            while data := server.recv(_CHUNK):
+            while data := server.recv(_CHUNK_BYTES):
                 time.sleep(fault.delay)
                 carried += len(data)
                 if fault.cut_received is not None and carried > fault.cut_received and self._strikes(fault):
                     client.sendall(data[: max(0, fault.cut_received - (carried - len(data)))])
-                    time.sleep(_POLL)  # what was sent arrives before the connection breaks
+                    time.sleep(_POLL_SECONDS)  # the bytes arrive before the connection breaks
                     _reset(client)
                     _reset(server)
                     return
                 if fault.stall_received is not None and carried > fault.stall_received and self._strikes(fault):
                     while self._fault is fault and server.fileno() >= 0:
-                        time.sleep(_POLL)
+                        time.sleep(_POLL_SECONDS)
                     _reset(client)
                     return
                 with self._lock:
@@ -160,15 +160,15 @@ class Proxy:
             client.shutdown(socket.SHUT_WR)
 
     @staticmethod
-    def _flipped(data: bytes, place: int | None, before: int) -> bytes:
-        if place is None or not before <= place < before + len(data):
+    def _flipped(data: bytes, byte: int | None, before: int) -> bytes:
+        if byte is None or not before <= byte < before + len(data):
             return data
-        at = place - before
+        at = byte - before
         return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
 def _reset(connection: socket.socket) -> None:
-    """Break a connection as a lost one breaks: whoever waits on it gets an error at once."""
+    """Break a connection; both ends get an error at once."""
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
 

@@ -1,16 +1,162 @@
-"""A little of the fuzzer (`python -m benchmarks.fuzz`), always the same inputs."""
+"""Fuzz what reads data and configurations: only named errors, no hang, no flood of memory.
 
+Hypothesis makes inputs up, most of them by damaging valid ones. An input that is accepted is checked for what
+every later stage relies on. `--hypothesis-profile long` draws many inputs, `--hypothesis-seed` chooses them.
+"""
+
+import contextlib
+import json
+import resource
+import signal
 from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
-from benchmarks.fuzz import TARGETS, aside, fuzz
+from automixalign.config.data import SplitSpec, TaskSpec
+from automixalign.config.experiment import Experiment, parse_experiment
+from automixalign.config.file import dump_yaml, override, parse_yaml
+from automixalign.data.prepare import check_rendering, read_pairs
+from automixalign.data.split import split_tasks
+from automixalign.preflight.validate import plan_experiment
+from automixalign.quickstart.tiny_model import build_tokenizer
+from automixalign.scoring.verifiers.registry import registered_verifiers
+from automixalign.system.errors import AutoMixAlignError, DataError
+from tests.faults import fuzz_inputs as inputs
+from tests.faults.command_line import experiment
+from tests.faults.test_rows import GOOD, lines
+
+_HANG_SECONDS = 20
+_MEMORY_BYTES = 2 << 30
+"""What an input may take beyond what the process uses before."""
+_LONGEST_MESSAGE = 10_000
 
 
-@pytest.mark.parametrize("name", TARGETS)
-def test_fuzz(name: str) -> None:
-    seen: Counter[str] = Counter()
-    with aside():
-        fuzz(TARGETS[name], number=1, examples=120, seen=seen)
-    assert seen.total() >= 100
-    assert seen["accepted"], "inputs of which none gets through test little"
+@cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer()
+
+
+def check_source(name: str, content: bytes) -> None:
+    Path(name).write_bytes(content)
+    with contextlib.suppress(DataError):
+        read_pairs(TaskSpec(name="own", source=name, verifier="number"), 0, registered_verifiers())
+    pairs, counts = read_pairs(TaskSpec(name="own", source=name), 0, registered_verifiers())
+    listed = list(pairs)
+    assert len({pair.pair_id for pair in listed}) == len(listed) == len(pairs) <= counts["read"]
+    for pair in listed:
+        written = json.dumps([pair.prompt, pair.chosen, pair.rejected, pair.answer], ensure_ascii=False)
+        assert "\\u0000" not in written.encode().decode()
+    check_rendering("own", pairs, tokenizer(), 64)
+    tasks = {"own": listed, "other": listed[1:]}
+    ranks = {"own": pairs.ranks, "other": pairs.ranks[1:]}
+    labels = split_tasks({task: np.sort(each) for task, each in ranks.items()}, SplitSpec(test=0.3))
+    splits: dict[str, set[int]] = {}
+    for task, part in tasks.items():
+        for place, label in zip(np.argsort(ranks[task], kind="stable"), labels[task], strict=True):
+            splits.setdefault(part[place].prompt_key, set()).add(int(label))
+    assert all(len(labels_of_prompt) == 1 for labels_of_prompt in splits.values())
+
+
+def check_experiment(experiment: Experiment) -> None:
+    """Write it, read it again and plan it, unless it names a path outside the folder."""
+    written = dump_yaml(experiment)
+    written.encode()
+    assert parse_experiment(parse_yaml(written, "the dump"), "the dump") == experiment
+    folder = Path.cwd()
+    for source in [experiment.base_model.source, *(task.source for task in experiment.tasks)]:
+        with contextlib.suppress(OSError):
+            if Path(source).exists() and folder not in Path(source).resolve().parents:
+                reject()
+    if experiment.output is not None and not (folder / experiment.output.to).resolve().is_relative_to(folder):
+        reject()
+    for output in plan_experiment(experiment).as_outputs():
+        assert isinstance(output, str | list)
+
+
+def check_config(content: str) -> None:
+    data = parse_yaml(content, "fuzz")
+    if isinstance(data, dict):
+        check_experiment(parse_experiment(data, "fuzz"))
+
+
+def check_overrides(options: list[tuple[str, str]]) -> None:
+    data = parse_yaml(experiment(), "fuzz")
+    for key, value in options:
+        override(data, key, parse_yaml(value, f"--set {key}"))
+    check_experiment(parse_experiment(data, "fuzz"))
+
+
+def check_verifiers(texts: tuple[str, str]) -> None:
+    for name, passes in registered_verifiers().items():
+        assert isinstance(passes(*texts), bool)
+        # An answer by itself always passes; `number` needs one that holds a number.
+        assert passes(texts[1], texts[1]) or name == "number"
+
+
+@contextlib.contextmanager
+def bounded() -> Iterator[None]:
+    """An input may take some seconds and some memory."""
+
+    def interrupt(*_: object) -> None:
+        raise TimeoutError(f"more than {_HANG_SECONDS} seconds")
+
+    handler, limits = signal.signal(signal.SIGALRM, interrupt), resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + _MEMORY_BYTES, limits[1]))
+    signal.setitimer(signal.ITIMER_REAL, _HANG_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "check"),
+    [
+        pytest.param(inputs.jsonl | inputs.noisy_bytes, lambda it: check_source("own.jsonl", it), id="rows"),
+        pytest.param(inputs.parquet(), lambda it: check_source("own.parquet", it), id="parquet"),
+        pytest.param(inputs.configurations, check_config, id="config"),
+        pytest.param(inputs.overrides, check_overrides, id="overrides"),
+        pytest.param(inputs.answers, check_verifiers, id="verifiers"),
+    ],
+)
+def test_fuzz(
+    strategy: st.SearchStrategy[Any],
+    check: Callable[[Any], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pytestconfig: pytest.Config,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.jsonl").write_bytes(lines(GOOD))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # refuses every connection at once
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "fuzz-fuzz")
+    outcomes: Counter[str] = Counter()
+
+    @settings(settings.get_profile(pytestconfig.getoption("--hypothesis-profile") or "short"))
+    @given(strategy)
+    def one(value: Any) -> None:
+        with bounded():
+            try:
+                check(value)
+            except AutoMixAlignError as error:
+                assert len(str(error)) < _LONGEST_MESSAGE
+                outcomes["refused"] += 1
+            else:
+                outcomes["accepted"] += 1
+
+    one()
+    assert outcomes.total() >= 100
+    assert outcomes["accepted"], "only rejected inputs test little"

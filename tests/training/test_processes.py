@@ -20,7 +20,7 @@ from automixalign.system.errors import CacheError, ConfigError, TrainingError
 from automixalign.training.checkpoints import SEAL
 from automixalign.training.launch import train as train_it
 from automixalign.training.train import GeneralistTraining
-from benchmarks.faults import _interrupted
+from tests.faults import interrupted
 
 STEPS = 4
 
@@ -128,7 +128,7 @@ def test_two_processes_killed_from_outside_go_on_to_the_same_bits(
     }
 
     def start(output: Path) -> Any:
-        return _interrupted.start(json.dumps(given), output)
+        return interrupted.start(json.dumps(given), output)
 
     whole = start(tmp_path / "whole")
     whole.join()

@@ -1,6 +1,5 @@
-"""A training killed with SIGKILL and started again ends as if nobody had disturbed it, to the bit."""
+"""Which checkpoints a training takes up; `tests/faults/test_checkpoints.py` kills and damages."""
 
-import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,47 +12,7 @@ from automixalign.storage import files
 from automixalign.system.errors import StorageError
 from automixalign.training import checkpoints
 from automixalign.training.train import GeneralistTraining, _key
-from benchmarks.faults import checkpoints as local
-from benchmarks.faults._interrupted import (
-    KILLED,
-    STEPS,
-    Fault,
-    places,
-    same_as_undisturbed,
-    settings,
-    train,
-)
-from benchmarks.faults.case import Case
-
-_SLOW = "at random"
-"""Cases for the bench alone."""
-
-
-@pytest.mark.parametrize("method", ["ama-r", "ama-s"])
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("micro_batch", [4, 2], ids=["accumulation-1", "accumulation-2"])
-def test_killed_twice_and_resumed_is_undisturbed(
-    method: str, lora: bool, micro_batch: int, tmp_path: Path
-) -> None:
-    given, output = settings(method, lora, micro_batch), tmp_path / "killed"
-    generator, accumulation = random.Random(f"{method} {lora} {micro_batch}"), 4 // micro_batch
-    for _ in range(2):
-        at = generator.randint(1, STEPS * accumulation // 2)
-        assert train(given, output, Fault("micro-step", at)) == KILLED
-    assert train(given, output) == 0
-    same_as_undisturbed(given, [output], accumulation)
-    rows = files.read_jsonl(output / "trajectory.jsonl")
-    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
-    assert rows[-1]["weights"] != rows[0]["weights"], "the weights moved, so their state had to be kept"
-    assert not list((output / "checkpoints").iterdir()), "checkpoints of a finished training are removed"
-    if lora:  # a set to peft, which other processes would write in another order
-        modules = files.read_json(output / "model" / "adapter_config.json")["target_modules"]
-        assert modules == sorted(modules)
-
-
-@pytest.mark.parametrize("case", [case for case in local.CASES if _SLOW not in case.name], ids=lambda c: c.name)
-def test_fault(case: Case, tmp_path: Path) -> None:
-    case.run(tmp_path)
+from tests.faults.interrupted import KILLED, Fault, inputs, settings, train
 
 
 def test_checkpoints_of_another_training_are_not_taken_up(tmp_path: Path) -> None:
@@ -68,12 +27,12 @@ def test_the_key_names_all_that_determines_a_training(tmp_path: Path) -> None:
 
     def key(base_model: Path | None = None, **changes: Any) -> str:
         given = GeneralistSettings.model_validate_json(settings("ama-r", True, 4)).model_copy(update=changes)
-        where = {**places(), **({"base_model": base_model} if base_model else {})}
+        where = {**inputs(), **({"base_model": base_model} if base_model else {})}
         training = GeneralistTraining(settings=given, **where, output=tmp_path, trajectory=tmp_path)
         return _key(training, training._tables())
 
     other = tmp_path / "model"
-    shutil.copytree(places()["base_model"], other)
+    shutil.copytree(inputs()["base_model"], other)
     same = key(other)
     config = files.read_json(other / "config.json")
     files.write_json(other / "config.json", {**config, "attention_dropout": 0.1})

@@ -13,32 +13,8 @@ from automixalign.steps.step import run_step
 from automixalign.storage import files, s3
 from automixalign.training import checkpoints
 from automixalign.training.stored_checkpoints import StoredCheckpoints
-from benchmarks.faults import retries
-from benchmarks.faults import stored_checkpoints as faults
-from benchmarks.faults.case import Case
 
 BUCKET = "checkpoints"
-FAST = (
-    "killed in mid-upload: 20 sends",
-    "killed before the seal of the second",
-    "killed after the seal of the second",
-    "killed while the checkpoints are removed",
-    "a bit flipped in the weights",
-    "half a seal",
-    "S3 away from the first checkpoint on",
-    "a wrong secret",
-)
-"""The others take the same ways; the bench has them all."""
-
-
-@pytest.mark.parametrize("case", [case for case in faults.CASES if case.name in FAST], ids=lambda c: c.name)
-def test_fault(case: Case, tmp_path: Path) -> None:
-    case.run(tmp_path)
-
-
-def test_a_step_that_kfp_tries_again_goes_on_from_s3(tmp_path: Path) -> None:
-    (case,) = (case for case in retries.CASES if case.name.endswith("in S3"))
-    case.run(tmp_path)
 
 
 @pytest.fixture

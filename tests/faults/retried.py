@@ -1,6 +1,6 @@
-"""A pipeline of one training that kfp's local runner tries again.
+"""A pipeline of one training that kfp's local runner retries.
 
-`python -m benchmarks.faults._retried FILE FOLDER`: FILE holds the training as JSON, FOLDER is kfp's, and the
+`python -m tests.faults.retried FILE FOLDER`: FILE holds the training as JSON, FOLDER is kfp's, and the
 checkpoints go to `AMA_CHECKPOINTS`.
 """
 

@@ -1,0 +1,95 @@
+"""Checkpoints that somebody has altered: torch's own files are pickles, and a seal is no signature."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from peft import LoraConfig
+from trl import DPOConfig
+
+from automixalign.method.mixers import Standard
+from automixalign.models.load import load_full_model, load_tokenizer
+from automixalign.storage import files
+from automixalign.system.errors import TrainingError
+from automixalign.training import averaging, checkpoints
+from automixalign.training.trainer import MixingTrainer
+from tests.faults.common import raises, write_pickle
+
+STEPS = 2
+
+
+def trainer(base_model: Path, folder: Path, lora: bool) -> MixingTrainer:
+    row = {"prompt_ids": [1, 5], "chosen_ids": [6, 2], "rejected_ids": [7, 2]}
+    logps = {"ref_chosen_logps": -1.0, "ref_rejected_logps": -1.0}
+    arguments = DPOConfig(
+        output_dir=str(folder),
+        max_steps=STEPS,
+        per_device_train_batch_size=2,
+        learning_rate=1e-3,
+        bf16=False,
+        gradient_checkpointing=False,
+        max_length=None,
+        save_steps=1,
+        use_cpu=True,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    return MixingTrainer(
+        load_full_model(base_model),
+        arguments,
+        {"task": Dataset.from_list([{**row, **logps}] * 2)},
+        Standard([2], 0),
+        folder / checkpoints.TRAJECTORY,
+        average_iterates=1.0,
+        processing_class=load_tokenizer(base_model),
+        peft_config=LoraConfig(r=1, target_modules=["q_proj"], task_type="CAUSAL_LM") if lora else None,
+    )
+
+
+@pytest.fixture(scope="module")
+def interrupted(
+    request: pytest.FixtureRequest, base_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, bool]:
+    """A training with one checkpoint, as if it had been killed in its second step."""
+    folder: Path = tmp_path_factory.mktemp("interrupted")
+    trainer(base_model, folder, request.param).train()
+    shutil.rmtree(folder / f"checkpoint-{STEPS}")
+    return folder, request.param
+
+
+@pytest.fixture
+def resumed(interrupted: tuple[Path, bool], base_model: Path, tmp_path: Path) -> MixingTrainer:
+    """A trainer that resumes in a copy of that training."""
+    folder, lora = interrupted
+    shutil.copytree(folder, tmp_path / "training")
+    return trainer(base_model, tmp_path / "training", lora)
+
+
+@pytest.mark.parametrize("interrupted", [False], indirect=True, ids=["full"])
+def test_an_altered_checkpoint_is_not_used_because_of_its_digest(
+    resumed: MixingTrainer, marker: Path, tmp_path: Path
+) -> None:
+    write_pickle(tmp_path / "training" / "checkpoint-1" / "optimizer.pt", marker)
+    resumed.train(resume_from_checkpoint=True)
+    log = files.read_jsonl(tmp_path / "training" / checkpoints.TRAJECTORY)
+    assert [row["step"] for row in log] == [1, 2], "it trained from the start"
+
+
+@pytest.mark.parametrize(
+    ("interrupted", "replaced", "pickle"),
+    [
+        *((False, name, name) for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", averaging.FILE)),
+        (False, "model.safetensors", "pytorch_model.bin"),
+        (True, "adapter_model.safetensors", "adapter_model.bin"),
+    ],
+    indirect=["interrupted"],
+)
+def test_a_malicious_pickle_past_the_seal(
+    resumed: MixingTrainer, marker: Path, tmp_path: Path, replaced: str, pickle: str
+) -> None:
+    checkpoint = tmp_path / "training" / "checkpoint-1"
+    (checkpoint / replaced).unlink()
+    write_pickle(checkpoint / pickle, marker)
+    with raises(TrainingError, str(checkpoint), "remove it"):
+        resumed.train(str(checkpoint))

@@ -13,7 +13,7 @@ import pyarrow as pa
 from automixalign.config.data import DataSettings
 from automixalign.config.evaluation import ScoringSettings
 from automixalign.data.prepare import prepare_data
-from automixalign.data.split import SPLITS
+from automixalign.data.store import SPLITS
 from automixalign.scoring import caches
 from automixalign.scoring.scorer import write_reference_logps
 from automixalign.scoring.verifiers.registry import registered_verifiers

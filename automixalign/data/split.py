@@ -8,9 +8,8 @@ import numpy.typing as npt
 
 from automixalign.config.data import SplitSpec
 from automixalign.data.clean import Ranks, starts_of_equals
+from automixalign.data.store import SPLITS, TEST, TRAIN, VALIDATION
 from automixalign.system.errors import DataError
-
-TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 
 Labels = npt.NDArray[np.int8]
 """The split of each pair, as its place in `SPLITS`, or `OVER_CAP`."""

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 
 from automixalign.storage import files
 
+TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
+
 IDS = ("pair_id", "prompt_ids", "chosen_ids", "rejected_ids")
 """The columns of a split that are trained on and scored; the text takes most of the memory."""
 _ROWS, _BYTES = 8192, 64 << 20

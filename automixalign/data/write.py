@@ -15,8 +15,8 @@ from automixalign.config.data import TaskSpec
 from automixalign.data.clean import Ranks, starts_of_equals
 from automixalign.data.ordered import OrderedRows
 from automixalign.data.pairs import TURNS
-from automixalign.data.split import OVER_CAP, SPLITS, TRAIN, Labels
-from automixalign.data.store import split_path, split_writer, task_digest
+from automixalign.data.split import OVER_CAP, Labels
+from automixalign.data.store import SPLITS, TRAIN, split_path, split_writer, task_digest
 
 
 def write_splits(

@@ -9,8 +9,7 @@ import pyarrow as pa
 import torch
 
 from automixalign.config.evaluation import EvaluationSettings, EvaluationSpec
-from automixalign.data.split import TEST
-from automixalign.data.store import IDS, read_split, tasks_of
+from automixalign.data.store import IDS, TEST, read_split, tasks_of
 from automixalign.models.load import autocast, load_model, load_tokenizer
 from automixalign.scoring import caches
 from automixalign.scoring.caches import SUMMARY

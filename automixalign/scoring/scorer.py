@@ -10,8 +10,7 @@ import pyarrow.compute as pc
 import torch
 
 from automixalign.config.evaluation import ScoringSettings
-from automixalign.data.split import SPLITS
-from automixalign.data.store import read_split, tasks_of
+from automixalign.data.store import SPLITS, read_split, tasks_of
 from automixalign.method.losses import Loss
 from automixalign.models.load import autocast, load_full_model
 from automixalign.scoring.caches import CHOSEN, REJECTED, Floats, column, write_cache

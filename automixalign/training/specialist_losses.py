@@ -15,8 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from automixalign.config.training import SpecialistLossesSettings, specialist_name
-from automixalign.data.split import SPLITS, TEST, TRAIN
-from automixalign.data.store import IDS, read_split
+from automixalign.data.store import IDS, SPLITS, TEST, TRAIN, read_split
 from automixalign.models.load import load_model
 from automixalign.scoring import caches
 from automixalign.scoring.scorer import Scorer, pair_losses, scores_of

@@ -10,8 +10,7 @@ import pyarrow as pa
 
 from automixalign.config.methods import GeneralistSettings
 from automixalign.config.training import SpecialistSettings, TrainingSettings, specialist_name
-from automixalign.data.split import TRAIN
-from automixalign.data.store import IDS, read_split, tasks_of
+from automixalign.data.store import IDS, TRAIN, read_split, tasks_of
 from automixalign.method.losses import NLL
 from automixalign.method.mixer import Mixer, registered_mixers
 from automixalign.models import trainable

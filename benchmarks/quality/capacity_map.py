@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from automixalign.config.experiment import parse_experiment
-from automixalign.data.split import TEST
+from automixalign.data.store import TEST
 from automixalign.report import leaderboard
 from automixalign.storage import files
 from benchmarks.quality import sweep

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from automixalign.data.split import TEST
+from automixalign.data.store import TEST
 from automixalign.report import leaderboard
 from benchmarks.quality import sweep
 from benchmarks.quality.arms import Arm, Options

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from automixalign.config.training import Budget, specialist_name
-from automixalign.data.split import TEST, VALIDATION
+from automixalign.data.store import TEST, VALIDATION
 from automixalign.storage import files
 from automixalign.system import orphans
 from benchmarks.quality.arms import REFERENCE, Arm, Merge, Options

@@ -20,8 +20,7 @@ from automixalign.config.methods import GeneralistSettings
 from automixalign.config.plan import Plan
 from automixalign.config.training import SpecialistLossesSettings, specialist_name
 from automixalign.data.prepare import prepare_data
-from automixalign.data.split import TEST, VALIDATION
-from automixalign.data.store import read_card, read_split
+from automixalign.data.store import TEST, VALIDATION, read_card, read_split
 from automixalign.merging.merge import merge_specialists
 from automixalign.models.load import load_full_model, load_model, load_tokenizer
 from automixalign.models.prepare import fingerprint, prepare_base_model

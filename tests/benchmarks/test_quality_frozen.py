@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from automixalign.config.experiment import parse_experiment
-from automixalign.data.split import TEST, TRAIN
-from automixalign.data.store import read_split
+from automixalign.data.store import TEST, TRAIN, read_split
 from automixalign.models.load import load_full_model
 from automixalign.scoring.scorer import Scorer
 from automixalign.storage import files

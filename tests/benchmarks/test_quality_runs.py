@@ -14,8 +14,7 @@ import torch
 from automixalign.config.experiment import Experiment, parse_experiment
 from automixalign.config.methods import MethodSpec
 from automixalign.config.plan import Plan
-from automixalign.data.split import TEST, VALIDATION
-from automixalign.data.store import read_split
+from automixalign.data.store import TEST, VALIDATION, read_split
 from automixalign.models.load import load_full_model
 from automixalign.quickstart.tiny_model import build_tokenizer
 from automixalign.scoring.verifiers.registry import registered_verifiers

@@ -9,7 +9,7 @@ from typing import Any
 from automixalign.config.data import DataSettings, SplitSpec
 from automixalign.data.pairs import Pair, Turn, parse_row, text_of
 from automixalign.data.read import Row, read_rows
-from automixalign.data.split import SPLITS
+from automixalign.data.store import SPLITS
 from automixalign.data.tokens import Tokens
 
 TRAIN, VALIDATION, TEST = SPLITS

@@ -29,8 +29,7 @@ from automixalign.data import clean as cleaning
 from automixalign.data import split as splitting
 from automixalign.data.pairs import Pair, parse_row, text_of
 from automixalign.data.read import Row, _read_hub, fingerprint, read_rows
-from automixalign.data.split import SPLITS
-from automixalign.data.store import read_card, read_split, split_path, task_digest, tasks_of
+from automixalign.data.store import SPLITS, read_card, read_split, split_path, task_digest, tasks_of
 from automixalign.data.tokens import Tokens
 from automixalign.data.tokens import tokenize as tokenize_all
 from automixalign.storage import files

@@ -29,8 +29,7 @@ from automixalign.data.encode import Encoder
 from automixalign.data.pair_file import PairFile
 from automixalign.data.pairs import Pair, parse_row
 from automixalign.data.read import Row
-from automixalign.data.split import SPLITS
-from automixalign.data.store import read_split, split_path
+from automixalign.data.store import SPLITS, read_split, split_path
 from automixalign.models.load import load_tokenizer
 from automixalign.system.errors import DataError
 from benchmarks import smollm2, tiny

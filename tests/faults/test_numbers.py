@@ -18,8 +18,7 @@ from automixalign.config.experiment import ComparisonSettings, parse_experiment
 from automixalign.config.methods import MethodSpec
 from automixalign.config.models import BaseModelSettings
 from automixalign.config.training import specialist_name
-from automixalign.data.split import TEST, TRAIN
-from automixalign.data.store import read_split
+from automixalign.data.store import TEST, TRAIN, read_split
 from automixalign.merging.merge import merge_specialists
 from automixalign.models.load import load_full_model, load_tokenizer
 from automixalign.models.prepare import prepare_base_model

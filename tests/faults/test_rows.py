@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from automixalign.data.split import SPLITS
-from automixalign.data.store import read_split
+from automixalign.data.store import SPLITS, read_split
 from benchmarks import tiny
 from tests.faults.command_line import CONFIG, CommandLine, ama, experiment
 

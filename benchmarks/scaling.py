@@ -152,6 +152,7 @@ class Experiment:
         from automixalign.config.training import specialist_name
         from automixalign.report import leaderboard, page, plots
         from automixalign.report.collect import collect
+        from automixalign.scoring.metrics import BETTER
 
         made = self.folder / "evaluation"
         summary = files.read_json(made / "summary.json")
@@ -172,7 +173,7 @@ class Experiment:
             entries = leaderboard.build(evaluations, names)
         with self.timed("plots"):
             plots.weight_trajectories({"ama-r": rows}, self.folder / "weights.png")
-            for metric in leaderboard.METRICS:
+            for metric in BETTER:
                 plots.task_bars(entries, metric, self.folder / f"{metric}.png")
         with self.timed("report"):
             facts = collect(self.plan.comparison, entries, logs, self.data, caches, {})

@@ -9,9 +9,10 @@ from automixalign.config.file import dump_yaml
 from automixalign.report import leaderboard
 from automixalign.report.curves import curves
 from automixalign.report.data_facts import data_facts, gap_warnings
-from automixalign.report.leaderboard import METRICS, Entry
+from automixalign.report.leaderboard import Entry
 from automixalign.report.limits import accuracy_errors, limits
 from automixalign.report.versions import versions
+from automixalign.scoring.metrics import BETTER
 from automixalign.storage import files
 
 CARD = "card.json"
@@ -45,12 +46,12 @@ def collect(
         "name": experiment.name,
         "seed": experiment.seed,
         "verdict": leaderboard.verdict(entries),
-        "metrics": METRICS,
+        "metrics": BETTER,
         "leaderboard": entries,
         "best": {
             f"{view}.{metric}": leaderboard.best(entries, view, metric)
             for view in ("worst", "average")
-            for metric in METRICS
+            for metric in BETTER
         },
         "trainings": {name: curves(rows[name]) for name in ordered},
         "tasks": tasks,

@@ -12,6 +12,7 @@ from automixalign.config.experiment import ComparisonSettings, model_names
 from automixalign.report import leaderboard, plots
 from automixalign.report import page as report_page
 from automixalign.report.collect import collect
+from automixalign.scoring.metrics import BETTER
 from automixalign.steps.step import current_step
 from automixalign.storage import files
 from automixalign.system.errors import CacheError
@@ -57,7 +58,7 @@ def compare(
         folder.mkdir()
         ordered = {m.name: files.read_jsonl(trajectories[m.name]) for m in experiment.methods}
         plots.weight_trajectories(ordered, folder / "task_weights.png")
-        for metric in leaderboard.METRICS:
+        for metric in BETTER:
             plots.task_bars(entries, metric, folder / f"{metric}.png")
     files.write_text(markdown, as_markdown(entries))
     report_page.write(collect(settings, entries, trajectories, data, losses, costs), page, facts)

@@ -96,7 +96,7 @@ def _model(
                 ("worst", "excess"),
                 ("average", "excess"),
                 ("worst", "accuracy"),
-                ("worst", "generation"),
+                ("worst", "pass_rate"),
             )
         },
     }

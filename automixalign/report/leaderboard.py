@@ -5,23 +5,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from automixalign.config.training import specialist_name
 from automixalign.scoring import caches
 from automixalign.scoring.caches import SUMMARY
+from automixalign.scoring.metrics import BETTER, excess, over_tasks
 from automixalign.storage import files
 from automixalign.system.errors import CacheError
-
-METRICS: dict[str, str] = {
-    "excess": "lower",
-    "loss": "lower",
-    "accuracy": "higher",
-    "margin": "higher",
-    "generation": "higher",
-}
-"""What is ranked, and which direction is better. `worst` takes the worse end over the tasks."""
 
 Entry = dict[str, Any]
 
@@ -55,8 +46,7 @@ def build(evaluations: Iterable[Path], order: Iterable[str]) -> list[Entry]:
         for task, measured in summary["tasks"].items():
             if task not in specialists:
                 specialists[task] = _specialist_scores(folders, task)
-            excess = _excess(folders[name], specialists[task], task, measured)
-            tasks[task] = {"excess": excess, **measured}
+            tasks[task] = {"excess": _excess(folders[name], specialists[task], task, measured), **measured}
         worst, average = over_tasks(tasks)
         entries.append(
             {
@@ -87,7 +77,7 @@ def _excess(folder: Path, theirs: pa.Table, task: str, measured: Mapping[str, fl
         )
     losses = caches.column(scores, caches.LOSS)
     _check(folder, task, measured, float(losses.mean()))
-    return float(np.maximum(losses - caches.column(known, caches.LOSS), 0).mean())
+    return excess(losses, caches.column(known, caches.LOSS))
 
 
 def _check(folder: Path, task: str, measured: Mapping[str, float], loss: float) -> None:
@@ -102,25 +92,6 @@ def _check(folder: Path, task: str, measured: Mapping[str, float], loss: float) 
         )
 
 
-def _mean(values: Iterable[float]) -> float:
-    return float(np.mean(list(values)))
-
-
-def over_tasks(tasks: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
-    """Of each metric the worst task's value, and the mean over the tasks that have it."""
-    return _over_tasks(tasks, max, min), _over_tasks(tasks, _mean, _mean)
-
-
-def _over_tasks(tasks: Mapping[str, Mapping[str, float]], lower: Any, higher: Any) -> dict[str, float]:
-    """Reduce each metric over the tasks that have it: `lower` for those where less is better."""
-    result = {}
-    for metric, better in METRICS.items():
-        values = [measured[metric] for measured in tasks.values() if metric in measured]
-        if values:
-            result[metric] = (lower if better == "lower" else higher)(values)
-    return result
-
-
 def best(entries: list[Entry], view: str, metric: str) -> str | None:
     """The best generalist or merge by a metric of `average` or `worst`; None if nobody has it."""
     values = {
@@ -130,11 +101,11 @@ def best(entries: list[Entry], view: str, metric: str) -> str | None:
     }
     if not values:
         return None
-    winner: str = (min if METRICS[metric] == "lower" else max)(values, key=values.__getitem__)
+    winner: str = (min if BETTER[metric] == "lower" else max)(values, key=values.__getitem__)
     return winner
 
 
-def table(entries: list[Entry], metrics: Iterable[str] = tuple(METRICS)) -> tuple[list[str], list[list[str]]]:
+def table(entries: list[Entry], metrics: Iterable[str] = tuple(BETTER)) -> tuple[list[str], list[list[str]]]:
     """The leaderboard as header and rows of text: worst and average of each metric, best in bold (`**`)."""
     columns = [
         (view, metric)

@@ -7,7 +7,8 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
-from automixalign.report.leaderboard import METRICS, Entry
+from automixalign.report.leaderboard import Entry
+from automixalign.scoring.metrics import BETTER
 
 mpl.use("Agg")  # no display in a container
 
@@ -58,7 +59,7 @@ def task_bars(entries: list[Entry], metric: str, path: Path) -> None:
         places = [at + (number - (len(tasks) - 1) / 2) * width for at in range(len(shown))]
         axis.bar(places, [entry["tasks"][task][metric] for entry in shown], width, label=task)
     axis.set_xticks(range(len(shown)), [entry["model"] for entry in shown], rotation=30, ha="right")
-    axis.set_title(f"{metric} on the test split ({METRICS[metric]} is better)")
+    axis.set_title(f"{metric.replace('_', ' ')} on the test split ({BETTER[metric]} is better)")
     axis.legend(fontsize=8, ncols=len(tasks))
     _save(figure, path)
 

@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 
@@ -13,6 +12,7 @@ from automixalign.data.store import IDS, TEST, read_split, tasks_of
 from automixalign.models.load import autocast, load_model, load_tokenizer
 from automixalign.scoring import caches
 from automixalign.scoring.caches import SUMMARY
+from automixalign.scoring.metrics import PairScores, pair_metrics, pass_rate
 from automixalign.scoring.scorer import Scorer, log_ratios, pair_losses, scores_of
 from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.steps.step import current_step
@@ -67,15 +67,10 @@ def evaluate(
             scores = scores.append_column("margin", pa.array(margins))
             scores = scores.append_column(caches.LOSS, pa.array(losses))
             caches.write_scores(folder / f"{task}.parquet", scores)
-            tasks[task] = {
-                "loss": float(losses.mean()),
-                "accuracy": float((margins > 0).mean()),
-                "margin": float(margins.mean()),
-                "chosen_drift": float(chosen_ratio.mean()),
-            }
+            tasks[task] = pair_metrics(PairScores(losses, margins, chosen_ratio))
             if spec.generate and task in settings.verifiers:
                 verified = _verify(settings, task, pairs, policy, base_model)
-                tasks[task]["generation"] = float(np.mean([row["passed"] for row in verified]))
+                tasks[task]["pass_rate"] = pass_rate(row["passed"] for row in verified)
                 generations += verified
         summary = {"model": name, "family": family, "loss": settings.loss.model_dump(), "tasks": tasks}
         files.write_json(folder / SUMMARY, summary)

@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from automixalign.report import leaderboard
+from automixalign.scoring.metrics import over_tasks
 from automixalign.storage import files
 from benchmarks.quality import sweep
 from benchmarks.quality.setups import SETUPS
@@ -61,16 +61,16 @@ def named(seeds: list[int]) -> str:
 
 def _show(setup: str, found: dict[str, Any]) -> None:
     table = Table(title=f"{setup}, test split, mean of {len(found['seeds'])} seeds")
-    for column in ("arm", "worst excess", "95 %", "mean excess", "worst accuracy", "worst passed"):
+    for column in ("arm", "worst excess", "95 %", "mean excess", "worst accuracy", "worst pass rate"):
         table.add_column(column)
     by_arm: dict[str, list[dict[str, Any]]] = {}
     for row in found["rows"]:
         by_arm.setdefault(row["arm"], []).append(row["tasks"])
     for arm, runs in by_arm.items():
-        views = [leaderboard.over_tasks(tasks) for tasks in runs]
+        views = [over_tasks(tasks) for tasks in runs]
         worst = interval([worst["excess"] for worst, _ in views])
         cells = [f"{worst.mean:.3f}", f"{worst.low:.3f} {worst.high:.3f}"]
-        for place, metric in ((1, "excess"), (0, "accuracy"), (0, "generation")):
+        for place, metric in ((1, "excess"), (0, "accuracy"), (0, "pass_rate")):
             values = [view[place][metric] for view in views if metric in view[place]]
             cells.append(f"{sum(values) / len(values):.3f}" if values else "")
         table.add_row(arm, *cells)

@@ -17,7 +17,7 @@ from typing import Any
 
 from automixalign.config.experiment import parse_experiment
 from automixalign.data.store import TEST
-from automixalign.report import leaderboard
+from automixalign.scoring.metrics import over_tasks
 from automixalign.storage import files
 from benchmarks.quality import sweep
 from benchmarks.quality.arms import Arm
@@ -90,7 +90,7 @@ def _cells(output: Path, unit: tuple[int, int | str]) -> list[dict[str, Any]]:
             world = World(Store(output / "store"), found, base_tasks=list(SIZES))
             for arm in _METHODS:
                 measured = world.generalist_row(arm, {}, (TEST,))[TEST]
-                worst, mean = leaderboard.over_tasks(measured)
+                worst, mean = over_tasks(measured)
                 rows.append(
                     {
                         "seed": seed,
@@ -100,8 +100,8 @@ def _cells(output: Path, unit: tuple[int, int | str]) -> list[dict[str, Any]]:
                         "method": arm.name,
                         "worst_excess": worst["excess"],
                         "mean_excess": mean["excess"],
-                        "worst_generation": worst["generation"],
-                        "mean_generation": mean["generation"],
+                        "worst_pass_rate": worst["pass_rate"],
+                        "mean_pass_rate": mean["pass_rate"],
                     }
                 )
     return rows

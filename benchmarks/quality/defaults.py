@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from automixalign.data.store import TEST
-from automixalign.report import leaderboard
+from automixalign.scoring.metrics import over_tasks
 from benchmarks.quality import sweep
 from benchmarks.quality.arms import Arm, Options
 from benchmarks.quality.setups import SETUPS
@@ -27,7 +27,7 @@ ETAS = (0.003, 0.01, 0.03, 0.1)
 SMOOTHINGS = (0.05, 0.1, 0.3)
 NLL_WEIGHTS = (0.0, 0.1, 0.2, 0.5)
 _RATE = {"learning_rate": 2.0}
-METRICS = (("worst", "excess"), ("average", "excess"), ("worst", "generation"), ("average", "generation"))
+METRICS = (("worst", "excess"), ("average", "excess"), ("worst", "pass_rate"), ("average", "pass_rate"))
 
 
 def main() -> None:
@@ -80,7 +80,7 @@ def _row(
     setup: str, output: Path, seed: int, arm: Arm, options: Options, told: Options, **training: float
 ) -> dict[str, Any]:
     with sweep.world(SETUPS[setup], seed, None, output, **training) as world:
-        worst, average = leaderboard.over_tasks(world.generalist_row(arm, options, (TEST,))[TEST])
+        worst, average = over_tasks(world.generalist_row(arm, options, (TEST,))[TEST])
     views = {"worst": worst, "average": average}
     means = {f"{view} {metric}": views[view][metric] for view, metric in METRICS}
     return {"arm": arm.name, "options": told, "means": list(means), **means}

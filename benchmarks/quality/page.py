@@ -25,10 +25,10 @@ _HOW_TO_READ = f"""How to read the tables:
 - *Excess* is the mean over a task's test pairs of max(loss - specialist's loss, 0). The *worst* excess is
   that of the worst task of each seed, averaged over seeds.
 - *Accuracy* is the share of pairs whose chosen answer has the larger reward, and *margin* the mean difference
-  of the rewards. *Generation* is the share of greedy answers that a verifier passes. *Drift* is the mean KL
+  of the rewards. *Pass rate* is the share of greedy answers that a verifier passes. *Drift* is the mean KL
   divergence from the reference model per token of the chosen answers.
 - A difference is arm minus baseline, paired by seed. **A negative difference of excess is good.** A positive
-  difference of accuracy, generation or margin is good.
+  difference of accuracy, pass rate or margin is good.
 - Brackets hold the 95 % percentile bootstrap interval over seeds ({BOOTSTRAP_RESAMPLES:,} resamples). It never
   exceeds the smallest and largest seed, is too narrow for few seeds, and excludes 0 whenever all seeds agree.
   *Resolved* means that the interval excludes 0.

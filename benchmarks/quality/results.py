@@ -14,7 +14,7 @@ AMA = ("ama-r", "ama-s")
 TOTAL = "-total"
 """Ends the name of an arm that trains for the specialists' steps as well."""
 FAMILIES = ("reference", "specialist", "generalist", "merge")
-HIGHER_IS_BETTER = ("accuracy", "margin", "generation")
+HIGHER_IS_BETTER = ("accuracy", "margin", "pass_rate")
 _FIRST_ARMS = ("standard", "uniform", "uniform-clip", *AMA)
 _LAST_ARMS = ("uniform-total", "standard-total", "ama-r-total")
 
@@ -156,8 +156,8 @@ class SetupResults:
         return [arm for arm in (*_FIRST_ARMS, self.best_tuned_merge(), *_LAST_ARMS) if arm in arms]
 
     def second_measure(self) -> Measure:
-        """The measure compared beside the worst excess: worst generation if measured, else worst accuracy."""
-        return Measure("generation" if self.has("generation") else "accuracy", "worst")
+        """The measure compared beside the worst excess: worst pass rate if measured, else worst accuracy."""
+        return Measure("pass_rate" if self.has("pass_rate") else "accuracy", "worst")
 
 
 def _rank(arm: str) -> int:

@@ -139,8 +139,8 @@ def specialists(setup: SetupResults) -> list[str]:
 def arms(setup: SetupResults) -> list[str]:
     """The worst and mean metrics of every arm."""
     metrics = [Measure("excess"), Measure("accuracy", "worst"), Measure("accuracy")]
-    if setup.has("generation"):
-        metrics += [Measure("generation", "worst"), Measure("generation")]
+    if setup.has("pass_rate"):
+        metrics += [Measure("pass_rate", "worst"), Measure("pass_rate")]
     metrics += [Measure("margin"), Measure("drift")]
     rows = []
     for arm in setup.arms():
@@ -155,7 +155,7 @@ def arms(setup: SetupResults) -> list[str]:
                 *("" if cost is None else f"{cost:,.0f}" for cost in costs),
             ]
         )
-    titles = [f"{measure.over} {measure.metric}" for measure in (WORST_EXCESS, *metrics)]
+    titles = [f"{measure.over} {measure.metric}".replace("_", " ") for measure in (WORST_EXCESS, *metrics)]
     return table(["arm", *titles, "tokens", "seconds"], rows)
 
 
@@ -187,7 +187,7 @@ def against(setup: SetupResults, text: str, pairs: Pairs) -> list[str]:
     count = max(each.paired.seeds for each in excess)
     least = smallest_p(count)
     head = ["arm", "worst excess (< 0 is good)", "better on", "p"]
-    head += [f"worst {second.metric} (> 0 is good)", "better on", "p"]
+    head += [f"worst {second.metric.replace('_', ' ')} (> 0 is good)", "better on", "p"]
     return [
         f"{text} The smallest possible p of {seeds(count)} is {p_value(least)} before the correction and "
         f"{p_value(min(1.0, len(excess) * least))} after it.",
@@ -220,7 +220,7 @@ def tuned(setup: SetupResults) -> list[str]:
 
 def task_by_task(setup: SetupResults) -> list[str]:
     """The means of the main arms on each task, one row an arm."""
-    metrics = [metric for metric in ("excess", "accuracy", "generation") if setup.has(metric)]
+    metrics = [metric for metric in ("excess", "accuracy", "pass_rate") if setup.has(metric)]
     rows = []
     for arm in (*setup.arms("reference", "specialist"), *setup.main_arms()):
         cells = []
@@ -229,7 +229,8 @@ def task_by_task(setup: SetupResults) -> list[str]:
             cells.append(" / ".join(filter(None, means)))
         rows.append([f"`{arm}`", *cells])
     head = ["arm", *(f"`{task}`" for task in setup.tasks)]
-    return folded(f"Task by task: {' / '.join(metrics)}", table(head, rows)) if metrics else []
+    title = f"Task by task: {' / '.join(metrics)}".replace("_", " ")
+    return folded(title, table(head, rows)) if metrics else []
 
 
 def late(setup: SetupResults) -> list[str]:
@@ -271,7 +272,7 @@ def capacity_map(cells: CapacityMap) -> list[str]:
     return folded("Cell by cell", table(head, rows))
 
 
-DEFAULTS_VIEWS = ("worst excess", "average excess", "worst generation", "average generation")
+DEFAULTS_VIEWS = ("worst excess", "average excess", "worst pass_rate", "average pass_rate")
 
 
 def defaults(rows: Sequence[Mapping[str, Any]], options: Sequence[str]) -> list[str]:
@@ -285,7 +286,7 @@ def defaults(rows: Sequence[Mapping[str, Any]], options: Sequence[str]) -> list[
         for row in rows
         if options[0] in row["options"]
     ]
-    return table(["arm", *options, *DEFAULTS_VIEWS], cells)
+    return table(["arm", *options, *(view.replace("_", " ") for view in DEFAULTS_VIEWS)], cells)
 
 
 def _estimate(setup: SetupResults, arm: str, measure: Measure) -> str:

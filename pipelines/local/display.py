@@ -23,7 +23,7 @@ from pipelines.local.run import KFP_LOG, StepFailedError
 from pipelines.local.sending import STORE
 
 REGISTRATION, PUBLICATION = "registration.json", "publication.json"
-SHOWN = {"excess": "excess", "accuracy": "accuracy", "generation": "passed"}
+SHOWN = {"excess": "excess", "accuracy": "accuracy", "pass_rate": "pass rate"}
 """The metrics that fit a terminal of 80 columns, and their heads there; the page has all."""
 
 _MARK = {"finished": "[green]✓[/]", "failed": "[red]✗[/]", "cached": "[green]✓[/]"}

@@ -59,15 +59,15 @@ def family(arm: str) -> str:
     return "reference" if arm == "reference" else "specialist" if "specialist" in arm else "generalist"
 
 
-def row(seed: int, arm: str, generation: bool) -> dict[str, Any]:
+def row(seed: int, arm: str, pass_rate: bool) -> dict[str, Any]:
     """Task b is the worst one: its excess is that of ARMS, and task a's is half of it."""
     worst = 0.2 - BELOW[seed] if arm == "ama-r" else ARMS[arm]
     tasks = {
         task: {"excess": excess, "loss": 0.1 + excess, "accuracy": 1 - excess, "margin": 2.0, "drift": excess}
         for task, excess in (("a", worst / 2), ("b", worst))
     }
-    if generation:
-        tasks["b"]["generation"] = 0.5 + (0.25 if arm == "ama-r" and seed < 3 else 0)
+    if pass_rate:
+        tasks["b"]["pass_rate"] = 0.5 + (0.25 if arm == "ama-r" and seed < 3 else 0)
     if arm.startswith("specialist-"):
         tasks[arm[-1]] = {"excess": 0.0, "loss": 0.1, "accuracy": 1.0, "margin": 3.0, "drift": 0.1}
     trained = family(arm) in ("specialist", "generalist")
@@ -83,10 +83,8 @@ def row(seed: int, arm: str, generation: bool) -> dict[str, Any]:
     }
 
 
-def write_setup(
-    results: Path, name: str, *, seeds: int = 5, generation: bool = True, without: str = ""
-) -> Path:
-    rows = [row(seed, arm, generation) for seed in range(seeds) for arm in ARMS if arm != without]
+def write_setup(results: Path, name: str, *, seeds: int = 5, pass_rate: bool = True, without: str = "") -> Path:
+    rows = [row(seed, arm, pass_rate) for seed in range(seeds) for arm in ARMS if arm != without]
     tried = [{"options": {"eta": eta}, "worst_excess": 0.2 - eta} for eta in (0.01, 0.1, 0.03)]
     found = {
         "setup": name,
@@ -104,7 +102,7 @@ def write_setup(
     return file
 
 
-def write_map(results: Path, generation: bool = True) -> Path:
+def write_map(results: Path, pass_rate: bool = True) -> Path:
     """AMA-R's worst excess is .1 at rank 1 and .25 elsewhere, uniform's .2; no cell has 8 tasks and rank 16."""
     rows = []
     for seed, rank, steps, tasks in itertools.product(range(3), (16, "full", 1), (400, 100), (8, 3)):
@@ -112,8 +110,8 @@ def write_map(results: Path, generation: bool = True) -> Path:
             continue
         for method, worst in (("uniform", 0.2), ("ama-r", 0.1 if rank == 1 else 0.25)):
             found = {"worst_excess": worst, "mean_excess": worst / 2}
-            if generation:
-                found |= {"worst_generation": 1 - worst, "mean_generation": 1 - worst / 2}
+            if pass_rate:
+                found |= {"worst_pass_rate": 1 - worst, "mean_pass_rate": 1 - worst / 2}
             where = {"seed": seed, "rank": rank, "steps": steps, "tasks": tasks, "method": method}
             rows.append(where | found)
     results.mkdir(parents=True, exist_ok=True)
@@ -160,8 +158,8 @@ def test_worst_and_mean_over_tasks(setup: SetupResults) -> None:
     assert setup.values("standard", WORST_EXCESS) == dict.fromkeys(SEEDS, 0.4)
     assert setup.values("standard", Measure("accuracy", "worst")) == dict.fromkeys(SEEDS, 0.6)
     assert setup.values("standard", Measure("excess")) == pytest.approx(dict.fromkeys(SEEDS, 0.3))
-    assert setup.values("standard", Measure("generation")) == dict.fromkeys(SEEDS, 0.5)  # only task b has it
-    assert setup.values("standard", Measure("generation", "task", "a")) == {}
+    assert setup.values("standard", Measure("pass_rate")) == dict.fromkeys(SEEDS, 0.5)  # only task b has it
+    assert setup.values("standard", Measure("pass_rate", "task", "a")) == {}
 
 
 def test_arms_come_in_the_order_of_the_page(setup: SetupResults) -> None:
@@ -249,7 +247,7 @@ def test_tables_of_a_setup(file: Path) -> None:
         *("+.500 [+.500, +.500]", "5 of 5", "resolved"),
     ]
     assert line(text, "arm")[1:6] == [
-        *("worst excess", "mean excess", "worst accuracy", "mean accuracy", "worst generation"),
+        *("worst excess", "mean excess", "worst accuracy", "mean accuracy", "worst pass rate"),
     ]
     assert line(text, "`standard`") == [
         *("`standard`", ".400 [.400, .400]", ".300", ".600", ".700", ".500", ".500", "2.000", ".300"),
@@ -268,7 +266,7 @@ def test_tables_of_a_setup(file: Path) -> None:
         *("`ama-r`", "`eta` 0.1", "3", "`eta` 0.1: .100; `eta` 0.03: .170; `eta` 0.01: .190"),
     ]
     assert "seeds 100, 101 (none of them reported above)" in text
-    details = below(text, "Task by task: excess / accuracy / generation")
+    details = below(text, "Task by task: excess / accuracy / pass rate")
     assert line(details, "`uniform`") == ["`uniform`", ".100 / .900", ".200 / .800 / .500"]
     late = below(text, "task weight / pairs a step / training excess")
     assert line(late, "`uniform`") == ["`uniform`", ".250 / 4.000 / .100", ".750 / 12.000 / .200"]
@@ -288,13 +286,13 @@ def test_a_specialist_that_is_worse_or_not_resolved(file: Path) -> None:
 
 
 @pytest.mark.usefixtures("_no_warnings")
-def test_one_seed_without_generation(tmp_path: Path) -> None:
-    write_setup(tmp_path / "quality", "made-up", seeds=1, generation=False)
+def test_one_seed_without_pass_rate(tmp_path: Path) -> None:
+    write_setup(tmp_path / "quality", "made-up", seeds=1, pass_rate=False)
     text = page.write(tmp_path / "quality").read_text(encoding="utf-8")
     assert line(text, "`ama-r`", 2) == ["`ama-r`", "-.100", "1 of 1", "1", "+.100", "1 of 1", "1"]
     assert "worst accuracy (> 0 is good)" in text
     assert "not resolved" in text
-    assert "worst generation" not in text
+    assert "worst pass rate" not in text
 
 
 def test_absent_arms_are_left_out(tmp_path: Path) -> None:
@@ -328,7 +326,7 @@ def test_capacity_map(tmp_path: Path) -> None:
     for rank, metric, mean, wins in (
         (1, "worst_excess", -0.1, 3),
         ("full", "worst_excess", 0.05, 0),
-        (1, "worst_generation", 0.1, 3),
+        (1, "worst_pass_rate", 0.1, 3),
     ):
         paired = cells.paired(Cell(3, rank, 100), metric)
         assert paired
@@ -357,7 +355,7 @@ def test_blue_means_better_in_every_row_of_the_map(tmp_path: Path, figures: list
     plots.heat_maps(CapacityMap.read(write_map(tmp_path / "quality")), tmp_path / "map.png")
     panels = [axis for axis in figures[0].axes if axis.get_images()]
     assert [axis.get_title() for axis in panels] == [
-        f"{metric}, {count} tasks" for metric in ("worst excess", "worst generation") for count in (3, 8)
+        f"{metric}, {count} tasks" for metric in ("worst excess", "worst pass rate") for count in (3, 8)
     ]
     for axis in panels:
         (image,) = axis.get_images()
@@ -368,10 +366,10 @@ def test_blue_means_better_in_every_row_of_the_map(tmp_path: Path, figures: list
     assert [text.get_text() for text in panels[2].texts][:1] == ["+.100\n3/3"]
 
 
-def test_a_map_without_generation(tmp_path: Path) -> None:
-    cells = CapacityMap.read(write_map(tmp_path / "quality", generation=False))
+def test_a_map_without_pass_rate(tmp_path: Path) -> None:
+    cells = CapacityMap.read(write_map(tmp_path / "quality", pass_rate=False))
     assert cells.metrics("worst") == ["worst_excess"]
-    assert "generation:" not in page.write(tmp_path / "quality").read_text(encoding="utf-8")
+    assert "pass rate:" not in page.write(tmp_path / "quality").read_text(encoding="utf-8")
 
 
 def test_forest_has_a_point_an_arm_and_a_close_up(file: Path, figures: list[Any]) -> None:

@@ -116,7 +116,7 @@ class TestWorld:
         assert loss(row, TEST) == pytest.approx(np.log(2))
         assert all(measured["drift"] == 0 for measured in row[TEST].values())
         assert "drift" not in row[VALIDATION]["arithmetic"]
-        assert set(row[TEST]["arithmetic"]) >= {"excess", "accuracy", "margin", "generation"}
+        assert set(row[TEST]["arithmetic"]) >= {"excess", "accuracy", "margin", "pass_rate"}
 
     def test_a_specialist_has_no_excess_on_its_own_task(self, world: World) -> None:
         row = world.specialist_row("format", (TEST,))

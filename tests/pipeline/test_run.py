@@ -147,7 +147,7 @@ def test_the_leaderboard_can_be_recomputed_from_the_saved_models(run_folder: Pat
             if name != "reference":
                 share = sum(margin > 0 for margin in margins) / len(rows)
                 assert found["accuracy"] == pytest.approx(share)
-            assert ("generation" in found) == (task == "arithmetic")
+            assert ("pass_rate" in found) == (task == "arithmetic")
     for name, entry in board.items():
         excesses = []
         for task in TASKS:

@@ -94,7 +94,7 @@ def _evaluation(folder: Path, name: str, generator: np.random.Generator) -> Path
         ids = [f"{task}-{number}" for number in range(count)]
         files.write_table(place / f"{task}.parquet", pa.table({"pair_id": ids, "loss": losses}))
         tasks[task] = {"loss": float(losses.mean()), "accuracy": 1 - level / 2, "margin": 1 / level}
-    tasks["alpha"]["generation"] = 1 - tasks["alpha"]["loss"] / 2
+    tasks["alpha"]["pass_rate"] = 1 - tasks["alpha"]["loss"] / 2
     families = {
         "reference": "reference",
         "linear": "merge",

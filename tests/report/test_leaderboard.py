@@ -38,10 +38,10 @@ MEASURED: dict[str, dict[str, dict[str, float]]] = {
     "specialist-a": {"a": {"accuracy": 0.9, "margin": 2.0}, "b": {"accuracy": 0.1, "margin": -2.0}},
     "specialist-b": {"a": {"accuracy": 0.2, "margin": -1.0}, "b": {"accuracy": 1.0, "margin": 3.0}},
     "standard": {
-        "a": {"accuracy": 0.9, "margin": 1.0, "generation": 0.5},
+        "a": {"accuracy": 0.9, "margin": 1.0, "pass_rate": 0.5},
         "b": {"accuracy": 0.4, "margin": 3.0},
     },
-    "ama-r": {"a": {"accuracy": 0.7, "margin": 0.5, "generation": 0.25}, "b": {"accuracy": 0.8, "margin": 1.5}},
+    "ama-r": {"a": {"accuracy": 0.7, "margin": 0.5, "pass_rate": 0.25}, "b": {"accuracy": 0.8, "margin": 1.5}},
     "ties": {"a": {"accuracy": 0.8, "margin": 0.1}, "b": {"accuracy": 0.6, "margin": -0.5}},
 }
 
@@ -108,14 +108,14 @@ def test_what_was_measured_is_passed_on(entries: dict[str, Any]) -> None:
 
 def test_worst_and_average(entries: dict[str, Any]) -> None:
     assert entries["standard"]["worst"] == pytest.approx(
-        {"excess": 0.6, "loss": 1.1, "accuracy": 0.4, "margin": 1.0, "generation": 0.5}
+        {"excess": 0.6, "loss": 1.1, "accuracy": 0.4, "margin": 1.0, "pass_rate": 0.5}
     )
     assert entries["standard"]["average"] == pytest.approx(
-        {"excess": 0.325, "loss": (0.325 + 1.1) / 2, "accuracy": 0.65, "margin": 2.0, "generation": 0.5}
+        {"excess": 0.325, "loss": (0.325 + 1.1) / 2, "accuracy": 0.65, "margin": 2.0, "pass_rate": 0.5}
     )
     assert entries["ties"]["worst"]["margin"] == -0.5
-    assert "generation" not in entries["ties"]["worst"]
-    assert "generation" not in entries["ties"]["average"]
+    assert "pass_rate" not in entries["ties"]["worst"]
+    assert "pass_rate" not in entries["ties"]["average"]
 
 
 def test_a_model_that_was_not_evaluated(folders: list[Path]) -> None:
@@ -152,7 +152,7 @@ def test_a_specialist_that_saw_other_pairs(folders: list[Path], ids: Sequence[st
         ("worst", "accuracy", "ama-r"),  # 0.7, before 0.6 and 0.4; a specialist's 0.9 does not count
         ("average", "margin", "standard"),  # 2, before 1 and -0.2
         ("worst", "margin", "standard"),
-        ("worst", "generation", "standard"),  # 0.5, before 0.25; the merge has none
+        ("worst", "pass_rate", "standard"),  # 0.5, before 0.25; the merge has none
     ],
 )
 def test_best(folders: list[Path], view: str, metric: str, winner: str) -> None:
@@ -162,7 +162,7 @@ def test_best(folders: list[Path], view: str, metric: str, winner: str) -> None:
 def test_nobody_is_best(folders: list[Path]) -> None:
     built = leaderboard.build(folders, ORDER)
     assert (
-        leaderboard.best([entry for entry in built if entry["model"] == "ties"], "worst", "generation") is None
+        leaderboard.best([entry for entry in built if entry["model"] == "ties"], "worst", "pass_rate") is None
     )
     assert (
         leaderboard.best([entry for entry in built if "specialist" in entry["model"]], "worst", "loss") is None
@@ -170,14 +170,14 @@ def test_nobody_is_best(folders: list[Path]) -> None:
 
 
 def test_table(folders: list[Path]) -> None:
-    header, rows = leaderboard.table(leaderboard.build(folders, ORDER), ("excess", "generation"))
+    header, rows = leaderboard.table(leaderboard.build(folders, ORDER), ("excess", "pass_rate"))
     assert header == [
         "model",
         "family",
         "worst excess",
         "average excess",
-        "worst generation",
-        "average generation",
+        "worst pass_rate",
+        "average pass_rate",
     ]
     assert rows == [
         ["reference", "reference", "0.500", "0.438", "-", "-"],
@@ -192,7 +192,7 @@ def test_table(folders: list[Path]) -> None:
 def test_a_metric_that_nobody_has_gets_no_column(folders: list[Path]) -> None:
     entries = leaderboard.build(folders, ["reference", "ties"])
     header, rows = leaderboard.table(entries)
-    assert [name for name in header if "generation" in name] == []
+    assert [name for name in header if "pass_rate" in name] == []
     assert {len(row) for row in rows} == {len(header)}
 
 

@@ -204,7 +204,7 @@ def test_runs_are_paired_by_seed(seeds: list[Path]) -> None:
     assert models["ama-r"]["wins"] == 3
     assert models["linear"]["wins"] == 0
     assert models["standard"]["difference"] is None
-    assert models["ama-r"]["worst_generation"] is not None
+    assert models["ama-r"]["worst_pass_rate"] is not None
     assert found["verdict"].startswith("ama-r has the smallest mean worst-task excess over 3 runs")
     assert "below standard" in found["verdict"]
     assert "better in 3 of 3 runs; its 95 % interval excludes 0" in found["verdict"]

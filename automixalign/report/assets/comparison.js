@@ -22,7 +22,7 @@ function methodsSection({ models, baseline, runs }) {
         { title: "wins", cell: (row) => (row.difference ? `${row.wins}/${runs.length}` : "–"), value: (row) => (row.difference ? row.wins : null) },
         mean("average_excess", "mean\nexcess", true),
         mean("worst_accuracy", "worst\naccuracy", false),
-        mean("worst_generation", "worst\npassed", false),
+        mean("worst_pass_rate", "worst\npass rate", false),
       ],
       rows: models,
       competes: (row) => FOR_ALL_TASKS.includes(row.family),

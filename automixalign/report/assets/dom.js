@@ -26,7 +26,7 @@ const count = (value) => (isNumber(value) ? value.toLocaleString("en-US") : "–
 const percent = (value, digits = 1) => (isNumber(value) ? `${(100 * value).toFixed(digits)} %` : "–");
 const plural = (many, noun) => `${count(many)} ${noun}${many === 1 ? "" : "s"}`;
 
-const TITLES = { generation: "passed", average: "mean" };
+const TITLES = { pass_rate: "pass rate", average: "mean" };
 const titleOf = (name) => TITLES[name] ?? name;
 
 /** A section of the page, which the navigation links to. */

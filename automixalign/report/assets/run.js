@@ -81,7 +81,7 @@ function leaderboardSection(run) {
   return section(
     "leaderboard",
     "Leaderboard",
-    note("Excess: mean over a task's test pairs of max(loss − specialist's loss, 0). Accuracy: share of pairs whose chosen answer has the larger reward. Passed: share of greedy answers that a verifier passes. Excess and loss: less is better."),
+    note("Excess: mean over a task's test pairs of max(loss − specialist's loss, 0). Accuracy: share of pairs whose chosen answer has the larger reward. Pass rate: share of greedy answers that a verifier passes. Excess and loss: less is better."),
     h("div", { class: "controls" }, choice("Show", [[OVERVIEW, "worst and mean of every metric"], ...metrics.map((metric) => [metric, `${titleOf(metric)}, task by task`])], show)),
     place,
   );
@@ -99,12 +99,12 @@ function barsSection(run) {
   }
 
   const highest = Math.max(...models.flatMap((entry) => Object.values(entry.tasks).map((task) => task.excess)));
-  const verified = tasksOf(run).filter((task) => models.every((entry) => "generation" in entry.tasks[task]));
-  const passed = verified.length
+  const verified = tasksOf(run).filter((task) => models.every((entry) => "pass_rate" in entry.tasks[task]));
+  const passRates = verified.length
     ? [
         h("h3", {}, "Share of greedy answers that pass"),
         h("p", { class: "quiet" }, h("span", { class: "key-mark" }), "the task's specialist"),
-        h("div", { class: "charts" }, verified.map((task) => bars("generation", task, 1, specialist(task).tasks[task].generation))),
+        h("div", { class: "charts" }, verified.map((task) => bars("pass_rate", task, 1, specialist(task).tasks[task].pass_rate))),
       ]
     : [];
   return section(
@@ -113,7 +113,7 @@ function barsSection(run) {
     h("h3", {}, "Excess over the specialist"),
     note("0 is as good as the specialist on every pair; shorter is better. One scale for all tasks."),
     h("div", { class: "charts" }, tasksOf(run).map((task) => bars("excess", task, highest, null))),
-    ...passed,
+    ...passRates,
   );
 }
 

@@ -151,7 +151,7 @@ class Experiment:
         from automixalign.config.experiment import model_names
         from automixalign.config.training import specialist_name
         from automixalign.report import leaderboard, page, plots
-        from automixalign.report.collect import collect
+        from automixalign.report.collect import RunResults, collect
         from automixalign.scoring.metrics import BETTER
 
         made = self.folder / "evaluation"
@@ -176,7 +176,10 @@ class Experiment:
             for metric in BETTER:
                 plots.task_bars(entries, metric, self.folder / f"{metric}.png")
         with self.timed("report"):
-            facts = collect(self.plan.comparison, entries, logs, self.data, caches, {})
+            results = RunResults(
+                evaluations=evaluations, trajectories=logs, costs={}, data=self.data, losses=caches
+            )
+            facts = collect(self.plan.comparison, entries, results)
             page.write(facts, self.folder / "index.html", self.folder / "data.json")
 
     @contextmanager

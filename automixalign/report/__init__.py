@@ -1,5 +1,4 @@
-"""The report of a run: `collect.py` gathers its facts, `page.py` makes one self-contained page of them.
+"""What a run found: leaderboard, plots, and one self-contained page; several runs compared, paired by seed.
 
-`comparison.py` puts several runs side by side, paired by seed. The page's HTML, CSS and JavaScript lie in
-`assets/`; they get the facts as JSON and load nothing.
+It reads what the stages wrote, and knows nothing of how they compute it.
 """

@@ -1,6 +1,7 @@
-"""Everything the page of one run shows, gathered from what its steps left."""
+"""All facts on the page of one run, read from what its stages wrote."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +21,37 @@ CARD = "card.json"
 _COSTS = ("steps", "pairs", "tokens", "seconds", "trained_parameters")
 
 
-def collect(
-    settings: ComparisonSettings,
-    entries: list[Entry],
-    trajectories: Mapping[str, Path],
-    data: Path,
-    losses: Iterable[Path],
-    costs: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class RunResults:
+    """What the stages of a run wrote.
+
+    Args:
+        evaluations: a folder for each model, in any order.
+        trajectories: generalist or specialist -> its per-step log.
+        costs: generalist or specialist -> what its training returned.
+        data: the prepared splits, with their card.
+        losses: the specialists' caches, one for each task, in any order.
+    """
+
+    evaluations: Sequence[Path]
+    trajectories: Mapping[str, Path]
+    costs: Mapping[str, Mapping[str, Any]]
+    data: Path
+    losses: Sequence[Path]
+
+
+def collect(settings: ComparisonSettings, entries: list[Entry], results: RunResults) -> dict[str, Any]:
     """The facts of a finished run, as JSON.
 
     Args:
+        settings: of the stage `compare`.
         entries: the leaderboard.
-        trajectories: generalist or specialist -> its per-step log.
-        data: the prepared splits, of which the card is read.
-        losses: the specialists' caches, one a task, in any order.
-        costs: generalist or specialist -> what its training returned.
+        results: what the stages wrote; the evaluations are not read again.
     """
     experiment = settings.experiment
-    rows = {name: files.read_jsonl(path) for name, path in trajectories.items()}
-    tasks = data_facts(experiment, rows, data / CARD, losses)
-    ordered = [entry["model"] for entry in entries if entry["model"] in rows]
+    rows = {name: files.read_jsonl(path) for name, path in results.trajectories.items()}
+    tasks = data_facts(experiment, rows, results.data / CARD, results.losses)
+    trained = [entry["model"] for entry in entries if entry["model"] in rows]
     return {
         "kind": "run",
         "name": experiment.name,
@@ -53,18 +64,18 @@ def collect(
             for view in ("worst", "average")
             for metric in BETTER
         },
-        "trainings": {name: curves(rows[name]) for name in ordered},
+        "trainings": {name: curves(rows[name]) for name in trained},
         "tasks": tasks,
         "warnings": gap_warnings(experiment, tasks),
         "costs": {
-            name: {key: costs[name][key] for key in _COSTS if key in costs[name]}
-            for name in ordered
-            if costs.get(name, {}).keys() & set(_COSTS)
+            name: {key: results.costs[name][key] for key in _COSTS if key in results.costs[name]}
+            for name in trained
+            if results.costs.get(name, {}).keys() & set(_COSTS)
         },
         "stages": None,
         "config": dump_yaml(experiment),
         "versions": versions(),
         "library": settings.code,
-        "limits": limits(experiment, costs, tasks),
+        "limits": limits(experiment, results.costs, tasks),
         "accuracy_errors": accuracy_errors(tasks, entries),
     }

@@ -1,17 +1,16 @@
-"""Bring all evaluations together: leaderboard, plots, and the page that shows what the run found."""
+"""The stage `compare`: leaderboard, plots, and the page that shows what the run found."""
 
 import html
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from automixalign.config.experiment import ComparisonSettings, model_names
 from automixalign.report import leaderboard, plots
 from automixalign.report import page as report_page
-from automixalign.report.collect import collect
+from automixalign.report.collect import RunResults, collect
 from automixalign.scoring.metrics import BETTER
 from automixalign.steps.step import current_step
 from automixalign.storage import files
@@ -19,68 +18,57 @@ from automixalign.system.errors import CacheError
 from automixalign.system.flatten import flatten
 
 
-def compare(
-    settings: ComparisonSettings,
-    evaluations: Iterable[Path],
-    trajectories: Mapping[str, Path],
-    costs: Mapping[str, Mapping[str, Any]],
-    data: Path,
-    losses: Iterable[Path],
-    board: Path,
-    plot_folder: Path,
-    markdown: Path,
-    page: Path,
-    facts: Path,
-) -> list[leaderboard.Entry]:
-    """Write `leaderboard.json`, the plots, and the leaderboard as Markdown, and the report.
-
-    The report is one HTML page, and the facts on it as JSON.
+@dataclass(frozen=True, kw_only=True)
+class ReportPaths:
+    """Where `compare` writes.
 
     Args:
-        evaluations: the folder of each model, in any order.
-        trajectories: generalist or specialist -> its per-step log.
-        costs: generalist or specialist -> what its training returned.
-        data: the prepared splits.
-        losses: the specialists' caches, one a task, in any order.
+        leaderboard, markdown: the leaderboard as JSON, and as a table in Markdown.
+        plots: a folder of PNG files.
+        page, facts: the report as one HTML file, and its content as JSON.
+    """
 
-    Returns:
-        The leaderboard.
+    leaderboard: Path
+    markdown: Path
+    plots: Path
+    page: Path
+    facts: Path
+
+
+def compare(settings: ComparisonSettings, results: RunResults, paths: ReportPaths) -> list[leaderboard.Entry]:
+    """Write the leaderboard, the plots and the report of a run, and return the leaderboard.
 
     Raises:
-        CacheError: the evaluation of a model of the experiment is missing, or something is not finite.
+        CacheError: the evaluation of one of the experiment's models is missing, or a value is not finite.
     """
     experiment = settings.experiment
-    for log in trajectories.values():
+    for log in results.trajectories.values():
         _check_trajectory(log)
-    entries = leaderboard.build(evaluations, model_names(experiment))
-    files.write_json(board, entries)
-    with files.replacing(plot_folder) as folder:
+    entries = leaderboard.build(results.evaluations, model_names(experiment))
+    files.write_json(paths.leaderboard, entries)
+    with files.replacing(paths.plots) as folder:
         folder.mkdir()
-        ordered = {m.name: files.read_jsonl(trajectories[m.name]) for m in experiment.methods}
-        plots.weight_trajectories(ordered, folder / "task_weights.png")
+        logs = {m.name: files.read_jsonl(results.trajectories[m.name]) for m in experiment.methods}
+        plots.weight_trajectories(logs, folder / "task_weights.png")
         for metric in BETTER:
             plots.task_bars(entries, metric, folder / f"{metric}.png")
-    files.write_text(markdown, as_markdown(entries))
-    report_page.write(collect(settings, entries, trajectories, data, losses, costs), page, facts)
+    files.write_text(paths.markdown, as_markdown(entries))
+    report_page.write(collect(settings, entries, results), paths.page, paths.facts)
     record = current_step().record
     record.of_pipeline = True
     record.add_metrics(summary_metrics(entries))
-    kept = {
-        "leaderboard.json": board,
-        "report/index.html": page,
-        "report/data.json": facts,
-        "plots": plot_folder,
-    }
-    for place, path in kept.items():
-        record.add_artifact(path, place)
+    record.add_artifact(paths.leaderboard, "leaderboard.json")
+    record.add_artifact(paths.page, "report/index.html")
+    record.add_artifact(paths.facts, "report/data.json")
+    record.add_artifact(paths.plots, "plots")
     return entries
 
 
 def _check_trajectory(log: Path) -> None:
-    """See that every value of a training's log is a number, or that there is none (null).
+    """Check that every value of a training's log is finite or null.
 
     Raises:
-        CacheError: naming file and line.
+        CacheError: the message names file and line.
     """
     with log.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
@@ -98,7 +86,7 @@ def _check_trajectory(log: Path) -> None:
 
 
 def summary_metrics(entries: list[leaderboard.Entry]) -> dict[str, float]:
-    """`MODEL.worst.excess` and its like, for a metrics artifact."""
+    """The leaderboard as metrics such as `MODEL.worst.excess`."""
     return {
         f"{entry['model']}.{view}.{metric}": value
         for entry in entries
@@ -108,13 +96,13 @@ def summary_metrics(entries: list[leaderboard.Entry]) -> dict[str, float]:
 
 
 def as_markdown(entries: list[leaderboard.Entry]) -> str:
-    """The leaderboard as a table; KFP's page renders it, HTML in it included."""
+    """The leaderboard as a table; KFP's page renders it, and would also render HTML in it."""
     header, rows = leaderboard.table(entries)
-    rows = [[*map(_escaped, (model, family)), *numbers] for model, family, *numbers in rows]
+    rows = [[*map(_escape, (model, family)), *numbers] for model, family, *numbers in rows]
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
-    return "\n".join([_escaped(leaderboard.verdict(entries)), "", *lines, ""])
+    return "\n".join([_escape(leaderboard.verdict(entries)), "", *lines, ""])
 
 
-def _escaped(text: str) -> str:
-    """Text that is neither HTML nor Markdown."""
+def _escape(text: str) -> str:
+    """The text, so that it is neither HTML nor Markdown."""
     return re.sub(r"([\\`*\[\]#|~])", r"\\\1", html.escape(" ".join(text.split())))

@@ -1,6 +1,5 @@
 """Several runs of one experiment side by side: the same models, paired by seed."""
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,21 +20,20 @@ def compare_runs(folders: Sequence[Path], baseline: str = BASELINE) -> dict[str,
 
     Args:
         folders: two run folders or more.
-        baseline: the model whose worst-task excess the others' is held against, run by run.
+        baseline: the model that the others are compared with by worst-task excess, run by run.
 
     Raises:
-        ConfigError: a folder is not that of a finished run; two runs differ in something else than the seed, or
-            do not differ in it; no model is called like the baseline.
+        ConfigError: a folder is not that of a finished run; two runs differ in more than the seed, or have the
+            same seed; no model has the name of the baseline.
     """
     runs = sorted((Run.read(folder) for folder in folders), key=lambda run: run.experiment.seed)
-    _check_that_only_the_seed_differs(runs)
+    _check_settings(runs)
     boards = [{entry["model"]: entry for entry in run.entries} for run in runs]
     if baseline not in boards[0]:
         raise ConfigError(f"--baseline {baseline}: there is no such model; there are: {', '.join(boards[0])}")
-    base = [board[baseline]["worst"]["excess"] for board in boards]
-    models = [_model(name, [board[name] for board in boards], base, baseline) for name in boards[0]]
+    models = [_model(name, boards, baseline) for name in boards[0]]
     experiment = runs[0].experiment
-    libraries = [run.kept().get("library") for run in runs]
+    libraries = [run.page_facts().get("library") for run in runs]
     return {
         "kind": "comparison",
         "name": f"{experiment.name}: {len(runs)} runs",
@@ -66,24 +64,21 @@ def write_comparison(folders: Sequence[Path], output: Path, baseline: str = BASE
 
 def _limits(libraries: Sequence[str | None]) -> list[str]:
     sentences = [
-        f"{len(libraries)} seeds: the interval takes the differences for draws from one bell curve, which so "
-        "few cannot show; and several intervals side by side are not all right at once as often as one is.",
-        "The model of the first sentence was picked by the same runs that measure it, which flatters it.",
-        "All runs share their configuration: nothing here says how a method does with another model, budget, "
-        "learning rate or data.",
+        f"{len(libraries)} seeds: the interval assumes normally distributed differences, which so few runs "
+        "cannot confirm. With several intervals, it is more likely that one of them is wrong.",
+        "The same runs select and measure the model of the first sentence. They overestimate its advantage.",
+        "All runs share their configuration. The result says nothing about another model, budget, learning "
+        "rate or data.",
     ]
     if len(set(libraries)) > 1:
-        sentences.append(
-            "The runs were not all made by the same version of the library (see the table of runs)."
-        )
+        sentences.append("Different versions of the library made these runs (see the table of runs).")
     return sentences
 
 
-def _model(
-    name: str, entries: Sequence[Mapping[str, Any]], base: Sequence[float], baseline: str
-) -> dict[str, Any]:
+def _model(name: str, boards: Sequence[Mapping[str, Any]], baseline: str) -> dict[str, Any]:
+    entries = [board[name] for board in boards]
     each = [entry["worst"]["excess"] for entry in entries]
-    differences = [mine - other for mine, other in zip(each, base, strict=True)]
+    differences = [board[name]["worst"]["excess"] - board[baseline]["worst"]["excess"] for board in boards]
     return {
         "model": name,
         "family": entries[0]["family"],
@@ -104,12 +99,11 @@ def _model(
 
 def interval(values: Sequence[float]) -> dict[str, float]:
     """Mean of two values or more, and its 95 % interval by Student's t: `mean`, `low`, `high`."""
-    from scipy.stats import t
+    from scipy import stats
 
     mean = statistics.fmean(values)
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    reach = float(t.ppf((1 + _LEVEL) / 2, len(values) - 1)) * error
-    return {"mean": mean, "low": mean - reach, "high": mean + reach}
+    half_width = float(stats.t.ppf((1 + _LEVEL) / 2, len(values) - 1) * stats.sem(values))
+    return {"mean": mean, "low": mean - half_width, "high": mean + half_width}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -123,34 +117,33 @@ def _verdict(models: Sequence[Mapping[str, Any]], baseline: str, runs: int) -> s
     mean = f"{first['worst_excess']:.3f}"
     opening = f"{first['model']} has the smallest mean worst-task excess over {runs} runs, {mean}"
     if first["difference"] is None:
-        return f"{opening}; it is the baseline that the others are held against."
+        return f"{opening}; it is the baseline."
     gap = first["difference"]
     side = "below" if gap["mean"] < 0 else "above"
-    open_still = gap["low"] <= 0 <= gap["high"]
-    certain = f"its 95 % interval {'holds 0, so this is not certain' if open_still else 'excludes 0'}"
+    uncertain = gap["low"] <= 0 <= gap["high"]
+    certain = f"its 95 % interval {'contains 0, so this is not certain' if uncertain else 'excludes 0'}"
     return (
         f"{opening}: {abs(gap['mean']):.3f} {side} {baseline} ({gap['low']:+.3f} to {gap['high']:+.3f}), "
         f"better in {first['wins']} of {runs} runs; {certain}."
     )
 
 
-def _check_that_only_the_seed_differs(runs: Sequence[Run]) -> None:
+def _check_settings(runs: Sequence[Run]) -> None:
+    """Refuse runs that differ in more than the seed, or have the same seed."""
     first, *others = runs
-    ours = dict(flatten(first.experiment.model_dump(mode="json")))
+    expected = dict(flatten(first.experiment.model_dump(mode="json")))
     for run in others:
-        mine = dict(flatten(run.experiment.model_dump(mode="json")))
-        for key in [*ours, *mine]:
-            if key != "seed" and (key in ours, ours.get(key)) != (key in mine, mine.get(key)):
+        settings = dict(flatten(run.experiment.model_dump(mode="json")))
+        for key in [*expected, *settings]:
+            differs = (key in expected, expected.get(key)) != (key in settings, settings.get(key))
+            if key != "seed" and differs:
+                one, other = (repr(each[key]) if key in each else "absent" for each in (expected, settings))
                 raise ConfigError(
                     f"{first.folder} and {run.folder} cannot be compared: only the seed may differ, but {key} "
-                    f"is {_shown(ours, key)} in the one and {_shown(mine, key)} in the other"
+                    f"is {one} in the one and {other} in the other"
                 )
     for one, two in zip(runs, others, strict=False):
         if one.experiment.seed == two.experiment.seed:
             raise ConfigError(
                 f"{one.folder} and {two.folder} have the same seed, {one.experiment.seed}; name one of them"
             )
-
-
-def _shown(settings: Mapping[str, Any], key: str) -> str:
-    return repr(settings[key]) if key in settings else "absent"

@@ -1,4 +1,4 @@
-"""Trajectories made small enough for a page: smoothed, thinned, rounded."""
+"""Training curves that are small enough for a page: smoothed, thinned out, rounded."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,57 +8,66 @@ import numpy.typing as npt
 
 Row = Mapping[str, Any]
 Floats = npt.NDArray[np.float64]
-Curve = list[float | None]
 
-SMOOTHED = ("loss", "excess", "accuracy", "margin", "clipped")
-"""What is shown as a running mean over pairs; task weights are shown as they are."""
-
-POINTS = 200
-_WINDOWS = 20
-_LAST = 4
+_SMOOTHED_METRICS = ("loss", "excess", "accuracy", "margin", "clipped")
+"""Task weights are not smoothed."""
+MAX_POINTS = 200
+_WINDOWS_PER_TRAINING = 20
 
 
 def curves(rows: Sequence[Row]) -> dict[str, Any]:
-    """The curves of one training: `steps`, `window` (steps of a running mean), and by metric and task."""
-    window = max(1, len(rows) // _WINDOWS)
-    kept = np.unique(np.linspace(0, len(rows) - 1, min(POINTS, len(rows))).round().astype(int))
+    """The curves of one training, by metric and task.
+
+    Args:
+        rows: the per-step log.
+
+    Returns:
+        `steps`, `window` (how many steps a running mean covers), `weights`, and each metric of the log.
+    """
+    window = max(1, len(rows) // _WINDOWS_PER_TRAINING)
+    points = np.unique(np.linspace(0, len(rows) - 1, min(MAX_POINTS, len(rows))).round().astype(int))
     tasks = list(rows[0]["weights"])
     result: dict[str, Any] = {
-        "steps": [rows[index]["step"] for index in kept],
+        "steps": [rows[index]["step"] for index in points],
         "window": window,
-        "weights": {task: [_rounded(rows[index]["weights"][task]) for index in kept] for task in tasks},
+        "weights": {task: [_round(rows[index]["weights"][task]) for index in points] for task in tasks},
     }
-    for metric in SMOOTHED:
+    for metric in _SMOOTHED_METRICS:
         if metric in rows[0]:
             result[metric] = {
-                task: [_rounded(value) for value in _running_mean(*_column(rows, metric, task), window)[kept]]
+                task: [_round(value) for value in running_mean(*_column(rows, metric, task), window)[points]]
                 for task in tasks
             }
     return result
 
 
 def last_mean(rows: Sequence[Row], metric: str, task: str) -> float | None:
-    """Mean of a metric over the pairs of a task in the last quarter of a training; None if there were none."""
-    values, pairs = _column(rows[-max(1, len(rows) // _LAST) :], metric, task)
+    """Mean of a metric over the task's pairs in the last quarter of a training; None without pairs."""
+    values, pairs = _column(rows[-max(1, len(rows) // 4) :], metric, task)
     return float((values * pairs).sum() / pairs.sum()) if pairs.sum() else None
 
 
+def running_mean(values: Floats, counts: Floats, window: int) -> Floats:
+    """Mean over the last `window` steps, weighted by counts; NaN if these are all 0.
+
+    Args:
+        values: a mean in each step.
+        counts: over how many pairs each of them is a mean.
+    """
+
+    def window_sums(summands: Floats) -> Floats:
+        sums = np.concatenate([np.zeros(window), np.cumsum(summands)])
+        return np.asarray(sums[window:] - sums[:-window], dtype=np.float64)
+
+    totals = window_sums(counts)
+    return np.where(totals > 0, window_sums(values * counts) / np.maximum(totals, 1), np.nan)
+
+
 def _column(rows: Sequence[Row], metric: str, task: str) -> tuple[Floats, Floats]:
-    """A metric's mean in each step, and the pairs it is the mean of."""
+    """A metric's mean in each step, and over how many pairs."""
     values = np.array([row[metric][task] or 0.0 for row in rows], dtype=np.float64)
     return values, np.array([row["pairs"][task] for row in rows], dtype=np.float64)
 
 
-def _running_mean(values: Floats, pairs: Floats, window: int) -> Floats:
-    """Mean over the pairs of the last `window` steps; NaN where these had none."""
-
-    def over_window(summands: Floats) -> Floats:
-        sums = np.concatenate([np.zeros(window), np.cumsum(summands)])
-        return np.asarray(sums[window:] - sums[:-window], dtype=np.float64)
-
-    counts = over_window(pairs)
-    return np.where(counts > 0, over_window(values * pairs) / np.maximum(counts, 1), np.nan)
-
-
-def _rounded(value: float) -> float | None:
+def _round(value: float) -> float | None:
     return None if np.isnan(value) else float(f"{value:.4g}")

@@ -1,4 +1,4 @@
-"""What the data was: sizes and drops, how noisy its labels look, how far specialists know it by heart."""
+"""Facts about the data: its size, the noise of its labels, and how far specialists have memorised it."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,26 +13,26 @@ from automixalign.report.curves import Row, last_mean
 from automixalign.scoring import caches
 from automixalign.storage import files
 
-_LOSS_WITHOUT_PREFERENCE = {
+_LOSS_AT_MARGIN_0 = {
     "sigmoid": math.log(2),
     "sigmoid_norm": math.log(2),
     "robust": math.log(2),
     "hinge": 1.0,
 }
-"""The loss of a pair at margin 0, for the losses that fall with the margin: above it, the sides are swapped."""
+"""Of the losses that fall with the margin: a larger loss means that the model prefers the rejected answer."""
 
 
 def data_facts(
     experiment: Experiment, trajectories: Mapping[str, Sequence[Row]], card: Path, losses: Iterable[Path]
 ) -> list[dict[str, Any]]:
-    """An entry a task: its card, its specialist's losses, and two looks at the noise of its training labels.
+    """The facts of each task: its card, its specialist's losses, and two estimates of its label noise.
 
-    `clipped`: generalist -> share of the training pairs whose loss was at or below the specialist's in the last
-    quarter of its steps, for the generalists that train on the clipped excess. `contradicted`: share of the
-    training pairs that the specialist itself ranks the other way; None where the loss does not tell.
+    `clipped`: generalist -> share of the training pairs whose loss was at or below the specialist's, over the
+    last quarter of its steps; only for generalists that train on the clipped excess. `contradicted`: share of
+    the training pairs whose rejected answer the specialist prefers; None if its loss cannot show that.
     """
     folders = {caches.cache_task(folder): folder for folder in losses}
-    clipping = _clipping(experiment)
+    clipping = _clipping_generalists(experiment)
     facts = []
     for entry in files.read_json(card)["tasks"]:
         task = entry["name"]
@@ -49,18 +49,17 @@ def data_facts(
 
 
 def gap_warnings(experiment: Experiment, facts: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The tasks whose specialist knows its training pairs better than others, by more than `warn_gap`."""
+    """A warning for each task whose specialist has a gap above `warn_gap`."""
     limit = experiment.specialist_losses.warn_gap
     return [
-        f"{specialist_name(task['name'])}: its held-out loss lies {task['specialist']['gap']:.2f} above that "
-        f"of its training pairs (warn_gap is {limit:g})"
+        f"{specialist_name(task['name'])}: its held-out loss is {task['specialist']['gap']:.2f} above its "
+        f"training loss (warn_gap is {limit:g})"
         for task in facts
         if task["specialist"]["gap"] > limit
     ]
 
 
-def _clipping(experiment: Experiment) -> list[str]:
-    """The generalists that train on the clipped excess."""
+def _clipping_generalists(experiment: Experiment) -> list[str]:
     mixers, sizes = registered_mixers(), [1] * len(experiment.tasks)
     return [
         method.name
@@ -70,7 +69,7 @@ def _clipping(experiment: Experiment) -> list[str]:
 
 
 def _contradicted(cache: Path, loss_type: str) -> float | None:
-    if loss_type not in _LOSS_WITHOUT_PREFERENCE:
+    if loss_type not in _LOSS_AT_MARGIN_0:
         return None
     losses = caches.column(caches.read_cache(cache, TRAIN), caches.LOSS)
-    return float((losses > _LOSS_WITHOUT_PREFERENCE[loss_type]).mean())
+    return float((losses > _LOSS_AT_MARGIN_0[loss_type]).mean())

@@ -24,11 +24,11 @@ def build(evaluations: Iterable[Path], order: Iterable[str]) -> list[Entry]:
 
     Args:
         evaluations: folders that `evaluate` wrote.
-        order: the models' names, in the order wanted.
+        order: the models' names, in the order of the leaderboard.
 
     Raises:
-        CacheError: a model or a task's specialist was not evaluated, not on the same tasks and pairs, or what
-            was measured is not finite or does not agree with its scores.
+        CacheError: a model or a task's specialist was not evaluated, or not on the same tasks and pairs; a
+            metric is not finite, or does not agree with the scores.
     """
     folders = {files.read_json(folder / SUMMARY)["model"]: folder for folder in evaluations}
     specialists: dict[str, pa.Table] = {}
@@ -48,15 +48,8 @@ def build(evaluations: Iterable[Path], order: Iterable[str]) -> list[Entry]:
                 specialists[task] = _specialist_scores(folders, task)
             tasks[task] = {"excess": _excess(folders[name], specialists[task], task, measured), **measured}
         worst, average = over_tasks(tasks)
-        entries.append(
-            {
-                "model": name,
-                "family": summary["family"],
-                "tasks": tasks,
-                "average": average,
-                "worst": worst,
-            }
-        )
+        entry = {"model": name, "family": summary["family"], "tasks": tasks}
+        entries.append({**entry, "average": average, "worst": worst})
     return entries
 
 
@@ -67,21 +60,22 @@ def _specialist_scores(folders: Mapping[str, Path], task: str) -> pa.Table:
     return caches.read_scores(folder, task, caches.LOSS)
 
 
-def _excess(folder: Path, theirs: pa.Table, task: str, measured: Mapping[str, float]) -> float:
+def _excess(folder: Path, specialist: pa.Table, task: str, measured: Mapping[str, float]) -> float:
     scores = caches.read_scores(folder, task, caches.LOSS)
     ids = scores.column("pair_id").to_pylist()
-    known = caches.join(theirs, ids, f"specialist of {task}, test")
-    if len(theirs) != len(known):
+    aligned = caches.join(specialist, ids, f"specialist of {task}, test")
+    if len(specialist) != len(aligned):
         raise CacheError(
-            f"{folder}: has {len(known)} pairs of task {task}, but its specialist {len(theirs)}; evaluate again"
+            f"{folder}: has {len(aligned)} pairs of task {task}, but its specialist {len(specialist)}; "
+            "evaluate again"
         )
     losses = caches.column(scores, caches.LOSS)
-    _check(folder, task, measured, float(losses.mean()))
-    return excess(losses, caches.column(known, caches.LOSS))
+    _check_summary(folder, task, measured, float(losses.mean()))
+    return excess(losses, caches.column(aligned, caches.LOSS))
 
 
-def _check(folder: Path, task: str, measured: Mapping[str, float], loss: float) -> None:
-    """Hold a summary against the scores it was made of."""
+def _check_summary(folder: Path, task: str, measured: Mapping[str, float], loss: float) -> None:
+    """Check that a summary is finite, and agrees with the scores beside it."""
     for metric, value in measured.items():
         if not math.isfinite(value):
             raise CacheError(f"{folder / SUMMARY}: the {metric} of task {task} is {value}; evaluate it again")
@@ -93,7 +87,7 @@ def _check(folder: Path, task: str, measured: Mapping[str, float], loss: float) 
 
 
 def best(entries: list[Entry], view: str, metric: str) -> str | None:
-    """The best generalist or merge by a metric of `average` or `worst`; None if nobody has it."""
+    """The best generalist or merge by a metric of `average` or `worst`; None if none of them has it."""
     values = {
         entry["model"]: entry[view][metric]
         for entry in entries
@@ -126,7 +120,7 @@ def table(entries: list[Entry], metrics: Iterable[str] = tuple(BETTER)) -> tuple
 
 
 def verdict(entries: list[Entry]) -> str:
-    """One sentence: who has the smallest worst-task excess, and by how much."""
+    """One sentence: the model with the smallest worst-task excess, and the next one."""
     ranked = sorted(
         (entry for entry in entries if entry["family"] in ("generalist", "merge")),
         key=lambda entry: entry["worst"]["excess"],
@@ -136,7 +130,7 @@ def verdict(entries: list[Entry]) -> str:
         return f"{first['model']} has a worst-task excess of {first['worst']['excess']:.3f}."
     second = ranked[1]
     return (
-        f"{first['model']} has the smallest worst-task excess, {first['worst']['excess']:.3f}, before "
-        f"{second['model']} with {second['worst']['excess']:.3f} (one seed: a difference this run showed, "
-        "not a proven one)."
+        f"{first['model']} has the smallest worst-task excess, {first['worst']['excess']:.3f}, "
+        f"followed by {second['model']} with {second['worst']['excess']:.3f} (one seed: the difference is not "
+        "certain)."
     )

@@ -1,4 +1,4 @@
-"""What may not be concluded from a run."""
+"""What a reader must not conclude from a run."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,56 +12,51 @@ from automixalign.report.leaderboard import Entry, best
 def limits(
     experiment: Experiment, costs: Mapping[str, Mapping[str, Any]], tasks: Sequence[Mapping[str, Any]]
 ) -> list[str]:
-    """Sentences: the seeds, the budget, the marks and the data that the result rests on."""
+    """Sentences on the seed, the budget, the specialists and the data of a run."""
     sentences = [
-        f"One run with one seed ({experiment.seed}): how far the numbers move with the seed is not known from "
-        "it. `ama report RUN RUN ...` compares runs of several seeds.",
+        f"One run with one seed ({experiment.seed}): it cannot show how much the numbers vary with the seed. "
+        "`ama report RUN RUN ...` compares runs with several seeds.",
         _budget(experiment, costs, sum(task["pairs"]["train"] for task in tasks)),
-        "Excess is counted from this run's own specialists: where a specialist is weak, a small excess says "
-        "little, and excesses of runs with other specialists cannot be compared.",
+        "Excess is relative to this run's own specialists. If a specialist is weak, a small excess means "
+        "little. Do not compare the excess of runs with other specialists.",
     ]
-    generated = [task.name for task in experiment.tasks if task.source.startswith(SYNTHETIC)]
-    if generated:
+    synthetic = [task.name for task in experiment.tasks if task.source.startswith(SYNTHETIC)]
+    if synthetic:
         sentences.append(
-            f"Generated data ({', '.join(generated)}): nothing here says how a method does on people's "
-            "preferences."
+            f"Synthetic data ({', '.join(synthetic)}): the result says nothing about human preferences."
         )
     if any(task.label_noise for task in experiment.tasks):
-        sentences.append("Some training labels were swapped on purpose (label_noise); test labels never are.")
+        sentences.append(
+            "Some training labels were swapped on purpose (label_noise). Test labels are never swapped."
+        )
     return sentences
 
 
 def _budget(experiment: Experiment, costs: Mapping[str, Mapping[str, Any]], train_pairs: int) -> str:
     known = [costs[method.name] for method in experiment.methods if method.name in costs]
     pairs = [cost["pairs"] for cost in known if "pairs" in cost]
-    seen = (
+    size = (
         f" ({max(pairs):,.0f} pairs, {max(pairs) / train_pairs:.1f} times the training data)" if pairs else ""
     )
     return (
-        f"Every generalist had the same budget{seen} and the same learning rate: with others the order may be "
-        "another."
+        f"Every generalist had the same budget{size} and the same learning rate. Another budget or learning "
+        "rate may change the order."
     )
 
 
 def accuracy_errors(tasks: Iterable[Mapping[str, Any]], entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Per task the rough binomial standard error of an accuracy: that of the model of the verdict.
+    """Standard error of the best model's accuracy on each task, from the binomial distribution.
 
-    The share is taken as (k + 2) / (n + 4), so that an accuracy of 1 does not seem to be without error.
+    Two successes and two failures are added, so that an accuracy of 1 does not get an error of 0
+    (Agresti and Coull, 1998).
     """
     model = best(list(entries), "worst", "excess")
-    accuracies = next(entry["tasks"] for entry in entries if entry["model"] == model)
+    measured = next(entry["tasks"] for entry in entries if entry["model"] == model)
     rows = []
     for task in tasks:
-        count, accuracy = task["pairs"]["test"], accuracies[task["name"]]["accuracy"]
+        count, accuracy = task["pairs"]["test"], measured[task["name"]]["accuracy"]
         share = (accuracy * count + 2) / (count + 4)
         error = math.sqrt(share * (1 - share) / (count + 4))
-        rows.append(
-            {
-                "task": task["name"],
-                "pairs": count,
-                "model": model,
-                "accuracy": accuracy,
-                "standard_error": error,
-            }
-        )
+        row = {"task": task["name"], "pairs": count, "model": model, "accuracy": accuracy}
+        rows.append({**row, "standard_error": error})
     return rows

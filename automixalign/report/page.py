@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a report's facts; it loads nothing, and runs no script but its own."""
+"""One self-contained HTML page with the facts of a report: it loads nothing, and runs only its own script."""
 
 import base64
 import hashlib
@@ -16,17 +16,14 @@ _SCRIPTS = ("dom.js", "table.js", "chart.js", "trainings.js", "run.js", "compari
 
 
 def write(data: dict[str, Any], page: Path, facts: Path | None = None) -> None:
-    """Write the page, and its facts as JSON where a place is given for them."""
+    """Write the page, and its facts as JSON to `facts` if given."""
     if facts is not None:
         files.write_text(facts, json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
     files.write_text(page, render(data))
 
 
 def render(data: dict[str, Any]) -> str:
-    """The page as text.
-
-    Names and texts reach it as JSON and are put in by the script as text, never as HTML.
-    """
+    """The page as text. Its script inserts all names and texts, which it gets as JSON, as text nodes."""
     style = _asset("page.css")
     script = '"use strict";\n(() => {\n' + "\n".join(map(_asset, _SCRIPTS)) + "})();\n"
     return Template(_asset("page.html")).substitute(
@@ -52,11 +49,11 @@ def _asset(name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    """How a content security policy names the one inline text that it allows."""
+    """The name of an allowed inline text in a content security policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _embedded(data: dict[str, Any]) -> str:
-    """JSON that cannot end the script element it stands in."""
+    """The facts as JSON that cannot close the script element around it."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

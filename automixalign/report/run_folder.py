@@ -1,11 +1,11 @@
-"""The run folder: one place with stable names for what the steps of a run made.
+"""The run folder: stable names for the results of a run.
 
     config.yaml  leaderboard.{json,md}  report/{index.html,data.json}  plots/  data/TASK/  reference_logps/TASK/
     specialist_losses/TASK/  evaluations/MODEL/  models/MODEL/  trajectories/MODEL.jsonl  logs/
 
-Each step states in its artifacts' metadata (`run_path`) where they belong; files are linked, not copied. A
-folder belongs to one experiment and to one run at a time; a run that was ended goes on when it is started
-again.
+Each stage names the path of a result in the metadata of its artifact (`run_path`). Files are linked, not
+copied. A folder belongs to one experiment, and to one run at a time. An interrupted run continues when it is
+started again.
 """
 
 import fcntl
@@ -27,16 +27,16 @@ from automixalign.system.flatten import flatten
 CONFIG = "config.yaml"
 LOGS = "logs"
 LEADERBOARD = "leaderboard.json"
-"""There once a run has ended well."""
+"""A run folder has this file when the run has succeeded."""
 WORK = ".kfp"
-"""What only the run itself looks at: the steps' artifacts as kfp keeps them, its cache, checkpoints."""
+"""Internal to the run: the stages' artifacts as kfp stores them, its cache, checkpoints."""
 LOCK = "lock"
 
-_NAMED = 5
+_MAX_LISTED_KEYS = 5
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether a run has begun in a folder; what is wrong with one that cannot be looked at, `claim` says."""
+    """Whether a run has begun in a folder; False for one that cannot be read, which `claim` refuses."""
     try:
         return (folder / WORK).is_dir()
     except OSError:
@@ -45,14 +45,14 @@ def is_begun(folder: Path) -> bool:
 
 @contextmanager
 def claim(folder: Path, experiment: Experiment) -> Iterator[TextIO]:
-    """Have a run folder for oneself, a new one or that of the same experiment.
+    """Lock a run folder, either a new one or one of the same experiment.
 
-    The lock is the system's, on an open file: it ends with the processes that hold it, so that no stale one is
-    left behind by a run that was killed. Yields that file, for processes that shall hold it too.
+    The system releases the lock of an open file when the processes that hold it end, also when they are killed.
+    Yields that file, so that other processes can hold it too.
 
     Raises:
-        ConfigError: another run is at work there, it belongs to another experiment or to nobody's run, or it
-            cannot be written to.
+        ConfigError: another run uses the folder, it belongs to another experiment, it has other content, or it
+            cannot be written.
     """
     try:
         new = not folder.exists()
@@ -76,7 +76,7 @@ def _lock(lock: TextIO, folder: Path) -> None:
     except BlockingIOError as error:
         lock.seek(0)
         raise ConfigError(
-            f"--output {folder}: another run is at work there ({lock.read().strip() or 'it has just begun'}); "
+            f"--output {folder}: another run uses it ({lock.read().strip() or 'it has just begun'}); "
             "wait for it, end it, or name another folder"
         ) from error
     except OSError as error:
@@ -91,20 +91,22 @@ def _check_experiment(folder: Path, experiment: Experiment) -> None:
     path = folder / CONFIG
     if not path.exists():
         return
-    there = parse_experiment(read_yaml(path), str(path))
-    if there == experiment:
+    previous = parse_experiment(read_yaml(path), str(path))
+    if previous == experiment:
         return
-    old, new = (dict(flatten(each.model_dump(mode="json"))) for each in (there, experiment))
+    old, new = (dict(flatten(each.model_dump(mode="json"))) for each in (previous, experiment))
     changed = [key for key in {**old, **new} if json.dumps(old.get(key)) != json.dumps(new.get(key))]
-    more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
+    keys = ", ".join(changed[:_MAX_LISTED_KEYS])
+    if len(changed) > _MAX_LISTED_KEYS:
+        keys += f" and {len(changed) - _MAX_LISTED_KEYS} more"
     raise ConfigError(
-        f"--output {folder} holds the run of another experiment: it differs in {', '.join(changed[:_NAMED])}"
-        f"{more}; name a new folder (what is the same is taken from the cache)"
+        f"--output {folder} holds the run of another experiment: it differs in {keys}; "
+        "name a new folder (equal stages come from the cache)"
     )
 
 
 def publish(folder: Path, artifacts: Iterable[tuple[Path, dict[str, Any]]]) -> None:
-    """Link artifacts (path and metadata) to their places in the run folder."""
+    """Link artifacts (path and metadata) into the run folder, at the paths in their metadata."""
     for path, metadata in artifacts:
         if path.exists() and "run_path" in metadata:
             files.link(path, folder / metadata["run_path"])

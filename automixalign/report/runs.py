@@ -1,4 +1,4 @@
-"""A finished run folder, read again: for a new page of it, or to compare it with others."""
+"""Finished run folders: read one, or write its report again."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from automixalign.config.experiment import ComparisonSettings, Experiment, parse
 from automixalign.config.file import read_yaml
 from automixalign.config.training import specialist_name
 from automixalign.report import page, run_folder
-from automixalign.report.collect import collect
+from automixalign.report.collect import RunResults, collect
 from automixalign.report.leaderboard import Entry
 from automixalign.report.run_folder import LEADERBOARD
 from automixalign.steps.events import EVENTS_FILE, parse_events
@@ -19,12 +19,10 @@ from automixalign.system.errors import ConfigError
 REPORT = "report"
 PAGE, FACTS = f"{REPORT}/index.html", f"{REPORT}/data.json"
 
-_KEPT = ("versions", "library")
-
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: where it lies, what it was told, and its leaderboard."""
+    """A finished run: its folder, configuration and leaderboard."""
 
     folder: Path
     experiment: Experiment
@@ -44,19 +42,20 @@ class Run:
         experiment = parse_experiment(read_yaml(path), str(path))
         return cls(folder, experiment, files.read_json(folder / LEADERBOARD))
 
-    def kept(self) -> dict[str, Any]:
-        """The facts of the page that the run itself wrote; none if it wrote no page."""
+    def page_facts(self) -> dict[str, Any]:
+        """The facts on the page that the run wrote; empty without a page."""
         path = self.folder / FACTS
         facts: dict[str, Any] = files.read_json(path) if path.is_file() else {}
         return facts
 
 
 def rebuild(folder: Path, costs: Mapping[str, Mapping[str, Any]]) -> Path:
-    """Write `report/` of a finished run again, with what its logs add: seconds of each step, and warnings.
+    """Write `report/` of a finished run again, with what its logs add: seconds of each stage, and warnings.
 
     Args:
-        costs: generalist or specialist -> what its training returned, as far as it is known; what an earlier
-            page of the run knew is kept.
+        folder: the run folder.
+        costs: generalist or specialist -> what its training returned, if known. They replace the costs on an
+            earlier page.
 
     Returns:
         The page.
@@ -65,33 +64,34 @@ def rebuild(folder: Path, costs: Mapping[str, Mapping[str, Any]]) -> Path:
         ConfigError: `folder` is not the folder of a finished run, or a part of it is missing.
     """
     run = Run.read(folder)
-    experiment, kept = run.experiment, run.kept()
+    experiment, old_facts = run.experiment, run.page_facts()
     tasks = [task.name for task in experiment.tasks]
-    names = [*map(specialist_name, tasks), *(method.name for method in experiment.methods)]
+    trained = [*map(specialist_name, tasks), *(method.name for method in experiment.methods)]
+    results = RunResults(
+        evaluations=(),
+        trajectories={name: folder / "trajectories" / f"{name}.jsonl" for name in trained},
+        costs={**old_facts.get("costs", {}), **costs},
+        data=folder / "data",
+        losses=[folder / "specialist_losses" / task for task in tasks],
+    )
+    settings = ComparisonSettings(seed=experiment.seed, experiment=experiment)
     try:
-        data = collect(
-            ComparisonSettings(seed=experiment.seed, experiment=experiment),
-            run.entries,
-            {name: folder / "trajectories" / f"{name}.jsonl" for name in names},
-            folder / "data",
-            [folder / "specialist_losses" / task for task in tasks],
-            {**kept.get("costs", {}), **costs},
-        )
+        facts = collect(settings, run.entries, results)
     except FileNotFoundError as error:
-        raise ConfigError(f"{folder} is not whole: there is no {error.filename}") from error
-    # Software may have changed since; what the run itself noted is what made it.
-    data |= {key: kept.get(key) for key in _KEPT}
+        raise ConfigError(f"{folder} is incomplete: there is no {error.filename}") from error
+    # The software that made the run, not what is installed now.
+    facts |= {key: old_facts.get(key) for key in ("versions", "library")}
     events = folder / run_folder.LOGS / EVENTS_FILE
     if events.is_file():
-        data |= _logged(parse_events(events.read_bytes()), data["warnings"])
-    page.write(data, folder / PAGE, folder / FACTS)
+        facts |= _event_facts(parse_events(events.read_bytes()), facts["warnings"])
+    page.write(facts, folder / PAGE, folder / FACTS)
     return folder / PAGE
 
 
-def _logged(events: list[dict[str, Any]], warnings: list[str]) -> dict[str, Any]:
-    """What the steps' events say: how long each took, and what it warned of."""
-    # A run that was ended and went on has done some steps twice.
-    took = {(e["stage"], e["name"]): e["seconds"] for e in events if e["event"] == "finished"}
-    stages = [{"stage": stage, "name": name, "seconds": seconds} for (stage, name), seconds in took.items()]
+def _event_facts(events: list[dict[str, Any]], warnings: list[str]) -> dict[str, Any]:
+    """The seconds of each stage, and the warnings, in a run's event log."""
+    # The last event of a stage counts: a resumed run has run some stages twice.
+    seconds = {(e["stage"], e["name"]): e["seconds"] for e in events if e["event"] == "finished"}
+    stages = [{"stage": stage, "name": name, "seconds": value} for (stage, name), value in seconds.items()]
     logged = list(dict.fromkeys(event["message"] for event in events if event["event"] == "warning"))
     return {"stages": stages or None, "warnings": logged or warnings}

@@ -1,4 +1,4 @@
-"""Which software made a run."""
+"""The software that makes a run."""
 
 import platform
 from importlib import metadata
@@ -9,11 +9,11 @@ _PACKAGES = ("torch", "transformers", "trl", "peft", "mergekit", "kfp")
 
 
 def versions() -> dict[str, str]:
-    """Python, this library and the installed ones among the packages that a result depends on."""
-    found = {"python": platform.python_version(), "automixalign": __version__}
+    """The versions of Python, of this library, and of the packages that a result depends on."""
+    installed = {"python": platform.python_version(), "automixalign": __version__}
     for package in _PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

@@ -38,7 +38,8 @@ def compare(
     from pathlib import Path
 
     from automixalign.config.experiment import ComparisonSettings
-    from automixalign.report.compare import compare, summary_metrics
+    from automixalign.report.collect import RunResults
+    from automixalign.report.compare import ReportPaths, compare, summary_metrics
     from automixalign.steps.step import run_step
 
     evaluations = [reference, *specialists, *generalists, *(merges or [])]
@@ -46,15 +47,21 @@ def compare(
     outputs = {"leaderboard.json": leaderboard, "plots": plots, "leaderboard.md": markdown}
     outputs |= {"report/index.html": page, "report/data.json": facts}
     with run_step("compare", reads=[*evaluations, *logs.values(), data, *losses], writes=outputs.values()):
-        entries = compare(
-            ComparisonSettings.model_validate_json(settings),
-            [Path(artifact.path) for artifact in evaluations],
-            {name: Path(log.path) for name, log in logs.items()},
-            {name: log.metadata for name, log in logs.items()},
-            Path(data.path),
-            [Path(artifact.path) for artifact in losses],
-            *(Path(artifact.path) for artifact in outputs.values()),
+        results = RunResults(
+            evaluations=[Path(artifact.path) for artifact in evaluations],
+            trajectories={name: Path(log.path) for name, log in logs.items()},
+            costs={name: log.metadata for name, log in logs.items()},
+            data=Path(data.path),
+            losses=[Path(artifact.path) for artifact in losses],
         )
+        paths = ReportPaths(
+            leaderboard=Path(leaderboard.path),
+            markdown=Path(markdown.path),
+            plots=Path(plots.path),
+            page=Path(page.path),
+            facts=Path(facts.path),
+        )
+        entries = compare(ComparisonSettings.model_validate_json(settings), results, paths)
         metrics.metadata.update(summary_metrics(entries))
         for name, artifact in outputs.items():
             artifact.metadata["run_path"] = name

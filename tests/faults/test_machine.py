@@ -21,6 +21,7 @@ from automixalign.config.evaluation import ScoringSettings
 from automixalign.config.experiment import ComparisonSettings, Experiment, parse_experiment
 from automixalign.config.training import SpecialistLossesSettings, specialist_name
 from automixalign.merging.merge import merge_specialists
+from automixalign.report.collect import RunResults
 from automixalign.report.compare import compare
 from automixalign.scoring.scorer import write_reference_logps
 from automixalign.steps.events import EVENTS_FILE, LOGS_VARIABLE
@@ -155,16 +156,14 @@ def comparison_inputs() -> tuple[list[Path], Path, dict[str, Any]]:
 def compare_models(output: Path) -> None:
     evaluations, log, cost = comparison_inputs()
     trained = [*map(specialist_name, tiny.TASKS), "uniform"]
-    names = ("leaderboard.json", "plots", "leaderboard.md", "report.html", "report.json")
-    compare(
-        ComparisonSettings(seed=0, experiment=tiny_experiment()),
-        evaluations,
-        dict.fromkeys(trained, log),
-        dict.fromkeys(trained, cost),
-        tiny.world().data,
-        tiny.world().losses,
-        *(output / name for name in names),
+    results = RunResults(
+        evaluations=evaluations,
+        trajectories=dict.fromkeys(trained, log),
+        costs=dict.fromkeys(trained, cost),
+        data=tiny.world().data,
+        losses=tiny.world().losses,
     )
+    compare(ComparisonSettings(seed=0, experiment=tiny_experiment()), results, report_paths(output))
 
 
 STAGES: dict[str, Callable[[Path], object]] = {
@@ -316,6 +315,7 @@ import json, resource, sys
 from pathlib import Path
 from automixalign.steps.step import run_step
 from tests.faults import test_machine
+from tests.report.report_run import report_paths
 folder, stage = Path(sys.argv[1]), sys.argv[2]
 outcomes = []
 test_machine.run_large_stage(stage, folder / "first", small=True)  # everything is imported, every pool is there

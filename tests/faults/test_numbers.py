@@ -23,6 +23,7 @@ from automixalign.merging.merge import merge_specialists
 from automixalign.models.load import load_full_model, load_tokenizer
 from automixalign.models.prepare import prepare_base_model
 from automixalign.report import leaderboard
+from automixalign.report.collect import RunResults
 from automixalign.report.compare import compare
 from automixalign.scoring import caches
 from automixalign.scoring.caches import SUMMARY
@@ -35,6 +36,7 @@ from benchmarks import tiny
 from benchmarks.servers.mlflow_store import sqlite_store
 from tests.faults.command_line import ama
 from tests.faults.common import assert_empty, evaluate_tiny, prepare, raises
+from tests.report.report_run import report_paths
 
 NAN, INF = float("nan"), float("inf")
 NORM, HEAD = "model.norm.weight", "lm_head.weight"
@@ -303,10 +305,12 @@ def test_an_evaluation_on_its_way_to_the_leaderboard(
     ("line", "part"), [('{"step": 1, "loss": {"a": NaN}}', "loss/a is nan"), ('{"step": 1, "lo', "no line of")]
 )
 def test_the_log_of_a_training_on_its_way_to_the_report(tmp_path: Path, line: str, part: str) -> None:
-    log, board = tmp_path / "uniform.jsonl", tmp_path / "leaderboard.json"
+    log, paths = tmp_path / "uniform.jsonl", report_paths(tmp_path)
     log.write_text(line + "\n")
     settings = ComparisonSettings(seed=0, experiment=parse_experiment(tiny.experiment(), "the case"))
-    outputs = [tmp_path / name for name in ("plots", "leaderboard.md", "page.html", "data.json")]
+    results = RunResults(
+        evaluations=[], trajectories={"uniform": log}, costs={}, data=tiny.world().data, losses=[]
+    )
     with raises(CacheError, f"{log}:1", part):
-        compare(settings, [], {"uniform": log}, {}, tiny.world().data, [], board, *outputs)
-    assert not board.exists()
+        compare(settings, results, paths)
+    assert not paths.leaderboard.exists()

@@ -10,7 +10,8 @@ import pyarrow as pa
 from automixalign.config.experiment import ComparisonSettings, Experiment, model_names, parse_experiment
 from automixalign.config.file import dump_yaml
 from automixalign.config.training import specialist_name
-from automixalign.report import compare
+from automixalign.report.collect import RunResults
+from automixalign.report.compare import ReportPaths, compare
 from automixalign.scoring import caches
 from automixalign.scoring.caches import SUMMARY
 from automixalign.storage import files
@@ -69,20 +70,27 @@ def write_run(folder: Path, seed: int = 0, **changes: Any) -> Path:
     )
     losses = [_losses(folder, task) for task in TASKS]
     cost = {"steps": STEPS, "pairs": 4 * STEPS, "tokens": 1234, "seconds": 1.5, "run_path": "not a cost"}
-    compare.compare(
-        ComparisonSettings(seed=seed, code="0123456789abcdef", experiment=made),
-        evaluations,
-        trajectories,
-        {name: cost for name in trained},
-        folder / "data",
-        losses,
-        folder / "leaderboard.json",
-        folder / "plots",
-        folder / "leaderboard.md",
-        folder / "report" / "index.html",
-        folder / "report" / "data.json",
+    results = RunResults(
+        evaluations=evaluations,
+        trajectories=trajectories,
+        costs=dict.fromkeys(trained, cost),
+        data=folder / "data",
+        losses=losses,
     )
+    settings = ComparisonSettings(seed=seed, code="0123456789abcdef", experiment=made)
+    compare(settings, results, report_paths(folder))
     return folder
+
+
+def report_paths(folder: Path) -> ReportPaths:
+    """Where the report of a run folder belongs."""
+    return ReportPaths(
+        leaderboard=folder / "leaderboard.json",
+        markdown=folder / "leaderboard.md",
+        plots=folder / "plots",
+        page=folder / "report" / "index.html",
+        facts=folder / "report" / "data.json",
+    )
 
 
 def _evaluation(folder: Path, name: str, generator: np.random.Generator) -> Path:

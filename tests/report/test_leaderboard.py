@@ -199,7 +199,7 @@ def test_a_metric_that_nobody_has_gets_no_column(folders: list[Path]) -> None:
 def test_verdict(folders: list[Path]) -> None:
     built = leaderboard.build(folders, ORDER)
     assert leaderboard.verdict(built).startswith(
-        "ama-r has the smallest worst-task excess, 0.200, before standard with 0.600 "
+        "ama-r has the smallest worst-task excess, 0.200, followed by standard with 0.600 "
     )
     alone = [entry for entry in built if entry["model"] in ("reference", "specialist-a", "ties")]
     assert leaderboard.verdict(alone) == "ties has a worst-task excess of 1.500."

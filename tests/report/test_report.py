@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from automixalign.report import runs
 from automixalign.report.comparison import compare_runs, interval
-from automixalign.report.curves import POINTS, curves, last_mean
+from automixalign.report.curves import MAX_POINTS, curves, last_mean
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError
 from pipelines.cli import app
@@ -51,10 +51,10 @@ def test_a_running_mean_goes_over_pairs_and_skips_steps_without_any() -> None:
     assert "excess" not in found, "a specialist has none"
 
 
-@pytest.mark.parametrize("length", [1, 3, POINTS, POINTS + 1, 5000])
+@pytest.mark.parametrize("length", [1, 3, MAX_POINTS, MAX_POINTS + 1, 5000])
 def test_curves_are_thinned_but_keep_both_ends(length: int) -> None:
     found = curves(rows([1.0] * length, [2] * length))
-    assert len(found["steps"]) == min(length, POINTS) == len(found["loss"]["a"])
+    assert len(found["steps"]) == min(length, MAX_POINTS) == len(found["loss"]["a"])
     assert (found["steps"][0], found["steps"][-1]) == (1, length)
     assert found["steps"] == sorted(set(found["steps"]))
     assert set(found["loss"]["a"]) == {1.0}
@@ -93,7 +93,7 @@ def test_the_noise_is_estimated_in_two_ways(run: Path) -> None:
 def test_a_gap_is_warned_about(run: Path) -> None:
     facts = files.read_json(run / runs.FACTS)
     (warning,) = facts["warnings"]
-    assert warning.startswith("specialist-alpha: its held-out loss lies 0.25 above")
+    assert warning.startswith("specialist-alpha: its held-out loss is 0.25 above")
 
 
 def test_the_limits_name_seed_budget_and_the_error_of_an_accuracy(run: Path) -> None:
@@ -172,7 +172,7 @@ def test_only_a_finished_run_has_a_report(run: Path, tmp_path: Path) -> None:
         runs.rebuild(tmp_path, {})
     folder = write_run(tmp_path / "broken")
     (folder / "trajectories" / "uniform.jsonl").unlink()
-    with pytest.raises(ConfigError, match=r"is not whole: there is no .*uniform\.jsonl"):
+    with pytest.raises(ConfigError, match=r"is incomplete: there is no .*uniform\.jsonl"):
         runs.rebuild(folder, {})
 
 

@@ -52,7 +52,7 @@ def test_a_second_run_is_refused_and_a_lock_whose_holder_was_killed_is_none(
     process = hold(folder, experiment, tmp_path)
     try:
         with (
-            pytest.raises(ConfigError, match=f"another run is at work there .process {process.pid} on"),
+            pytest.raises(ConfigError, match=f"another run uses it .process {process.pid} on"),
             run_folder.claim(folder, experiment),
         ):
             pass

@@ -1,23 +1,23 @@
-// Charts: lines over steps with a readout, and bars. Both follow the width of their place.
+// Line charts over steps with a readout, and bar charts. Both adapt to the width of the page.
 
 const DASHES = [null, "6 3", "2 3"];
 const COLORS = 8;
 const colorOf = (index) => `var(--c${index % COLORS})`;
 const dashOf = (index) => DASHES[Math.floor(index / COLORS) % DASHES.length];
 
-/** Round numbers that cut [low, high] into at most five parts. */
+/** Round numbers that divide [low, high] into at most five parts. */
 function ticks(low, high) {
   const rough = (high - low) / 4 || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
-  const found = [];
-  for (let at = Math.ceil(low / step - 1e-9); at * step <= high + step * 1e-9; at++) found.push(Number((at * step).toPrecision(6)));
-  return found;
+  const values = [];
+  for (let at = Math.ceil(low / step - 1e-9); at * step <= high + step * 1e-9; at++) values.push(Number((at * step).toPrecision(6)));
+  return values;
 }
 
 /**
  * Curves over `steps`. series: [{name, index, values}]; `range`: [low, high]; `peers`: charts that show the same
- * step when one is pointed at. The arrow keys move the step, too.
+ * step. The pointer or the arrow keys select the step.
  */
 function lineChart({ title, steps, series, range, peers = [] }) {
   const HEIGHT = 210, LEFT = 44, RIGHT = 18, TOP = 8, BOTTOM = 24;
@@ -75,10 +75,10 @@ function lineChart({ title, steps, series, range, peers = [] }) {
   const showAll = (index, visible) => peers.forEach((peer) => peer.show(index, visible));
   peers.push(chart);
   svg.addEventListener("pointermove", (event) => {
-    const place = ((event.clientX - svg.getBoundingClientRect().left - LEFT) / (width - LEFT - RIGHT)) * (steps[last] - steps[0]);
+    const pointed = ((event.clientX - svg.getBoundingClientRect().left - LEFT) / (width - LEFT - RIGHT)) * (steps[last] - steps[0]);
     let nearest = 0;
     steps.forEach((step, index) => {
-      if (Math.abs(step - steps[0] - place) < Math.abs(steps[nearest] - steps[0] - place)) nearest = index;
+      if (Math.abs(step - steps[0] - pointed) < Math.abs(steps[nearest] - steps[0] - pointed)) nearest = index;
     });
     showAll(nearest, true);
   });
@@ -93,25 +93,25 @@ function lineChart({ title, steps, series, range, peers = [] }) {
   });
   show(last, false);
   new ResizeObserver(([entry]) => {
-    const found = Math.round(entry.contentRect.width);
-    if (found > 0 && found !== width) draw(found);
+    const newWidth = Math.round(entry.contentRect.width);
+    if (newWidth > 0 && newWidth !== width) draw(newWidth);
   }).observe(svg);
   return h("figure", {}, h("figcaption", {}, title), svg, readout);
 }
 
-/** Horizontal bars from 0 to `high`. rows: [{name, value, best}]; `mark`: a value to compare with, drawn across. */
+/** Horizontal bars from 0 to `high`. rows: [{name, value, best}]; `mark`: a line at the value to compare with. */
 function barChart({ title, rows, high, mark = null, digits = 3 }) {
-  const place = (value) => `${(100 * Math.max(0, value)) / (high || 1)}%`;
+  const position = (value) => `${(100 * Math.max(0, value)) / (high || 1)}%`;
   const lines = rows.map(({ name, value, best }) => {
     const bar = h("div", { class: "fill" });
-    bar.style.width = place(value);
-    const across = mark === null ? null : h("div", { class: "mark" });
-    if (across) across.style.left = place(mark);
+    bar.style.width = position(value);
+    const line = mark === null ? null : h("div", { class: "mark" });
+    if (line) line.style.left = position(mark);
     return h(
       "div",
       { class: best ? "bar-row best" : "bar-row" },
       h("span", { class: "name", title: name }, name),
-      h("div", { class: "track", "aria-hidden": "true" }, bar, across),
+      h("div", { class: "track", "aria-hidden": "true" }, bar, line),
       h("span", { class: "value" }, number(value, digits)),
     );
   });

@@ -1,4 +1,4 @@
-// The sections of a page that puts several runs side by side.
+// The sections on the page that compares several runs.
 
 function comparisonSections(comparison) {
   return [methodsSection(comparison), spreadSection(comparison), runsSection(comparison), comparisonLimits(comparison)];
@@ -10,7 +10,7 @@ function methodsSection({ models, baseline, runs }) {
   return section(
     "models",
     "Models, paired by seed",
-    note(`Difference: worst-task excess minus that of ${baseline} in the same run, below 0 is better; its 95 % interval is Student's t over ${plural(runs.length, "run")}. An interval that holds 0 leaves open which is better.`),
+    note(`Difference: worst-task excess minus the worst-task excess of ${baseline} in the same run. Below 0 is better. The 95 % interval is Student's t over ${plural(runs.length, "run")}. If it contains 0, the runs do not show which model is better.`),
     table({
       caption: `Means over ${plural(runs.length, "run")}. Best generalist or merge in bold.`,
       columns: [
@@ -25,8 +25,8 @@ function methodsSection({ models, baseline, runs }) {
         mean("worst_pass_rate", "worst\npass rate", false),
       ],
       rows: models,
-      competes: (row) => FOR_ALL_TASKS.includes(row.family),
-      aside: (row) => !FOR_ALL_TASKS.includes(row.family),
+      competes: (row) => COMPARED_FAMILIES.includes(row.family),
+      aside: (row) => !COMPARED_FAMILIES.includes(row.family),
     }),
   );
 }
@@ -36,23 +36,23 @@ function spreadSection({ models, runs }) {
     "spread",
     "Worst-task excess of each run",
     table({
-      caption: "The numbers behind the means",
+      caption: "Each run",
       columns: [
         { title: "model", text: true, cell: (row) => row.model, value: (row) => row.model },
         ...runs.map((run, at) => ({ title: `seed ${run.seed}`, cell: (row) => number(row.each[at]), value: (row) => row.each[at], lower: true, bold: true })),
       ],
       rows: models,
-      competes: (row) => FOR_ALL_TASKS.includes(row.family),
-      aside: (row) => !FOR_ALL_TASKS.includes(row.family),
+      competes: (row) => COMPARED_FAMILIES.includes(row.family),
+      aside: (row) => !COMPARED_FAMILIES.includes(row.family),
     }),
     h("p", { class: "quiet" }, h("span", { class: "key-mark" }), "the mean of the runs"),
     h("div", { class: "charts" }, spreadCharts(models, runs)),
   );
 }
 
-/** Bars of each run's worst-task excess; the mark is the mean of the runs. */
+/** Bars of each run's worst-task excess; a line marks the mean of the runs. */
 function spreadCharts(models, runs) {
-  const shown = models.filter((row) => FOR_ALL_TASKS.includes(row.family));
+  const shown = models.filter((row) => COMPARED_FAMILIES.includes(row.family));
   const high = Math.max(...shown.flatMap((row) => row.each));
   return shown.map((row) =>
     barChart({
@@ -68,7 +68,7 @@ function runsSection({ runs, config }) {
     "runs",
     "Runs and configuration",
     table({
-      caption: "The runs; all have the same configuration but for the seed",
+      caption: "The runs, whose configurations differ only in the seed",
       columns: [
         { title: "seed", cell: (run) => String(run.seed) },
         { title: "folder", text: true, cell: (run) => run.folder },
@@ -81,5 +81,5 @@ function runsSection({ runs, config }) {
 }
 
 function comparisonLimits({ limits }) {
-  return section("limits", "What may not be concluded", h("ul", {}, limits.map((text) => h("li", {}, withCode(text)))));
+  return section("limits", "What these runs do not show", h("ul", {}, limits.map((text) => h("li", {}, withCode(text)))));
 }

@@ -1,8 +1,8 @@
-// Building blocks. Text always enters the page as text nodes, never as HTML.
+// Elements of the page. All text becomes text nodes, never HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** Put attributes and children on an element; `onclick` and its like are listeners, null children are left out. */
+/** Add attributes and children to an element. `onclick` and similar names add listeners; null children are skipped. */
 function fill(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
@@ -29,17 +29,17 @@ const plural = (many, noun) => `${count(many)} ${noun}${many === 1 ? "" : "s"}`;
 const TITLES = { pass_rate: "pass rate", average: "mean" };
 const titleOf = (name) => TITLES[name] ?? name;
 
-/** A section of the page, which the navigation links to. */
+/** A section of the page; the navigation links to it. */
 function section(id, title, ...children) {
   return h("section", { id, "aria-labelledby": `${id}-title` }, h("h2", { id: `${id}-title` }, title), ...children);
 }
 
-/** Text with what stands between backticks as code. */
+/** The text, with code elements for the parts between backticks. */
 const withCode = (text) => text.split("`").map((part, at) => (at % 2 ? h("code", {}, part) : part));
 
 const note = (...text) => h("p", { class: "quiet" }, ...text);
 
-/** A drop-down with a label. */
+/** A labelled drop-down list. */
 function choice(label, options, onchange) {
   const select = h("select", { onchange: () => onchange(select.value) });
   for (const [value, text] of options) select.append(h("option", { value }, text));

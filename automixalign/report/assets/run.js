@@ -1,11 +1,11 @@
-// The sections of one run's page.
+// The sections on the page of one run.
 
-const FOR_ALL_TASKS = ["generalist", "merge"];
+const COMPARED_FAMILIES = ["generalist", "merge"];
 const METHOD_CURVES = [["weights", "task weight"], ["excess", "training excess"]];
 const TRAINING_CURVES = [["loss", "loss"], ["accuracy", "reward accuracy"], ["margin", "reward margin"], ["clipped", "share of clipped pairs"]];
 const DROPS = {
-  identical_sides: "both sides the same", duplicate: "duplicate", contradictory: "contradictory twins", over_limit: "over the limit",
-  prompt_too_long: "prompt too long", identical_when_cut: "the same when cut", over_cap: "over the split's cap",
+  identical_sides: "identical answers", duplicate: "duplicate", contradictory: "contradictory", over_limit: "over the limit",
+  prompt_too_long: "prompt too long", identical_when_cut: "identical after cutting", over_cap: "over the cap of the split",
 };
 
 function runSections(run) {
@@ -22,10 +22,10 @@ function runSections(run) {
 }
 
 const tasksOf = (run) => run.tasks.map((task) => task.name);
-const competesIn = (entry) => FOR_ALL_TASKS.includes(entry.family);
+const isCompared = (entry) => COMPARED_FAMILIES.includes(entry.family);
 const isLower = (run, metric) => run.metrics[metric] === "lower";
 
-/** The task on which a model is worst by a metric. */
+/** The worst task of a model by a metric. */
 function worstTask(run, entry, metric) {
   const tasks = Object.keys(entry.tasks).filter((task) => metric in entry.tasks[task]);
   const worse = (a, b) => (isLower(run, metric) ? a > b : a < b);
@@ -34,7 +34,7 @@ function worstTask(run, entry, metric) {
 
 function leaderboardSection(run) {
   const metrics = Object.keys(run.metrics).filter((metric) => run.leaderboard.some((entry) => metric in entry.worst));
-  const place = h("div", {});
+  const container = h("div", {});
   const OVERVIEW = "";
   const fixed = [
     { title: "model", text: true, cell: (entry) => entry.model, value: (entry) => entry.model },
@@ -43,13 +43,13 @@ function leaderboardSection(run) {
 
   function show(metric) {
     const shown = metric === OVERVIEW ? metrics.flatMap(overTasks) : eachTask(metric);
-    const what = metric === OVERVIEW ? "every metric on the worst task, which is named below it, and on average" : `${titleOf(metric)} on every task; each model's worst task is underlined`;
-    place.replaceChildren(table({
+    const what = metric === OVERVIEW ? "every metric on the worst task (named below the value) and its mean over tasks" : `${titleOf(metric)} on every task; each model's worst task is underlined`;
+    container.replaceChildren(table({
       caption: `Held-out test split: ${what}. Best generalist or merge in bold.`,
       columns: [...fixed, ...shown],
       rows: run.leaderboard,
-      competes: competesIn,
-      aside: (entry) => !competesIn(entry),
+      competes: isCompared,
+      aside: (entry) => !isCompared(entry),
     }));
   }
 
@@ -81,14 +81,14 @@ function leaderboardSection(run) {
   return section(
     "leaderboard",
     "Leaderboard",
-    note("Excess: mean over a task's test pairs of max(loss − specialist's loss, 0). Accuracy: share of pairs whose chosen answer has the larger reward. Pass rate: share of greedy answers that a verifier passes. Excess and loss: less is better."),
-    h("div", { class: "controls" }, choice("Show", [[OVERVIEW, "worst and mean of every metric"], ...metrics.map((metric) => [metric, `${titleOf(metric)}, task by task`])], show)),
-    place,
+    note("Excess: mean over a task's test pairs of max(loss − specialist's loss, 0). Accuracy: share of pairs whose chosen answer has the larger reward. Pass rate: share of greedy generations that a verifier passes. Less is better for excess and loss, more for the others."),
+    h("div", { class: "controls" }, choice("Show", [[OVERVIEW, "worst task and mean, every metric"], ...metrics.map((metric) => [metric, `${titleOf(metric)} on each task`])], show)),
+    container,
   );
 }
 
 function barsSection(run) {
-  const models = run.leaderboard.filter(competesIn);
+  const models = run.leaderboard.filter(isCompared);
   const specialist = (task) => run.leaderboard.find((entry) => entry.model === `specialist-${task}`);
 
   function bars(metric, task, high, mark) {
@@ -102,16 +102,16 @@ function barsSection(run) {
   const verified = tasksOf(run).filter((task) => models.every((entry) => "pass_rate" in entry.tasks[task]));
   const passRates = verified.length
     ? [
-        h("h3", {}, "Share of greedy answers that pass"),
+        h("h3", {}, "Share of greedy generations that pass the verifier"),
         h("p", { class: "quiet" }, h("span", { class: "key-mark" }), "the task's specialist"),
         h("div", { class: "charts" }, verified.map((task) => bars("pass_rate", task, 1, specialist(task).tasks[task].pass_rate))),
       ]
     : [];
   return section(
     "tasks",
-    "Task by task, against the specialist",
+    "Each task, compared with its specialist",
     h("h3", {}, "Excess over the specialist"),
-    note("0 is as good as the specialist on every pair; shorter is better. One scale for all tasks."),
+    note("A model with excess 0 is as good as the specialist on every pair. Shorter bars are better. All tasks have the same scale."),
     h("div", { class: "charts" }, tasksOf(run).map((task) => bars("excess", task, highest, null))),
     ...passRates,
   );
@@ -122,8 +122,8 @@ function trajectoriesSection(run) {
   const moving = models.find((name) => Object.values(run.trainings[name].weights).some((curve) => new Set(curve).size > 1));
   return section(
     "trajectories",
-    "Task weights and excess over the training",
-    note(`Weights as they stood in each step; excess on the training pairs, a running mean over ${run.trainings[models[0]].window} steps. Point at a chart, or use the arrow keys, to read a step.`),
+    "Task weights and excess during training",
+    note(`Task weights of each step, and the excess on the training pairs as a running mean over ${run.trainings[models[0]].window} steps. Point at a chart, or use the arrow keys, to read the values of a step.`),
     ...trainingCharts({ label: "Method", tasks: tasksOf(run), trainings: run.trainings, models, metrics: METHOD_CURVES, chosen: moving ?? models[0] }),
   );
 }
@@ -135,7 +135,7 @@ function curvesSection(run) {
   return section(
     "curves",
     "Training curves",
-    note(`On the training pairs, running means over ${windows.join(" or ")} steps. One scale for all models. A pair is clipped where its loss is at or below the specialist's.`),
+    note(`Running means over ${windows.join(" or ")} steps, on the training pairs. All models have the same scale. A pair is clipped if its loss is at or below the specialist's.`),
     ...trainingCharts({ label: "Model", tasks: tasksOf(run), trainings: run.trainings, models, metrics: TRAINING_CURVES, chosen: generalists[0] }),
   );
 }
@@ -150,10 +150,10 @@ function dataSection(run) {
   const clipping = [...new Set(run.tasks.flatMap((task) => Object.keys(task.clipped)))];
   return section(
     "data",
-    "What the data was",
+    "Data",
     ...run.warnings.map((text) => h("p", { class: "warning" }, `Warning: ${text}`)),
     table({
-      caption: "Pairs of each split, and what was dropped before",
+      caption: "Pairs of each split, and dropped rows",
       columns: [
         name,
         { title: "source", text: true, cell: (task) => task.source },
@@ -165,8 +165,8 @@ function dataSection(run) {
       ],
       rows: run.tasks,
     }),
-    h("h3", {}, "How noisy the training labels look"),
-    note("Two estimates, neither of them the truth. Contradicted: share of the training pairs that the task's own specialist ranks the other way; too low where it knows its pairs by heart (see the gap below). Clipped: share of the training pairs seen in the last quarter of a training whose loss was at or below the specialist's, which a method with the clipped excess does not train on; it counts noise together with every clean pair that is simply learnt, so it is as a rule too high, often by far. Swapped on purpose: known, by label_noise."),
+    h("h3", {}, "Estimated noise of the training labels"),
+    note("Two rough estimates. Contradicted: share of the training pairs whose rejected answer the task's specialist prefers. It is too low if the specialist has memorised its pairs (see the gap below). Clipped: share of the pairs in the last quarter of a training whose loss was at or below the specialist's. A method with the clipped excess does not train on these pairs. This share contains the noise and also every clean pair that the model has learnt, so it is usually far too high. Swapped on purpose: the exact share, from label_noise."),
     table({
       caption: "Estimated share of noisy training pairs",
       columns: [
@@ -177,8 +177,8 @@ function dataSection(run) {
       ],
       rows: run.tasks,
     }),
-    h("h3", {}, "How well specialists know their training pairs"),
-    note("Gap: mean loss of the held-out pairs minus that of the training pairs. A large one means the specialist knows these by heart, and its losses there are too low a mark; cross-fitting scores each half of the pairs by a specialist of the other half. Swapped training pairs pull the gap down."),
+    h("h3", {}, "How far the specialists have memorised their training pairs"),
+    note("Gap: mean loss on the held-out pairs minus mean loss on the training pairs. A large gap means that the specialist has memorised its training pairs. Its losses on them are then too low for a comparison. Cross-fitting avoids this: a specialist trained on one half of the pairs scores the other half. Swapped training pairs make the gap smaller."),
     table({
       caption: "Each specialist on its own task",
       columns: [
@@ -198,7 +198,7 @@ function costSection(run) {
   const seconds = { title: "seconds", cell: (row) => number(row.seconds, 1), value: (row) => row.seconds ?? null, lower: true };
   const trainings = rows.length
     ? table({
-        caption: "Each training; pairs and tokens count every time one was seen",
+        caption: "Each training. A pair or token counts each time the training uses it.",
         columns: [
           { title: "model", text: true, cell: (row) => row.model, value: (row) => row.model },
           ...[["steps", "steps"], ["pairs", "pairs"], ["tokens", "tokens"], ["trained\nparameters", "trained_parameters"]].map((one) => counted(...one)),
@@ -206,30 +206,30 @@ function costSection(run) {
         ],
         rows,
       })
-    : note("What the trainings cost was not kept with this run.");
-  const stages = run.stages ? stageTables(run.stages, seconds) : [note(withCode("Seconds of the other steps: `ama report RUN` adds them from the logs of a local run."))];
+    : note("This run did not record what its trainings cost.");
+  const stages = run.stages ? stageTables(run.stages, seconds) : [note(withCode("`ama report RUN` adds the seconds of the other stages from the logs of a local run."))];
   return section("cost", "Cost", trainings, ...stages);
 }
 
-/** Seconds by kind of step, and, folded away, of each step. */
+/** Seconds of each kind of stage; a closed details element lists the single stages. */
 function stageTables(stages, seconds) {
-  const stage = { title: "step", text: true, cell: (row) => row.stage, value: (row) => row.stage };
+  const stage = { title: "stage", text: true, cell: (row) => row.stage, value: (row) => row.stage };
   const kinds = [...new Set(stages.map((row) => row.stage))].map((kind) => {
     const some = stages.filter((row) => row.stage === kind);
     return { stage: kind, times: some.length, seconds: some.reduce((sum, row) => sum + row.seconds, 0) };
   });
   const single = table({
-    caption: "In the order in which they ended",
-    columns: [stage, { title: "of", text: true, cell: (row) => row.name, value: (row) => row.name }, seconds],
+    caption: "In the order in which they finished",
+    columns: [stage, { title: "name", text: true, cell: (row) => row.name, value: (row) => row.name }, seconds],
     rows: stages,
   });
   return [
     table({
-      caption: "Each kind of step; some ran side by side, so the seconds add up to more than the run took",
-      columns: [stage, { title: "times", cell: (row) => count(row.times), value: (row) => row.times }, seconds],
+      caption: "Each kind of stage. Some stages run in parallel, so the sum of the seconds exceeds the duration of the run.",
+      columns: [stage, { title: "number", cell: (row) => count(row.times), value: (row) => row.times }, seconds],
       rows: kinds,
     }),
-    h("details", {}, h("summary", {}, `Each of the ${plural(stages.length, "step")}`), single),
+    h("details", {}, h("summary", {}, `All ${plural(stages.length, "stage")}`), single),
   ];
 }
 
@@ -244,11 +244,11 @@ function configurationSection(run) {
         ],
         rows,
       })
-    : note("The versions of the software were not kept with this run.");
+    : note("This run did not record the versions of its software.");
   return section(
     "configuration",
     "Configuration and versions",
-    h("details", {}, h("summary", {}, "The resolved configuration"), h("pre", { tabindex: "0" }, run.config)),
+    h("details", {}, h("summary", {}, "The complete configuration"), h("pre", { tabindex: "0" }, run.config)),
     software,
     run.library ? note("Digest of the library's source: ", h("code", {}, run.library)) : null,
   );
@@ -257,10 +257,10 @@ function configurationSection(run) {
 function limitsSection(run) {
   return section(
     "limits",
-    "What may not be concluded",
+    "What this run does not show",
     h("ul", {}, run.limits.map((text) => h("li", {}, withCode(text)))),
     table({
-      caption: "How exact the accuracies are: a rough binomial standard error (2 pairs added to either side)",
+      caption: "Standard error of the accuracies: binomial, with two correct and two wrong pairs added",
       columns: [
         { title: "task", text: true, cell: (row) => row.task },
         { title: "test pairs", cell: (row) => count(row.pairs) },
@@ -269,6 +269,6 @@ function limitsSection(run) {
       ],
       rows: run.accuracy_errors,
     }),
-    note("Two models are scored on the same pairs, so their difference may be more exact than this; the choice of seed and data is not in it."),
+    note("All models are scored on the same pairs, so a difference between two models may be more exact. The error does not include the choice of seed and data."),
   );
 }

@@ -1,9 +1,9 @@
-// Tables: they scroll inside their own container, and sort by any column that says so.
+// Tables that scroll in their own container and can be sorted.
 
 /**
- * columns: [{title, cell(row), text?, wrap?, value?(row), lower?, bold?, mark?(row)}]. A column with `value` sorts:
- * ascending first where less is better (`lower`). The best of the rows that `competes` names is bold in columns
- * with `bold`; `mark` underlines a cell.
+ * columns: [{title, cell(row), text?, wrap?, value?(row), lower?, bold?, mark?(row)}]. A click on a column with
+ * `value` sorts the rows, ascending first if less is better (`lower`). In a column with `bold`, the best row for
+ * which `competes` is true is bold. `mark` underlines a cell; `aside` greys out a row.
  */
 function table({ caption, columns, rows, competes = () => false, aside = () => false }) {
   const body = h("tbody");
@@ -61,6 +61,6 @@ function table({ caption, columns, rows, competes = () => false, aside = () => f
 
   draw();
   const whole = h("table", { "aria-label": caption }, h("thead", {}, h("tr", {}, heads)), body);
-  // The caption stays in place when the table scrolls.
+  // Outside the container, so that the caption does not scroll.
   return h("div", {}, h("p", { class: "caption" }, caption), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, whole));
 }

@@ -1,12 +1,12 @@
-// Charts of the trainings: one model, or all of them one under the other, with tasks to show and hide.
+// Charts of the trainings: of one model or of all, with buttons that show and hide tasks.
 
-/** The smallest and largest value of a metric over some trainings, so that these can be compared by eye. */
+/** The range of a metric over several trainings, so that their charts have the same scale. */
 function rangeOf(trainings, metric) {
   const values = trainings.flatMap((training) => Object.values(training[metric] ?? {}).flat()).filter(isNumber);
   return [Math.min(0, ...values), Math.max(...values, Math.min(...values) + 1e-6)];
 }
 
-/** metrics: [[key, title]]; `models`: names in `trainings`; `chosen`: the one to begin with. */
+/** metrics: [[key, title]]; `models`: names in `trainings`; `chosen`: the model that is shown first. */
 function trainingCharts({ label, tasks, trainings, models, metrics, chosen }) {
   const charts = h("div", {});
   const hidden = new Set();
@@ -46,7 +46,7 @@ function trainingCharts({ label, tasks, trainings, models, metrics, chosen }) {
     }
     return toggle;
   });
-  const options = [...models.map((name) => [name, name]), [ALL, "all, one under the other"]];
+  const options = [...models.map((name) => [name, name]), [ALL, "all models"]];
   const select = choice(label, options, (value) => { shown = value; draw(); });
   select.lastChild.value = chosen;
   draw();

@@ -137,10 +137,10 @@ def _check_settings(runs: Sequence[Run]) -> None:
         for key in [*expected, *settings]:
             differs = (key in expected, expected.get(key)) != (key in settings, settings.get(key))
             if key != "seed" and differs:
-                one, other = (repr(each[key]) if key in each else "absent" for each in (expected, settings))
+                values = [repr(each[key]) if key in each else "absent" for each in (expected, settings)]
                 raise ConfigError(
                     f"{first.folder} and {run.folder} cannot be compared: only the seed may differ, but {key} "
-                    f"is {one} in the one and {other} in the other"
+                    f"is {values[0]} in the one and {values[1]} in the other"
                 )
     for one, two in zip(runs, others, strict=False):
         if one.experiment.seed == two.experiment.seed:

@@ -38,6 +38,7 @@ from automixalign.training.train import SpecialistTraining
 from benchmarks import tiny
 from tests.faults.command_line import ama
 from tests.faults.common import evaluate_tiny, prepare, raises
+from tests.report.report_run import report_paths
 
 BALLAST = "ballast"
 ROOM_BYTES = (0, 8 << 10, 24 << 10, 64 << 10, 200 << 10, 600 << 10)
@@ -315,7 +316,6 @@ import json, resource, sys
 from pathlib import Path
 from automixalign.steps.step import run_step
 from tests.faults import test_machine
-from tests.report.report_run import report_paths
 folder, stage = Path(sys.argv[1]), sys.argv[2]
 outcomes = []
 test_machine.run_large_stage(stage, folder / "first", small=True)  # everything is imported, every pool is there

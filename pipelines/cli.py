@@ -379,12 +379,13 @@ def submit(
         ama submit --preset quickstart --host http://localhost:8888 --dry-run
     """
     from pipelines.dag import compiling
-    from pipelines.submit import reachable, terminal
+    from pipelines.submit import terminal
+    from pipelines.submit.reachable import check_reachable
     from pipelines.submit.server import Access, Server
     from pipelines.submit.submission import Submission
 
     experiment = load(preset, file, task, [*(set_ or []), *_caching(no_cache)])
-    reachable.check(experiment)
+    check_reachable(experiment)
     access = Access(host, namespace, token_file, ssl_ca_cert, client_cert, client_key, kube_context)
     console = Console()
     with tempfile.TemporaryDirectory() as folder:

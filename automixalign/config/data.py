@@ -5,11 +5,9 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from automixalign.config.settings import Settings
+from automixalign.quickstart.spec import synthetic_name
 from automixalign.quickstart.synthetic import SYNTHETIC_TASKS
 from automixalign.system.schema import Count, Name, Number, Schema, Text
-
-SYNTHETIC = "synthetic:"
-"""Prefix of a task source that is generated from the seed: `synthetic:arithmetic`."""
 
 
 class TaskSpec(Schema):
@@ -30,8 +28,7 @@ class TaskSpec(Schema):
 
     @model_validator(mode="after")
     def _check_synthetic_source(self) -> Self:
-        if self.source.startswith(SYNTHETIC):
-            name = self.source.removeprefix(SYNTHETIC)
+        if (name := synthetic_name(self.source)) is not None:
             if name not in SYNTHETIC_TASKS:
                 raise ValueError(f"unknown synthetic task {name!r}; there are: {', '.join(SYNTHETIC_TASKS)}")
             if self.limit is None:

@@ -6,7 +6,7 @@ from typing import Any, Self
 from pydantic import BaseModel
 
 from automixalign.config.cluster import ClusterSpec
-from automixalign.config.data import SYNTHETIC, DataSettings
+from automixalign.config.data import DataSettings
 from automixalign.config.evaluation import EvaluationSettings, ScoringSettings
 from automixalign.config.experiment import ComparisonSettings, Experiment, RegistrySettings
 from automixalign.config.extensions import extensions_digest
@@ -16,6 +16,7 @@ from automixalign.config.models import BaseModelSettings
 from automixalign.config.release import PublicationSettings
 from automixalign.config.settings import Settings
 from automixalign.config.training import SpecialistLossesSettings, SpecialistSettings
+from automixalign.quickstart.spec import synthetic_name
 from automixalign.system.provenance import environment_digest, library_digest
 
 
@@ -58,9 +59,7 @@ class Plan(BaseModel):
                 **common,
                 base_model=experiment.base_model,
                 synthetic_tasks=[
-                    task.source.removeprefix(SYNTHETIC)
-                    for task in experiment.tasks
-                    if task.source.startswith(SYNTHETIC)
+                    name for task in experiment.tasks if (name := synthetic_name(task.source)) is not None
                 ],
                 fingerprint=fingerprints["base_model"],
             ),

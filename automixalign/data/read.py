@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from automixalign.config.data import SYNTHETIC, TaskSpec
-from automixalign.quickstart.synthetic import generate
-from automixalign.storage import files, hub, s3
+from automixalign.config.data import TaskSpec
+from automixalign.config.sources import DATA_SUFFIXES, GeneratedSource, HubSource, parse_task
+from automixalign.quickstart.synthetic import SYNTHETIC_TASKS, generate
+from automixalign.storage import files
 from automixalign.system.errors import DataError
 
 FIELDS = ("prompt", "chosen", "rejected", "answer")
 """What is read of a row; whatever else a data set holds is left alone."""
 
-_READERS = (".jsonl", ".ndjson", ".json", ".parquet")
 _LONGEST = 64 << 20
 """Bytes of a line; a longer one is no row, and would have to be held in memory to find out."""
 
@@ -32,80 +32,25 @@ class Row(NamedTuple):
 
 
 def read_rows(task: TaskSpec, seed: int) -> Iterator[Row]:
-    """Yield every row of a task's source: file, folder, `s3://`, hub id or `synthetic:NAME`.
+    """Yield every row of a task's source.
+
+    Args:
+        task: the task; the forms of its source are those of `config.sources`.
+        seed: the seed of generated rows.
 
     Raises:
-        DataError: the source is not there or not readable; names file and line.
+        DataError, StorageError: the source is missing or unreadable; the message names file and line.
     """
-    source = task.source
-    if source.startswith(SYNTHETIC):
-        assert task.limit is not None  # noqa: S101  the schema requires it
-        name = source.removeprefix(SYNTHETIC)
-        for number, data in enumerate(generate(name, task.limit, seed), start=1):
-            yield Row(f"{source}:{number}", data)
-    elif source.startswith(s3.SCHEME):
-        with tempfile.TemporaryDirectory() as folder:
-            fetched = s3.download(source, Path(folder))
-            yield from _read_path(fetched, named=source)
-    elif path := local_path(task):
-        yield from _read_path(path, named=source)
-    else:
+    source = parse_task(task.name, task.source, task.hub_split)
+    if isinstance(source, HubSource):
         yield from _read_hub(task)
-
-
-def local_path(task: TaskSpec) -> Path | None:
-    """The file or folder of this machine that a task's source names; None if it lies elsewhere.
-
-    Raises:
-        DataError: it was meant as a path, and nothing is there, or nothing that can be read as data.
-    """
-    source = task.source
-    if source.startswith((SYNTHETIC, s3.SCHEME)):
-        return None
-    path = Path(source)
-    try:
-        if path.is_file() or path.is_dir():
-            return path
-        if path.exists():  # a device or a pipe, which may never end
-            raise DataError(f"task {task.name}: {source} is neither a file nor a folder")
-    except OSError as error:  # a folder above that may not be entered, or a name too long
-        raise DataError(f"task {task.name}: {source:.200} cannot be read: {error.strerror}") from error
-    if looks_like_path(source):
-        raise DataError(f"task {task.name}: {source} does not exist")
-    return None
-
-
-def is_local(source: str) -> bool:
-    """Whether a source is, or was meant as, a file or folder of this machine."""
-    try:
-        return Path(source).exists() or looks_like_path(source)
-    except OSError:  # a folder above that may not be entered, or a name too long
-        return True
-
-
-def looks_like_path(source: str) -> bool:
-    """Whether a source that does not exist was meant as a path rather than as a hub id `owner/name`."""
-    return source.count("/") != 1 or source.startswith((".", "/", "~")) or source.endswith(_READERS)
-
-
-def fingerprint(task: TaskSpec) -> str:
-    """What changes when the content behind a source changes: digest of files, ETags on S3, else the source.
-
-    Raises:
-        DataError, StorageError: a local or S3 source is not there.
-    """
-    source = task.source
-    if source.startswith(SYNTHETIC):
-        return source
-    if source.startswith(s3.SCHEME):
-        return json.dumps(s3.list_objects(source))
-    path = local_path(task)
-    if path is None:
-        return f"hub:{source}@{hub.commit_of(source, 'dataset')}:{task.hub_split}"
-    try:
-        return files.digest(path)
-    except OSError as error:
-        raise DataError(f"task {task.name}: {source} cannot be read: {error}") from error
+    elif isinstance(source, GeneratedSource):
+        rows = SYNTHETIC_TASKS[source.name].prompts if task.limit is None else task.limit
+        for number, data in enumerate(generate(source.name, rows, seed), start=1):
+            yield Row(f"{task.source}:{number}", data)
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield from _read_path(source.fetch(Path(scratch)), named=task.source)
 
 
 def _read_path(path: Path, named: str) -> Iterator[Row]:
@@ -116,15 +61,15 @@ def _read_path(path: Path, named: str) -> Iterator[Row]:
             return
         inside = _data_files(path, named)
         if not inside:
-            raise DataError(f"{named}: no {', '.join(_READERS)} file in this folder")
+            raise DataError(f"{named}: no {', '.join(DATA_SUFFIXES)} file in this folder")
         for file in inside:
             yield from _read_path(file, named=f"{named.rstrip('/')}/{file.relative_to(path)}")
     elif path.suffix == ".parquet":
         yield from _read_parquet(path, named)
-    elif path.suffix in _READERS:
+    elif path.suffix in DATA_SUFFIXES:
         yield from _read_json_lines(path, named)
     else:
-        raise DataError(f"{named}: unknown kind of file; there are: {', '.join(_READERS)}")
+        raise DataError(f"{named}: unknown kind of file; there are: {', '.join(DATA_SUFFIXES)}")
 
 
 def _data_files(folder: Path, named: str) -> list[Path]:
@@ -137,7 +82,7 @@ def _data_files(folder: Path, named: str) -> list[Path]:
     for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         files_here = (Path(place, name) for name in names if not name.startswith("."))
-        found += [file for file in files_here if file.suffix in _READERS and file.is_file()]
+        found += [file for file in files_here if file.suffix in DATA_SUFFIXES and file.is_file()]
     return sorted(found)
 
 

@@ -15,7 +15,7 @@ from peft.tuners import lora
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from automixalign.models import safety as model_files
+from automixalign.models import safety
 from automixalign.models.load import load_adapter, load_config, read_full_model
 
 KEPT = 16 << 20
@@ -48,7 +48,7 @@ class _FoldingLoader(Loader):
 
     def __init__(self, base: Path, adapter: Path, layers: dict[str, lora.Linear], dtype: torch.dtype) -> None:
         super().__init__(base)
-        self.adapter = adapter / model_files.ADAPTER_WEIGHTS
+        self.adapter = adapter / safety.ADAPTER_WEIGHTS
         self.layers = layers
         self.dtype = dtype
 
@@ -104,7 +104,7 @@ def _adapted(model: PreTrainedModel, adapter: Path, **options: Any) -> Any:
 
 
 def _stored(adapter: Path) -> list[str]:
-    with safe_open(adapter / model_files.ADAPTER_WEIGHTS, framework="pt") as tensors:
+    with safe_open(adapter / safety.ADAPTER_WEIGHTS, framework="pt") as tensors:
         return list(tensors.keys())
 
 

@@ -27,7 +27,7 @@ from transformers import set_seed
 
 from automixalign.merging.inputs import Loader, fold, skeleton
 from automixalign.method import merge_methods
-from automixalign.models import safety as model_files
+from automixalign.models import safety
 from automixalign.models.load import load_config, read_full_model
 from automixalign.models.weights import Writer, is_finite
 from automixalign.steps.step import current_step
@@ -107,15 +107,15 @@ def _stage(base: Path, specialists: Mapping[str, Path], staging: Path) -> dict[P
     mergekit identifies a model by its path and caches by it. A link of a new name for each keeps
     retrained folders, two tasks of one folder, and a specialist that is the base apart.
     """
-    model_files.check_model(base)
+    safety.check_full_model(base)
     for folder in specialists.values():
-        model_files.check(folder)
+        safety.check_model_folder(folder)
     tied = set(skeleton(base).all_tied_weights_keys)  # such as `lm_head.weight`
     staged: dict[Path, Loader] = {}
     for index, (task, folder) in enumerate([("", base), *specialists.items()]):
         model, first = staging / f"model-{index}", next(iter(staged), None)
         whose = f"the specialist of task {task!r}" if first else "the base model"
-        if first and model_files.is_adapter(folder):
+        if first and safety.is_adapter(folder):
             try:
                 loader = fold(first, folder, model, _merge_dtype(_dtype(base)))
             except (ModelError, ValueError) as error:  # other shapes, or none of its modules

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from automixalign.models import safety as model_files
+from automixalign.models import safety
 from automixalign.models.safety import is_adapter
 from automixalign.system import mkl
 from automixalign.system.errors import ConfigError, ModelError
@@ -115,7 +115,7 @@ def read_full_model(folder: Path, dtype: "torch.dtype | str", **options: Any) ->
     """
     from transformers import AutoModelForCausalLM
 
-    model_files.check_model(folder)
+    safety.check_full_model(folder)
     try:
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
@@ -139,7 +139,7 @@ def load_adapter(model: "PreTrainedModel", folder: Path, **options: Any) -> Any:
     """
     from peft import PeftModel
 
-    model_files.check_adapter(folder)
+    safety.check_adapter(folder)
     try:
         return PeftModel.from_pretrained(model, folder, **options)
     except Exception as error:

@@ -1,8 +1,8 @@
-"""What a model folder from elsewhere may not ask for: Python code, a pickle, or a file outside of it.
+"""Refuse a model folder that asks for Python code, a pickle, or a file outside the folder.
 
-Loading itself asks for safetensors and never for a folder's own code; this says why a folder cannot be loaded
-that way, and closes the side doors: an index may call any file a shard, an `attn_implementation` may be a
-repository of compiled code on the hub, and an adapter without safetensors is looked for as a pickle.
+Models are loaded from safetensors and without code of their folder. The checks here say why a folder cannot be
+loaded that way, and close three side doors: an index may list any file as a shard, `attn_implementation` may
+name a repository of compiled code on the hub, and peft looks for a pickle if an adapter has no safetensors.
 """
 
 import json
@@ -13,9 +13,9 @@ from typing import Any
 from automixalign.system.errors import ModelError
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_WEIGHTS = (".safetensors", ".gguf")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_CODE_BY_NAME = ("attn_implementation", "_attn_implementation", "experts_implementation")
+_WEIGHT_SUFFIXES = (".safetensors", ".gguf")
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_KERNEL_KEYS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 
 
 def is_adapter(folder: Path) -> bool:
@@ -23,67 +23,67 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file()
 
 
-def check(folder: Path) -> None:
-    """Refuse a full model or an adapter as below, and a folder that holds neither.
+def check_model_folder(folder: Path) -> None:
+    """Check a full model or an adapter.
 
     Raises:
-        ModelError: naming the file and the key.
+        ModelError: the folder holds neither, or `check_full_model` or `check_adapter` refuses it.
     """
     if is_adapter(folder):
         check_adapter(folder)
     elif (folder / "config.json").is_file():
-        check_model(folder)
+        check_full_model(folder)
     else:
         raise ModelError(f"{folder} holds neither a config.json nor an {ADAPTER_CONFIG}")
 
 
-def check_model(folder: Path) -> None:
+def check_full_model(folder: Path) -> None:
     """Refuse a full model that is not in safetensors, or asks for code.
 
     Raises:
         ModelError: naming the file and the key.
     """
     if is_adapter(folder):
-        # transformers would look for the model it belongs to wherever the adapter says.
+        # transformers would load the base model that the adapter names, wherever it is.
         raise ModelError(
             f"{folder} holds an adapter ({ADAPTER_CONFIG}), not a full model: merge it into its base"
         )
     if not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{folder} holds no model.safetensors{_instead(folder)}")
+        raise ModelError(f"{folder} holds no model.safetensors{_pickle_hint(folder)}")
     for index in folder.glob("*.index.json"):
-        for shard in _values(_read(index).get("weight_map")):
-            if not str(shard).endswith(_WEIGHTS) or Path(str(shard)).name != shard:
+        for shard in _values(_read_object(index).get("weight_map")):
+            if not str(shard).endswith(_WEIGHT_SUFFIXES) or Path(str(shard)).name != shard:
                 raise ModelError(
                     f"{index}: weight_map names {shard!r}, which is no safetensors file of this folder"
                 )
     config = folder / "config.json"
     if config.is_file():
-        for key, value in _entries(_read(config)):
-            if key in _CODE_BY_NAME and any("/" in str(name) for name in _values(value)):
+        for key, value in _nested_items(_read_object(config)):
+            if key in _KERNEL_KEYS and any("/" in str(name) for name in _values(value)):
                 raise ModelError(f"{config}: {key} is {value!r}, code from a hub, which is never fetched")
 
 
 def check_adapter(folder: Path) -> None:
-    """Refuse what is no LoRA adapter in safetensors.
+    """Refuse a folder that is not a LoRA adapter in safetensors.
 
     Raises:
         ModelError: naming the file.
     """
     if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise ModelError(f"{folder} holds an {ADAPTER_CONFIG} but no {ADAPTER_WEIGHTS}{_instead(folder)}")
-    config = _read(folder / ADAPTER_CONFIG)
+        raise ModelError(f"{folder} holds an {ADAPTER_CONFIG} but no {ADAPTER_WEIGHTS}{_pickle_hint(folder)}")
+    config = _read_object(folder / ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA" or config.get("megatron_config"):
-        raise ModelError(f"{folder / ADAPTER_CONFIG}: is no plain LoRA adapter, which is all that is read here")
+        raise ModelError(f"{folder / ADAPTER_CONFIG}: only plain LoRA adapters can be loaded, not this one")
 
 
-def _instead(folder: Path) -> str:
-    pickles = sorted(file.name for file in folder.glob("*") if file.suffix in _PICKLES)
+def _pickle_hint(folder: Path) -> str:
+    pickles = sorted(file.name for file in folder.glob("*") if file.suffix in _PICKLE_SUFFIXES)
     if not pickles:
         return ""
     return f"; {pickles[0]} is a pickle, which can run code and is not opened: convert it to safetensors"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -93,12 +93,12 @@ def _read(path: Path) -> dict[str, Any]:
     return data
 
 
-def _entries(data: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """All keys, also those of the parts of a composite model."""
+def _nested_items(data: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """All keys and values, also of the parts of a composite model."""
     for key, value in data.items():
         yield key, value
         if isinstance(value, dict):
-            yield from _entries(value)
+            yield from _nested_items(value)
 
 
 def _values(value: Any) -> list[Any]:

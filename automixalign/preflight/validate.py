@@ -5,15 +5,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from automixalign.config.data import SYNTHETIC
 from automixalign.config.experiment import Experiment, parse_experiment
 from automixalign.config.file import parse_yaml
 from automixalign.config.plan import Plan
-from automixalign.data import read
+from automixalign.config.sources import GeneratedSource, LocalSource, parse_base_model, parse_task
 from automixalign.data.prepare import check_rendering, read_pairs
 from automixalign.data.split import split_tasks
-from automixalign.models import prepare as base_model
 from automixalign.models import trainable
+from automixalign.models.prepare import inspect_base_model, transformers_silenced
 from automixalign.preflight.verifiers import check_verifiers
 from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.steps.step import current_step
@@ -71,8 +70,10 @@ def plan_experiment(experiment: Experiment) -> Plan:
     with s3.first_look():
         if experiment.output is not None:
             publish.check_writable(experiment.output.to)
-        fingerprints = {task.name: read.fingerprint(task) for task in experiment.tasks}
-        fingerprints["base_model"] = base_model.fingerprint(experiment.base_model)
+        sources = {task.name: parse_task(task.name, task.source, task.hub_split) for task in experiment.tasks}
+        base_model = parse_base_model(experiment.base_model.source, experiment.base_model.revision)
+        fingerprints = {name: source.fingerprint() for name, source in sources.items()}
+        fingerprints["base_model"] = base_model.fingerprint()
     return Plan.of(experiment, fingerprints)
 
 
@@ -100,18 +101,18 @@ def check_local_sources(experiment: Experiment) -> None:
         ModelError: naming the folder.
         ConfigError: the base model does not take `max_length` or what `training` is to change.
     """
-    seen = base_model.look_at(experiment.base_model, experiment.max_length)
+    seen = inspect_base_model(experiment.base_model, experiment.max_length)
     pairs = {
         task.name: read_pairs(task, experiment.seed, registered_verifiers())[0]
         for task in experiment.tasks
-        if task.source.startswith(SYNTHETIC) or read.local_path(task)
+        if isinstance(parse_task(task.name, task.source), GeneratedSource | LocalSource)
     }
     if len(pairs) == len(experiment.tasks):  # a prompt's split may depend on the other tasks
         split_tasks({name: np.sort(found.ranks) for name, found in pairs.items()}, experiment.split)
     if seen is None:
         return
     model, tokenizer = seen
-    with base_model.quietly():
+    with transformers_silenced():
         for name, found in pairs.items():
             check_rendering(name, found, tokenizer, experiment.max_length)
     trainable.check(model, experiment.training)

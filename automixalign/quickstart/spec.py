@@ -8,7 +8,9 @@ from automixalign.quickstart.synthetic import SYNTHETIC_TASKS
 from automixalign.system.schema import Count, Fraction, Positive, Schema
 
 TINY_POSITIONS = 256
-"""Tokens that a `TinyModel` can take; a synthetic conversation has about 25."""
+"""Tokens that a `TinyModel` accepts; a synthetic conversation has about 25."""
+
+_PREFIX = "synthetic:"
 
 
 class TinyModel(Schema):
@@ -32,3 +34,8 @@ class TinyModel(Schema):
         if self.rows_per_task > most:
             raise ValueError(f"'rows_per_task' may be {most} at most, the prompts of the smallest task")
         return self
+
+
+def synthetic_name(source: str) -> str | None:
+    """The synthetic task that a task's source `synthetic:NAME` names; None for other sources."""
+    return source.removeprefix(_PREFIX) if source.startswith(_PREFIX) else None

@@ -188,7 +188,7 @@ class _Folder:
 
 
 def _open(place: str) -> s3.Prefix | _Folder:
-    if place.startswith(s3.SCHEME):
+    if s3.is_uri(place):
         return s3.Prefix(place)
     if not place or "://" in place:
         raise StorageError(f"{place!r} is neither s3://bucket/prefix nor a folder")

@@ -67,6 +67,11 @@ def first_look() -> Iterator[None]:
         _attempts.reset(token)
 
 
+def is_uri(text: str) -> bool:
+    """Whether a text names an object or a prefix on S3, well-formed or not."""
+    return text.startswith(SCHEME)
+
+
 def split_uri(uri: str) -> tuple[str, str]:
     """`s3://bucket/a/b` -> (`bucket`, `a/b`).
 
@@ -75,7 +80,7 @@ def split_uri(uri: str) -> tuple[str, str]:
     """
     # Not by urllib: a key may hold `?` and `#`.
     bucket, _, key = uri.removeprefix(SCHEME).partition("/")
-    if not uri.startswith(SCHEME) or not bucket:
+    if not is_uri(uri) or not bucket:
         raise StorageError(f"{uri} is not of the form s3://bucket/key")
     return bucket, key.lstrip("/")
 

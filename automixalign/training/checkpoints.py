@@ -154,7 +154,7 @@ def place(every: int) -> str | None:
 def _at(place: str | None, key: str, scratch: Path) -> Checkpoints:
     if place is None:
         return Checkpoints(scratch / key)
-    if place.startswith(s3.SCHEME):
+    if s3.is_uri(place):
         from automixalign.training.stored_checkpoints import StoredCheckpoints
 
         return StoredCheckpoints(scratch / key, f"{place.rstrip('/')}/{key}")

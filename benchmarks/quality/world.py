@@ -12,18 +12,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from automixalign.config.data import SYNTHETIC
 from automixalign.config.evaluation import EvaluationSettings
 from automixalign.config.experiment import Experiment
 from automixalign.config.merges import MergeSpec
 from automixalign.config.methods import GeneralistSettings
 from automixalign.config.plan import Plan
+from automixalign.config.sources import parse_base_model, parse_task
 from automixalign.config.training import SpecialistLossesSettings, specialist_name
 from automixalign.data.prepare import prepare_data
 from automixalign.data.store import TEST, VALIDATION, read_card, read_split
 from automixalign.merging.merge import merge_specialists
 from automixalign.models.load import load_full_model, load_model, load_tokenizer
-from automixalign.models.prepare import fingerprint, prepare_base_model
+from automixalign.models.prepare import prepare_base_model
 from automixalign.report import leaderboard
 from automixalign.scoring.evaluate import evaluate
 from automixalign.scoring.scorer import write_reference_logps
@@ -63,8 +63,9 @@ class World:
         self.base_tasks, self.drift_pairs = base_tasks, drift_pairs
         self.tasks = [task.name for task in experiment.tasks]
         self.verifiers = dict(verifiers or {})
-        sources = {task.name: _content(task.source) for task in experiment.tasks}
-        self.plan = Plan.of(experiment, {**sources, "base_model": fingerprint(experiment.base_model)})
+        base_model = parse_base_model(experiment.base_model.source, experiment.base_model.revision)
+        sources = {task.name: parse_task(task.name, task.source).fingerprint() for task in experiment.tasks}
+        self.plan = Plan.of(experiment, {**sources, "base_model": base_model.fingerprint()})
 
     @cached_property
     def base_model(self) -> Path:
@@ -301,7 +302,3 @@ def say(line: str) -> None:
 
 TERMINAL = "AMA_QUALITY_TERMINAL"
 """The environment variable with the number of the file that the terminal is."""
-
-
-def _content(source: str) -> str:
-    return source if source.startswith(SYNTHETIC) else files.digest(Path(source))

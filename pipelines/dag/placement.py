@@ -123,7 +123,7 @@ def _stage_of(component: Callable[..., PipelineTask]) -> Step:
 
 def _checkpoint_folders(experiment: Experiment) -> dict[Step, str]:
     """Stage -> the S3 prefix of its checkpoints; none unless the run's output is in S3."""
-    if experiment.output is None or not experiment.output.to.startswith(s3.SCHEME):
+    if experiment.output is None or not s3.is_uri(experiment.output.to):
         return {}
     stages = (*TRAINING, "specialist_losses") if experiment.specialist_losses.cross_fit else TRAINING
     return dict.fromkeys(stages, f"{experiment.output.to.rstrip('/')}/.checkpoints")

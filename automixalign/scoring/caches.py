@@ -1,6 +1,6 @@
-"""Cached scores of a task's pairs, keyed by pair id: a folder with a table a split, and what it belongs to.
+"""Caches of a task's scores, keyed by pair id: a folder with one table a split and a manifest.
 
-The reference log-probabilities of a task are one such cache, the losses of its specialist another.
+The reference log-probabilities of a task are one cache; the losses of its specialist are another.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,13 +21,20 @@ Floats = npt.NDArray[np.float64]
 CHOSEN, REJECTED, LOSS = "chosen_logps", "rejected_logps", "loss"
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
-"""In an evaluation: the metrics of each task."""
+"""The file of an evaluation with the metrics of each task."""
 
 
 def write_cache(
     folder: Path, task: str, tables: Mapping[str, pa.Table], data: Path, **facts: Any
 ) -> dict[str, Any]:
-    """Write `SPLIT.parquet` for each split and a manifest of the task and data they belong to.
+    """Write `SPLIT.parquet` for each split, and a manifest that names their task and data.
+
+    Args:
+        folder: the cache.
+        task: the task.
+        tables: split -> scores of its pairs.
+        data: the prepared data that the pairs come from.
+        facts: further entries of the manifest.
 
     Returns:
         The manifest.
@@ -48,27 +55,30 @@ def write_cache(
 
 
 def read_cache(cache: Path, split: str, *columns: str) -> pa.Table:
-    """One split of a task's cache: `pair_id`, `chosen_logps`, `rejected_logps`, a specialist's also `loss`.
+    """Read one split of a cache: `pair_id`, `chosen_logps`, `rejected_logps`; of a specialist's also `loss`.
 
     Args:
-        columns: those that must be there.
+        cache: the cache.
+        split: the split.
+        columns: required besides `pair_id`.
 
     Raises:
-        CacheError: it cannot be read, lacks a column, its ids are not strings, or a value is not finite.
+        CacheError: it cannot be read, lacks a column, has ids that are not strings, or a value that is not
+            finite.
     """
     return _read(cache / f"{split}.parquet", *columns)
 
 
 def cache_task(cache: Path) -> str:
-    """The task a cache belongs to."""
+    """The task of a cache."""
     return str(files.read_json(cache / MANIFEST)["task"])
 
 
 def check_cache(cache: Path, data: Path, task: str) -> None:
-    """Refuse a cache that was computed for other data than `data` holds.
+    """Check that a cache was computed for this data.
 
     Raises:
-        CacheError: naming cache and task.
+        CacheError: there is no cache, or it was computed for other data.
     """
     if not (cache / MANIFEST).exists():
         raise CacheError(f"{cache}: there is no cache of task {task} here")
@@ -77,13 +87,15 @@ def check_cache(cache: Path, data: Path, task: str) -> None:
 
 
 def read_scores(evaluation: Path, task: str, *columns: str) -> pa.Table:
-    """An evaluation's scores of one task: `pair_id`, `chosen_logps`, `rejected_logps`, `margin`, `loss`.
+    """Read an evaluation's scores of a task: `pair_id`, `chosen_logps`, `rejected_logps`, `margin`, `loss`.
 
     Args:
-        columns: those that must be there.
+        evaluation: the folder that `evaluate` wrote.
+        task: the task.
+        columns: required besides `pair_id`.
 
     Raises:
-        CacheError: they cannot be read, lack a column, or a value is not finite.
+        CacheError: as for `read_cache`.
     """
     return _read(evaluation / f"{task}.parquet", *columns)
 
@@ -101,12 +113,11 @@ def write_scores(path: Path, table: pa.Table) -> None:
 def _read(path: Path, *columns: str) -> pa.Table:
     try:
         table = files.read_table(path)
-        lacking = {"pair_id", *columns} - set(table.column_names)
-    except (OSError, ValueError, pa.ArrowException) as error:  # OSError: also a sum that does not match
+    except (OSError, ValueError, pa.ArrowException) as error:  # OSError: also a checksum that does not match
         raise CacheError(f"{path}: cannot be read, compute it again: {error}") from error
-    if lacking:
-        raise CacheError(f"{path}: has no column {', '.join(sorted(lacking))}; compute it again")
-    kind = table.schema.field("pair_id").type  # no page's sum covers the types of columns
+    if missing := {"pair_id", *columns} - set(table.column_names):
+        raise CacheError(f"{path}: has no column {', '.join(sorted(missing))}; compute it again")
+    kind = table.schema.field("pair_id").type  # Parquet's checksums do not cover the types of columns
     if kind != pa.string():
         raise CacheError(f"{path}: pair_id is {kind}, not string; compute it again")
     _check_finite(path, table)
@@ -114,7 +125,7 @@ def _read(path: Path, *columns: str) -> pa.Table:
 
 
 def _check_finite(path: Path, table: pa.Table) -> None:
-    """A value that is not finite would pass through every mean and comparison after it."""
+    """Refuse NaN and infinity, which would silently spoil every mean and comparison."""
     for name, kind in zip(table.column_names, table.schema.types, strict=True):
         if pa.types.is_floating(kind):
             bad = np.flatnonzero(~np.isfinite(column(table, name)))
@@ -132,18 +143,24 @@ def column(table: pa.Table, name: str) -> Floats:
 
 
 def join(cache: pa.Table, pair_ids: Sequence[str], what: str) -> pa.Table:
-    """The cache's rows in the order of `pair_ids`.
+    """The rows of a cache in the order of `pair_ids`.
+
+    Args:
+        cache: a table with the column `pair_id`.
+        pair_ids: the ids to look up.
+        what: names the cache in messages.
 
     Raises:
-        CacheError: an id is missing or stands twice: a default would silently train on a wrong loss.
+        CacheError: the cache lacks an id or has one twice. A default would silently train on a wrong loss.
     """
-    known, wanted = cache.column("pair_id"), pa.chunked_array([pa.array(pair_ids, type=pa.string())])
-    if pc.count_distinct(known).as_py() != len(known):
+    cached = cache.column("pair_id")
+    requested = pa.chunked_array([pa.array(pair_ids, type=pa.string())])
+    if pc.count_distinct(cached).as_py() != len(cached):
         raise CacheError(f"{what}: the cache holds a pair id twice")
-    places = pc.index_in(wanted, value_set=known)
-    if places.null_count:
-        missing = wanted.filter(places.is_null())
+    indices = pc.index_in(requested, value_set=cached)
+    if indices.null_count:
+        missing = requested.filter(indices.is_null())
         raise CacheError(
-            f"{what}: {len(missing)} of {len(wanted)} pairs are missing in the cache, first {missing[0]}"
+            f"{what}: {len(missing)} of {len(requested)} pairs are missing in the cache, first {missing[0]}"
         )
-    return cache.take(places)
+    return cache.take(indices)

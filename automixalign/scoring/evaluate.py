@@ -1,4 +1,4 @@
-"""Measure one model on every task's held-out test split: preference metrics and verified generations."""
+"""The stage `evaluate`: one model's metrics and generated answers on every task's held-out test split."""
 
 import math
 from pathlib import Path
@@ -13,7 +13,7 @@ from automixalign.models.load import autocast, load_model, load_tokenizer
 from automixalign.scoring import caches
 from automixalign.scoring.caches import SUMMARY
 from automixalign.scoring.metrics import PairScores, pair_metrics, pass_rate
-from automixalign.scoring.scorer import Scorer, log_ratios, pair_losses, scores_of
+from automixalign.scoring.scorer import Scorer, log_ratios, pair_losses
 from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.steps.step import current_step
 from automixalign.storage import files
@@ -36,17 +36,27 @@ def evaluate(
     output: Path,
     split: str = TEST,
 ) -> dict[str, Any]:
-    """Write `TASK.parquet` (a row a pair: log-probabilities, margin, loss), generations and a summary.
+    """Write the scores of every pair, `TASK.parquet`, the generated answers and a summary.
 
     Args:
+        settings: loss, verifiers, batch size and precision.
         name: the model's name in the leaderboard.
-        family: `reference`, `specialist`, `generalist` or `merge`. The reference's log-probabilities are
-            already known, so they are taken from the cache.
-        split: what is measured on; `validation` is for choosing settings, which then must not see the test.
+        family: `reference`, `specialist`, `generalist` or `merge`. The scores of `reference` come from the
+            cache.
+        data: the prepared data.
+        reference_logps: the caches of the reference log-probabilities.
+        base_model: the model under a LoRA adapter; its tokenizer decodes the answers.
+        model: the model to measure.
+        output: folder to write.
+        split: the split to measure on. Choose settings by `validation`, and keep `test` for the results.
 
     Returns:
-        The summary: per task loss, reward accuracy, margin, drift of the chosen log-probability and, where the
-        task has a verifier, the pass rate of greedy generations. Excess needs the specialists: see `compare`.
+        The summary: each task's metrics (`automixalign.scoring.metrics`). The excess is missing, because it
+        needs the specialists; the leaderboard computes it.
+
+    Raises:
+        CacheError: the reference log-probabilities lack a pair or belong to other data.
+        ModelError: the model cannot be loaded or gives values that are not finite.
     """
     spec = settings.evaluation
     policy = load_model(model, base_model)
@@ -59,19 +69,19 @@ def evaluate(
             pairs = read_split(data, task, split, (*IDS, "answer"))
             ids = pairs.column("pair_id").to_pylist()
             cache = caches.read_cache(reference_logps / task, split, caches.CHOSEN, caches.REJECTED)
-            known = caches.join(cache, ids, f"{task} {split}")
-            scores = known if family == REFERENCE else scores_of(scorer, pairs)
-            chosen_ratio, rejected_ratio = log_ratios(scores, known)
+            reference_scores = caches.join(cache, ids, f"{task} {split}")
+            scores = reference_scores if family == REFERENCE else scorer.scores(pairs)
+            chosen_ratio, rejected_ratio = log_ratios(scores, reference_scores)
             margins = settings.loss.beta * (chosen_ratio - rejected_ratio)
-            losses = pair_losses(settings.loss, scores, known, pairs)
+            losses = pair_losses(settings.loss, scores, reference_scores, pairs)
             scores = scores.append_column("margin", pa.array(margins))
             scores = scores.append_column(caches.LOSS, pa.array(losses))
             caches.write_scores(folder / f"{task}.parquet", scores)
             tasks[task] = pair_metrics(PairScores(losses, margins, chosen_ratio))
             if spec.generate and task in settings.verifiers:
-                verified = _verify(settings, task, pairs, policy, base_model)
-                tasks[task]["pass_rate"] = pass_rate(row["passed"] for row in verified)
-                generations += verified
+                answers = _verified_answers(settings, task, pairs, policy, base_model)
+                tasks[task]["pass_rate"] = pass_rate(answer["passed"] for answer in answers)
+                generations += answers
         summary = {"model": name, "family": family, "loss": settings.loss.model_dump(), "tasks": tasks}
         files.write_json(folder / SUMMARY, summary)
         files.write_jsonl(folder / GENERATIONS, generations)
@@ -81,14 +91,14 @@ def evaluate(
     return summary
 
 
-def _verify(
+def _verified_answers(
     settings: EvaluationSettings,
     task: str,
     pairs: pa.Table,
     policy: "PreTrainedModel",
     base_model: Path,
 ) -> list[dict[str, Any]]:
-    """Answer each distinct prompt greedily and hold the answer against the right one."""
+    """Answer each distinct prompt greedily, and verify the answers."""
     first: dict[tuple[int, ...], dict[str, Any]] = {}
     for row in pairs.select(["pair_id", "prompt_ids", "answer"]).to_pylist():
         first.setdefault(tuple(row["prompt_ids"]), row)
@@ -115,14 +125,14 @@ def generate(
     prompts: list[list[int]],
     spec: EvaluationSpec,
 ) -> list[str]:
-    """Greedy continuations of tokenised prompts, in their order, without special tokens."""
+    """Greedy continuations of tokenised prompts, in the order of the prompts, without special tokens."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     texts = [""] * len(prompts)
     batches = [order[at : at + spec.batch_size] for at in range(0, len(order), spec.batch_size)]
     policy.eval()
     for batch in current_step().track(batches, len(batches)):
-        answers = _continue(policy, tokenizer, [prompts[index] for index in batch], spec)
-        for index, text in zip(batch, answers, strict=True):
+        continuations = _continue(policy, tokenizer, [prompts[index] for index in batch], spec)
+        for index, text in zip(batch, continuations, strict=True):
             texts[index] = text
     return texts
 
@@ -136,7 +146,7 @@ def _continue(
 ) -> list[str]:
     padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(policy.device)
     positions = getattr(policy.config, "max_position_embeddings", None) or math.inf
-    room = positions - padded["input_ids"].shape[1]  # at least one: a prompt is shorter than max_length
+    room = positions - padded["input_ids"].shape[1]  # at least 1, as prompts are shorter than max_length
     with autocast(spec.precision):
         ids = policy.generate(
             **padded,

@@ -18,7 +18,7 @@ from automixalign.config.training import SpecialistLossesSettings, specialist_na
 from automixalign.data.store import IDS, SPLITS, TEST, TRAIN, read_split
 from automixalign.models.load import load_model
 from automixalign.scoring import caches
-from automixalign.scoring.scorer import Scorer, pair_losses, scores_of
+from automixalign.scoring.scorer import Scorer, pair_losses
 from automixalign.steps.step import current_step
 from automixalign.storage import files
 from automixalign.system.errors import DataError
@@ -61,7 +61,7 @@ def write_specialist_losses(
         elif split == TRAIN and settings.fold is not None:
             scores = _cross_fitted(settings, task, pairs, data, reference_logps, base_model)
         else:
-            scores = scores_of(scorer, pairs)
+            scores = scorer.scores(pairs)
         cache = caches.read_cache(reference_logps / task, split, caches.CHOSEN, caches.REJECTED)
         known = caches.join(cache, ids, f"reference_logps of {task}, {split}")
         losses = pair_losses(settings.loss, scores, known, pairs)
@@ -137,7 +137,7 @@ def _cross_fitted(
                 )
             )
             rows = pairs.filter([pair_id in scored for pair_id in ids])
-            parts.append(scores_of(_scorer(settings, model, base_model), rows))
+            parts.append(_scorer(settings, model, base_model).scores(rows))
     return caches.join(pa.concat_tables(parts), ids, f"cross-fitted scores of {task}")
 
 

@@ -26,7 +26,7 @@ from automixalign.models.load import load_full_model, load_model, load_tokenizer
 from automixalign.models.prepare import prepare_base_model
 from automixalign.report import leaderboard
 from automixalign.scoring.evaluate import evaluate
-from automixalign.scoring.scorer import write_reference_logps
+from automixalign.scoring.reference_logps import write_reference_logps
 from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.storage import files
 from automixalign.training.launch import train

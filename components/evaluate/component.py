@@ -35,13 +35,13 @@ def evaluate(
     name, family = policy.metadata["model"], policy.metadata["family"]
     with run_step("evaluate", name, reads=[data, reference_logps, base_model, policy], writes=[evaluation]):
         summary = evaluate(
-            EvaluationSettings.model_validate_json(settings),
-            name,
-            family,
-            Path(data.path),
-            Path(reference_logps.path),
-            Path(base_model.path),
-            Path(policy.path),
-            Path(evaluation.path),
+            settings=EvaluationSettings.model_validate_json(settings),
+            name=name,
+            family=family,
+            data=Path(data.path),
+            reference_logps=Path(reference_logps.path),
+            base_model=Path(base_model.path),
+            model=Path(policy.path),
+            output=Path(evaluation.path),
         )
         evaluation.metadata.update(summary, run_path=f"evaluations/{name}")

@@ -21,7 +21,7 @@ def reference_logps(
     from pathlib import Path
 
     from automixalign.config.evaluation import ScoringSettings
-    from automixalign.scoring.scorer import write_reference_logps
+    from automixalign.scoring.reference_logps import write_reference_logps
     from automixalign.steps.step import run_step
 
     with run_step("reference_logps", reads=[data, base_model], writes=[reference_logps]):

@@ -23,7 +23,7 @@ from automixalign.config.training import SpecialistLossesSettings, specialist_na
 from automixalign.merging.merge import merge_specialists
 from automixalign.report.collect import RunResults
 from automixalign.report.compare import compare
-from automixalign.scoring.scorer import write_reference_logps
+from automixalign.scoring.reference_logps import write_reference_logps
 from automixalign.steps.events import EVENTS_FILE, LOGS_VARIABLE
 from automixalign.steps.step import run_step
 from automixalign.steps.tracking.record import Record

@@ -14,7 +14,8 @@ from automixalign.config.training import SpecialistLossesSettings, SpecialistSet
 from automixalign.data.store import read_split
 from automixalign.models.load import load_full_model, load_model
 from automixalign.scoring import caches
-from automixalign.scoring.scorer import Scorer, scores_of, write_reference_logps
+from automixalign.scoring.reference_logps import write_reference_logps
+from automixalign.scoring.scorer import Scorer
 from automixalign.storage import files
 from automixalign.system.errors import DataError
 from automixalign.training.launch import train as train_it
@@ -42,7 +43,7 @@ def write(
 ) -> dict[str, Any]:
     evaluation = output.parent / "evaluation"
     scorer = Scorer(load_full_model(specialist), 5, "fp32")
-    files.write_table(evaluation / f"{TASK}.parquet", scores_of(scorer, read_split(data, TASK, "test")))
+    files.write_table(evaluation / f"{TASK}.parquet", scorer.scores(read_split(data, TASK, "test")))
     return write_specialist_losses(
         settings(**changes), TASK, data, reference_logps, base_model, specialist, evaluation, output
     )

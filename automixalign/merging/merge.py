@@ -29,7 +29,7 @@ from automixalign.merging.inputs import Loader, fold, skeleton
 from automixalign.method import merge_methods
 from automixalign.models import safety
 from automixalign.models.load import load_config, read_full_model
-from automixalign.models.weights import Writer, is_finite
+from automixalign.models.weights import SafetensorsWriter, is_finite
 from automixalign.steps.step import current_step
 from automixalign.storage import files
 from automixalign.system.errors import ModelError
@@ -242,7 +242,7 @@ def _run(
 def _write(plan: list[SaveTensor], file: Path) -> str | None:
     """Calculate and write the tensors that a plan would save, up to the first that is not finite."""
     dtypes = {save.tensor_name: dtype_from_name(save.dtype) for save in plan}
-    with Writer(file, dtypes) as writer:
+    with SafetensorsWriter(file, dtypes) as writer:
         for task, tensor in Executor([save.tensor_task for save in plan]).run():
             name = str(task.output_weight.name)
             written = tensor.to(dtypes[name])

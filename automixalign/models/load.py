@@ -1,6 +1,6 @@
-"""Load policies and tokenizers from a folder: a full model, or a LoRA adapter beside its base.
+"""Load policies and tokenizers from a folder: a full model, or a LoRA adapter and its base.
 
-All that is loaded comes through here or `base_model`: safetensors only, never with code of the folder's own.
+Every model is loaded here or in `prepare`: from safetensors only, and never with the folder's own code.
 """
 
 from pathlib import Path
@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from automixalign.models import safety
-from automixalign.models.safety import is_adapter
+from automixalign.models.safety import check_adapter, check_full_model, is_adapter
 from automixalign.system import mkl
 from automixalign.system.errors import ConfigError, ModelError
 
@@ -20,17 +19,17 @@ mkl.load_kernels()
 
 
 def device() -> torch.device:
-    """CUDA where there is one, else the CPU."""
+    """CUDA if it is available, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def autocast(precision: str) -> "torch.autocast":
-    """The context a forward pass runs in: bf16 autocast, or nothing for fp32."""
+    """Return the context of a forward pass: bf16 autocast, or no autocast for fp32."""
     return torch.autocast(device().type, dtype=torch.bfloat16, enabled=uses_bf16(precision))
 
 
 def uses_bf16(precision: str) -> bool:
-    """`auto` is bf16 on CUDA that has it, and fp32 elsewhere."""
+    """Whether `precision` means bf16; `auto` does on CUDA with bf16 support."""
     if precision == "auto":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return precision == "bf16"
@@ -54,8 +53,8 @@ def load_tokenizer(folder: Path, max_length: int | None = None) -> "PreTrainedTo
     # Without a value for `trust_remote_code`, transformers asks a question at the terminal.
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers raises a dozen kinds, tokenizers a bare one
-        raise ModelError(f"{folder} holds no tokenizer that can be loaded: {reason(error)}") from error
+    except Exception as error:  # transformers raises many kinds, tokenizers a bare Exception
+        raise ModelError(f"{folder} holds no tokenizer that can be loaded: {failure_reason(error)}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -65,14 +64,14 @@ def load_config(folder: Path) -> "PretrainedConfig":
     """Load the configuration of the model in a folder.
 
     Raises:
-        ModelError: there is none.
+        ModelError: the folder holds no model configuration.
     """
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        raise ModelError(f"{folder} holds no configuration of a model: {reason(error)}") from error
+        raise ModelError(f"{folder} holds no configuration of a model: {failure_reason(error)}") from error
 
 
 def check_positions(config: "PretrainedConfig", max_length: int) -> None:
@@ -88,7 +87,7 @@ def check_positions(config: "PretrainedConfig", max_length: int) -> None:
 
 
 def load_model(folder: Path, base_model: Path) -> "PreTrainedModel":
-    """Load a policy in fp32 for scoring or generation: a LoRA adapter is put on `base_model` and folded in.
+    """Load a policy in fp32 for scoring or generation; a LoRA adapter is merged into `base_model`.
 
     Raises:
         ModelError: the folder holds no model.
@@ -99,47 +98,47 @@ def load_model(folder: Path, base_model: Path) -> "PreTrainedModel":
 
 
 def load_full_model(folder: Path, **options: Any) -> "PreTrainedModel":
-    """Load a full model in fp32 onto the device.
+    """Load a full model in fp32 onto the device; `options` go to transformers.
 
     Raises:
-        ModelError: the folder holds no such model.
+        ModelError: the folder holds no full model in safetensors.
     """
     return read_full_model(folder, dtype=torch.float32, **options).to(device())
 
 
 def read_full_model(folder: Path, dtype: "torch.dtype | str", **options: Any) -> "PreTrainedModel":
-    """Read a full model into memory.
+    """Load a full model into the CPU's memory; `options` go to transformers.
 
     Raises:
-        ModelError: the folder holds no such model in safetensors.
+        ModelError: the folder holds no full model in safetensors.
     """
     from transformers import AutoModelForCausalLM
 
-    safety.check_full_model(folder)
+    check_full_model(folder)
     try:
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
         )
-    except Exception as error:  # also what safetensors raises, of a cut file
-        raise ModelError(f"{folder} holds no causal language model: {reason(error)}") from error
+    except Exception as error:  # transformers raises many kinds, safetensors its own
+        raise ModelError(f"{folder} holds no causal language model: {failure_reason(error)}") from error
 
 
-def reason(error: Exception) -> str:
-    """Why transformers cannot load something, without its advice to switch on what is never switched on."""
+def failure_reason(error: Exception) -> str:
+    """Why transformers cannot load a folder, without its advice to run the folder's code."""
     if "trust_remote_code" in str(error):
         return "it needs Python code of its own, which is never run; use one that transformers knows"
     return str(error)
 
 
 def load_adapter(model: "PreTrainedModel", folder: Path, **options: Any) -> Any:
-    """Put the LoRA adapter of a folder on a model; `options` go to peft.
+    """Add the LoRA adapter in a folder to a model; `options` go to peft.
 
     Raises:
-        ModelError: the folder holds no LoRA adapter in safetensors, or one of another model.
+        ModelError: the folder holds no LoRA adapter in safetensors, or an adapter of another model.
     """
     from peft import PeftModel
 
-    safety.check_adapter(folder)
+    check_adapter(folder)
     try:
         return PeftModel.from_pretrained(model, folder, **options)
     except Exception as error:
@@ -147,7 +146,7 @@ def load_adapter(model: "PreTrainedModel", folder: Path, **options: Any) -> Any:
 
 
 def forget_code(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Take out of what will be saved where the model's own code is, so that nobody runs it later."""
+    """Remove the address of the model's own code from its configuration before it is saved."""
     if hasattr(model.config, "auto_map"):
         del model.config.auto_map
     tokenizer.init_kwargs.pop("auto_map", None)

@@ -37,13 +37,13 @@ def prepare_base_model(settings: BaseModelSettings, output: Path) -> dict[str, A
 
 
 def _train_tiny(settings: BaseModelSettings, tiny: "TinyModel", folder: Path) -> dict[str, Any]:
-    from automixalign.models.weights import not_finite
+    from automixalign.models.weights import first_nonfinite_weight
     from automixalign.quickstart.synthetic import SYNTHETIC_TASKS
     from automixalign.quickstart.tiny_model import train_tiny_model
 
     tasks = settings.synthetic_tasks or list(SYNTHETIC_TASKS)
     facts = train_tiny_model(folder, seed=settings.seed, tasks=tasks, **tiny.model_dump())
-    if name := not_finite(folder):
+    if name := first_nonfinite_weight(folder):
         raise ModelError(
             f"base_model.tiny: its training diverged, the weight {name} is not finite: lower "
             "base_model.tiny.learning_rate"
@@ -123,7 +123,7 @@ def _load(source: BaseModelSource, path: Path | None, revision: str | None = Non
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from automixalign.models.load import reason
+    from automixalign.models.load import failure_reason
 
     common: dict[str, Any] = {"trust_remote_code": False}
     is_gguf = path is not None and path.suffix == _GGUF
@@ -149,7 +149,7 @@ def _load(source: BaseModelSource, path: Path | None, revision: str | None = Non
             **options,
         )
     except Exception as error:  # transformers raises many kinds, tokenizers a bare Exception
-        raise ModelError(f"{source.label} cannot be loaded: {reason(error)}") from error
+        raise ModelError(f"{source.label} cannot be loaded: {failure_reason(error)}") from error
     if missing := sorted(report["missing_keys"]):  # transformers leaves them random
         raise ModelError(f"{source.label}: {len(missing)} weights are missing, first {missing[0]}")
     for name, actual, expected in sorted(report["mismatched_keys"]):

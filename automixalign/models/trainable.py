@@ -1,7 +1,7 @@
-"""Which parameters a training changes: all of them, some by their names, or a LoRA adapter's."""
+"""Choose the parameters that a training changes: all, some by their names, or those of a LoRA adapter."""
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from automixalign.config.training import LoraSpec, TrainingSpec
 from automixalign.system.errors import ConfigError
@@ -10,12 +10,15 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel
 
+MAX_LISTED_NAMES = 40
+"""Names that a message lists."""
+
 
 def freeze(model: "PreTrainedModel", trainable: list[str] | None) -> None:
-    """Train only the parameters whose name one of the patterns finds.
+    """Freeze every parameter whose name matches none of the patterns; None freezes nothing.
 
     Raises:
-        ConfigError: a pattern finds none.
+        ConfigError: a pattern matches no parameter.
     """
     if trainable is None:
         return
@@ -23,17 +26,20 @@ def freeze(model: "PreTrainedModel", trainable: list[str] | None) -> None:
     for pattern in trainable:
         if not any(re.search(pattern, name) for name in names):
             raise ConfigError(
-                f"training.trainable: {pattern!r} finds no parameter; there are: {_listed(names)}"
+                f"training.trainable: {pattern!r} matches no parameter; there are: {_shorten(names)}"
             )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(re.search(pattern, name) for pattern in trainable))
 
 
 def lora_config(model: "PreTrainedModel", lora: LoraSpec | None) -> "LoraConfig | None":
-    """peft's configuration of the adapter, or None.
+    """Build peft's configuration of the adapter.
+
+    Returns:
+        None without `lora`.
 
     Raises:
-        ConfigError: a target is no module of the model, which peft lets pass beside another that is.
+        ConfigError: a target is no module of the model. peft ignores it if another target is one.
     """
     if lora is None:
         return None
@@ -46,7 +52,7 @@ def lora_config(model: "PreTrainedModel", lora: LoraSpec | None) -> "LoraConfig 
                 known = sorted({name.rpartition(".")[2] for name in names if not name[-1].isdigit()})
                 raise ConfigError(
                     f"training.lora.target_modules: {target!r} is no module of the base model; "
-                    f"there are: {_listed(known)}"
+                    f"there are: {_shorten(known)}"
                 )
     return LoraConfig(
         r=lora.rank,
@@ -57,22 +63,21 @@ def lora_config(model: "PreTrainedModel", lora: LoraSpec | None) -> "LoraConfig 
     )
 
 
-def check(model: "PreTrainedModel", training: TrainingSpec) -> None:
-    """See that a training finds what it is to change in a model, which this may spoil.
+def check_trainable(model: "PreTrainedModel", training: TrainingSpec) -> None:
+    """Check that `trainable` or `lora` fit a model. The model may be changed and must not be used afterwards.
 
     Raises:
-        ConfigError: `trainable` or `lora` do not fit the model.
+        ConfigError: they do not fit.
     """
     freeze(model, training.trainable)
-    config: Any = lora_config(model, training.lora)
-    if config is not None:
+    if (config := lora_config(model, training.lora)) is not None:
         from peft import get_peft_model
 
         try:
             get_peft_model(model, config, low_cpu_mem_usage=True)
-        except (ValueError, TypeError) as error:  # such as a module of a kind that LoRA cannot adapt
-            raise ConfigError(f"training.lora: the base model does not take it: {error}") from error
+        except (ValueError, TypeError) as error:  # for example a kind of module that LoRA cannot adapt
+            raise ConfigError(f"training.lora: it does not fit the base model: {error}") from error
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
+def _shorten(names: list[str]) -> str:
+    return ", ".join(names[:MAX_LISTED_NAMES]) + (", ..." if len(names) > MAX_LISTED_NAMES else "")

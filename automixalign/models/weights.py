@@ -1,4 +1,4 @@
-"""Weights on disk: written one tensor at a time, and looked at for what is not finite."""
+"""Write safetensors files one tensor at a time, and find weights that are not finite."""
 
 import json
 import math
@@ -17,42 +17,42 @@ _DTYPES = {
     torch.bfloat16: "BF16",
     torch.int64: "I64",
 }
-_ENTRY = 200
-"""Bytes that a tensor's entry in the header takes at most, without its name."""
-_ALIGNMENT = 64
-"""Of the first tensor in the file; safetensors asks for 8."""
+_MAX_ENTRY_BYTES = 200
+"""The longest entry of a tensor in the header, without the tensor's name."""
+_ALIGNMENT_BYTES = 64
+"""Alignment of the first tensor in the file; safetensors requires 8."""
 
 
-def not_finite(folder: Path) -> str | None:
-    """The first weight of a model or adapter with a value that is not finite; None if there is none."""
+def first_nonfinite_weight(folder: Path) -> str | None:
+    """Name the first weight of a model or adapter with a value that is not finite; None if all are finite."""
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  it is no mapping
+            for name in tensors.keys():  # noqa: SIM118  not a mapping
                 if not is_finite(tensors.get_tensor(name)):
                     return str(name)
     return None
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether all values are finite, without an intermediate tensor: both ends are NaN where one value is."""
-    return not tensor.numel() or all(math.isfinite(end) for end in torch.aminmax(tensor))
+    """Whether all values are finite; needs no second tensor, because minimum and maximum pass on a NaN."""
+    return not tensor.numel() or all(math.isfinite(extreme) for extreme in torch.aminmax(tensor))
 
 
-class Writer:
-    """A safetensors file that tensors are written to as they come, so that none has to be kept.
+class SafetensorsWriter:
+    """Write a safetensors file one tensor at a time, so that memory holds only one.
 
-    The file begins with a list of what is in it, room for which is left at first; the format allows blanks
-    after the list (https://github.com/huggingface/safetensors#format).
+    The file begins with a header that lists its tensors. The writer reserves space for it and writes it last;
+    the format allows spaces after it (https://github.com/huggingface/safetensors#format).
 
     Args:
-        file: written in place; whole once the context ends.
-        names: at least those of the tensors that will come.
+        file: the file; complete when the context ends.
+        names: the tensors to come; it may name more.
     """
 
     def __init__(self, file: Path, names: Iterable[str]) -> None:
         self.header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        room = _ENTRY + sum(len(json.dumps(name)) + _ENTRY for name in names)
-        self.start = math.ceil((8 + room) / _ALIGNMENT) * _ALIGNMENT
+        header_bytes = _MAX_ENTRY_BYTES + sum(len(json.dumps(name)) + _MAX_ENTRY_BYTES for name in names)
+        self.start = math.ceil((8 + header_bytes) / _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
         self.stream = file.open("wb")
         self.stream.seek(self.start)
 

@@ -11,8 +11,8 @@ from automixalign.config.plan import Plan
 from automixalign.config.sources import GeneratedSource, LocalSource, parse_base_model, parse_task
 from automixalign.data.prepare import check_rendering, read_pairs
 from automixalign.data.split import split_tasks
-from automixalign.models import trainable
 from automixalign.models.prepare import inspect_base_model, transformers_silenced
+from automixalign.models.trainable import check_trainable
 from automixalign.preflight.verifiers import check_verifiers
 from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.steps.step import current_step
@@ -115,4 +115,4 @@ def check_local_sources(experiment: Experiment) -> None:
     with transformers_silenced():
         for name, found in pairs.items():
             check_rendering(name, found, tokenizer, experiment.max_length)
-    trainable.check(model, experiment.training)
+    check_trainable(model, experiment.training)

@@ -13,9 +13,9 @@ from automixalign.config.training import SpecialistSettings, TrainingSettings, s
 from automixalign.data.store import IDS, TRAIN, read_split, tasks_of
 from automixalign.method.losses import NLL
 from automixalign.method.mixer import Mixer, registered_mixers
-from automixalign.models import trainable
 from automixalign.models.load import device, load_full_model, load_tokenizer, uses_bf16
-from automixalign.models.weights import not_finite
+from automixalign.models.trainable import freeze, lora_config
+from automixalign.models.weights import first_nonfinite_weight
 from automixalign.scoring import caches
 from automixalign.steps.step import current_step
 from automixalign.storage import files
@@ -114,7 +114,7 @@ def _train(training: Training, tables: Mapping[str, pa.Table], mixer: Mixer, scr
     with checkpoints.of_training(place, _key(training, tables) if place else "training", scratch) as kept:
         tokenizer = load_tokenizer(training.base_model)
         model = load_full_model(training.base_model)
-        trainable.freeze(model, settings.training.trainable)
+        freeze(model, settings.training.trainable)
         log = kept.folder / checkpoints.TRAJECTORY
         trainer = MixingTrainer(
             model,
@@ -125,7 +125,7 @@ def _train(training: Training, tables: Mapping[str, pa.Table], mixer: Mixer, scr
             average_iterates=method.average_iterates if method else None,
             kept=kept,
             processing_class=tokenizer,
-            peft_config=trainable.lora_config(model, settings.training.lora),
+            peft_config=lora_config(model, settings.training.lora),
         )
         trainer.train(resume_from_checkpoint=True)
         # The first process removes the checkpoints' folder, which the others read at the end of theirs.
@@ -153,7 +153,7 @@ def _check_weights(model: Path, steps: int) -> None:
     Raises:
         TrainingError: a weight is not finite.
     """
-    if name := not_finite(model):
+    if name := first_nonfinite_weight(model):
         raise TrainingError(
             f"after step {steps} the weight {name} is not finite; lower the learning rate, or set "
             "training.max_grad_norm"

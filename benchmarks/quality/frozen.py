@@ -41,7 +41,7 @@ def remembered(layers: int, kept: Path) -> Iterator[None]:
     if not layers:
         yield
         return
-    load, first = models.load_full_model, None
+    load, first = models.read_full_model, None
 
     def loading(folder: Path, **options: Any) -> Any:
         nonlocal first
@@ -57,7 +57,7 @@ def remembered(layers: int, kept: Path) -> Iterator[None]:
                 model.model.layers[place] = _Passing()
         return model
 
-    with mock.patch.object(models, "load_full_model", loading):
+    with mock.patch.object(models, "read_full_model", loading):
         yield
 
 

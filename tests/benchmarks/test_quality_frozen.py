@@ -9,6 +9,7 @@ import torch
 
 from automixalign.config.experiment import parse_experiment
 from automixalign.data.store import TEST, TRAIN, read_split
+from automixalign.models import load
 from automixalign.models.load import load_full_model
 from automixalign.scoring.scorer import Scorer
 from automixalign.storage import files
@@ -67,7 +68,7 @@ def test_the_numbers_are_those_of_plain_layers(plain: World, tmp_path: Path) -> 
     logs = [files.read_jsonl(each.specialist("format") / "trajectory.jsonl") for each in (plain, made)]
     for before, after in zip(*logs, strict=True):
         assert after["loss"]["format"] == pytest.approx(before["loss"]["format"], abs=1e-5)
-    assert load_full_model.__module__ == "automixalign.models.load"
+    assert load.read_full_model.__module__ == "automixalign.models.load"
 
 
 def test_a_pair_goes_through_them_once(plain: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

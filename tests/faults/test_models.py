@@ -224,9 +224,9 @@ def test_refused(cli: CommandLine, model: Path, change: Damage, parts: tuple[str
         (
             "training.lora.target_modules",
             ["input_layernorm"],
-            ["training.lora: the base model does not take it"],
+            ["training.lora: it does not fit the base model"],
         ),
-        ("training.trainable", ["lm_haed"], ["training.trainable: 'lm_haed' finds no parameter", HEAD]),
+        ("training.trainable", ["lm_haed"], ["training.trainable: 'lm_haed' matches no parameter", HEAD]),
     ],
 )
 def test_settings_that_do_not_fit_the_model(cli: CommandLine, key: str, value: Any, parts: list[str]) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from automixalign.models.weights import Writer, is_finite, not_finite
+from automixalign.models.weights import SafetensorsWriter, first_nonfinite_weight, is_finite
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -26,7 +26,7 @@ def tensors() -> dict[str, torch.Tensor]:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     expected = tensors()
-    with Writer(tmp_path / "one", [*expected, "one that never came"]) as writer:
+    with SafetensorsWriter(tmp_path / "one", [*expected, "one that never came"]) as writer:
         for name, tensor in expected.items():
             writer.add(name, tensor)
     found = load_file(tmp_path / "one")
@@ -41,7 +41,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_a_file_that_was_given_up_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), Writer(tmp_path / "one", ["a"]) as writer:
+    with pytest.raises(KeyError), SafetensorsWriter(tmp_path / "one", ["a"]) as writer:
         writer.add("a", torch.ones(3))
         raise KeyError
     with pytest.raises(Exception, match="header"):
@@ -56,8 +56,8 @@ def test_what_is_not_finite_is_noticed(tmp_path: Path, dtype: torch.dtype, value
     assert is_finite(tensor)
     assert is_finite(tensor[:0])
     save_file({"a": tensor, "b": tensor.clone()}, tmp_path / "model.safetensors")
-    assert not_finite(tmp_path) is None
+    assert first_nonfinite_weight(tmp_path) is None
     tensor[place] = value
     assert not is_finite(tensor)
     save_file({"a": torch.ones(2), "b": tensor}, tmp_path / "model.safetensors")
-    assert not_finite(tmp_path) == "b"
+    assert first_nonfinite_weight(tmp_path) == "b"

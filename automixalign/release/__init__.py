@@ -1,4 +1,4 @@
-"""What leaves a finished run: a registered model, and published files.
+"""What a finished run gives away: a version in a model registry, and published files.
 
 It knows nothing of how the models were made.
 """

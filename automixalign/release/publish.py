@@ -1,4 +1,4 @@
-"""The last step of a run with an `output`: models, leaderboard and report go where they are wanted."""
+"""The stage `publish`, of runs with an `output`: copy models, leaderboard and report there."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -11,27 +11,33 @@ from automixalign.storage import files
 from automixalign.storage.publication import Manifest, publish
 from automixalign.system.errors import UnreachableError
 
-_PAUSES = (5, 20, 60)
-"""Seconds before each further attempt: boto3's own ones outlast a server's absence by seconds only."""
+_PAUSE_SECONDS = (5, 20, 60)
+"""Before each further attempt. boto3's own retries give up after a few seconds."""
 
 
 def publish_run(
     settings: PublicationSettings,
     artifacts: Mapping[str, Path],
     output: Path,
-    pauses: Sequence[float] = _PAUSES,
+    pause_seconds: Sequence[float] = _PAUSE_SECONDS,
 ) -> dict[str, Any]:
-    """Publish a run's artifacts (name -> path) to the experiment's `output`; write the manifest to `output`.
+    """Copy a run's artifacts to the experiment's `output`.
 
-    A server that is away is waited for: the run behind may have taken days.
+    Tries again if a server is down, because the run may have taken days.
+
+    Args:
+        settings: of the stage.
+        artifacts: name below `output` -> file or folder.
+        output: the file for the manifest.
+        pause_seconds: before each further attempt.
 
     Returns:
-        Where they are, how many files and bytes.
+        `to`, and how many `files` and `bytes`.
 
     Raises:
-        StorageError: the place holds another publication, or cannot be written to.
+        StorageError: the place holds another publication, or cannot be written.
     """
-    manifest = _patiently(settings.output, settings.run, artifacts, pauses)
+    manifest = _publish_with_retries(settings.output, settings.run, artifacts, pause_seconds)
     files.write_text(output, manifest.model_dump_json(indent=2) + "\n")
     sizes = [file.size for file in manifest.files.values()]
     facts = {"to": settings.output.to, "files": len(sizes), "bytes": sum(sizes)}
@@ -39,12 +45,14 @@ def publish_run(
     return facts
 
 
-def _patiently(spec: OutputSpec, run: str, artifacts: Mapping[str, Path], pauses: Sequence[float]) -> Manifest:
-    """Publish, or go on with a publication that was broken off, until it is whole."""
-    for pause in pauses:
+def _publish_with_retries(
+    spec: OutputSpec, run: str, artifacts: Mapping[str, Path], pause_seconds: Sequence[float]
+) -> Manifest:
+    """Publish; each further attempt continues an interrupted publication."""
+    for seconds in pause_seconds:
         try:
             return publish(artifacts, spec.to, run=run, replace=spec.replace)
         except UnreachableError as error:
-            current_step().warn(f"{error}; trying again in {pause:g} s")
-            time.sleep(pause)
+            current_step().warn(f"{error}; trying again in {seconds:g} s")
+            time.sleep(seconds)
     return publish(artifacts, spec.to, run=run, replace=spec.replace)

@@ -1,9 +1,9 @@
 """MLflow's model registry: the best model of a run becomes a version, and the champion if it passes the gate.
 
-https://mlflow.org/docs/latest/ml/model-registry/ - consumers load `models:/NAME@champion`. A version is a full
-model in safetensors with its tokenizer and chat template (an adapter is folded into its base, so that a version
-stands alone); its tags say what made it. The alias `candidate` always moves to the newest version, `champion`
-only when the gate passes.
+Users load `models:/NAME@champion` (https://mlflow.org/docs/latest/ml/model-registry/). A version is a full
+model in safetensors, with its tokenizer and chat template. An adapter is merged into its base model, so that a
+version needs nothing else. Tags describe how it was made. The alias `candidate` always moves to the newest
+version, the alias `champion` only when the gate passes.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from automixalign.config.experiment import RegistrySettings
 from automixalign.config.release import RegistrySpec
 from automixalign.data.store import read_card
 from automixalign.models.load import load_model, load_tokenizer
-from automixalign.report.leaderboard import Entry, best
+from automixalign.report.leaderboard import Entry
 from automixalign.steps.step import current_step
 from automixalign.steps.tracking import spool
 from automixalign.storage import files
@@ -37,50 +37,54 @@ def register(
     base_model: Path,
     output: Path,
 ) -> dict[str, Any]:
-    """Register the model with the smallest worst-task excess; move the champion's alias if the gate passes.
+    """Register the model with the smallest worst-task excess; it becomes the champion if it passes the gate.
 
-    A model that is a version already (same weights, same data) is not stored again.
+    A model that already is a version (same weights, same data) is not stored again.
 
     Args:
+        settings: of the stage.
         board: the leaderboard.
         candidates: generalists and merges by name, full models or adapters.
-        output: JSON of what is returned.
+        data: the prepared splits.
+        base_model: the reference model, with the tokenizer.
+        output: the file for what is returned, as JSON.
 
     Returns:
-        name, model, version, and `champion`: whether the gate passed, with `reasons` where it did not.
+        `name`, `model`, `version`, `champion` (whether the gate passed), and `reasons` if it did not.
 
     Raises:
         ConfigError: no MLflow store is known.
-        StorageError: the registry refuses; as `UnreachableError`, it cannot be reached.
+        StorageError: the registry refuses the model; `UnreachableError` if it cannot be reached.
     """
     spec, target = settings.registry, _target()
     if target is None:
         raise ConfigError("an MLflow store (MLFLOW_TRACKING_URI) is needed to register a model")
     entries: list[Entry] = files.read_json(board)
-    chosen = best([entry for entry in entries if entry["model"] in candidates], "worst", "excess")
-    assert chosen is not None  # noqa: S101  there is a generalist, and every model has an excess
-    entry = next(entry for entry in entries if entry["model"] == chosen)
-    tags = _lineage(settings, entry, candidates[chosen], data, base_model)
+    ranked = [entry for entry in entries if entry["model"] in candidates]
+    entry = min(ranked, key=lambda entry: float(entry["worst"]["excess"]))
+    model = candidates[entry["model"]]
+    tags = _lineage(settings, entry, model, data, base_model)
 
     from automixalign.steps.tracking.send import client, named_errors
 
-    with named_errors(f"{chosen} cannot be registered as {spec.name} (the run's own results are whole)"):
+    failure = f"{entry['model']} cannot be registered as {spec.name} (the run's own results are complete)"
+    with named_errors(failure):
         registry = client(target)
-        _see_registered_model(registry, spec.name)
-        number = _version_of(registry, spec.name, tags)
+        _ensure_registered_model(registry, spec.name)
+        number = _find_version(registry, spec.name, tags)
         if number is None:
-            uri = _store(target, registry, candidates[chosen], base_model, chosen)
-            made = registry.create_model_version(
+            uri = _store(target, registry, model, base_model, entry["model"])
+            created = registry.create_model_version(
                 spec.name, uri, tags=tags, model_id=uri.removeprefix("models:/")
             )
-            number = str(made.version)
+            number = str(created.version)
         reasons = gate(spec, entry, tags, _champion(registry, spec.name))
         registry.set_registered_model_alias(spec.name, CANDIDATE, number)
         if not reasons:
             registry.set_registered_model_alias(spec.name, CHAMPION, number)
     result = {
         "name": spec.name,
-        "model": chosen,
+        "model": entry["model"],
         "version": number,
         "champion": not reasons,
         "reasons": reasons,
@@ -95,12 +99,13 @@ def register(
 def gate(
     spec: RegistrySpec, entry: Entry, tags: Mapping[str, str], champion: Mapping[str, str] | None
 ) -> list[str]:
-    """Why a model may not become the champion; empty where it may.
+    """Why a model may not become the champion; empty if it may.
 
     Args:
-        entry: its line of the leaderboard.
-        tags: its version's.
-        champion: the tags of the present champion, or None.
+        spec: the limits of the gate.
+        entry: the model's line in the leaderboard.
+        tags: the tags of its version.
+        champion: the tags of the current champion's version, or None.
     """
     worst, accuracy = entry["worst"]["excess"], entry["average"]["accuracy"]
     reasons = []
@@ -121,14 +126,14 @@ def gate(
 
 
 def _target() -> spool.Target | None:
-    waiting = spool.of_environment()
-    return waiting.target() if waiting else None
+    process_spool = spool.of_environment()
+    return process_spool.target() if process_spool else None
 
 
 def _lineage(
     settings: RegistrySettings, entry: Entry, model: Path, data: Path, base_model: Path
 ) -> dict[str, str]:
-    """Everything needed to say what a version is and to make it again."""
+    """The tags of a version: everything needed to identify it and to make it again."""
     experiment = settings.experiment
     digests = "".join(task["digest"] for task in read_card(data)["tasks"])
     facts = {
@@ -151,7 +156,7 @@ def _lineage(
     return {_TAG + key: str(value) for key, value in facts.items() if value != ""}
 
 
-def _see_registered_model(registry: Any, name: str) -> None:
+def _ensure_registered_model(registry: Any, name: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -167,17 +172,17 @@ def _champion(registry: Any, name: str) -> dict[str, str] | None:
     return dict(registry.get_model_version(name, aliases[CHAMPION]).tags) if CHAMPION in aliases else None
 
 
-def _version_of(registry: Any, name: str, tags: Mapping[str, str]) -> str | None:
-    """The version that holds this model measured on this data, if a run before this one made it."""
+def _find_version(registry: Any, name: str, tags: Mapping[str, str]) -> str | None:
+    """The version of this model and data, if an earlier run created it."""
     same = (_TAG + "model", _TAG + "data")
-    for made in registry.search_model_versions(f"name = '{name}'"):
-        if all(made.tags.get(key) == tags[key] for key in same):
-            return str(made.version)
+    for candidate in registry.search_model_versions(f"name = '{name}'"):
+        if all(candidate.tags.get(key) == tags[key] for key in same):
+            return str(candidate.version)
     return None
 
 
 def _store(target: spool.Target, registry: Any, model: Path, base_model: Path, name: str) -> str:
-    """Log the model once, as a full one; return its `models:/` URI, which the version then points to."""
+    """Log the model as a full one; return its `models:/` URI, for the version."""
     import mlflow
 
     mlflow.set_tracking_uri(target.uri)

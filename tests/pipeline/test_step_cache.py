@@ -84,9 +84,9 @@ def test_a_result_that_has_changed_is_not_taken(
         (file.parent / "more").touch()
     assert cache.get("k") is None
     (*_, warning) = files.read_jsonl(tmp_path / EVENTS_FILE)
-    assert f"{original.path} is not what the step that made it had written" in warning["message"]
+    assert f"{original.path} has changed since its stage wrote it" in warning["message"]
     with (
-        pytest.raises(CacheError, match="is not what the step that made it had written; start the run again"),
+        pytest.raises(CacheError, match="has changed since its stage wrote it; start the run again"),
         run_step("evaluate", "x", reads=[original]),
     ):
         pytest.fail("a step does not begin with it")

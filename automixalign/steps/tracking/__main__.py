@@ -1,4 +1,4 @@
-"""Send a spool's records as they come, until it is closed: `python -m automixalign.steps.tracking FOLDER`."""
+"""Send the records of a spool until it is closed: `python -m automixalign.steps.tracking FOLDER`."""
 
 import os
 import sys
@@ -8,26 +8,26 @@ from pathlib import Path
 from automixalign.steps.tracking.send import send_waiting
 from automixalign.steps.tracking.spool import Spool
 
-_POLL = 0.1
-_NICE = 10
-"""The steps come first."""
+_POLL_SECONDS = 0.1
+_NICENESS = 10
+"""The stages need the processors more."""
 
 
-def follow(spool: Spool) -> str | None:
-    """Send until the spool is closed, or the process that started this one is gone.
+def send_until_closed(spool: Spool) -> str | None:
+    """Send until the spool is closed or the parent process has ended.
 
     Returns:
-        None when all was sent, else why the first one that is left was not.
+        None when all records are sent, else why the first remaining one was not.
     """
-    os.nice(_NICE)
-    started_by = os.getppid()
+    os.nice(_NICENESS)
+    parent = os.getppid()
     while True:
-        last = spool.closed() is not None or os.getppid() != started_by
-        left = send_waiting(spool)
+        last = spool.closed() is not None or os.getppid() != parent
+        reason = send_waiting(spool)
         if last:
-            return left
-        time.sleep(_POLL)
+            return reason
+        time.sleep(_POLL_SECONDS)
 
 
 if __name__ == "__main__":
-    sys.exit(follow(Spool(Path(sys.argv[1]))))
+    sys.exit(send_until_closed(Spool(Path(sys.argv[1]))))

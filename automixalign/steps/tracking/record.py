@@ -1,4 +1,4 @@
-"""What one step tells about itself."""
+"""What a stage reports to MLflow, complete enough that another process can send it later."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ RECORD_FILE = "record.json"
 
 
 def new_key() -> str:
-    """A name that nothing else has."""
+    """A unique name."""
     return uuid.uuid4().hex
 
 
@@ -33,55 +33,56 @@ class Dataset(BaseModel):
 
 
 class Record(BaseModel):
-    """A step's parameters, metrics and artifacts, complete enough to be sent later and elsewhere."""
+    """A stage's parameters, metrics and artifacts."""
 
     model_config = ConfigDict(extra="forbid")
 
     key: str = Field(default_factory=new_key)
-    """Names the record, so that a run which was made for it is found again."""
+    """A tag of the MLflow run, by which a sender finds a run that was created before it failed."""
     stage: str
     name: str = ""
     started: float = Field(default_factory=time.time)
     ended: float | None = None
     status: Literal["FINISHED", "FAILED"] = "FINISHED"
     of_pipeline: bool = False
-    """Parameters, metrics and artifacts belong to the run of the whole pipeline, not to the step's own."""
+    """Parameters, metrics and artifacts belong to the run of the whole pipeline, not to the stage's own run."""
     params: dict[str, str] = Field(default_factory=dict)
     tags: dict[str, str] = Field(default_factory=dict)
     metrics: list[tuple[str, float, int]] = Field(default_factory=list)
-    """Key, value, step."""
+    """Key, value, optimiser step."""
     artifacts: list[tuple[str, str]] = Field(default_factory=list)
     """A file or folder, and its path among the run's artifacts."""
     datasets: list[Dataset] = Field(default_factory=list)
     run_id: str | None = None
-    """The MLflow run that was made for it, once one was."""
+    """The record's MLflow run, once it exists."""
 
     @property
     def title(self) -> str:
+        """`train_specialist [helpful]`."""
         return stage_title(self.stage, self.name)
 
     @property
     def content(self) -> str:
-        """SHA-256 of what it says, whenever it says so."""
-        said = self.model_dump_json(exclude={"key", "started", "ended", "run_id"})
-        return hashlib.sha256(said.encode()).hexdigest()
+        """SHA-256 of the record without its times and keys."""
+        text = self.model_dump_json(exclude={"key", "started", "ended", "run_id"})
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def add_params(self, values: Mapping[str, Any]) -> None:
-        """Nested keys are joined by dots (`training.beta`), list elements by their number."""
+        """Add parameters. Dots join nested keys (`training.beta`), also those of list elements (`tasks.0`)."""
         self.params |= {key: str(value) for key, value in flatten(dict(values))}
 
     def add_metrics(self, values: Mapping[str, Any], step: int = 0) -> None:
-        """Every finite number of a nested mapping, keys joined by slashes; what is no number is passed over."""
+        """Add the finite numbers of a nested mapping. Slashes join nested keys; other values are skipped."""
         for key, value in flatten(dict(values), "/"):
             if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
                 self.metrics.append((key, float(value), step))
 
     def add_curves(self, trajectory: Path) -> None:
-        """The curves of a per-step log: `excess/helpful` over the steps."""
+        """Add the curves of a per-step log: `excess/helpful` over the steps."""
         with trajectory.open(encoding="utf-8") as lines:
             for row in map(json.loads, lines):
                 self.add_metrics(row, step=row.pop("step"))
 
-    def add_artifact(self, path: Path, place: str) -> None:
-        """Keep a file or folder with the run as `place`; it must still be there when the record is sent."""
-        self.artifacts.append((str(path.resolve()), place))
+    def add_artifact(self, file: Path, path: str) -> None:
+        """Add a file or folder to the run's artifacts as `path`; the sender reads it later."""
+        self.artifacts.append((str(file.resolve()), path))

@@ -22,72 +22,75 @@ from automixalign.system import shortages
 from automixalign.system.errors import StorageError, UnreachableError
 from automixalign.system.provenance import library_digest
 
-_AT_A_TIME = 1000
-"""Metrics that MLflow takes in one call; of parameters it takes a tenth."""
+_METRICS_PER_CALL, _PARAMS_PER_CALL = 1000, 100
+"""MLflow's limits."""
+_MAX_PARAM_CHARACTERS = 6000
 _EXPERIMENT = "automixalign"
 _REFUSED = (400, 404, 409, 413, 422)
-"""Answers that concern one record: the others may well be taken."""
-_BOUNDED = {
+"""Status codes that concern one record; the server may accept the others."""
+_CLIENT_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-"""MLflow's own retries, with backoff; as it comes it would try for minutes, report its use, and talk.
-
-A call to a silent server so ends within 50 seconds, one to a server that is down within 5."""
+"""MLflow's retries with backoff take minutes by default. With these settings, a call ends within 50 seconds if
+the server does not answer, and within 5 if it is down."""
 _SQLITE = "sqlite:///"
-_AWAY = "see that the MLflow server is up and that MLFLOW_TRACKING_URI is its address, then start again"
-_KEY = "automixalign.record"
-"""The tag by which a run is known to be a record's, even where the answer to its making was lost."""
+_UNREACHABLE_ADVICE = (
+    "see that the MLflow server is up and that MLFLOW_TRACKING_URI is its address, then start again"
+)
+_KEY_TAG = "automixalign.record"
+"""Names the record of a run, so that the run is found if the response to its creation was lost."""
 
 
 def send_waiting(spool: Spool, seconds: float = math.inf) -> str | None:
     """Send all waiting records, oldest first, and remove each that the server has.
 
     Args:
-        seconds: begin no further record after so many.
+        spool: the folder of the records.
+        seconds: start no further record after this time.
 
     Returns:
-        None when nothing waits any more, else why the first one that is left could not be sent.
+        None when no record waits any more, else why the first remaining one could not be sent.
     """
     from mlflow.exceptions import MlflowException
 
     until = time.monotonic() + seconds
-    with _alone(spool):
+    with _locked(spool):
         target = spool.target()
         if target is None:
             return "no tracking URI is set" if spool.waiting() else None
-        stuck = None
+        reason = None
         try:
             target = open_pipeline_run(spool, target)
             for file in spool.waiting():
                 if time.monotonic() > until:
-                    return f"the server is slow: it took {seconds:g} s and has not everything"
+                    return f"the server is slow: it did not take all records within {seconds:g} s"
                 try:
                     _send(spool, file, target)
-                except FileNotFoundError as error:  # an artifact that was removed must not hold up the others
-                    stuck = stuck or f"{error.filename} is gone; {file} names it"
+                except FileNotFoundError as error:  # a removed artifact must not block the other records
+                    reason = reason or f"{error.filename} is gone; {file} names it"
                 except MlflowException as error:
                     if error.get_http_status_code() not in _REFUSED:
                         raise
-                    stuck = stuck or f"{file}: {error}"
+                    reason = reason or f"{file}: {error}"
             if target.ours and (status := spool.closed()):
-                _delete_twins(client(target), str(target.run_id), target.key)
+                _delete_duplicates(client(target), str(target.run_id), target.key)
                 client(target).set_terminated(str(target.run_id), status)
-        # Besides its own errors MLflow lets through those of requests, SQLAlchemy and its migrations. None may
-        # fail a step: the record waits, and whoever asked is told why.
+        # MLflow also raises errors of requests, SQLAlchemy and alembic. None of them may fail a stage: the
+        # record waits, and the caller gets the reason.
         except Exception as error:
             if shortages.is_full_disk_error(error):
                 return "the disk of the store is full: free some"
             return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-    return stuck
+    return reason
 
 
 def client(target: Target) -> Any:
-    """MLflow's client of a target."""
-    for key, value in _BOUNDED.items():
+    """MLflow's client for a target."""
+    for key, value in _CLIENT_SETTINGS.items():
         os.environ.setdefault(key, value)
     from mlflow import MlflowClient
 
@@ -97,7 +100,7 @@ def client(target: Target) -> Any:
 
 @contextmanager
 def _only_opener(uri: str) -> Iterator[None]:
-    """One process at a time opens an SQLite store: MLflow makes its tables then, and two that do so collide."""
+    """Let one process at a time open an SQLite store: MLflow creates its tables then, and two collide."""
     path = Path(uri.removeprefix(_SQLITE))
     if not uri.startswith(_SQLITE) or not path.parent.is_dir():
         yield
@@ -111,11 +114,11 @@ def _only_opener(uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def named_errors(what: str) -> Iterator[None]:
-    """Raise a `StorageError` in place of what MLflow lets through; an `UnreachableError` where it is away.
+def named_errors(failure: str) -> Iterator[None]:
+    """Raise a `StorageError` for any error of MLflow, or an `UnreachableError` if the server is down.
 
     Args:
-        what: what cannot be done.
+        failure: what failed, the beginning of the message.
     """
     from mlflow.exceptions import MlflowException
     from requests import RequestException
@@ -125,17 +128,17 @@ def named_errors(what: str) -> Iterator[None]:
         yield
     except (MlflowException, RequestException, SQLAlchemyError) as error:
         status = error.get_http_status_code() if isinstance(error, MlflowException) else 500
-        away = isinstance(error, RequestException) or status >= 500
-        advice = _AWAY if away else "see what it says, and start again"
+        unreachable = isinstance(error, RequestException) or status >= 500
+        advice = _UNREACHABLE_ADVICE if unreachable else "see what it says, and start again"
         reason = str(error).partition("\n")[0]
-        raise (UnreachableError if away else StorageError)(f"{what}: {reason}; {advice}") from error
+        raise (UnreachableError if unreachable else StorageError)(f"{failure}: {reason}; {advice}") from error
 
 
 def check_registry(uri: str) -> None:
-    """See that a model registry answers; whether it takes a model is seen when there is one.
+    """Check that a model registry answers. Only `register` shows whether it accepts a model.
 
     Raises:
-        UnreachableError: it does not.
+        UnreachableError: it does not answer.
     """
     from mlflow.exceptions import MlflowException
 
@@ -148,13 +151,13 @@ def check_registry(uri: str) -> None:
 
 
 def open_pipeline_run(spool: Spool, target: Target) -> Target:
-    """See that there is a run for the whole pipeline, where the target asks for one by name."""
+    """Create the pipeline's run if the target has a name but no run for it; return the new target."""
     if target.run_id is not None or target.run_name is None:
         return target
     mlflow = client(target)
     experiment = _experiment(mlflow, target)
-    run = _found(mlflow, experiment, target.key) or mlflow.create_run(
-        experiment, run_name=target.run_name, tags={_KEY: target.key, **_versions()}
+    run = _find_run(mlflow, experiment, target.key) or mlflow.create_run(
+        experiment, run_name=target.run_name, tags={_KEY_TAG: target.key, **_versions()}
     )
     target = target.model_copy(update={"run_id": run.info.run_id, "ours": True})
     spool.aim(target)
@@ -163,46 +166,49 @@ def open_pipeline_run(spool: Spool, target: Target) -> Target:
 
 def _experiment(mlflow: Any, target: Target) -> str:
     name = target.experiment or _EXPERIMENT
-    found = mlflow.get_experiment_by_name(name)
-    return str(found.experiment_id if found else mlflow.create_experiment(name, target.artifacts))
+    experiment = mlflow.get_experiment_by_name(name)
+    return str(experiment.experiment_id if experiment else mlflow.create_experiment(name, target.artifacts))
 
 
 def _send(spool: Spool, file: Path, target: Target) -> None:
     record = Record.model_validate_json(file.read_text(encoding="utf-8"))
     mlflow = client(target)
+    run_id = record.run_id or _create_run(mlflow, record, target)
     if record.run_id is None:
-        tags = {_KEY: record.key, "automixalign.stage": record.stage, **_versions(), **record.tags}
-        if target.run_id is None:
-            experiment = _experiment(mlflow, target)
-        else:
-            experiment = mlflow.get_run(target.run_id).info.experiment_id
-            tags["mlflow.parentRunId"] = target.run_id
-        run = _found(mlflow, experiment, record.key) or mlflow.create_run(
-            experiment, round(record.started * 1000), tags, record.title
-        )
-        # From here on, trying again fills the same run.
-        record.run_id = run.info.run_id
+        # A later attempt then fills the same run.
+        record.run_id = run_id
         spool.save(file, record)
-    assert record.run_id is not None  # noqa: S101  it was made above
-    whole = record.of_pipeline and target.run_id is not None
-    _fill(mlflow, str(target.run_id) if whole else record.run_id, record)
-    ended = round((record.ended or record.started) * 1000)
-    mlflow.set_terminated(record.run_id, record.status, ended)
-    _delete_twins(mlflow, record.run_id, record.key)
+    of_pipeline = record.of_pipeline and target.run_id is not None
+    _fill(mlflow, str(target.run_id) if of_pipeline else run_id, record)
+    mlflow.set_terminated(run_id, record.status, round((record.ended or record.started) * 1000))
+    _delete_duplicates(mlflow, run_id, record.key)
     file.unlink()
 
 
+def _create_run(mlflow: Any, record: Record, target: Target) -> str:
+    tags = {_KEY_TAG: record.key, "automixalign.stage": record.stage, **_versions(), **record.tags}
+    if target.run_id is None:
+        experiment = _experiment(mlflow, target)
+    else:
+        experiment = mlflow.get_run(target.run_id).info.experiment_id
+        tags["mlflow.parentRunId"] = target.run_id
+    run = _find_run(mlflow, experiment, record.key) or mlflow.create_run(
+        experiment, round(record.started * 1000), tags, record.title
+    )
+    return str(run.info.run_id)
+
+
 def _runs_of(mlflow: Any, experiment: str, key: str) -> Any:
-    return mlflow.search_runs([experiment], f"tags.`{_KEY}` = '{key}'")
+    return mlflow.search_runs([experiment], f"tags.`{_KEY_TAG}` = '{key}'")
 
 
-def _found(mlflow: Any, experiment: str, key: str) -> Any:
-    """The run that was made for a record although its maker never heard of it."""
+def _find_run(mlflow: Any, experiment: str, key: str) -> Any:
+    """The run of a record if the response to its creation was lost, else None."""
     return next(iter(_runs_of(mlflow, experiment, key)), None)
 
 
-def _delete_twins(mlflow: Any, run_id: str, key: str) -> None:
-    """A call whose answer is lost is repeated by MLflow itself, and makes the run again."""
+def _delete_duplicates(mlflow: Any, run_id: str, key: str) -> None:
+    """Delete the other runs of a record, which MLflow creates when it repeats a call after a lost response."""
     for run in _runs_of(mlflow, mlflow.get_run(run_id).info.experiment_id, key):
         if run.info.run_id != run_id:
             mlflow.delete_run(run.info.run_id)
@@ -212,35 +218,31 @@ def _fill(mlflow: Any, run_id: str, record: Record) -> None:
     from mlflow.entities import Dataset as MlflowDataset
     from mlflow.entities import DatasetInput, Metric, Param
 
-    known = mlflow.get_run(run_id).data.params  # never changed: a run handed in may have some of its own
-    params = [Param(key, value[:6000]) for key, value in record.params.items() if key not in known]
-    for batch in _batches(params, _AT_A_TIME // 10):
+    existing = mlflow.get_run(run_id).data.params  # MLflow refuses to change a parameter
+    params = [
+        Param(key, value[:_MAX_PARAM_CHARACTERS]) for key, value in record.params.items() if key not in existing
+    ]
+    for batch in _batches(params, _PARAMS_PER_CALL):
         mlflow.log_batch(run_id, params=batch)
     moment = round((record.ended or record.started) * 1000)
     metrics = [Metric(key, value, moment, step) for key, value, step in record.metrics]
-    for batch in _batches(metrics, _AT_A_TIME):
+    for batch in _batches(metrics, _METRICS_PER_CALL):
         mlflow.log_batch(run_id, metrics=batch)
-    inputs = [
-        DatasetInput(
-            MlflowDataset(
-                data.name,
-                data.digest[:36],
-                "local",
-                json.dumps({"uri": data.source}),
-                profile=json.dumps(data.profile),
-            )
+    inputs = []
+    for data in record.datasets:
+        source, profile = json.dumps({"uri": data.source}), json.dumps(data.profile)
+        inputs.append(
+            DatasetInput(MlflowDataset(data.name, data.digest[:36], "local", source, profile=profile))
         )
-        for data in record.datasets
-    ]
     if inputs:
         mlflow.log_inputs(run_id, inputs)
-    for path, place in record.artifacts:
-        if Path(path).is_dir():
-            mlflow.log_artifacts(run_id, path, place)
+    for file, path in record.artifacts:
+        if Path(file).is_dir():
+            mlflow.log_artifacts(run_id, file, path)
             continue
-        folder, _, name = place.rpartition("/")
-        with tempfile.TemporaryDirectory() as scratch:  # MLflow takes the name from the file
-            files.link(Path(path), Path(scratch) / name)
+        folder, _, name = path.rpartition("/")
+        with tempfile.TemporaryDirectory() as scratch:  # MLflow names the artifact after the file
+            files.link(Path(file), Path(scratch) / name)
             mlflow.log_artifact(run_id, str(Path(scratch) / name), folder or None)
 
 
@@ -249,7 +251,7 @@ def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 def _versions() -> dict[str, str]:
-    """The code that ran, and the KFP run it ran in."""
+    """Tags that name the code and the KFP run."""
     tags = {"automixalign.version": __version__, "automixalign.library": library_digest()}
     if run := os.environ.get("KFP_RUN_ID"):
         tags["kfp.run_id"] = run
@@ -260,7 +262,7 @@ def _versions() -> dict[str, str]:
 
 @cache
 def _commit() -> str:
-    """The commit this code was checked out at; empty where it was not."""
+    """The git commit of this code; empty outside a checkout."""
     if (git := shutil.which("git")) is None:
         return ""
     command = [git, "-C", str(Path(__file__).parent), "rev-parse", "--verify", "--quiet", "HEAD"]
@@ -268,8 +270,8 @@ def _commit() -> str:
 
 
 @contextmanager
-def _alone(spool: Spool) -> Iterator[None]:
-    """One process at a time sends from a spool."""
+def _locked(spool: Spool) -> Iterator[None]:
+    """Let one process at a time send from a spool."""
     with (spool.folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""The records that are waiting to be sent: a folder with a file each."""
+"""The records that wait for a sender: a folder with a file for each."""
 
 import os
 import stat
@@ -17,27 +17,28 @@ from automixalign.system.errors import ConfigError
 FOLDER = "AMA_SPOOL"
 """Names the spool folder."""
 FOLLOWED = "AMA_SPOOL_FOLLOWED"
-"""Set where a process sends for all steps, so that they need not."""
+"""Set if another process sends the records of all stages."""
 URI, RUN_ID = "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"
 _SUFFIX = ".record.json"
-_TARGET = "target.json"
-_CLOSED, _TOLD = "closed", "told"
+_TARGET, _CLOSED = "target.json", "closed"
+_PIPELINE_RECORDS = "told"
+"""The content digests of the pipeline's records, one a line."""
 
 
 class Target(BaseModel):
     """Where the records of a spool go."""
 
     key: str = Field(default_factory=new_key)
-    """Names the spool, so that a run which was made for it is found again."""
+    """A tag of the pipeline's MLflow run, by which a sender finds a run that was created before it failed."""
     uri: str
     experiment: str | None = None
     run_name: str | None = None
     run_id: str | None = None
     """The run of the whole pipeline."""
     ours: bool = False
-    """We made that run, so we also end it; one handed in is somebody else's to end."""
+    """This spool created that run, so it also ends it. The creator of another run ends it."""
     artifacts: str | None = None
-    """Where an experiment of our own keeps its artifacts."""
+    """Where a new experiment stores its artifacts."""
 
 
 class Spool:
@@ -48,22 +49,22 @@ class Spool:
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, record: Record) -> None:
-        """Keep a record until it is sent; what is said of the whole pipeline is not said twice."""
-        # Without a target the spool is no pipeline's in particular.
+        """Add a record, unless it is of the whole pipeline and an equal one was added before."""
+        # A spool without a target belongs to no pipeline in particular.
         once = record.of_pipeline and (self.folder / _TARGET).exists()
-        told = self._told() if once else []
-        if record.content in told:
+        earlier = self._pipeline_records() if once else []
+        if record.content in earlier:
             return
         self.save(self.folder / f"{time.time_ns()}-{os.getpid()}{_SUFFIX}", record)
         if once:
-            files.write_text(self.folder / _TOLD, "\n".join([*told, record.content]))
+            files.write_text(self.folder / _PIPELINE_RECORDS, "\n".join([*earlier, record.content]))
 
-    def _told(self) -> list[str]:
-        file = self.folder / _TOLD
+    def _pipeline_records(self) -> list[str]:
+        file = self.folder / _PIPELINE_RECORDS
         return file.read_text(encoding="ascii").split() if file.exists() else []
 
     def save(self, file: Path, record: Record) -> None:
-        """Write a record in place."""
+        """Write a record to its file."""
         files.write_text(file, record.model_dump_json())
 
     def waiting(self) -> list[Path]:
@@ -71,12 +72,12 @@ class Spool:
         return sorted(self.folder.glob(f"*{_SUFFIX}"))
 
     def target(self) -> Target | None:
-        """Where the records go: what was set, else what the environment names."""
+        """The target that `aim` set, else the one that the environment names."""
         file = self.folder / _TARGET
         if file.exists():
             return Target.model_validate_json(file.read_text(encoding="utf-8"))
         if URI in os.environ:
-            return Target(uri=_without_credentials(os.environ[URI]), run_id=os.environ.get(RUN_ID))
+            return Target(uri=_move_credentials(os.environ[URI]), run_id=os.environ.get(RUN_ID))
         return None
 
     def aim(self, target: Target) -> None:
@@ -84,56 +85,58 @@ class Spool:
         files.write_text(self.folder / _TARGET, target.model_dump_json())
 
     def reopen(self, target: Target) -> bool:
-        """Go on: with the pipeline's run of before where it is in the same place, else with a new target.
+        """Continue with the earlier target if server and experiment are the same, else with the new one.
 
         Returns:
-            Whether there is something to tell: not where all of a run was told that had ended well.
+            Whether there is anything to send. There is not if the pipeline's run has succeeded and was sent.
         """
-        ended_well = self.closed() == "FINISHED" and not self.waiting()
-        before = self.target() if (self.folder / _TARGET).exists() else None
-        if before is None or (before.uri, before.experiment) != (target.uri, target.experiment):
-            (self.folder / _TOLD).unlink(missing_ok=True)
+        complete = self.closed() == "FINISHED" and not self.waiting()
+        earlier = self.target() if (self.folder / _TARGET).exists() else None
+        if earlier is None or (earlier.uri, earlier.experiment) != (target.uri, target.experiment):
+            (self.folder / _PIPELINE_RECORDS).unlink(missing_ok=True)
             self.aim(target)
-            ended_well = False
+            complete = False
         (self.folder / _CLOSED).unlink(missing_ok=True)
-        return not ended_well
+        return not complete
 
     def close(self, status: str) -> None:
-        """Tell whoever follows the spool that no more records come, and how the pipeline ended."""
+        """Tell the sender that no more records come, and how the pipeline ended."""
         files.write_text(self.folder / _CLOSED, status)
 
     def closed(self) -> str | None:
-        """How the pipeline ended, or None while it has not."""
+        """How the pipeline ended, or None before its end."""
         file = self.folder / _CLOSED
         return file.read_text(encoding="utf-8") if file.exists() else None
 
 
 def of_environment() -> Spool | None:
-    """The spool of this process, or None where nothing is tracked."""
+    """The spool of this process, or None if MLflow is not used."""
     if FOLDER in os.environ:
         return Spool(Path(os.environ[FOLDER]))
     if URI in os.environ:
-        return Spool(_own_folder())
+        return Spool(_user_folder())
     return None
 
 
-def _own_folder() -> Path:
-    """A folder that all steps of this user share; a record names files to send, so nobody else may leave one.
+def _user_folder() -> Path:
+    """The folder that all stages of this user share. Only the user may write it: a record names files to send.
 
     Raises:
-        ConfigError: somebody else has made it, or may write there.
+        ConfigError: another user owns it, or may write to it.
     """
     folder = Path(tempfile.gettempdir()) / f"automixalign-spool-{os.getuid()}"
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise ConfigError(f"{folder} is not this user's alone: remove it, or name another folder in {FOLDER}")
+    facts = folder.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
+        raise ConfigError(
+            f"{folder} is not private to this user: remove it, or name another folder in {FOLDER}"
+        )
     return folder
 
 
-def _without_credentials(uri: str) -> str:
-    """The server's address; user and password go to the environment, where MLflow looks for them, too."""
+def _move_credentials(uri: str) -> str:
+    """The URI without user and password, which go to the environment variables that MLflow also reads."""
     parts = urlsplit(uri)
     user, at, host = parts.netloc.rpartition("@")
     if not at:

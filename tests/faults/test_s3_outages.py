@@ -225,7 +225,7 @@ def test_a_server_that_is_down_at_the_publish_stage(stand: Stand) -> None:
     digest = files.digest(stand.model)
     stand.server.kill()
     with raises(UnreachableError, URI, ADVICE), run_step("publish"):
-        stand.publish_run(pauses=(0.1,))
+        stand.publish_run(pause_seconds=(0.1,))
     assert not (stand.folder / "publication.json").exists()
     assert files.digest(stand.model) == digest
     with seaweed(stand.folder / "server", stand.server.ports):

@@ -163,7 +163,14 @@ def configure(cli: CommandLine, rows: bytes = lines(GOOD), **changes: Any) -> No
             "2 weights are missing",
             HEAD,
         ),
-        bad("a weight of another shape", weights(cut_shape), OF, UP, "[7, 16]", "[32, 16]"),
+        bad(
+            "a weight of another shape",
+            weights(cut_shape),
+            OF,
+            UP,
+            "[7, 16]",
+            "by config.json must be [32, 16]",
+        ),
         bad("a smaller vocabulary", weights(cut_vocabulary), OF, HEAD, "[50, 16]"),
         bad(
             "a LoRA adapter",

@@ -14,6 +14,7 @@ import pytest
 from automixalign.data.store import SPLITS, read_split
 from benchmarks import tiny
 from tests.faults.command_line import CONFIG, CommandLine, ama, experiment
+from tests.faults.common import Damage, remove, write
 
 Data = dict[str, Any]
 Write = Callable[[Path], object]
@@ -35,11 +36,12 @@ def text(number: int = 0, **changes: Any) -> Data:
     return {"prompt": f"say {number}:", "chosen": f" {number}", "rejected": " no"} | changes
 
 
-def message(role: str, content: Any = "x") -> list[Data]:
+def message(role: Any, content: Any = "x") -> list[Data]:
     """One message."""
     return [{"role": role, "content": content}]
 
 
+USER, ASSISTANT, SYSTEM = message("user"), message("assistant"), message("system")
 GOOD = [pair(number) for number in range(12)]
 
 
@@ -83,9 +85,14 @@ def parquet(rows: list[Data], cut: int | None = None) -> Write:
     return write
 
 
-def broken_saved_data_set(folder: Path) -> None:
-    datasets.Dataset.from_list(GOOD).save_to_disk(folder / "saved")
-    (folder / "saved" / "state.json").write_text("[]")
+def saved_data_set(damage: Damage) -> Write:
+    """Write a data set as `datasets` saves it, and damage it."""
+
+    def write(folder: Path) -> None:
+        datasets.Dataset.from_list(GOOD).save_to_disk(folder / "saved")
+        damage(folder / "saved")
+
+    return write
 
 
 def bad(
@@ -98,7 +105,13 @@ def bad(
     return pytest.param(what, parts, source, task or {}, id=name)
 
 
+def bad_parquet(name: str, write: Write, part: str) -> Any:
+    """An `own.parquet` that is refused."""
+    return bad(name, write, f"own.parquet{part}", source="own.parquet")
+
+
 DEEP = b'{"chosen": ' + b"[" * 990 + b"]" * 990 + b', "rejected": "b"}\n'
+SAVED = "saved: not a readable saved data set"
 HALF = len(lines(GOOD)) // 2
 
 BAD = [
@@ -107,22 +120,12 @@ BAD = [
     bad("a row cut short", lines(GOOD)[:HALF], "own.jsonl:", "not a JSON document"),
     bad("Python's quotes", lines(GOOD[:1]) + b"{'prompt': 'a'}\n", "own.jsonl:2: not a JSON document"),
     bad("CSV", b"prompt,chosen,rejected\na,b,c\n", "own.jsonl:1: not a JSON document"),
-    bad(
-        "JSON over several lines",
-        json.dumps(GOOD, indent=1).encode(),
-        "own.jsonl:1: ",
-        "every line must be one",
-    ),
+    bad("JSON over several lines", json.dumps(GOOD, indent=1).encode(), "own.jsonl:1: ", "line must be one"),
     bad(
         "a JSON array on one line", json.dumps(GOOD).encode(), "own.jsonl:1: a JSON object is needed, not list"
     ),
     bad("a row that is null", b"null\n", "own.jsonl:1: a JSON object is needed, not NoneType"),
-    bad(
-        "a duplicate field",
-        lines(GOOD[:1]) + b'{"chosen": "a", "chosen": "b"}',
-        "own.jsonl:2: ",
-        "'chosen' stands twice",
-    ),
+    bad("a duplicate field", b'{"chosen": "a", "chosen": "b"}', "own.jsonl:1: ", "'chosen' stands twice"),
     bad(
         "a number of 5,000 digits", lines(GOOD[:1]) + b'{"a": ' + b"1" * 5000 + b"}", "own.jsonl:2: not a JSON"
     ),
@@ -134,12 +137,7 @@ BAD = [
     bad("Latin-1", lines(GOOD[:2]) + '{"prompt": "café"}'.encode("latin-1"), "own.jsonl:3: not UTF-8"),
     bad("a byte order mark inside", lines(GOOD[:1]) + b"\xef\xbb\xbf" + lines(GOOD), "own.jsonl:2: not a JSON"),
     bad("NUL", pair(rejected=message("assistant", "a\0b")), "rejected[0] holds a NUL"),
-    bad(
-        "half a surrogate pair",
-        json.dumps(text(chosen="\ud800")).encode(),
-        "own.jsonl:1: chosen",
-        "half a surrogate",
-    ),
+    bad("half a surrogate pair", json.dumps(text(chosen="\ud800")).encode(), "chosen", "half a surrogate"),
     # Fields.
     bad("a text for a row", b'"text"\n', "own.jsonl:1: a JSON object is needed, not str"),
     bad("an empty row", {}, "the field 'chosen' is missing"),
@@ -147,79 +145,56 @@ BAD = [
     bad("a misspelt field", {"prompt": "a", "choosen": "b", "rejected": "c"}, "the field 'chosen' is missing"),
     bad("a number for a text", text(chosen=3), "'chosen' must be text or a list of messages, not 3"),
     bad("null for a text", text(rejected=None), "'rejected' must be text or a list of messages, not None"),
-    bad(
-        "an object for a text",
-        text(prompt={"a": [1]}),
-        "'prompt' must be text or a list of messages, not a dict",
-    ),
+    bad("an object for a text", text(prompt={"a": [1]}), "'prompt' must be text or a list of", "not a dict"),
     bad("an empty list of messages", pair(chosen=[]), "'chosen' must be", "not an empty list"),
     bad("an empty text", text(chosen=""), "chosen is empty"),
     bad("blanks alone", text(prompt=" \n\t"), "prompt is empty"),
     bad("text and messages in a row", pair(chosen="yes"), "must all be text or all messages"),
     bad("no prompt and no common beginning", {"chosen": "yes", "rejected": "no"}, "there is no 'prompt'"),
     bad("a prompt of text, sides of messages", pair(prompt="hi"), "must all be text or all messages"),
-    bad("sides of two kinds", {"chosen": "hi yes", "rejected": message("user")}, "must both be text or"),
+    bad("sides of two kinds", {"chosen": "hi yes", "rejected": USER}, "must both be text or"),
     bad("a text for a message", pair(chosen=["yes"]), "chosen[0] must be an object with 'role' and 'content'"),
     bad("a message without content", pair(chosen=[{"role": "assistant"}]), "chosen[0] must be an object with"),
-    bad(
-        "a content that is null",
-        pair(rejected=message("assistant", None)),
-        "content of rejected[0] must be text",
-    ),
+    bad("a null content", pair(rejected=message("assistant", None)), "content of rejected[0] must be text"),
     bad("an empty message", pair(rejected=message("assistant", "")), "rejected[0] is empty"),
     bad("NUL in a text", text(chosen="b\0"), "chosen holds a NUL"),
     bad(
-        "half a surrogate pair in a message",
+        "half a pair in a message",
         json.dumps(pair(prompt=message("user", "\ud800"))).encode(),
-        "own.jsonl:1: prompt[0] holds a NUL or half a surrogate pair",
+        "prompt[0] holds",
     ),
     bad("blanks alone in common", {"chosen": "  yes", "rejected": "  no"}, "there is no 'prompt'"),
     bad("a side that is the beginning", {"chosen": "a", "rejected": "a b"}, "there is no 'prompt'"),
     bad(
-        "messages without prompt",
-        {"chosen": message("assistant", "a"), "rejected": message("assistant", "b")},
+        "no prompt in messages",
+        {"chosen": ASSISTANT, "rejected": message("assistant", "b")},
         "there is no 'prompt'",
     ),
     bad("a message without role", pair(chosen=[{"content": "a"}]), "chosen[0] must be an object with 'role'"),
     bad("an unknown role", pair(prompt=message("human")), "prompt[0] has the role 'human'"),
-    bad(
-        "a role that is a list",
-        pair(prompt=[*message("user"), {"role": ["user"], "content": "a"}]),
-        "prompt[1] has the role a list",
-    ),
+    bad("a role that is a list", pair(prompt=[*USER, *message(["user"])]), "prompt[1] has the role a list"),
     bad(
         "a content in parts",
         pair(rejected=message("assistant", [{"type": "text", "text": "a"}])),
         "the content of rejected[0] must be text",
     ),
     # Roles out of order.
-    bad("a system-only prompt", pair(prompt=message("system")), "'prompt' holds no user message"),
-    bad(
-        "a system message in the middle",
-        pair(prompt=message("user") + message("system") + message("user")),
-        "a system message may only open",
-    ),
+    bad("a system-only prompt", pair(prompt=SYSTEM), "'prompt' holds no user message"),
+    bad("a system message in the middle", pair(prompt=USER + SYSTEM + USER), "a system message may only open"),
     bad(
         "a prompt that ends with the assistant",
-        pair(prompt=message("user") + message("assistant")),
+        pair(prompt=USER + ASSISTANT),
         "must end before the assistant's turn",
     ),
-    bad("an answer by the user", pair(chosen=message("user")), "'chosen' must begin and end with an assistant"),
-    bad(
-        "an answer that ends with the user",
-        pair(rejected=message("assistant") + message("user")),
-        "'rejected' must begin and end",
-    ),
-    bad(
-        "a system message in an answer",
-        pair(chosen=message("assistant") + message("system") + message("assistant")),
-        "'chosen' holds one",
-    ),
+    bad("an answer by the user", pair(chosen=USER), "'chosen' must begin and end with an assistant"),
+    bad("an answer that ends with the user", pair(rejected=ASSISTANT + USER), "'rejected' must begin and end"),
+    bad("a system message in an answer", pair(chosen=ASSISTANT + SYSTEM + ASSISTANT), "'chosen' holds one"),
     # Answers.
     bad(
-        "no answer for a verifier",
-        lines(GOOD),
-        "task own: the verifier 'exact' needs an 'answer'",
+        "one row without an answer for a verifier",
+        lines([*(row | {"answer": "1"} for row in GOOD), pair(99)]),
+        "task own: the verifier 'exact' needs an 'answer' in every row",
+        "say 99",
         task={"verifier": "exact"},
     ),
     bad("an answer that is a number", pair(answer=4), "'answer' must be text, not int"),
@@ -233,12 +208,7 @@ BAD = [
     # What leaves nothing.
     bad("an empty file", b"", "task own: own.jsonl holds no usable pair", "0 read"),
     bad("blank lines alone", b"\n \r\n\n", "task own: own.jsonl holds no usable pair", "0 read"),
-    bad(
-        "every chosen = rejected",
-        lines(text(n, rejected=f" {n}") for n in range(9)),
-        "task own: ",
-        "9 identical_sides",
-    ),
+    bad("every chosen = rejected", lines(text(n, rejected=f" {n}") for n in range(9)), "9 identical_sides"),
     bad("all rows identical", lines([GOOD[0]] * 9), "task own: 1 usable pairs with 1 prompts", "'split'"),
     bad(
         "every pair contradicted",
@@ -246,75 +216,41 @@ BAD = [
         "task own: ",
         "6 contradictory",
     ),
+    bad("two rows", lines(GOOD[:2]), "task own: 2 usable pairs with 2 prompts leave its train split empty"),
     bad("one row", lines(GOOD[:1]), "task own: 1 usable pairs with 1 prompts leave its train split empty"),
     bad(
         "one prompt for all rows",
         lines(pair(7, rejected=message("assistant", str(n))) for n in range(50, 70)),
         "task own: 20 usable pairs with 1 prompts",
     ),
-    bad(
-        "text and messages in a task",
-        lines([*GOOD, text()]),
-        "task own: mixes plain-text and conversational rows",
-    ),
+    bad("text after messages", lines([*GOOD, text()]), "task own: mixes plain-text and conversational"),
+    bad("messages after text", lines([text(), *GOOD]), "task own: mixes plain-text and conversational"),
     # Files and folders.
     bad("no such file", folder({}), "task own: own.jsonl does not exist"),
     bad(
-        "a wrong suffix",
-        folder({"own.txt": lines(GOOD)}),
-        "own.txt: unknown kind of file",
-        ".jsonl",
-        source="own.txt",
+        "a wrong suffix", folder({"own.txt": b""}), "own.txt: unknown kind of file", ".jsonl", source="own.txt"
     ),
     bad("a folder without data", folder({"data/notes.md": b""}), "data: no .jsonl", source="data"),
     bad(
         "one bad file of a folder",
-        folder({"data/a.jsonl": lines(GOOD), "data/b/c.jsonl": b"{\n"}),
+        folder({"data/b/c.jsonl": b"{\n"}),
         "data/b/c.jsonl:1: not a JSON",
         source="data",
     ),
     bad("a name of 5,000 letters", folder({}), "task own: ", "cannot be read", source="x" * 900 + ".jsonl"),
-    bad(
-        "a link to itself",
-        lambda folder: (folder / SOURCE).symlink_to(SOURCE),
-        "task own: own.jsonl does not exist",
-    ),
-    bad(
-        "a pipe, which never ends",
-        lambda folder: os.mkfifo(folder / SOURCE),
-        "task own: own.jsonl is neither a file nor a folder",
-    ),
+    bad("a link to itself", lambda f: (f / SOURCE).symlink_to(SOURCE), "task own: own.jsonl does not exist"),
+    bad("an endless pipe", lambda f: os.mkfifo(f / SOURCE), "own.jsonl is neither a file nor a folder"),
     # Parquet and saved data sets.
-    bad(
-        "an empty Parquet file",
-        folder({"own.parquet": b""}),
-        "own.parquet: not a readable Parquet",
-        source="own.parquet",
+    bad_parquet("an empty Parquet file", folder({"own.parquet": b""}), ": not a readable Parquet"),
+    bad_parquet("text in its place", folder({"own.parquet": lines(GOOD)}), ": not a readable Parquet"),
+    bad_parquet("Parquet cut short", parquet(GOOD, cut=-20), ": not a readable Parquet"),
+    bad_parquet(
+        "Parquet without the columns", parquet([{"question": "a"}]), ":1: the field 'chosen' is missing"
     ),
-    bad(
-        "text with the suffix of Parquet",
-        folder({"own.parquet": lines(GOOD)}),
-        "own.parquet: not a readable Parquet",
-        source="own.parquet",
-    ),
-    bad(
-        "Parquet cut short", parquet(GOOD, cut=-20), "own.parquet: not a readable Parquet", source="own.parquet"
-    ),
-    bad(
-        "Parquet without the columns",
-        parquet([{"question": "a"}]),
-        "own.parquet:1: the field 'chosen' is missing",
-        source="own.parquet",
-    ),
-    bad(
-        "Parquet with numbers",
-        parquet([text(chosen=1)]),
-        "own.parquet:1: 'chosen' must be text",
-        source="own.parquet",
-    ),
-    bad(
-        "a broken saved data set", broken_saved_data_set, "saved: not a readable saved data set", source="saved"
-    ),
+    bad_parquet("Parquet with numbers", parquet([text(chosen=1)]), ":1: 'chosen' must be text"),
+    bad("a broken saved data set", saved_data_set(write("state.json", "[]")), SAVED, source="saved"),
+    bad("a saved data set cut short", saved_data_set(write("state.json", "{")), SAVED, source="saved"),
+    bad("a saved data set without rows", saved_data_set(remove("*.arrow")), SAVED, source="saved"),
 ]
 
 

@@ -287,6 +287,7 @@ def test_a_stage_that_kfp_retries_goes_on_from_a_folder(tmp_path: Path) -> None:
     kill_and_retry(tmp_path, {PLACE: str(checkpoints)}, lambda: any(checkpoints.glob(sealed)))
 
 
+@pytest.mark.slow
 def test_a_stage_that_kfp_retries_goes_on_from_s3(store: Store, tmp_path: Path) -> None:
     kill_and_retry(tmp_path, store.environment, store.holds_a_checkpoint)
     assert store.list_keys() == []

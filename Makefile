@@ -62,7 +62,7 @@ types: setup
 unit: setup
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-faults: setup ## every fault test (half an hour on two cores), and a table of the cases and their outcomes
+faults: setup ## every fault test, also those that .ci/run leaves out, and a table of the outcomes
 	$(BIN)/python -m pytest tests/faults -m 'not container' --faults-table --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
 test-faults: setup ## the slow fault tests that .ci/run runs: kills, outages, full disks

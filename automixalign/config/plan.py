@@ -1,11 +1,11 @@
 """The settings of every stage of an experiment's DAG."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from pydantic import BaseModel
 
-from automixalign.config.cluster import ClusterSpec
+from automixalign.config.cluster import ClusterSpec, Step
 from automixalign.config.data import DataSettings
 from automixalign.config.evaluation import EvaluationSettings, ScoringSettings
 from automixalign.config.experiment import ComparisonSettings, Experiment, RegistrySettings
@@ -17,7 +17,47 @@ from automixalign.config.release import PublicationSettings
 from automixalign.config.settings import Settings
 from automixalign.config.training import SpecialistLossesSettings, SpecialistSettings
 from automixalign.quickstart.spec import synthetic_name
-from automixalign.system.provenance import environment_digest, library_digest
+from automixalign.system.provenance import code_digest, environment_digest
+
+_TRAINING = ("automixalign.training.launch", "automixalign.training.worker")
+_VERIFIERS = "automixalign.scoring.verifiers.*"
+
+MODULES: Mapping[Step, Sequence[str]] = {
+    "prepare_base_model": ("automixalign.config.models", "automixalign.models.prepare"),
+    "prepare_data": (
+        "automixalign.config.data",
+        "automixalign.data.prepare",
+        "automixalign.models.load",
+        _VERIFIERS,
+    ),
+    "reference_logps": ("automixalign.config.evaluation", "automixalign.scoring.reference_logps"),
+    "train_specialist": ("automixalign.config.training", "automixalign.training.train", *_TRAINING),
+    "specialist_losses": (
+        "automixalign.config.training",
+        "automixalign.training.specialist_losses",
+        *_TRAINING,
+    ),
+    "train_generalist": (
+        "automixalign.config.methods",
+        "automixalign.method.mixers",
+        "automixalign.training.train",
+        *_TRAINING,
+    ),
+    "merge_specialists": ("automixalign.config.merges", "automixalign.merging.merge"),
+    "evaluate": ("automixalign.config.evaluation", "automixalign.scoring.evaluate", _VERIFIERS),
+    "compare": ("automixalign.config.experiment", "automixalign.method.mixers", "automixalign.report.compare"),
+    "register": ("automixalign.config.experiment", "automixalign.release.register"),
+    "publish": ("automixalign.config.release", "automixalign.release.publish"),
+}
+"""What the component of each stage imports, and modules that are started or found by name."""
+_RUN_STEP = "automixalign.steps.step"
+_MADE_NUMBERS = [
+    module
+    for stage, modules in MODULES.items()
+    if stage not in ("compare", "register", "publish")
+    for module in modules
+]
+"""What makes the numbers of a run. The report and the registry name its digest."""
 
 
 class Plan(BaseModel):
@@ -44,19 +84,26 @@ class Plan(BaseModel):
             experiment: the checked configuration.
             fingerprints: digest of the content of each source, by the task's name or "base_model".
         """
-        common: dict[str, Any] = {
-            "code": library_digest(),
-            "environment": environment_digest(),
-            "seed": experiment.seed,
-        }
+
+        def common(stage: Step, *further: str) -> dict[str, Any]:
+            return {
+                "code": code_digest([_RUN_STEP, *MODULES[stage], *further]),
+                "environment": environment_digest(),
+                "seed": experiment.seed,
+            }
+
         training, evaluation = experiment.training, experiment.evaluation
         tasks = [task.name for task in experiment.tasks]
-        scoring = {**common, "batch_size": evaluation.batch_size, "precision": evaluation.precision}
-        specialist = SpecialistSettings(**common, training=training, budget=experiment.budget.specialist)
+        scoring = {"batch_size": evaluation.batch_size, "precision": evaluation.precision}
+        generalist = common("train_generalist")
+        generalist["code"] += extensions_digest(experiment.extensions)
+        specialist = SpecialistSettings(
+            **common("train_specialist"), training=training, budget=experiment.budget.specialist
+        )
         unplaced = experiment.model_copy(update={"cluster": ClusterSpec()})
         return cls(
             base_model=BaseModelSettings(
-                **common,
+                **common("prepare_base_model"),
                 base_model=experiment.base_model,
                 synthetic_tasks=[
                     name for task in experiment.tasks if (name := synthetic_name(task.source)) is not None
@@ -64,15 +111,16 @@ class Plan(BaseModel):
                 fingerprint=fingerprints["base_model"],
             ),
             data=DataSettings(
-                **common,
+                **common("prepare_data"),
                 tasks=experiment.tasks,
                 split=experiment.split,
                 max_length=experiment.max_length,
                 fingerprints=[fingerprints[task] for task in tasks],
             ),
-            scoring=ScoringSettings(**scoring),
+            scoring=ScoringSettings(**common("reference_logps"), **scoring),
             specialist=specialist,
             specialist_losses=SpecialistLossesSettings(
+                **common("specialist_losses"),
                 **scoring,
                 loss=training.loss,
                 warn_gap=experiment.specialist_losses.warn_gap,
@@ -81,7 +129,7 @@ class Plan(BaseModel):
             tasks=tasks,
             generalists=[
                 GeneralistSettings(
-                    **{**common, "code": library_digest() + extensions_digest(experiment.extensions)},
+                    **generalist,
                     extensions=experiment.extensions,
                     training=training,
                     budget=experiment.budget.generalist,
@@ -89,18 +137,23 @@ class Plan(BaseModel):
                 )
                 for method in experiment.methods
             ],
-            merges=[MergeSettings(**common, merge=merge, tasks=tasks) for merge in experiment.merges],
+            merges=[
+                MergeSettings(**common("merge_specialists"), merge=merge, tasks=tasks)
+                for merge in experiment.merges
+            ],
             evaluation=EvaluationSettings(
-                **common,
+                **common("evaluate"),
                 evaluation=evaluation,
                 loss=training.loss,
                 verifiers={task.name: task.verifier for task in experiment.tasks if task.verifier},
             ),
-            comparison=ComparisonSettings(**common, experiment=unplaced),
+            comparison=ComparisonSettings(**common("compare", *_MADE_NUMBERS), experiment=unplaced),
             registry=experiment.registry
-            and RegistrySettings(**common, registry=experiment.registry, experiment=unplaced),
+            and RegistrySettings(
+                **common("register", *_MADE_NUMBERS), registry=experiment.registry, experiment=unplaced
+            ),
             publication=experiment.output
-            and PublicationSettings(**common, output=experiment.output, run=experiment.name),
+            and PublicationSettings(**common("publish"), output=experiment.output, run=experiment.name),
         )
 
     def as_outputs(self) -> dict[str, str | list[str]]:

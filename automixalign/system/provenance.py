@@ -3,17 +3,20 @@
 All of it is part of every step's settings, so that another of them never meets a cached result.
 """
 
+import ast
 import hashlib
 import json
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
-_CODE = (".py", ".html", ".css", ".js")
+_PACKAGE = Path(__file__).parents[1]
+_SOURCES = (".py", ".html", ".css", ".js")
 _NUMERIC = (
     *("ATEN_", "CUBLAS_", "CUDA_", "DNNL_", "KMP_", "MKL_", "NVIDIA_TF32_OVERRIDE"),
     *("OMP_", "ONEDNN_", "OPENBLAS_", "PYTORCH_", "TORCH_"),
@@ -26,12 +29,91 @@ _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 @cache
 def library_digest() -> str:
-    """SHA-256 of this library's source."""
+    """SHA-256 of the source files of the whole package."""
     total = hashlib.sha256()
-    root = Path(__file__).parents[1]
-    for file in sorted(file for file in root.rglob("*") if file.suffix in _CODE):
-        total.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    for file in sorted(file for file in _PACKAGE.rglob("*") if file.suffix in _SOURCES):
+        total.update(file.relative_to(_PACKAGE).as_posix().encode() + b"\0" + file.read_bytes())
     return total.hexdigest()[:16]
+
+
+def code_digest(modules: Iterable[str]) -> str:
+    """SHA-256 of modules of this package and of all that they import from it, directly or not.
+
+    Comments, formatting and docstrings do not count, those of attributes included. The `assets/` of a package
+    count where one of its modules does.
+
+    Args:
+        modules: names from `automixalign` on. `PACKAGE.*` stands for every module of a package, such as one
+            whose registry finds its modules by itself.
+    """
+    total = hashlib.sha256()
+    for name in sorted(imported_modules(modules)):
+        total.update(f"{name} {_parse(name).digest}\n".encode())
+    return total.hexdigest()[:16]
+
+
+def imported_modules(modules: Iterable[str]) -> frozenset[str]:
+    """The modules of this package that run when `modules` and their functions run; see `code_digest`."""
+    reached: set[str] = set()
+    waiting = [name for module in modules for name in _expand(module)]
+    while waiting:
+        name = waiting.pop()
+        if name and name not in reached:
+            reached.add(name)
+            waiting += [name.rpartition(".")[0], *_parse(name).imports]
+    return frozenset(reached)
+
+
+class _Module(NamedTuple):
+    digest: str
+    imports: frozenset[str]
+
+
+@cache
+def _parse(name: str) -> _Module:
+    path = _path(name)
+    if path is None:
+        raise ModuleNotFoundError(f"there is no module {name}")
+    tree = ast.parse(path.read_bytes())
+    imports = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            imports |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        for field in ("body", "orelse", "finalbody"):
+            if isinstance(statements := getattr(node, field, None), list):
+                setattr(node, field, [each for each in statements if not _is_docstring(each)])
+    digest = hashlib.sha256(ast.dump(tree).encode())
+    if path.name == "__init__.py":
+        for file in sorted(path.parent.glob("assets/*")):
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return _Module(digest.hexdigest(), frozenset(each for each in imports if _path(each)))
+
+
+def _is_docstring(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+def _path(name: str) -> Path | None:
+    """The file of a module of this package; None for other names."""
+    if name.partition(".")[0] != _PACKAGE.name:
+        return None
+    path = _PACKAGE.parent / name.replace(".", "/")
+    candidates = (path.with_suffix(".py"), path / "__init__.py")
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _expand(module: str) -> list[str]:
+    package = module.removesuffix(".*")
+    if package == module:
+        return [module]
+    folder = _PACKAGE.parent / package.replace(".", "/")
+    return [package, *(f"{package}.{file.stem}" for file in folder.glob("*.py") if file.stem != "__init__")]
 
 
 @cache

@@ -439,7 +439,7 @@ def test_a_fingerprint_reaches_the_step_that_reads_the_source(experiment_data: D
 
 def test_new_code_never_meets_an_old_cache(complete_data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     before = settings_of(complete_data)
-    monkeypatch.setattr("automixalign.config.plan.library_digest", lambda: "another")
+    monkeypatch.setattr("automixalign.config.plan.code_digest", lambda modules: "another")
     assert difference(before, settings_of(complete_data)) == STAGES
 
 

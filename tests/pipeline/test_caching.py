@@ -86,14 +86,23 @@ def other_weights(world: World) -> None:
     save_file(weights, file, metadata={"format": "pt"})
 
 
-def other_code(world: World) -> None:
-    code = world.folder / "code"
-    for package in ("automixalign", "components", "pipelines"):
-        shutil.copytree(ROOT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
-    with (code / "automixalign" / "mixers.py").open("a") as out:
-        out.write("# changed\n")
-    world.patch.setenv("PYTHONPATH", str(code))
-    world.patch.chdir(code)
+def edit(file: str) -> Callable[[World], None]:
+    """Run a copy of the project in which one module of the library has a line more."""
+
+    def change(world: World) -> None:
+        code = world.folder / "code"
+        for package in ("automixalign", "components", "pipelines"):
+            shutil.copytree(ROOT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
+        append(code / "automixalign" / file, "CHANGED = 1")
+        world.patch.setenv("PYTHONPATH", str(code))
+        world.patch.chdir(code)
+
+    return change
+
+
+def append(file: Path, line: str) -> None:
+    assert file.is_file()
+    file.write_text(f"{file.read_text()}\n{line}\n")
 
 
 def deleted_file(world: World) -> None:
@@ -135,7 +144,8 @@ CHANGES: dict[str, tuple[Callable[[World], None], set[str]]] = {
     "seed": (set_("seed", value=6), ALL),
     "data": (further_row, ALL - {BASE}),
     "the base model's content": (other_weights, ALL),
-    "library code": (other_code, ALL),
+    "code of every stage": (edit("steps/step.py"), ALL),
+    "a mixer": (edit("method/mixers.py"), {*AMA_R, *UNIFORM, "compare"}),
     "relevant environment": (variable("ATEN_CPU_CAPABILITY", "default"), ALL),
     "irrelevant environment": (variable("EDITOR", "ed"), set()),
     "a deleted file": (deleted_file, {*OWN, "gather_specialists", "compare"}),

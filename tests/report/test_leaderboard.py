@@ -1,8 +1,8 @@
-"""The leaderboard, against numbers worked out by hand."""
+"""The leaderboard, against numbers calculated by hand."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pytest
@@ -12,121 +12,134 @@ from automixalign.scoring.caches import SUMMARY
 from automixalign.storage import files
 from automixalign.system.errors import CacheError
 
-Losses = Mapping[str, Mapping[str, float]]
-ORDER = ["reference", "specialist-a", "specialist-b", "standard", "ama-r", "ties"]
 
-LOSSES: dict[str, Losses] = {
-    "reference": {"a": {"a1": 1.0, "a2": 1.0, "a3": 1.0, "a4": 1.0}, "b": {"b1": 1.0, "b2": 1.0}},
-    "specialist-a": {"a": {"a1": 0.5, "a2": 0.5, "a3": 0.5, "a4": 2.0}, "b": {"b1": 3.0, "b2": 1.0}},
-    "specialist-b": {"a": {"a1": 1.5, "a2": 0.5, "a3": 0.5, "a4": 2.0}, "b": {"b1": 0.25, "b2": 0.75}},
-    "standard": {"a": {"a1": 0.7, "a2": 0.1, "a3": 0.5, "a4": 0.0}, "b": {"b1": 1.25, "b2": 0.95}},
-    "ama-r": {"a": {"a1": 0.9, "a2": 0.9, "a3": 0.1, "a4": 2.0}, "b": {"b1": 0.45, "b2": 0.75}},
-    "ties": {"a": {"a1": 0.5, "a2": 0.5, "a3": 0.5, "a4": 2.0}, "b": {"b1": 3.25, "b2": 0.75}},
+class Model(NamedTuple):
+    """A model's losses on the four pairs of task a and the two of task b, its excess, and its other metrics."""
+
+    family: str
+    a: Sequence[float]
+    b: Sequence[float]
+    excess: tuple[float, float]
+    metrics_a: dict[str, float]
+    metrics_b: dict[str, float]
+
+
+def metrics(accuracy: float, margin: float, **others: float) -> dict[str, float]:
+    return {"accuracy": accuracy, "margin": margin, **others}
+
+
+# The excess is the mean over a task's pairs of max(L - L_specialist, 0), calculated by hand. On the fourth pair of
+# task a the specialist has a large loss; that pair never counts in a model's favour.
+MODELS = {
+    "reference": Model(
+        *("reference", [1.0, 1.0, 1.0, 1.0], [1.0, 1.0]),
+        excess=((0.5 + 0.5 + 0.5 + 0) / 4, (0.75 + 0.25) / 2),
+        metrics_a=metrics(0.5, 0.0),
+        metrics_b=metrics(0.5, 0.0),
+    ),
+    "specialist-a": Model(
+        *("specialist", [0.5, 0.5, 0.5, 2.0], [3.0, 1.0]),
+        excess=(0.0, (2.75 + 0.25) / 2),
+        metrics_a=metrics(0.9, 2.0),
+        metrics_b=metrics(0.1, -2.0),
+    ),
+    "specialist-b": Model(
+        *("specialist", [1.5, 0.5, 0.5, 2.0], [0.25, 0.75]),
+        excess=(1.0 / 4, 0.0),
+        metrics_a=metrics(0.2, -1.0),
+        metrics_b=metrics(1.0, 3.0),
+    ),
+    "standard": Model(
+        *("generalist", [0.7, 0.1, 0.5, 0.0], [1.25, 0.95]),
+        excess=((0.2 + 0 + 0 + 0) / 4, (1.0 + 0.2) / 2),
+        metrics_a=metrics(0.9, 1.0, pass_rate=0.5),
+        metrics_b=metrics(0.4, 3.0),
+    ),
+    "ama-r": Model(
+        *("generalist", [0.9, 0.9, 0.1, 2.0], [0.45, 0.75]),
+        excess=((0.4 + 0.4 + 0 + 0) / 4, 0.2 / 2),
+        metrics_a=metrics(0.7, 0.5, pass_rate=0.25),
+        metrics_b=metrics(0.8, 1.5),
+    ),
+    "ties": Model(
+        *("merge", [0.5, 0.5, 0.5, 2.0], [3.25, 0.75]),
+        excess=(0.0, 3.0 / 2),
+        metrics_a=metrics(0.8, 0.1),
+        metrics_b=metrics(0.6, -0.5),
+    ),
 }
-# Worked out by hand: the mean over a task's pairs of max(L - L_specialist, 0). The fourth pair of task a, which
-# its specialist does badly on, never counts in a model's favour.
-EXCESS = {
-    "reference": {"a": (0.5 + 0.5 + 0.5 + 0) / 4, "b": (0.75 + 0.25) / 2},
-    "specialist-a": {"a": 0.0, "b": (2.75 + 0.25) / 2},
-    "specialist-b": {"a": 1.0 / 4, "b": 0.0},
-    "standard": {"a": (0.2 + 0 + 0 + 0) / 4, "b": (1.0 + 0.2) / 2},
-    "ama-r": {"a": (0.4 + 0.4 + 0 + 0) / 4, "b": 0.2 / 2},
-    "ties": {"a": 0.0, "b": 3.0 / 2},
-}
-MEASURED: dict[str, dict[str, dict[str, float]]] = {
-    "reference": {"a": {"accuracy": 0.5, "margin": 0.0}, "b": {"accuracy": 0.5, "margin": 0.0}},
-    "specialist-a": {"a": {"accuracy": 0.9, "margin": 2.0}, "b": {"accuracy": 0.1, "margin": -2.0}},
-    "specialist-b": {"a": {"accuracy": 0.2, "margin": -1.0}, "b": {"accuracy": 1.0, "margin": 3.0}},
-    "standard": {
-        "a": {"accuracy": 0.9, "margin": 1.0, "pass_rate": 0.5},
-        "b": {"accuracy": 0.4, "margin": 3.0},
-    },
-    "ama-r": {"a": {"accuracy": 0.7, "margin": 0.5, "pass_rate": 0.25}, "b": {"accuracy": 0.8, "margin": 1.5}},
-    "ties": {"a": {"accuracy": 0.8, "margin": 0.1}, "b": {"accuracy": 0.6, "margin": -0.5}},
-}
 
 
-FAMILIES = {
-    "reference": "reference",
-    "specialist-a": "specialist",
-    "specialist-b": "specialist",
-    "standard": "generalist",
-    "ama-r": "generalist",
-    "ties": "merge",
-}
-
-
-def evaluation(root: Path, name: str) -> Path:
-    """A folder as `evaluate` writes it, the pairs of each model in an order of their own."""
-    folder = root / f"folder-of-{name}"
-    tasks: dict[str, dict[str, float]] = {}
-    for task, losses in LOSSES[name].items():
-        ids = sorted(losses, reverse=bool(len(name) % 2))
-        table = pa.table({"pair_id": ids, "loss": [losses[pair] for pair in ids]})
-        files.write_table(folder / f"{task}.parquet", table)
-        tasks[task] = {"loss": sum(losses.values()) / len(losses), "chosen_drift": 1.0, **MEASURED[name][task]}
-    summary = {"model": name, "family": FAMILIES[name], "beta": 0.1, "tasks": tasks}
-    files.write_json(folder / SUMMARY, summary)
+def evaluation(folder: Path, name: str) -> Path:
+    """A folder as `evaluate` writes it; the order of the pairs differs between models."""
+    model, tasks = MODELS[name], {}
+    for task, losses, measured in (("a", model.a, model.metrics_a), ("b", model.b, model.metrics_b)):
+        pairs = [(f"{task}{number}", loss) for number, loss in enumerate(losses, start=1)]
+        ids, values = zip(*sorted(pairs, reverse=bool(len(name) % 2)), strict=True)
+        files.write_table(folder / f"{task}.parquet", pa.table({"pair_id": ids, "loss": values}))
+        tasks[task] = {"loss": sum(losses) / len(losses), "chosen_drift": 1.0, **measured}
+    files.write_json(folder / SUMMARY, {"model": name, "family": model.family, "beta": 0.1, "tasks": tasks})
     return folder
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> list[Path]:
-    return [evaluation(tmp_path, name) for name in sorted(ORDER)]
+def folders(tmp_path: Path) -> dict[str, Path]:
+    return {name: evaluation(tmp_path / f"folder-of-{name}", name) for name in sorted(MODELS)}
 
 
 @pytest.fixture
-def entries(folders: list[Path]) -> dict[str, Any]:
-    return {entry["model"]: entry for entry in leaderboard.build(folders, ORDER)}
+def board(folders: dict[str, Path]) -> list[dict[str, Any]]:
+    return leaderboard.build(folders.values(), MODELS)
 
 
-def test_models_stand_in_the_order_asked_for(folders: list[Path]) -> None:
-    built = leaderboard.build(folders, ORDER)
-    assert [entry["model"] for entry in built] == ORDER
-    assert [entry["family"] for entry in built] == list(FAMILIES.values())
-    assert [entry["model"] for entry in leaderboard.build(folders, ["ties", "reference"])] == [
-        "ties",
-        "reference",
-    ]
+def select(board: list[dict[str, Any]], *names: str) -> list[dict[str, Any]]:
+    return [entry for entry in board if entry["model"] in names]
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_the_excess_is_clipped_example_by_example(entries: dict[str, Any], name: str) -> None:
-    found = {task: measured["excess"] for task, measured in entries[name]["tasks"].items()}
-    assert found == pytest.approx(EXCESS[name])
-    assert entries[name]["average"]["excess"] == pytest.approx(sum(EXCESS[name].values()) / 2)
-    assert entries[name]["worst"]["excess"] == pytest.approx(max(EXCESS[name].values()))
+def test_models_are_in_the_given_order(folders: dict[str, Path]) -> None:
+    for order in (list(MODELS), ["ties", "reference"]):
+        built = leaderboard.build(folders.values(), order)
+        assert [entry["model"] for entry in built] == order
+        assert [entry["family"] for entry in built] == [MODELS[name].family for name in order]
 
 
-def test_what_was_measured_is_passed_on(entries: dict[str, Any]) -> None:
-    for name in ORDER:
-        for task, measured in MEASURED[name].items():
-            assert measured.items() <= entries[name]["tasks"][task].items()
-            assert entries[name]["tasks"][task]["chosen_drift"] == 1.0
-        assert "chosen_drift" not in entries[name]["average"]
+@pytest.mark.parametrize("name", MODELS)
+def test_the_excess_is_clipped_pair_by_pair_and_other_metrics_are_copied(
+    board: list[dict[str, Any]], name: str
+) -> None:
+    (entry,) = select(board, name)
+    model = MODELS[name]
+    assert [entry["tasks"][task]["excess"] for task in "ab"] == pytest.approx(model.excess)
+    assert entry["average"]["excess"] == pytest.approx(sum(model.excess) / 2)
+    assert entry["worst"]["excess"] == pytest.approx(max(model.excess))
+    for task, measured in (("a", model.metrics_a), ("b", model.metrics_b)):
+        assert {**measured, "chosen_drift": 1.0}.items() <= entry["tasks"][task].items()
+    assert "chosen_drift" not in entry["average"]
 
 
-def test_worst_and_average(entries: dict[str, Any]) -> None:
-    assert entries["standard"]["worst"] == pytest.approx(
+def test_worst_and_average(board: list[dict[str, Any]]) -> None:
+    standard, ties = select(board, "standard", "ties")
+    assert standard["worst"] == pytest.approx(
         {"excess": 0.6, "loss": 1.1, "accuracy": 0.4, "margin": 1.0, "pass_rate": 0.5}
     )
-    assert entries["standard"]["average"] == pytest.approx(
+    assert standard["average"] == pytest.approx(
         {"excess": 0.325, "loss": (0.325 + 1.1) / 2, "accuracy": 0.65, "margin": 2.0, "pass_rate": 0.5}
     )
-    assert entries["ties"]["worst"]["margin"] == -0.5
-    assert "pass_rate" not in entries["ties"]["worst"]
-    assert "pass_rate" not in entries["ties"]["average"]
+    assert ties["worst"]["margin"] == -0.5
+    assert "pass_rate" not in ties["worst"] | ties["average"]
 
 
-def test_a_model_that_was_not_evaluated(folders: list[Path]) -> None:
-    with pytest.raises(CacheError, match="the model ama-s was not evaluated"):
-        leaderboard.build(folders, [*ORDER, "ama-s"])
-
-
-def test_a_specialist_that_was_not_evaluated(folders: list[Path]) -> None:
-    some = [folder for folder in folders if folder.name != "folder-of-specialist-b"]
-    with pytest.raises(CacheError, match="the specialist of task b was not evaluated"):
-        leaderboard.build(some, ["standard"])
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("ama-r", "the model ama-r was not evaluated"),
+        ("specialist-b", "the specialist of task b was not evaluated"),
+    ],
+)
+def test_a_missing_evaluation_is_refused(folders: dict[str, Path], missing: str, message: str) -> None:
+    del folders[missing]
+    with pytest.raises(CacheError, match=message):
+        leaderboard.build(folders.values(), ["standard", "ama-r"])
 
 
 @pytest.mark.parametrize(
@@ -136,49 +149,40 @@ def test_a_specialist_that_was_not_evaluated(folders: list[Path]) -> None:
         (["b1", "b2", "b2"], "specialist of b, test: the cache holds a pair id twice"),
     ],
 )
-def test_a_specialist_that_saw_other_pairs(folders: list[Path], ids: Sequence[str], message: str) -> None:
-    folder = next(folder for folder in folders if folder.name == "folder-of-specialist-b")
-    files.write_table(folder / "b.parquet", pa.table({"pair_id": ids, "loss": [1.0] * len(ids)}))
+def test_a_specialist_with_other_pairs_is_refused(
+    folders: dict[str, Path], ids: Sequence[str], message: str
+) -> None:
+    table = pa.table({"pair_id": ids, "loss": [1.0] * len(ids)})
+    files.write_table(folders["specialist-b"] / "b.parquet", table)
     with pytest.raises(CacheError, match=message):
-        leaderboard.build(folders, ["standard"])
+        leaderboard.build(folders.values(), ["standard"])
 
 
 @pytest.mark.parametrize(
     ("view", "metric", "winner"),
     [
-        ("worst", "excess", "ama-r"),  # 0.2, before 0.6 and 1.5
-        ("average", "excess", "ama-r"),  # 0.15, before 0.325 and 0.75
+        ("worst", "excess", "ama-r"),  # 0.2, then 0.6 and 1.5
+        ("average", "excess", "ama-r"),  # 0.15, then 0.325 and 0.75
         ("worst", "loss", "ama-r"),
-        ("worst", "accuracy", "ama-r"),  # 0.7, before 0.6 and 0.4; a specialist's 0.9 does not count
-        ("average", "margin", "standard"),  # 2, before 1 and -0.2
+        ("worst", "accuracy", "ama-r"),  # 0.7, then 0.6 and 0.4; a specialist's 0.9 does not count
+        ("average", "margin", "standard"),  # 2, then 1 and -0.2
         ("worst", "margin", "standard"),
-        ("worst", "pass_rate", "standard"),  # 0.5, before 0.25; the merge has none
+        ("worst", "pass_rate", "standard"),  # 0.5, then 0.25; the merge has none
     ],
 )
-def test_best(folders: list[Path], view: str, metric: str, winner: str) -> None:
-    assert leaderboard.best(leaderboard.build(folders, ORDER), view, metric) == winner
+def test_best(board: list[dict[str, Any]], view: str, metric: str, winner: str) -> None:
+    assert leaderboard.best(board, view, metric) == winner
 
 
-def test_nobody_is_best(folders: list[Path]) -> None:
-    built = leaderboard.build(folders, ORDER)
-    assert (
-        leaderboard.best([entry for entry in built if entry["model"] == "ties"], "worst", "pass_rate") is None
-    )
-    assert (
-        leaderboard.best([entry for entry in built if "specialist" in entry["model"]], "worst", "loss") is None
-    )
+def test_no_model_is_best_without_a_value_or_a_model_of_all_tasks(board: list[dict[str, Any]]) -> None:
+    assert leaderboard.best(select(board, "ties"), "worst", "pass_rate") is None
+    assert leaderboard.best(select(board, "specialist-a", "specialist-b"), "worst", "loss") is None
 
 
-def test_table(folders: list[Path]) -> None:
-    header, rows = leaderboard.table(leaderboard.build(folders, ORDER), ("excess", "pass_rate"))
-    assert header == [
-        "model",
-        "family",
-        "worst excess",
-        "average excess",
-        "worst pass_rate",
-        "average pass_rate",
-    ]
+def test_table(board: list[dict[str, Any]]) -> None:
+    header, rows = leaderboard.table(board, ("excess", "pass_rate"))
+    columns = [f"{view} {metric}" for metric in ("excess", "pass_rate") for view in ("worst", "average")]
+    assert header == ["model", "family", *columns]
     assert rows == [
         ["reference", "reference", "0.500", "0.438", "-", "-"],
         ["specialist-a", "specialist", "1.500", "0.750", "-", "-"],
@@ -189,17 +193,15 @@ def test_table(folders: list[Path]) -> None:
     ]
 
 
-def test_a_metric_that_nobody_has_gets_no_column(folders: list[Path]) -> None:
-    entries = leaderboard.build(folders, ["reference", "ties"])
-    header, rows = leaderboard.table(entries)
-    assert [name for name in header if "pass_rate" in name] == []
+def test_a_metric_without_values_gets_no_column(board: list[dict[str, Any]]) -> None:
+    header, rows = leaderboard.table(select(board, "reference", "ties"))
+    assert "pass_rate" not in " ".join(header)
     assert {len(row) for row in rows} == {len(header)}
 
 
-def test_verdict(folders: list[Path]) -> None:
-    built = leaderboard.build(folders, ORDER)
-    assert leaderboard.verdict(built).startswith(
+def test_verdict(board: list[dict[str, Any]]) -> None:
+    assert leaderboard.verdict(board).startswith(
         "ama-r has the smallest worst-task excess, 0.200, followed by standard with 0.600 "
     )
-    alone = [entry for entry in built if entry["model"] in ("reference", "specialist-a", "ties")]
+    alone = select(board, "reference", "specialist-a", "ties")
     assert leaderboard.verdict(alone) == "ties has a worst-task excess of 1.500."

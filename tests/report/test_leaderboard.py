@@ -14,70 +14,50 @@ from automixalign.system.errors import CacheError
 
 
 class Model(NamedTuple):
-    """A model's losses on the four pairs of task a and the two of task b, its excess, and its other metrics."""
+    """Losses on the pairs of tasks a and b; excess, accuracy and margin on a and b; pass rate on a."""
 
     family: str
-    a: Sequence[float]
-    b: Sequence[float]
+    losses_a: Sequence[float]
+    losses_b: Sequence[float]
     excess: tuple[float, float]
-    metrics_a: dict[str, float]
-    metrics_b: dict[str, float]
+    accuracy: tuple[float, float]
+    margin: tuple[float, float]
+    pass_rate: float | None = None
 
 
-def metrics(accuracy: float, margin: float, **others: float) -> dict[str, float]:
-    return {"accuracy": accuracy, "margin": margin, **others}
-
-
-# The excess is the mean over a task's pairs of max(L - L_specialist, 0), calculated by hand. On the fourth pair of
-# task a the specialist has a large loss; that pair never counts in a model's favour.
+S1, S2 = "specialist-a", "specialist-b"
+# The excess is the mean over a task's pairs of max(L - L_specialist, 0), calculated by hand. On the fourth pair
+# of task a the specialist has a large loss; that pair never counts in a model's favour.
 MODELS = {
-    "reference": Model(
-        *("reference", [1.0, 1.0, 1.0, 1.0], [1.0, 1.0]),
-        excess=((0.5 + 0.5 + 0.5 + 0) / 4, (0.75 + 0.25) / 2),
-        metrics_a=metrics(0.5, 0.0),
-        metrics_b=metrics(0.5, 0.0),
-    ),
-    "specialist-a": Model(
-        *("specialist", [0.5, 0.5, 0.5, 2.0], [3.0, 1.0]),
-        excess=(0.0, (2.75 + 0.25) / 2),
-        metrics_a=metrics(0.9, 2.0),
-        metrics_b=metrics(0.1, -2.0),
-    ),
-    "specialist-b": Model(
-        *("specialist", [1.5, 0.5, 0.5, 2.0], [0.25, 0.75]),
-        excess=(1.0 / 4, 0.0),
-        metrics_a=metrics(0.2, -1.0),
-        metrics_b=metrics(1.0, 3.0),
-    ),
+    "reference": Model("reference", [1, 1, 1, 1], [1, 1], (1.5 / 4, (0.75 + 0.25) / 2), (0.5, 0.5), (0, 0)),
+    S1: Model("specialist", [0.5, 0.5, 0.5, 2], [3, 1], (0, (2.75 + 0.25) / 2), (0.9, 0.1), (2, -2)),
+    S2: Model("specialist", [1.5, 0.5, 0.5, 2], [0.25, 0.75], (1 / 4, 0), (0.2, 1), (-1, 3)),
     "standard": Model(
-        *("generalist", [0.7, 0.1, 0.5, 0.0], [1.25, 0.95]),
-        excess=((0.2 + 0 + 0 + 0) / 4, (1.0 + 0.2) / 2),
-        metrics_a=metrics(0.9, 1.0, pass_rate=0.5),
-        metrics_b=metrics(0.4, 3.0),
+        *("generalist", [0.7, 0.1, 0.5, 0], [1.25, 0.95], (0.2 / 4, (1 + 0.2) / 2), (0.9, 0.4), (1, 3), 0.5)
     ),
     "ama-r": Model(
-        *("generalist", [0.9, 0.9, 0.1, 2.0], [0.45, 0.75]),
-        excess=((0.4 + 0.4 + 0 + 0) / 4, 0.2 / 2),
-        metrics_a=metrics(0.7, 0.5, pass_rate=0.25),
-        metrics_b=metrics(0.8, 1.5),
+        *("generalist", [0.9, 0.9, 0.1, 2], [0.45, 0.75], ((0.4 + 0.4) / 4, 0.2 / 2), (0.7, 0.8), (0.5, 1.5)),
+        pass_rate=0.25,
     ),
-    "ties": Model(
-        *("merge", [0.5, 0.5, 0.5, 2.0], [3.25, 0.75]),
-        excess=(0.0, 3.0 / 2),
-        metrics_a=metrics(0.8, 0.1),
-        metrics_b=metrics(0.6, -0.5),
-    ),
+    "ties": Model("merge", [0.5, 0.5, 0.5, 2], [3.25, 0.75], (0, 3 / 2), (0.8, 0.6), (0.1, -0.5)),
 }
+
+
+def measured(name: str, task: str) -> dict[str, float]:
+    """The metrics of an evaluation besides the loss."""
+    model, index = MODELS[name], "ab".index(task)
+    rate = {} if task == "b" or model.pass_rate is None else {"pass_rate": model.pass_rate}
+    return {"accuracy": model.accuracy[index], "margin": model.margin[index], "chosen_drift": 1.0, **rate}
 
 
 def evaluation(folder: Path, name: str) -> Path:
     """A folder as `evaluate` writes it; the order of the pairs differs between models."""
     model, tasks = MODELS[name], {}
-    for task, losses, measured in (("a", model.a, model.metrics_a), ("b", model.b, model.metrics_b)):
-        pairs = [(f"{task}{number}", loss) for number, loss in enumerate(losses, start=1)]
+    for task, losses in (("a", model.losses_a), ("b", model.losses_b)):
+        pairs = [(f"{task}{number}", float(loss)) for number, loss in enumerate(losses, start=1)]
         ids, values = zip(*sorted(pairs, reverse=bool(len(name) % 2)), strict=True)
         files.write_table(folder / f"{task}.parquet", pa.table({"pair_id": ids, "loss": values}))
-        tasks[task] = {"loss": sum(losses) / len(losses), "chosen_drift": 1.0, **measured}
+        tasks[task] = {"loss": sum(losses) / len(losses), **measured(name, task)}
     files.write_json(folder / SUMMARY, {"model": name, "family": model.family, "beta": 0.1, "tasks": tasks})
     return folder
 
@@ -112,8 +92,8 @@ def test_the_excess_is_clipped_pair_by_pair_and_other_metrics_are_copied(
     assert [entry["tasks"][task]["excess"] for task in "ab"] == pytest.approx(model.excess)
     assert entry["average"]["excess"] == pytest.approx(sum(model.excess) / 2)
     assert entry["worst"]["excess"] == pytest.approx(max(model.excess))
-    for task, measured in (("a", model.metrics_a), ("b", model.metrics_b)):
-        assert {**measured, "chosen_drift": 1.0}.items() <= entry["tasks"][task].items()
+    for task in "ab":
+        assert measured(name, task).items() <= entry["tasks"][task].items()
     assert "chosen_drift" not in entry["average"]
 
 

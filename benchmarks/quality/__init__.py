@@ -1,1 +1,1 @@
-"""Who wins, by how much, and against what: AutoMixAlign and its baselines over setups and seeds."""
+"""Compares AutoMixAlign with baselines over setups and seeds: trains, measures, and writes the results page."""

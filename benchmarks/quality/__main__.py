@@ -1,15 +1,14 @@
-"""Compare AutoMixAlign with its baselines over seeds of a setup (`setups.py`); the arms are in `arms.py`.
+"""Compares AutoMixAlign with its baselines over the seeds of a setup (`setups.py`, `arms.py`).
 
     python -m benchmarks.quality --setup NAME --seeds N [--json FILE] [--data FOLDER] [--output runs/quality]
 
-Hyperparameters are chosen by the worst-task excess on the validation splits of seeds of their own; then every
-arm runs once on each reported seed and is measured on its test split. What was finished in the output folder
-is not done again, so that a sweep can be ended and goes on; what FILE holds already of the same experiment is
-kept, but for arms that have changed since. `python -m benchmarks.quality.page` makes the page.
+Options are tuned for the lowest worst excess on the validation splits of separate seeds. Then every arm runs
+once on each reported seed and is measured on its test split. A sweep that was ended continues from its output
+folder. `--json FILE` keeps the results of FILE, except those of arms that have changed since.
+`python -m benchmarks.quality.page` makes the page.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,54 +23,56 @@ from benchmarks.quality.setups import SETUPS
 from benchmarks.quality.statistics import interval
 from benchmarks.quality.store import write_results
 
+_COLUMNS = (
+    ("mean excess", 1, "excess"),
+    ("worst accuracy", 0, "accuracy"),
+    ("worst pass rate", 0, "pass_rate"),
+)
+
 
 def main() -> None:
-    """Tune, run, print the table, write everything as JSON."""
+    """Tune, run, print a table, and write the results as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--setup", choices=SETUPS, required=True)
-    parser.add_argument("--seeds", type=seeds_of, default="10", help="N for 0 to N - 1, or which: 3,4")
-    parser.add_argument("--json", type=Path, help="results; those that it holds already are not made again")
-    parser.add_argument("--data", type=Path, help="folder with TASK.jsonl, for the setups on real pairs")
-    parser.add_argument("--output", type=Path, default=Path("runs/quality"))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="seeds at a time, a process each")
+    parser.add_argument("--seeds", type=parse_seeds, default="10", help="N for 0 to N - 1, or a list: 3,4")
+    parser.add_argument("--data", type=Path, help="folder with TASK.jsonl, for the setups on SmolLM2")
+    sweep.add_arguments(parser)
     options = parser.parse_args()
     before = files.read_json(options.json) if options.json and options.json.exists() else None
     with sweep.pool(options.jobs, options.output) as workers:
-        found = sweep.run(options.setup, options.seeds, options.data, options.output, workers, before)
-    found["command"] = f"python -m benchmarks.quality --setup {options.setup} --seeds " + (
-        named(found["seeds"]) + (" --data FOLDER" if options.data else "")
-    )
-    _show(options.setup, found)
-    print(f"everything that was trained lies in {options.output}", file=sys.stderr)
+        of_setup = sweep.Sweep(options.setup, options.data, options.output)
+        results = sweep.run(of_setup, options.seeds, workers, before)
+    data = " --data FOLDER" if options.data else ""
+    seeds = format_seeds(results["seeds"])
+    results["command"] = f"python -m benchmarks.quality --setup {options.setup} --seeds {seeds}{data}"
+    _show(options.setup, results)
+    print(f"all models are in {options.output}", file=sys.stderr)
     if options.json:
-        write_results(options.json, found)
+        write_results(options.json, results)
 
 
-def seeds_of(text: str) -> list[int]:
-    """`3` is 0 to 2; `3,4` and `3,` are what they name."""
+def parse_seeds(text: str) -> list[int]:
+    """`3` is 0 to 2; `3,4` and `3,` are lists."""
     return [int(seed) for seed in text.split(",") if seed] if "," in text else list(range(int(text)))
 
 
-def named(seeds: list[int]) -> str:
-    """As `seeds_of` reads them."""
+def format_seeds(seeds: list[int]) -> str:
+    """The text that `parse_seeds` reads as these seeds."""
     if seeds == list(range(len(seeds))):
         return str(len(seeds))
     return ",".join(map(str, seeds)) + ("," if len(seeds) == 1 else "")
 
 
-def _show(setup: str, found: dict[str, Any]) -> None:
-    table = Table(title=f"{setup}, test split, mean of {len(found['seeds'])} seeds")
-    for column in ("arm", "worst excess", "95 %", "mean excess", "worst accuracy", "worst pass rate"):
+def _show(setup: str, results: dict[str, Any]) -> None:
+    table = Table(title=f"{setup}, test split, mean of {len(results['seeds'])} seeds")
+    for column in ("arm", "worst excess", "95 %", *(title for title, _, _ in _COLUMNS)):
         table.add_column(column)
-    by_arm: dict[str, list[dict[str, Any]]] = {}
-    for row in found["rows"]:
-        by_arm.setdefault(row["arm"], []).append(row["tasks"])
-    for arm, runs in by_arm.items():
-        views = [over_tasks(tasks) for tasks in runs]
+    for arm in dict.fromkeys(row["arm"] for row in results["rows"]):
+        views = [over_tasks(row["tasks"]) for row in results["rows"] if row["arm"] == arm]
         worst = interval([worst["excess"] for worst, _ in views])
-        cells = [f"{worst.mean:.3f}", f"{worst.low:.3f} {worst.high:.3f}"]
-        for place, metric in ((1, "excess"), (0, "accuracy"), (0, "pass_rate")):
-            values = [view[place][metric] for view in views if metric in view[place]]
+        cells = [f"{worst.mean:.3f}", "" if worst.low is None else f"{worst.low:.3f} {worst.high:.3f}"]
+        for _, number, metric in _COLUMNS:
+            values = [view[number][metric] for view in views if metric in view[number]]
             cells.append(f"{sum(values) / len(values):.3f}" if values else "")
         table.add_row(arm, *cells)
     Console(width=120).print(table)

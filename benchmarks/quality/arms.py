@@ -1,69 +1,73 @@
-"""The arms of the comparison as data: what each trains, and what of it is tuned on validation.
+"""Defines the arms of the comparison: what each trains or merges, and which options are tuned on validation.
 
-Every arm that is tuned tries as many candidates. Uniform mixing and its like have a learning rate only, so they
-try more of them; AMA-R and AMA-S share their tries between the learning rate and eta.
+Every tuned generalist of a setup tries the same number of candidates. Baselines have only a learning rate, so
+they try more rates; AMA-R and AMA-S share their tries between the learning rate and eta.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 Options = dict[str, Any]
 
 REFERENCE = "reference"
-"""The name of the base model among the arms."""
+"""The arm of the base model."""
 
 
 @dataclass(frozen=True)
 class Arm:
     """A generalist.
 
-    `options` are those of its method (see `automixalign.method.mixers`, and `benchmarks.mixers` for ablations);
-    two more are this benchmark's own: `learning_rate` multiplies the setup's, `average_iterates` goes to the
-    method's specification.
+    `options` are those of its method (`automixalign.method.mixers`; `benchmarks.mixers` for ablations), and two
+    of this benchmark: `learning_rate` multiplies the setup's rate, `average_iterates` is a key of the method.
     """
 
     name: str
     method: str
     options: Options = field(default_factory=dict)
     like: str | None = None
-    """Takes over what was tuned for this arm, under its own options."""
+    """Takes over the tuned options of this arm; its own options come first."""
     candidates: tuple[Options, ...] = ()
     total_compute: bool = False
-    """Trains for the steps of the specialists on top."""
+    """Trains for the steps of all specialists on top of its own."""
     cross_fit: bool = False
-    """Its specialist losses are cross-fitted."""
+    """Uses cross-fitted specialist losses."""
 
     def tries(self, _tasks: Sequence[str]) -> tuple[Options, ...]:
-        """What is tried on validation."""
+        """The candidates that are tried on validation."""
         return self.candidates
 
 
 @dataclass(frozen=True)
 class Merge:
-    """A merge of the specialists, at mergekit's defaults or by the best of `candidates` on validation."""
+    """A merge of the specialists, at mergekit's defaults or with the best of `candidates` on validation."""
 
     name: str
     method: str
     candidates: tuple[Options, ...] = ({},)
     weights: tuple[float, ...] = ()
-    """Tried for the specialist of each task in turn, beside one weight for all."""
+    """Each is tried as the weight of each task's specialist in turn, beside equal weights."""
+    like: ClassVar[None] = None
 
     def tries(self, tasks: Sequence[str]) -> tuple[Options, ...]:
-        """What is tried on validation."""
-        each = tuple({"weights": {task: weight}} for task in tasks for weight in self.weights)
-        return tuple({**options, **more} for options in self.candidates for more in ({}, *each))
+        """The candidates that are tried on validation."""
+        one_task = tuple({"weights": {task: weight}} for task in tasks for weight in self.weights)
+        return tuple({**options, **more} for options in self.candidates for more in ({}, *one_task))
 
 
-_RATES = tuple({"learning_rate": factor} for factor in (0.5, 1.0, 1.5, 2.0, 3.0, 4.0))
-_ETAS = tuple({"learning_rate": rate, "eta": eta} for rate in (1.0, 2.0, 3.0) for eta in (0.01, 0.03))
+def _grid(**values: Sequence[float]) -> tuple[Options, ...]:
+    """Every combination of the values; those of the last option change fastest."""
+    return tuple(dict(zip(values, each, strict=True)) for each in itertools.product(*values.values()))
 
-BASELINES = (
-    Arm("standard", "standard", candidates=_RATES),
-    Arm("uniform", "uniform", candidates=_RATES),
-    Arm("uniform-clip", "uniform-clip", candidates=_RATES),
-)
-AMA = (Arm("ama-r", "ama-r", candidates=_ETAS), Arm("ama-s", "ama-s", candidates=_ETAS))
+
+def _tuned(candidates: tuple[Options, ...], *methods: str) -> tuple[Arm, ...]:
+    return tuple(Arm(method, method, candidates=candidates) for method in methods)
+
+
+_BASELINES, _AMA = ("standard", "uniform", "uniform-clip"), ("ama-r", "ama-s")
+BASELINES = _tuned(_grid(learning_rate=(0.5, 1.0, 1.5, 2.0, 3.0, 4.0)), *_BASELINES)
+AMA = _tuned(_grid(learning_rate=(1.0, 2.0, 3.0), eta=(0.01, 0.03)), *_AMA)
 TOTAL = (
     Arm("standard-total", "standard", like="standard", total_compute=True),
     Arm("uniform-total", "uniform", like="uniform", total_compute=True),
@@ -76,82 +80,39 @@ ABLATIONS = (
     Arm("ama-r-average", "ama-r", {"average_iterates": 0.25}, like="ama-r"),
     Arm("uniform-average", "uniform", {"average_iterates": 0.25}, like="uniform"),
 )
+_TASK_CLIP = Arm("ama-r-task-clip", "ama-r-ablation", {"task_clip": True}, like="ama-r")
+_ETAS, _SMALL_ETAS = (0.01, 0.02, 0.03, 0.06, 0.1, 0.2), (0.003, 0.01, 0.02, 0.03, 0.06, 0.1)
+_DISCOUNTS = _grid(discount=(0.9, 0.97, 0.99), eta=(0.1, 0.3))
+_SMOOTHINGS = _grid(c=(0.2, 0.3, 0.5), eta=(0.03, 0.1))
 REMEDIES = (
-    Arm(
-        "ama-r-allocate",
-        "ama-r",
-        {"allocate": True},
-        like="ama-r",
-        candidates=tuple({"eta": eta} for eta in (0.01, 0.02, 0.03, 0.06, 0.1, 0.2)),
-    ),
-    Arm("ama-r-task-clip", "ama-r-ablation", {"task_clip": True}, like="ama-r"),
-    Arm(
-        "ama-r-discount",
-        "ama-r-ablation",
-        like="ama-r",
-        candidates=tuple(
-            {"discount": discount, "eta": eta} for discount in (0.9, 0.97, 0.99) for eta in (0.1, 0.3)
-        ),
-    ),
-    Arm(
-        "ama-r-optimistic",
-        "ama-r-ablation",
-        {"optimistic": True},
-        like="ama-r",
-        candidates=tuple({"eta": eta} for eta in (0.003, 0.01, 0.02, 0.03, 0.06, 0.1)),
-    ),
-    Arm(
-        "ama-r-smooth",
-        "ama-r",
-        like="ama-r",
-        candidates=tuple({"c": c, "eta": eta} for c in (0.2, 0.3, 0.5) for eta in (0.03, 0.1)),
-    ),
+    Arm("ama-r-allocate", "ama-r", {"allocate": True}, "ama-r", _grid(eta=_ETAS)),
+    _TASK_CLIP,
+    Arm("ama-r-discount", "ama-r-ablation", {}, "ama-r", _DISCOUNTS),
+    Arm("ama-r-optimistic", "ama-r-ablation", {"optimistic": True}, "ama-r", _grid(eta=_SMALL_ETAS)),
+    Arm("ama-r-smooth", "ama-r", {}, "ama-r", _SMOOTHINGS),
 )
-
-DEFAULT_MERGES = tuple(
-    Merge(method, method) for method in ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties")
-)
-_LAMBDAS = (0.3, 0.5, 0.7, 1.0, 1.5)
-_DENSITIES = (0.2, 0.5, 0.8)
-_SCALED = tuple({"lambda": scale} for scale in (0.2, *_LAMBDAS))
-_PRUNED = tuple({"density": density, "lambda": scale} for density in _DENSITIES for scale in _LAMBDAS)
-TUNED_MERGES = (
-    Merge("linear-tuned", "linear", weights=(0.5, 2.0, 4.0)),
-    Merge("task_arithmetic-tuned", "task_arithmetic", _SCALED, weights=(2.0,)),
-    Merge("ties-tuned", "ties", tuple({**each, "lambda": 2 * each["lambda"]} for each in _PRUNED)),
-    Merge("dare_linear-tuned", "dare_linear", _PRUNED),
-)
-
-HELD = (
-    Arm("ama-r-task-clip", "ama-r-ablation", {"task_clip": True}, like="ama-r"),
+HELD_OUT_REMEDIES = (
+    _TASK_CLIP,
     Arm("ama-r-allocate", "ama-r", {"allocate": True, "eta": 0.03}, like="ama-r"),
     Arm("ama-r-discount", "ama-r-ablation", {"discount": 0.99, "eta": 0.1}, like="ama-r"),
     Arm("ama-r-optimistic", "ama-r-ablation", {"optimistic": True, "eta": 0.01}, like="ama-r"),
 )
-"""The remedies as `synthetic-conflict` chose them, for a setup that had no say in it."""
-_FEW_RATES = tuple({"learning_rate": factor} for factor in (1.0, 1.5, 2.0, 3.0))
-_FEW_ETAS = tuple({"learning_rate": rate, "eta": eta} for rate in (1.0, 2.0) for eta in (0.1, 0.4))
+"""The remedies with the options that `synthetic-conflict` chose, for a setup that took no part in choosing."""
 FEW_TRIES = (
-    Arm("standard", "standard", candidates=_FEW_RATES),
-    Arm("uniform", "uniform", candidates=_FEW_RATES),
-    Arm("uniform-clip", "uniform-clip", candidates=_FEW_RATES),
-    Arm("ama-r", "ama-r", candidates=_FEW_ETAS),
-    Arm("ama-s", "ama-s", candidates=_FEW_ETAS),
+    *_tuned(_grid(learning_rate=(1.0, 1.5, 2.0, 3.0)), *_BASELINES),
+    *_tuned(_grid(learning_rate=(1.0, 2.0), eta=(0.1, 0.4)), *_AMA),
 )
-"""For setups whose runs take minutes.
-
-The others chose etas of .01 and .03 for 400 steps: eta times steps is 4 to 12, and 5 or 20 for 50 steps.
-"""
-_TOTAL_RATES = tuple({"learning_rate": factor} for factor in (0.125, 0.25, 0.5, 1.0))
-_TOTAL_ETAS = tuple({"learning_rate": rate, "eta": eta} for rate in (0.25, 0.5) for eta in (0.03, 0.1))
+"""For setups whose runs take minutes. Their etas keep eta times steps near that of the other setups."""
+_TOTAL_RATES = _grid(learning_rate=(0.125, 0.25, 0.5, 1.0))
+_TOTAL_ETAS = _grid(learning_rate=(0.25, 0.5), eta=(0.03, 0.1))
 TUNED_TOTAL = (
     Arm("uniform-total", "uniform", candidates=_TOTAL_RATES, total_compute=True),
     Arm("standard-total", "standard", candidates=_TOTAL_RATES, total_compute=True),
     Arm("ama-r-total", "ama-r", candidates=_TOTAL_ETAS, total_compute=True),
 )
-"""With tries of their own: at the rate for 50 steps so few pairs are learnt by heart in 130.
+"""Tuned on their own: at the rate chosen for 50 steps, 130 steps overfit the few pairs.
 
-AMA-R's, which needs the specialists as well, shows what its weights are worth in so long a training.
+AMA-R needs the specialists on top of this; its arm shows what its weights are worth in a longer training.
 """
 _TWICE = {"learning_rate": 2.0}
 ON_SMOLLM2 = (
@@ -163,19 +124,35 @@ ON_SMOLLM2 = (
     Arm("uniform-total", "uniform", {"learning_rate": 0.5}, total_compute=True),
     Arm("standard-total", "standard", {"learning_rate": 0.5}, total_compute=True),
 )
-"""As `smollm2-two` chose them, for setups with more tasks on the same model, of which a seed takes an hour."""
+"""The options that `smollm2-two` chose, for setups with more tasks on the same model (an hour a seed)."""
 AMA_R_TOTAL_ON_SMOLLM2 = Arm("ama-r-total", "ama-r", {"learning_rate": 0.5, "eta": 0.03}, total_compute=True)
-"""As `smollm2-two` chose it, too."""
+"""The options that `smollm2-two` chose."""
+
+
+def _lambdas(*scales: float) -> tuple[Options, ...]:
+    return _grid(**{"lambda": scales})
+
+
+_LINEAR, _TIES = Merge("linear", "linear"), Merge("ties", "ties")
+_LAMBDAS = (0.3, 0.5, 0.7, 1.0, 1.5)
+_PRUNED = _grid(**{"density": (0.2, 0.5, 0.8), "lambda": _LAMBDAS})
+DEFAULT_MERGES = tuple(
+    Merge(method, method) for method in ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties")
+)
+TUNED_MERGES = (
+    Merge("linear-tuned", "linear", weights=(0.5, 2.0, 4.0)),
+    Merge("task_arithmetic-tuned", "task_arithmetic", _lambdas(0.2, *_LAMBDAS), weights=(2.0,)),
+    Merge("ties-tuned", "ties", tuple({**each, "lambda": 2 * each["lambda"]} for each in _PRUNED)),
+    Merge("dare_linear-tuned", "dare_linear", _PRUNED),
+)
 FEW_MERGES = (
-    Merge("linear", "linear"),
-    Merge("ties", "ties"),
+    _LINEAR,
+    _TIES,
     Merge("linear-tuned", "linear", weights=(2.0,)),
-    Merge("task_arithmetic-tuned", "task_arithmetic", tuple({"lambda": scale} for scale in (0.3, 0.5, 0.8))),
+    Merge("task_arithmetic-tuned", "task_arithmetic", _lambdas(0.3, 0.5, 0.8)),
 )
 PLAIN_MERGES = (
-    Merge("linear", "linear"),
-    Merge("ties", "ties"),
-    Merge(
-        "task_arithmetic-tuned", "task_arithmetic", tuple({"lambda": scale} for scale in (0.3, 0.5, 0.8, 1.0))
-    ),
+    _LINEAR,
+    _TIES,
+    Merge("task_arithmetic-tuned", "task_arithmetic", _lambdas(0.3, 0.5, 0.8, 1.0)),
 )

@@ -1,15 +1,15 @@
-"""Where does adaptive mixing pay? AMA-R minus uniform mixing over capacity, horizon and number of tasks.
+"""Measures AMA-R minus uniform mixing by capacity, steps and number of tasks.
 
     python -m benchmarks.quality.capacity_map --seeds N [--json FILE] [--output runs/quality]
 
-The tasks are those of `synthetic-conflict` and their mirror images, the first 3, 5 or 8; the base model knows
-the forms of all eight. Seeds that FILE holds already, of the same experiment, are kept. Nothing is tuned: eta
-and c are AMA-R's defaults, the learning rate is the setup's, for LoRA of every rank; full fine-tuning takes a
-fifth of it.
+The tasks are those of `synthetic-conflict` and their mirror images: the first 3, 5 or 8 of `SIZES`. The base
+model learns the forms of all eight. `--json FILE` keeps the seeds of FILE if its experiment is the same.
+Nothing is tuned: AMA-R has its default eta and c, every LoRA rank the setup's learning rate, and full
+fine-tuning a fifth of it.
 """
 
 import argparse
-import os
+import itertools
 import sys
 from functools import partial
 from pathlib import Path
@@ -34,76 +34,67 @@ SIZES = {
     "descending": 2000,
     "consonants": 500,
 }
-"""Training pairs of the tasks, in the order in which they join."""
+"""Number of training pairs of each task, in the order in which tasks are added."""
 TASKS = (3, 5, 8)
 CAPACITIES = (1, 4, 16, 64, "full")
-"""LoRA's rank, or all parameters."""
+"""The rank of LoRA; `full` trains all parameters."""
 STEPS = (100, 300, 800)
 _FULL_RATE = 1e-3
+_METRICS = ("excess", "pass_rate")
 _METHODS = (Arm("uniform", "uniform"), Arm("ama-r", "ama-r"))
 
 
 def main() -> None:
-    """Run every cell, write them as JSON."""
+    """Run every cell and write the results as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--output", type=Path, default=Path("runs/quality"))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    sweep.add_arguments(parser)
     options = parser.parse_args()
-    rows = known(options.json)
+    rows = rows_of(options.json)
     new = [seed for seed in range(options.seeds) if seed not in {row["seed"] for row in rows}]
     with sweep.pool(options.jobs, options.output) as workers:
         units = [(seed, capacity) for seed in new for capacity in CAPACITIES]
-        rows += [row for found in workers.map(partial(_cells, options.output), units) for row in found]
+        rows += [row for cells in workers.map(partial(_cells, options.output), units) for row in cells]
     rows.sort(key=lambda row: int(row["seed"]))
     seeds = list(dict.fromkeys(row["seed"] for row in rows))
-    print(f"{len(rows)} runs; the new ones lie in {options.output}", file=sys.stderr)
+    print(f"{len(rows)} runs; the models of the new ones are in {options.output}", file=sys.stderr)
     if options.json:
         command = f"python -m benchmarks.quality.capacity_map --seeds {len(seeds)}"
         write_results(options.json, {"command": command, **_settings(), "seeds": seeds, "rows": rows})
 
 
-def known(file: Path | None) -> list[dict[str, Any]]:
-    """The rows of a results file, if there is one and its settings are what they are now."""
-    found: dict[str, Any] = files.read_json(file) if file and file.exists() else {"rows": []}
-    if found["rows"] and any(found.get(key) != value for key, value in _settings().items()):
-        print(f"{file} is of another experiment: made anew", file=sys.stderr)
+def rows_of(file: Path | None) -> list[dict[str, Any]]:
+    """The rows of a results file whose experiment is the present one."""
+    results: dict[str, Any] = files.read_json(file) if file and file.exists() else {"rows": []}
+    if results["rows"] and any(results.get(key) != value for key, value in _settings().items()):
+        print(f"{file} holds another experiment: all of it runs again", file=sys.stderr)
         return []
-    return list(found["rows"])
+    return list(results["rows"])
 
 
 def _settings() -> dict[str, Any]:
-    """What all cells have in common, shown by the largest of them."""
+    """What identifies the experiment in a results file: its largest cell."""
     return {"experiment": experiment(0, CAPACITIES[0], TASKS[-1], STEPS[-1])}
 
 
 def _cells(output: Path, unit: tuple[int, int | str]) -> list[dict[str, Any]]:
-    """All horizons, numbers of tasks and methods at one capacity and seed."""
-    from benchmarks.quality.world import World
+    """The rows of every number of tasks, budget and method at one seed and capacity."""
+    from benchmarks.quality.seed_models import SeedModels
 
     seed, capacity = unit
     rows = []
-    for count in TASKS:
-        for steps in STEPS:
-            found = parse_experiment(experiment(seed, capacity, count, steps), "the map")
-            world = World(Store(output / "store"), found, base_tasks=list(SIZES))
-            for arm in _METHODS:
-                measured = world.generalist_row(arm, {}, (TEST,))[TEST]
-                worst, mean = over_tasks(measured)
-                rows.append(
-                    {
-                        "seed": seed,
-                        "rank": capacity,
-                        "steps": steps,
-                        "tasks": count,
-                        "method": arm.name,
-                        "worst_excess": worst["excess"],
-                        "mean_excess": mean["excess"],
-                        "worst_pass_rate": worst["pass_rate"],
-                        "mean_pass_rate": mean["pass_rate"],
-                    }
-                )
+    for count, steps in itertools.product(TASKS, STEPS):
+        cell = parse_experiment(experiment(seed, capacity, count, steps), "the map")
+        models = SeedModels(Store(output / "store"), cell, base_tasks=list(SIZES))
+        for arm in _METHODS:
+            views = over_tasks(models.generalist_row(arm, {}, (TEST,))[TEST])
+            named = list(zip(("worst", "mean"), views, strict=True))
+            rows.append(
+                {
+                    **{"seed": seed, "rank": capacity, "steps": steps, "tasks": count, "method": arm.name},
+                    **{f"{name}_{metric}": view[metric] for metric in _METRICS for name, view in named},
+                }
+            )
     return rows
 
 

@@ -1,13 +1,13 @@
-"""What the defaults are settled from: eta and c of AMA-R, the weight of the NLL term, and clipping.
+"""Measures what the defaults are based on: eta and c of AMA-R, and the weight of the NLL term.
 
     python -m benchmarks.quality.defaults --setup NAME [--json FILE] [--output runs/quality]
 
-On the tuning seeds of a setup, which no result is reported of: a grid of eta and c, and the NLL weight with
-specialists of its own, since it holds for every training alike.
+The runs use the tuning seeds of a setup, of which no other result is reported. The NLL weight applies to every
+training, so each weight has specialists of its own.
 """
 
 import argparse
-import os
+import itertools
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -27,32 +27,27 @@ ETAS = (0.003, 0.01, 0.03, 0.1)
 SMOOTHINGS = (0.05, 0.1, 0.3)
 NLL_WEIGHTS = (0.0, 0.1, 0.2, 0.5)
 _RATE = {"learning_rate": 2.0}
-METRICS = (("worst", "excess"), ("average", "excess"), ("worst", "pass_rate"), ("average", "pass_rate"))
+_METRICS = ("excess", "pass_rate")
 
 
 def main() -> None:
-    """Run the grids, print the tables, write them as JSON."""
+    """Run the grids, print their means, and write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--setup", choices=["synthetic-conflict", "reasoning-gym"], required=True)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--output", type=Path, default=Path("runs/quality"))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    sweep.add_arguments(parser)
     options = parser.parse_args()
     seeds = SETUPS[options.setup].tuning_seeds
     with sweep.pool(options.jobs, options.output) as workers:
-        found = list(workers.map(partial(_grids, options.setup, options.output), seeds))
+        by_seed = list(workers.map(partial(_grids, options.setup, options.output), seeds))
     rows = [
         {
-            **cells[0],
-            "seeds": len(cells),
-            **{key: fmean(cell[key] for cell in cells) for key in cells[0]["means"]},
+            **{key: runs[0][key] for key in ("arm", "options")},
+            "seeds": len(runs),
+            **{view: fmean(run["means"][view] for run in runs) for view in runs[0]["means"]},
         }
-        for cells in zip(*found, strict=True)
+        for runs in zip(*by_seed, strict=True)
     ]
-    rows = [{key: value for key, value in row.items() if key != "means"} for row in rows]
-    table = Table(title=f"{options.setup}, {len(seeds)} tuning seeds, test split")
-    for column in rows[0]:
-        table.add_column(column)
+    table = Table(*rows[0], title=f"{options.setup}, {len(seeds)} tuning seeds, test split")
     for row in rows:
         table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
     Console(width=140).print(table)
@@ -63,27 +58,18 @@ def main() -> None:
 
 def _grids(setup: str, output: Path, seed: int) -> list[dict[str, Any]]:
     ama = Arm("ama-r", "ama-r")
-    rows = [
-        _row(setup, output, seed, ama, {**_RATE, "eta": eta, "c": c}, {"eta": eta, "c": c})
-        for eta in ETAS
-        for c in SMOOTHINGS
-    ]
-    for weight in NLL_WEIGHTS:
-        arms = (Arm("uniform", "uniform"), Arm("uniform-clip", "uniform-clip"), ama)
-        rows += [
-            _row(setup, output, seed, arm, _RATE, {"nll_weight": weight}, nll_weight=weight) for arm in arms
-        ]
+    arms = (Arm("uniform", "uniform"), Arm("uniform-clip", "uniform-clip"), ama)
+    grid = itertools.product(ETAS, SMOOTHINGS)
+    runs: list[tuple[Arm, Options, dict[str, float]]] = [(ama, {"eta": eta, "c": c}, {}) for eta, c in grid]
+    runs += [(arm, {}, {"nll_weight": weight}) for weight in NLL_WEIGHTS for arm in arms]
+    rows = []
+    for arm, options, training in runs:
+        models = sweep.seed_models(SETUPS[setup], seed, None, output, **training)
+        row = models.generalist_row(arm, {**_RATE, **options}, (TEST,))
+        views = list(zip(("worst", "average"), over_tasks(row[TEST]), strict=True))
+        means = {f"{name} {metric}": view[metric] for metric in _METRICS for name, view in views}
+        rows.append({"arm": arm.name, "options": {**options, **training}, "means": means})
     return rows
-
-
-def _row(
-    setup: str, output: Path, seed: int, arm: Arm, options: Options, told: Options, **training: float
-) -> dict[str, Any]:
-    with sweep.world(SETUPS[setup], seed, None, output, **training) as world:
-        worst, average = over_tasks(world.generalist_row(arm, options, (TEST,))[TEST])
-    views = {"worst": worst, "average": average}
-    means = {f"{view} {metric}": views[view][metric] for view, metric in METRICS}
-    return {"arm": arm.name, "options": told, "means": list(means), **means}
 
 
 if __name__ == "__main__":

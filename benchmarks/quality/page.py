@@ -2,8 +2,8 @@
 
     python -m benchmarks.quality.page
 
-reads `benchmarks/results/quality/SETUP.json` and `map.json`, and `quality-defaults/SETUP.json` beside them.
-Every number of the page comes from these files.
+reads `SETUP.json`, `SETUP.pilot.md` and `map.json` in `benchmarks/results/quality/`, and `SETUP.json` in
+`quality-defaults/` beside it.
 """
 
 from pathlib import Path
@@ -81,7 +81,7 @@ def page(results: Path = RESULTS) -> str:
     if setups:
         text += ["## Worst excess on every setup", "", tables.overview(setups), "", *tables.summary(setups)]
     for setup in setups:
-        text += _section(setup, folder)
+        text += _section(setup, results)
     if cells:
         plot, seeds = f"{folder}/{_MAP}.png", tables.seeds(len(cells.seeds))
         text += _MAP_TEXT.format(command=cells.command, seeds=seeds, plot=plot).splitlines()
@@ -90,13 +90,13 @@ def page(results: Path = RESULTS) -> str:
     return "\n".join(text).rstrip() + "\n"
 
 
-def _section(setup: SetupResults, folder: str) -> list[str]:
+def _section(setup: SetupResults, results: Path) -> list[str]:
+    folder, pilot = results.name, results / f"{setup.name}.pilot.md"
     plot = [f"![Worst excess minus uniform's]({folder}/{setup.name}.png)", ""]
     return [
         f"## `{setup.name}`",
         "",
-        setup.pilot,
-        "",
+        *([pilot.read_text(encoding="utf-8")] if pilot.exists() else []),
         f"`{setup.command}` ([results]({folder}/{setup.name}.json))",
         "",
         *tables.specialists(setup),

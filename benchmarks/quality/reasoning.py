@@ -1,15 +1,15 @@
-"""Problems of the package reasoning-gym, with its own scorers, for a small character-level model.
+"""Makes preference pairs from problems of the package reasoning-gym, and verifies answers with its scorers.
 
-https://github.com/open-thought/reasoning-gym (Apache-2.0). A pair's chosen answer is right; the rejected
-one is near it (see `_wrong`). The base model has seen other problems of the same families with either kind of
-answer as often: it can find the right one, and does so no more often than a plausible wrong one.
+https://github.com/open-thought/reasoning-gym (Apache-2.0). The chosen answer of a pair is right, the rejected
+one is a near miss (`_wrong`). The base model learns from other problems of the same families, with right and
+wrong answers equally often: it can produce the right answer, and does not prefer it.
 """
 
+import itertools
 import json
 import random
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,16 @@ FAMILIES: dict[str, tuple[int, dict[str, Any]]] = {
     "letter_counting": (500, {"min_words": 2, "max_words": 3}),
     "gcd": (250, {"min_numbers": 2, "max_numbers": 2, "min_value": 2, "max_value": 99}),
 }
-"""Family -> training pairs, and what its problems are limited to so that so small a model can learn them."""
+"""Family -> number of training pairs, and options that keep its problems learnable by a tiny model."""
 HELD_OUT = 500
-"""Pairs of each family for validation and test."""
+"""Number of pairs of each family for validation and test."""
 BASE_ROWS = 2000
 _STREAM = 30_000
-"""Problems to draw from for one seed."""
+"""Number of problems that one seed draws from."""
 _SECOND_MISTAKE = 0.15
-_MOST = 0.4
-"""No answer makes up more of a family: knowing how frequent answers are is to be of no use."""
-_COUNTS = (1, 2, 3, 4)
-"""What is plausible as a small number."""
+_MAX_ANSWER_SHARE = 0.4
+"""No answer makes up more of a family, so that the frequencies of answers are of little use."""
+_PLAUSIBLE_COUNTS = (1, 2, 3, 4)
 _RIGHT_ANSWERS = 0.5
 SHAPE: dict[str, Any] = {
     "hidden_size": 64,
@@ -50,39 +49,42 @@ SHAPE: dict[str, Any] = {
     "learning_rate": 3e-3,
 }
 MAX_LENGTH = 160
-"""Tokens, of which each character is one."""
-LONGEST_ANSWER = 16
-"""Tokens of three numbers in a list, with the one that ends them."""
+"""In tokens; a character is a token."""
+MAX_ANSWER_TOKENS = 16
+"""A list of three numbers and the end token."""
 PREFIX = "reasoning-gym:"
 
 
 def register() -> dict[str, str]:
-    """Make the package's scorers verifiers of the library; family -> verifier."""
+    """Register the package's scorers as verifiers of the library; returns family -> verifier."""
     for family in FAMILIES:
         registry.register(PREFIX + family)(_scorer(family))
     return {family: PREFIX + family for family in FAMILIES}
 
 
 def pairs(seed: int) -> dict[str, list[dict[str, Any]]]:
-    """Of each family, in TRL's conversational form; `answer` is what the scorer needs, as JSON."""
+    """The rows of each family in TRL's conversational format; `answer` holds the scorer's input as JSON."""
     return {
-        family: [_row(family, problem, seed) for problem in islice(_problems(family, seed), size + HELD_OUT)]
+        family: [
+            _row(family, problem, seed)
+            for problem in itertools.islice(_problems(family, seed), size + HELD_OUT)
+        ]
         for family, (size, _) in FAMILIES.items()
     }
 
 
 def write_pairs(folder: Path, rows: dict[str, list[dict[str, Any]]]) -> None:
-    """`FAMILY.jsonl` for each."""
+    """Write `FAMILY.jsonl` for each family."""
     folder.mkdir(parents=True, exist_ok=True)
-    for family, some in rows.items():
-        files.write_jsonl(folder / f"{family}.jsonl", some)
+    for family, pairs_of_family in rows.items():
+        files.write_jsonl(folder / f"{family}.jsonl", pairs_of_family)
 
 
 def base_texts(seed: int) -> list[list[dict[str, str]]]:
-    """What the model that every policy of a seed starts from is trained on: no problem of the pairs."""
+    """The conversations that the base model of a seed learns from: other problems than the pairs."""
     texts = []
     for family, (size, _) in FAMILIES.items():
-        problems = islice(_problems(family, seed), size + HELD_OUT, None)
+        problems = itertools.islice(_problems(family, seed), size + HELD_OUT, None)
         draw = random.Random(f"{seed}:reasoning:base:{family}")
         for _ in range(BASE_ROWS):
             row = _row(family, next(problems), seed)
@@ -97,17 +99,17 @@ def _dataset(family: str, seed: int, size: int) -> Any:
 
 
 def _problems(family: str, seed: int) -> Iterator[Problem]:
-    """Distinct problems whose right and plausible wrong answer differ, and no answer more than often."""
-    # The package makes problem i of a seed from the number seed + i: seeds that lie closer than a stream is
-    # long would have most of their problems in common.
-    seen: set[str] = set()
+    """Distinct problems whose answers are not too frequent and differ from the plausible wrong ones."""
+    # The package makes problem i of a seed from the number seed + i. Seeds must be a stream apart, or most of
+    # their problems would be the same.
+    questions: set[str] = set()
     answers: Counter[str] = Counter()
     for entry in _dataset(family, _STREAM * seed, _STREAM):
         word, answer = entry["metadata"].get("word", ""), str(entry["answer"])
-        if entry["question"] in seen or (word and word.lower() == word[::-1].lower()):
+        if entry["question"] in questions or (word and word.lower() == word[::-1].lower()):
             continue
-        if answers[answer] <= _MOST * answers.total():
-            seen.add(entry["question"])
+        if answers[answer] <= _MAX_ANSWER_SHARE * answers.total():
+            questions.add(entry["question"])
             answers[answer] += 1
             yield entry
 
@@ -130,13 +132,13 @@ def _wrong(family: str, problem: Problem, draw: random.Random) -> str:
         return word if draw.random() >= _SECOND_MISTAKE else answer[1:] + answer[0]
     if family == "number_filtering":  # one number too many or too few
         numbers = metadata["original_numbers"]
-        kept = [number in metadata["result"] for number in numbers]
-        place = draw.randrange(len(numbers))
-        kept[place] = not kept[place]
-        return str([number for number, keep in zip(numbers, kept, strict=True) if keep])
-    if family == "chain_sum":  # one too many is more than so small a model can tell from right
+        selected = [number in metadata["result"] for number in numbers]
+        index = draw.randrange(len(numbers))
+        selected[index] = not selected[index]
+        return str(list(itertools.compress(numbers, selected)))
+    if family == "chain_sum":  # a tiny model cannot tell a sum that is off by one from the right one
         return str(int(answer) + draw.choice([-1, 1]) * draw.randint(3, 15))
-    return str(draw.choice([count for count in _COUNTS if count != int(answer)]))
+    return str(draw.choice([count for count in _PLAUSIBLE_COUNTS if count != int(answer)]))
 
 
 def _scorer(family: str) -> Any:

@@ -75,7 +75,6 @@ class SetupResults:
 
     name: str
     command: str
-    pilot: str
     seeds: Sequence[int]
     tuning_seeds: Sequence[int]
     tuned: Mapping[str, Mapping[str, Any]]
@@ -90,7 +89,7 @@ class SetupResults:
             ValueError: the file lacks a key, names an unknown family, or has two rows of an arm and seed.
         """
         content = files.read_json(file)
-        keys = ("setup", "command", "pilot", "seeds", "tuning_seeds", "tuned", "rows")
+        keys = ("setup", "command", "seeds", "tuning_seeds", "tuned", "rows")
         if missing := [key for key in keys if key not in content]:
             raise ValueError(f"{file} holds no results of a setup: it lacks {', '.join(missing)}")
         rows = [Row(**{key: row[key] for key in Row._fields if key in row}) for row in content["rows"]]

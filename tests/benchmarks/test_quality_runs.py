@@ -1,4 +1,4 @@
-"""What the quality benchmark runs: store, models of a world, arms, drift, and the pairs of reasoning-gym."""
+"""The running side of the quality benchmark: store, models of a seed, arms, sweeps, pairs of reasoning-gym."""
 
 import dataclasses
 import json
@@ -23,10 +23,9 @@ from benchmarks import tiny
 from benchmarks.quality import __main__ as command_line
 from benchmarks.quality import capacity_map, reasoning, setups, sweep
 from benchmarks.quality.arms import Arm, Merge
-from benchmarks.quality.drift import drift
 from benchmarks.quality.page import RESULTS
+from benchmarks.quality.seed_models import SeedModels, drift
 from benchmarks.quality.store import Store, write_results
-from benchmarks.quality.world import World
 
 
 class TestStore:
@@ -37,31 +36,27 @@ class TestStore:
             calls.append(path)
             path.write_text("result")
 
-        first = Store(tmp_path).made("kind", {"a": [1, 2.5]}, make)
-        assert Store(tmp_path).made("kind", {"a": [1, 2.5]}, make) == first
+        first = Store(tmp_path).result("kind", {"a": [1, 2.5]}, make)
+        assert Store(tmp_path).result("kind", {"a": [1, 2.5]}, make) == first
         assert first.read_text() == "result"
         assert len(calls) == 1
 
     def test_other_inputs_are_another_result(self, tmp_path: Path) -> None:
         store = Store(tmp_path)
-        paths = [
-            store.made(kind, inputs, lambda path: path.write_text(""))
-            for kind, inputs in (("a", 1), ("a", 2), ("b", 1), ("a", [store.root / "a" / "x"]))
-        ]
-        assert len(set(paths)) == 4
+        keys: list[tuple[str, Any]] = [("a", 1), ("a", 2), ("b", 1), ("a", [store.root / "a" / "x"])]
+        assert len({store.result(*key, Path.touch) for key in keys}) == 4
 
-    def test_what_fails_leaves_nothing(self, tmp_path: Path) -> None:
+    def test_a_failure_leaves_nothing(self, tmp_path: Path) -> None:
         def fail(path: Path) -> None:
             path.write_text("half")
             raise RuntimeError("ended")
 
         with pytest.raises(RuntimeError, match="ended"):
-            Store(tmp_path).made("kind", 1, fail)
-        made = Store(tmp_path).made("kind", 1, lambda path: path.write_text("whole"))
-        assert made.read_text() == "whole"
+            Store(tmp_path).result("kind", 1, fail)
+        assert Store(tmp_path).result("kind", 1, lambda path: path.write_text("whole")).read_text() == "whole"
 
-    def test_the_code_does_not_matter_but_the_settings_do(self, tmp_path: Path, experiment: Experiment) -> None:
-        """Also of settings within settings."""
+    def test_settings_identify_a_result_and_code_does_not(self, tmp_path: Path, experiment: Experiment) -> None:
+        """In nested settings, too."""
         data = {**experiment.model_dump(), "specialist_losses": {"cross_fit": True}}
         plan = Plan.of(parse_experiment(data, "test"), {"base_model": "b", "arithmetic": "1", "format": "2"})
         settings = plan.specialist_losses
@@ -69,15 +64,14 @@ class TestStore:
         fold = settings.fold.model_copy(update={"code": "other"})
         later = settings.model_copy(update={"code": "other", "environment": "other", "fold": fold})
         longer = settings.model_copy(update={"fold": fold.model_copy(update={"seed": 8})})
-        store = Store(tmp_path)
         same, also, other = (
-            store.made("kind", each, lambda path: path.write_text("")) for each in (settings, later, longer)
+            Store(tmp_path).result("kind", each, Path.touch) for each in (settings, later, longer)
         )
         assert same == also != other
 
-    def test_what_cannot_be_compared_is_refused(self, tmp_path: Path) -> None:
+    def test_an_input_without_a_stable_form_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(TypeError, match="does not determine a result"):
-            Store(tmp_path).made("kind", object(), lambda path: path.write_text(""))
+            Store(tmp_path).result("kind", object(), Path.touch)
 
 
 def test_results_have_a_row_a_line(tmp_path: Path) -> None:
@@ -99,87 +93,89 @@ def experiment() -> Experiment:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, experiment: Experiment) -> World:
-    data = {**experiment.model_dump(), "split": {"validation": 0.2, "test": 0.3}}
-    return World(Store(tmp_path_factory.mktemp("store")), parse_experiment(data, "test"))
+def models(tmp_path_factory: pytest.TempPathFactory) -> SeedModels:
+    return SeedModels(Store(tmp_path_factory.mktemp("store")), parse_experiment(three_splits(), "test"))
 
 
-def loss(row: dict[str, object], split: str) -> np.ndarray:
-    tasks = row[split]
-    assert isinstance(tasks, dict)
-    return np.array([measured["loss"] for measured in tasks.values()])
+def three_splits() -> dict[str, Any]:
+    return {**tiny.experiment(), "split": {"validation": 0.2, "test": 0.3}}
 
 
-class TestWorld:
-    def test_the_reference(self, world: World) -> None:
-        row = world.reference_row((VALIDATION, TEST))
+def loss(row: dict[str, Any], split: str) -> np.ndarray:
+    return np.array([metrics["loss"] for metrics in row[split].values()])
+
+
+class TestSeedModels:
+    def test_reference_model(self, models: SeedModels) -> None:
+        row = models.reference_row((VALIDATION, TEST))
         assert loss(row, TEST) == pytest.approx(np.log(2))
-        assert all(measured["drift"] == 0 for measured in row[TEST].values())
+        assert all(metrics["drift"] == 0 for metrics in row[TEST].values())
         assert "drift" not in row[VALIDATION]["arithmetic"]
         assert set(row[TEST]["arithmetic"]) >= {"excess", "accuracy", "margin", "pass_rate"}
 
-    def test_a_specialist_has_no_excess_on_its_own_task(self, world: World) -> None:
-        row = world.specialist_row("format", (TEST,))
-        assert row["family"] == "specialist"
-        assert row["steps"] == 2
+    def test_a_specialist_has_no_excess_on_its_own_task(self, models: SeedModels) -> None:
+        row = models.specialist_row("format", (TEST,))
+        assert (row["family"], row["steps"], row["late"]) == ("specialist", 2, {})
         assert row[TEST]["format"]["excess"] == 0
         assert row[TEST]["format"]["drift"] > 0
 
     @pytest.mark.parametrize("cross_fit", [False, True])
-    def test_a_generalist(self, world: World, cross_fit: bool) -> None:
+    def test_a_generalist_is_trained_once(self, models: SeedModels, cross_fit: bool) -> None:
         arm = Arm("mine", "ama-r", {"eta": 0.5}, cross_fit=cross_fit)
-        row = world.generalist_row(arm, {"learning_rate": 2.0, "eta": 0.1, "c": 0.2}, (TEST,))
-        assert row["steps"] == 3
-        assert np.abs(loss(row, TEST) - np.log(2)).min() > 1e-6
-        log = files.read_jsonl(row["folder"] / "trajectory.jsonl")
-        assert len(log) == 3
-        again = world.generalist_row(arm, {"learning_rate": 2.0, "eta": 0.1, "c": 0.2}, (TEST,))
-        assert again == row  # the seconds, too: it was not trained again
-        other = world.generalist_row(arm, {"learning_rate": 2.0, "eta": 0.1, "c": 0.3}, (TEST,))
-        assert other["folder"] != row["folder"]
+        first, again, other = (
+            models.row(arm, {"learning_rate": 2.0, "eta": 0.1, "c": c}, (TEST,)) for c in (0.2, 0.2, 0.3)
+        )
+        assert first["steps"] == 3
+        assert np.abs(loss(first, TEST) - np.log(2)).min() > 1e-6
+        assert sum(task["weight"] for task in first["late"].values()) == pytest.approx(1)
+        assert again == first  # with the same seconds
+        assert other["late"] != first["late"]
 
-    def test_the_total_compute(self, world: World) -> None:
-        row = world.generalist_row(Arm("total", "uniform", total_compute=True), {}, (VALIDATION,))
+    def test_total_compute_adds_the_steps_of_the_specialists(self, models: SeedModels) -> None:
+        row = models.row(Arm("total", "uniform", total_compute=True), {}, (VALIDATION,))
         assert row["steps"] == 3 + 2 * 2
         assert TEST not in row
 
-    def test_a_merge(self, world: World) -> None:
-        """A merge with nearly all the weight on a specialist is that specialist."""
-        weighted = {"weights": {"format": 1e6}}
-        row = world.merge_row(Merge("linear", "linear"), weighted, (TEST,))
-        specialist = world.specialist_row("format", (TEST,))
+    def test_a_merge_with_all_weight_on_one_specialist_is_that_specialist(self, models: SeedModels) -> None:
+        row = models.row(Merge("linear", "linear"), {"weights": {"format": 1e6}}, (TEST,))
+        specialist = models.specialist_row("format", (TEST,))
         assert loss(row, TEST) == pytest.approx(loss(specialist, TEST), abs=1e-4)
         assert row["family"] == "merge"
 
-    def test_a_setup_with_fewer_tasks_shares_what_it_has(self, world: World) -> None:
-        data = world.experiment.model_dump()
-        alone = World(
-            world.store, parse_experiment({**data, "tasks": data["tasks"][:1]}, "test"), base_tasks=world.tasks
+    def test_setups_share_the_tasks_that_they_have_in_common(self, models: SeedModels) -> None:
+        data = models.experiment.model_dump()
+        one_task = parse_experiment({**data, "tasks": data["tasks"][:1]}, "test")
+        alone = SeedModels(models.store, one_task, base_tasks=models.tasks)
+        assert alone.base_model == models.base_model
+        assert alone.specialist("arithmetic") == models.specialist("arithmetic")
+
+    def test_the_base_model_of_a_source_does_not_depend_on_the_seed(self, models: SeedModels) -> None:
+        data = {**models.experiment.model_dump(), "base_model": str(models.base_model)}
+        first, second = (
+            SeedModels(models.store, parse_experiment({**data, "seed": seed}, "test")) for seed in (1, 2)
         )
-        assert alone.base_model == world.base_model
-        assert alone.specialist("arithmetic") == world.specialist("arithmetic")
+        assert first.base_model == second.base_model
+        assert first.data("format") != second.data("format")
 
 
-def test_drift_is_the_divergence_of_the_next_tokens(world: World) -> None:
-    reference = load_full_model(world.base_model)
-    policy = load_full_model(world.base_model)
+def test_drift_is_the_divergence_of_the_next_tokens(models: SeedModels) -> None:
+    reference, policy = (load_full_model(models.base_model) for _ in range(2))
     with torch.no_grad():
         policy.lm_head.weight.mul_(1.5)
-    data, _ = world.joint
-    pairs = read_split(data, "format", TEST)
-    row = pairs.slice(0, 1).to_pylist()[0]
+    pair = read_split(models.joint["data"], "format", TEST).slice(0, 1)
+    row = pair.to_pylist()[0]
     ids = torch.tensor([row["prompt_ids"] + row["chosen_ids"]])
     start = len(row["prompt_ids"]) - 1
     mine, theirs = (
         torch.distributions.Categorical(logits=model(ids).logits[0, start:-1]) for model in (policy, reference)
     )
     expected = torch.distributions.kl_divergence(mine, theirs).mean().item()
-    assert drift(policy, reference, pairs.slice(0, 1), "fp32") == pytest.approx(expected, rel=1e-4)
+    assert drift(policy, reference, pair, "fp32") == pytest.approx(expected, rel=1e-4)
 
 
 class TestArms:
     @pytest.mark.parametrize("setup", setups.SETUPS.values(), ids=setups.SETUPS)
-    def test_their_options_are_those_of_their_methods(self, setup: setups.Setup) -> None:
+    def test_options_are_those_of_the_methods(self, setup: setups.Setup) -> None:
         for arm in setup.generalists:
             for options in arm.candidates or ({},):
                 method = {
@@ -189,7 +185,7 @@ class TestArms:
             assert arm.like is None or arm.like in {other.name for other in setup.generalists}
 
     @pytest.mark.parametrize("setup", setups.SETUPS.values(), ids=setups.SETUPS)
-    def test_every_tuned_arm_tries_as_many(self, setup: setups.Setup) -> None:
+    def test_every_tuned_arm_tries_the_same_number(self, setup: setups.Setup) -> None:
         tried = {len(arm.candidates) for arm in setup.generalists if arm.candidates}
         assert len(tried) == bool(setup.tuning_seeds)
 
@@ -201,15 +197,14 @@ class TestArms:
             {"weight": 1.0, "weights": {"b": 2.0}},
         )
 
-    def test_the_setups_are_configurations(self, tmp_path: Path) -> None:
+    def test_a_setup_makes_a_configuration(self, tmp_path: Path) -> None:
         setup = setups.SETUPS["synthetic-conflict"]
         assert [task.name for task in setup.configured(3, None, tmp_path).tasks] == list(setups.CONFLICT_SIZES)
         with pytest.raises(SystemExit, match="--data"):
             setups.SETUPS["smollm2-hhh"].configured(0, None, tmp_path)
 
 
-def test_which_preference_pairs_take_part(tmp_path: Path) -> None:
-    """Of the named source, short enough, and of a prompt the first few."""
+def test_preference_pairs_are_selected_by_source_length_and_prompt(tmp_path: Path) -> None:
 
     def row(prompt: str, chosen: str, source: str) -> dict[str, Any]:
         return {
@@ -219,166 +214,169 @@ def test_which_preference_pairs_take_part(tmp_path: Path) -> None:
             "source": source,
         }
 
-    kept = [row("a", "One.", "X/1"), row("a", "Two.", "X/2"), row("b", "Three.", "X/1")]
+    selected = [row("a", "One.", "X/1"), row("a", "Two.", "X/2"), row("b", "Three.", "X/1")]
     others = [row("a", "Four.", "X/1"), row("b", "word " * 200, "X/1"), row("c", "Five.", "Y")]
-    files.write_jsonl(tmp_path / "task.jsonl", [*kept[:2], *others, kept[2]])
+    files.write_jsonl(tmp_path / "task.jsonl", [*selected[:2], *others, selected[2]])
     (tmp_path / "scratch").mkdir()
-    chosen = setups._chosen(tmp_path / "task.jsonl", tmp_path / "scratch", setups.Pairs(100, 2, "X"))
-    assert files.read_jsonl(chosen) == kept
+    chosen = setups.select_pairs(tmp_path / "task.jsonl", tmp_path / "scratch", setups.PairFilter(100, 2, "X"))
+    assert files.read_jsonl(chosen) == selected
 
 
 @pytest.mark.parametrize("capacity", capacity_map.CAPACITIES)
 def test_every_cell_of_the_map_is_a_configuration(capacity: int | str) -> None:
-    """Fewer tasks are the first of more, so that specialists are shared."""
+    """Cells with fewer tasks have the first tasks of the others, so that they share specialists."""
     for count in capacity_map.TASKS:
-        found = parse_experiment(capacity_map.experiment(4, capacity, count, 100), "the map")
-        assert [task.name for task in found.tasks] == list(capacity_map.SIZES)[:count]
-        assert found.budget.generalist.steps == 100
-        assert (found.training.lora is None) == (capacity == "full")
+        cell = parse_experiment(capacity_map.experiment(4, capacity, count, 100), "the map")
+        assert [task.name for task in cell.tasks] == list(capacity_map.SIZES)[:count]
+        assert cell.budget.generalist.steps == 100
+        assert (cell.training.lora is None) == (capacity == "full")
 
 
-def test_results_name_no_place_of_this_machine(tmp_path: Path) -> None:
-    """Neither of a task's pairs, nor of a base model that was made for the seed."""
+def add_setup(monkeypatch: pytest.MonkeyPatch, data: dict[str, Any], *fields: Any) -> setups.Setup:
+    """Register the setup `tiny` with this configuration for every seed."""
+    setup = setups.Setup("tiny", lambda _seed, _data, _scratch: data, *fields)
+    monkeypatch.setitem(setups.SETUPS, "tiny", setup)
+    return setup
+
+
+class InThisProcess:
+    """Takes the place of the process pool; records its work."""
+
+    def __init__(self) -> None:
+        self.units: list[Any] = []
+
+    def map(self, call: Callable[..., object], units: Sequence[Any]) -> list[object]:
+        self.units += units
+        return [call(unit) for unit in units]
+
+
+def run_tiny(folder: Path, seeds: list[int], before: Any = None, workers: Any = None) -> dict[str, Any]:
+    return sweep.run(sweep.Sweep("tiny", None, folder), seeds, workers or InThisProcess(), before)
+
+
+def through_json(results: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return json.loads(json.dumps({**results, "rows": rows}))  # type: ignore[no-any-return]
+
+
+def test_results_name_no_path_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tiny.experiment()
     data["base_model"] = {"source": str(tmp_path / "sources" / "base" / "abc")}
     data["tasks"] = [{"name": "one", "source": "/elsewhere/one.jsonl"}]
-    setup = setups.Setup("tiny", "", lambda _seed, _data, _scratch: data, (), ())
-    kept = sweep._without_places(setup, None, tmp_path)
-    assert kept["base_model"]["source"] == "abc"
-    assert [task["source"] for task in kept["tasks"]] == ["one.jsonl"]
+    written = sweep.experiment_without_paths(add_setup(monkeypatch, data, (), ()), None, tmp_path)
+    assert written["base_model"]["source"] == "abc"
+    assert [task["source"] for task in written["tasks"]] == ["one.jsonl"]
 
 
-def test_the_map_goes_on_from_the_seeds_of_the_same_experiment(tmp_path: Path) -> None:
-    """The committed file is of the experiment that the code has now."""
-    assert capacity_map.known(None) == capacity_map.known(tmp_path / "none.json") == []
+def test_the_map_keeps_the_rows_of_the_same_experiment(tmp_path: Path) -> None:
+    """The committed map is that of the code."""
+    assert capacity_map.rows_of(None) == capacity_map.rows_of(tmp_path / "none.json") == []
     committed = files.read_json(RESULTS / "map.json")
-    assert capacity_map.known(RESULTS / "map.json") == committed["rows"] != []
+    assert capacity_map.rows_of(RESULTS / "map.json") == committed["rows"] != []
     committed["experiment"]["training"]["beta"] = 0.7
     files.write_json(tmp_path / "other.json", committed)
-    assert capacity_map.known(tmp_path / "other.json") == []
+    assert capacity_map.rows_of(tmp_path / "other.json") == []
+
+
+COMMON = ("reference", "specialist-arithmetic", "specialist-format")
 
 
 def test_a_sweep_tunes_on_validation_and_reports_each_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In this process: what is chosen is the candidate with the least worst excess, for arms and for merges."""
-    data = {**tiny.experiment(), "split": {"validation": 0.2, "test": 0.3}}
     rates = ({"learning_rate": 1.0}, {"learning_rate": 30.0})
-    setup = setups.Setup(
-        "tiny",
-        "",
-        lambda seed, _data, _scratch: data,
-        (
-            Arm("uniform", "uniform", candidates=rates),
-            Arm("more", "uniform", like="uniform", total_compute=True),
-        ),
-        (Merge("linear", "linear"), Merge("tuned", "task_arithmetic", ({"lambda": 0.1}, {"lambda": 50.0}))),
-        (7,),
-    )
-    monkeypatch.setitem(setups.SETUPS, "tiny", setup)
-    found = sweep.run("tiny", [0, 1], None, tmp_path, Here())
+    longer = Arm("more", "uniform", like="uniform", total_compute=True)
+    merges = (Merge("linear", "linear"), Merge("tuned", "task_arithmetic", ({"lambda": 0.1}, {"lambda": 50.0})))
+    generalists = (Arm("uniform", "uniform", candidates=rates), longer)
+    add_setup(monkeypatch, three_splits(), generalists, merges, (7,))
+    results = run_tiny(tmp_path, [0, 1])
     for arm in ("uniform", "tuned"):
-        tried = found["tuned"][arm]["tried"]
-        best = min(tried, key=lambda each: each["worst_excess"])
+        tried = results["tuned"][arm]["tried"]
+        best = min(tried, key=lambda candidate: candidate["worst_excess"])
         assert len(tried) == 2
-        assert found["tuned"][arm]["chosen"] == best["options"]
-    assert [(row["seed"], row["arm"]) for row in found["rows"]] == [
-        (seed, arm)
-        for seed in (0, 1)
-        for arm in (
-            *("reference", "specialist-arithmetic", "specialist-format"),
-            *("uniform", "more", "linear", "tuned"),
-        )
-    ]
-    assert str(tmp_path) not in json.dumps(found)
-    # What a file holds is kept, tuning and seeds, without anything of the folder that it was made in.
-    here = Here()
-    before = json.loads(json.dumps({**found, "rows": [row for row in found["rows"] if row["seed"] == 1]}))
+        assert results["tuned"][arm]["chosen"] == best["options"]
+    names = [(row["seed"], row["arm"]) for row in results["rows"]]
+    assert names == [(seed, arm) for seed in (0, 1) for arm in (*COMMON, "uniform", "more", "linear", "tuned")]
+    assert str(tmp_path) not in json.dumps(results)
+    steps = {(row["seed"], row["arm"]): row["steps"] for row in results["rows"]}
+    for seed in (0, 1):
+        specialists = sum(steps[seed, arm] for arm in COMMON[1:])
+        assert steps[seed, "more"] == specialists + steps[seed, "uniform"]
+    # A new output folder keeps tuning and rows of the file, and makes only the missing seed.
+    before = through_json(results, [row for row in results["rows"] if row["seed"] == 1])
     before["rows"][0]["seconds"] = 1234.5
-    more = sweep.run("tiny", [0], None, tmp_path / "new", here, before)  # type: ignore[arg-type]
-    assert [seed for seed, _ in here.done] == [0]
-    assert more["tuned"] == found["tuned"]
-    assert [(row["seed"], row["arm"]) for row in more["rows"]] == [
-        (row["seed"], row["arm"]) for row in found["rows"]
-    ]
-    for row, same in zip(more["rows"], found["rows"], strict=True):
-        assert row["tasks"] == same["tasks"]
+    workers = InThisProcess()
+    more = run_tiny(tmp_path / "new", [0], before, workers)
+    assert [seed for seed, _ in workers.units] == [0]
+    assert more["tuned"] == results["tuned"]
+    assert [(row["seed"], row["arm"]) for row in more["rows"]] == names
+    assert [row["tasks"] for row in more["rows"]] == [row["tasks"] for row in results["rows"]]
     assert 1234.5 in [row["seconds"] for row in more["rows"]]
-    assert {row["steps"] for row in found["rows"] if row["arm"] == "more"} == {
-        sum(row["steps"] for row in found["rows"] if row["seed"] == 0 and row["family"] == "specialist")
-        + next(row["steps"] for row in found["rows"] if row["arm"] == "uniform")
-    }
 
 
-def test_a_sweep_runs_again_what_has_changed_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A new arm on the seeds that are there, also one like an arm that has changed; what is gone goes."""
-    data = {**tiny.experiment(), "split": {"validation": 0.2, "test": 0.3}}
-    gone, merge = Arm("standard", "standard"), Merge("linear", "linear")
+def test_a_sweep_runs_again_only_what_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new arm runs on all seeds, as does an arm like one that has changed; a removed arm disappears."""
+    removed, merge = Arm("standard", "standard"), Merge("linear", "linear")
     uniform, like = Arm("uniform", "uniform"), Arm("longer", "uniform", like="uniform", total_compute=True)
 
     def swept(seeds: list[int], before: Any, *arms: Arm) -> tuple[dict[str, Any], list[tuple[int, str]]]:
-        """The results, and which rows are not those of before."""
-        setup = setups.Setup("tiny", "", lambda _seed, _data, _scratch: data, arms, (merge,))
-        monkeypatch.setitem(setups.SETUPS, "tiny", setup)
-        found = sweep.run("tiny", seeds, None, tmp_path, Here(), before)  # type: ignore[arg-type]
-        old = [{**row, "tokens": -1} for row in before["rows"]] if before else []
-        return found, [(row["seed"], row["arm"]) for row in found["rows"] if {**row, "tokens": -1} not in old]
+        """The results with marked rows, and which rows are new."""
+        add_setup(monkeypatch, three_splits(), arms, (merge,))
+        results = run_tiny(tmp_path, seeds, before)
+        marks = [row["seconds"] for row in before["rows"]] if before else []
+        new = [(row["seed"], row["arm"]) for row in results["rows"] if row["seconds"] not in marks]
+        rows = [{**row, "seconds": 1000.0 + number} for number, row in enumerate(results["rows"])]
+        return through_json(results, rows), new
 
-    def marked(found: dict[str, Any]) -> dict[str, Any]:
-        rows = [{**row, "seconds": 1000.0 + place} for place, row in enumerate(found["rows"])]
-        return json.loads(json.dumps({**found, "rows": rows}))  # type: ignore[no-any-return]
-
-    first, _ = swept([3], None, gone, uniform)
-    second, new = swept([1], marked(first), uniform, like)
-    common = ("reference", "specialist-arithmetic", "specialist-format")
-    assert new == [*((1, arm) for arm in (*common, "uniform", "longer", "linear")), (3, "longer")]
+    first, _ = swept([3], None, removed, uniform)
+    second, new = swept([1], first, uniform, like)
+    assert new == [*((1, arm) for arm in (*COMMON, "uniform", "longer", "linear")), (3, "longer")]
     assert second["seeds"] == [1, 3]
     assert [arm["name"] for arm in second["arms"]] == ["uniform", "longer", "linear"]
     faster = dataclasses.replace(uniform, options={"learning_rate": 2.0})
-    third, new = swept([], marked(second), faster, like)
+    third, new = swept([], second, faster, like)
     assert new == [(1, "uniform"), (1, "longer"), (3, "uniform"), (3, "longer")]
-    assert swept([], marked(third), faster, like)[1] == []
-    assert [row["arm"] for row in third["rows"]] == 2 * [*common, "uniform", "longer", "linear"]
+    assert swept([], third, faster, like)[1] == []
+    assert [row["arm"] for row in third["rows"]] == 2 * [*COMMON, "uniform", "longer", "linear"]
 
 
-@pytest.mark.parametrize(("text", "seeds"), [("3", [0, 1, 2]), ("3,4", [3, 4]), ("3,", [3]), ("1", [0])])
-def test_which_seeds_are_meant(text: str, seeds: list[int]) -> None:
-    assert command_line.seeds_of(text) == seeds
-    assert command_line.named(seeds) == text
+def test_results_of_another_experiment_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_setup(monkeypatch, three_splits(), (), ())
+    other = {
+        "setup": "tiny",
+        "experiment": {},
+        "tuning_seeds": [],
+        "arms": [],
+        "tuned": {},
+        "seeds": [9],
+        "rows": [],
+    }
+    assert run_tiny(tmp_path, [0], other)["seeds"] == [0]
+    assert "the results are those of another tiny: all of it runs again" in capsys.readouterr().err
 
 
-def test_without_tuning_seeds_a_merge_is_tuned_on_its_seed_s_validation_split(
+def test_without_tuning_seeds_a_merge_is_tuned_on_each_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = ({"lambda": 50.0}, {"lambda": 1.0}, {"lambda": 100.0})
     merge = Merge("tuned", "task_arithmetic", tries)
-    data = {**tiny.experiment(), "split": {"validation": 0.2, "test": 0.3}}
-    setup = setups.Setup("tiny", "", lambda seed, _data, _scratch: data, (), (merge,))
-    monkeypatch.setitem(setups.SETUPS, "tiny", setup)
-    found = sweep.run("tiny", [0], None, tmp_path, Here())  # type: ignore[arg-type]
-    with sweep.world(setup, 0, None, tmp_path) as made:
-        rows = [made.merge_row(merge, options, ("validation", "test")) for options in tries]
-    worst = [max(task["excess"] for task in row["validation"].values()) for row in rows]
-    (row,) = (row for row in found["rows"] if row["arm"] == "tuned")
-    assert row["options"] == tries[worst.index(min(worst))]
-    want = rows[worst.index(min(worst))]["test"]
-    assert {task: measured["loss"] for task, measured in row["tasks"].items()} == pytest.approx(
-        {task: measured["loss"] for task, measured in want.items()}, abs=1e-4
-    )
+    setup = add_setup(monkeypatch, three_splits(), (), (merge,))
+    (row,) = (row for row in run_tiny(tmp_path, [0])["rows"] if row["arm"] == "tuned")
+    models = sweep.seed_models(setup, 0, None, tmp_path)
+    rows = [models.row(merge, options, (VALIDATION, TEST)) for options in tries]
+    worst = [max(task["excess"] for task in each[VALIDATION].values()) for each in rows]
+    best = worst.index(min(worst))
+    assert row["options"] == tries[best]
+    losses = [metrics["loss"] for metrics in row["tasks"].values()]
+    assert losses == pytest.approx(loss(rows[best], TEST), abs=1e-4)
     assert len({round(each, 3) for each in worst}) == 3
 
 
-class Here:
-    """Works in this process, as the pool's processes do; knows what it was given."""
-
-    def __init__(self) -> None:
-        self.done: list[Any] = []
-
-    def map(self, call: Callable[..., object], *items: Sequence[object]) -> list[object]:
-        self.done += items[0]
-        return [call(*each) for each in zip(*items, strict=True)]
+@pytest.mark.parametrize(("text", "seeds"), [("3", [0, 1, 2]), ("3,4", [3, 4]), ("3,", [3]), ("1", [0])])
+def test_seeds_on_the_command_line(text: str, seeds: list[int]) -> None:
+    assert command_line.parse_seeds(text) == seeds
+    assert command_line.format_seeds(seeds) == text
 
 
 class TestReasoning:
@@ -388,7 +386,7 @@ class TestReasoning:
         return reasoning.pairs(3)
 
     @pytest.mark.parametrize("family", reasoning.FAMILIES)
-    def test_the_packages_scorer_tells_right_from_wrong(
+    def test_the_scorer_tells_right_from_wrong(
         self, family: str, pairs: dict[str, list[dict[str, Any]]]
     ) -> None:
         passes, rows = registered_verifiers()[reasoning.register()[family]], pairs[family]
@@ -398,26 +396,23 @@ class TestReasoning:
         assert not any(passes(row["rejected"][0]["content"], row["answer"]) for row in rows)
 
     @pytest.mark.parametrize("family", reasoning.FAMILIES)
-    def test_how_frequent_an_answer_is_says_little(
+    def test_no_answer_is_frequent_or_too_long(
         self, family: str, pairs: dict[str, list[dict[str, Any]]]
     ) -> None:
-        """And every answer fits into what is generated."""
         answers = Counter(row["chosen"][0]["content"] for row in pairs[family])
         assert max(answers.values()) < 0.42 * answers.total()
         tokenizer = build_tokenizer()
-        assert max(len(tokenizer(answer)["input_ids"]) for answer in answers) < reasoning.LONGEST_ANSWER
+        assert max(len(tokenizer(answer)["input_ids"]) for answer in answers) < reasoning.MAX_ANSWER_TOKENS
 
-    def test_they_depend_on_the_seed_alone(
+    def test_pairs_depend_on_the_seed_alone(
         self, pairs: dict[str, list[dict[str, Any]]], tmp_path: Path
     ) -> None:
         assert reasoning.pairs(3) == pairs != reasoning.pairs(4)
         reasoning.write_pairs(tmp_path, pairs)
         assert files.read_jsonl(tmp_path / "gcd.jsonl") == pairs["gcd"]
 
-    def test_seeds_have_problems_in_common_by_chance_alone(
-        self, pairs: dict[str, list[dict[str, Any]]]
-    ) -> None:
-        """As many with the next seed as with one far off: words and small numbers are few."""
+    def test_seeds_share_problems_only_by_chance(self, pairs: dict[str, list[dict[str, Any]]]) -> None:
+        """A seed shares as many with the next seed as with a distant one: words and small numbers are few."""
 
         def prompts(rows: list[dict[str, Any]]) -> set[str]:
             return {row["prompt"][0]["content"] for row in rows}
@@ -429,7 +424,7 @@ class TestReasoning:
         assert abs(shared(4) - shared(40)) < 0.03 * sum(map(len, pairs.values()))
 
     def test_the_base_model_has_not_seen_the_pairs(self, pairs: dict[str, list[dict[str, Any]]]) -> None:
-        """And it reads every prompt whole."""
+        """It reads every prompt without truncation."""
         texts = reasoning.base_texts(3)
         prompts = {row["prompt"][0]["content"] for rows in pairs.values() for row in rows}
         assert len(texts) == reasoning.BASE_ROWS * len(reasoning.FAMILIES)

@@ -87,8 +87,10 @@ compile: setup ## rewrite the pipelines that are kept after a change to the DAG 
 	$(BIN)/ama compile --preset quickstart --output pipelines/automixalign.yaml
 	$(BIN)/python tests/pipeline/compiled.py
 
-pages: setup ## rewrite the components' pages after a change to a docstring or signature
+pages: setup ## rewrite the generated pages after a change to a docstring, a signature or the schema
 	$(BIN)/python -m components.pages
+	$(BIN)/python docs/architecture.py
+	$(BIN)/python docs/configuration.py
 
 scan: setup $(SCAN)/.installed ## a security scan of the rendered manifests and the Dockerfile; needs kubectl
 	rm -rf build/rendered

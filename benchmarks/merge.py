@@ -62,10 +62,10 @@ job = json.loads(sys.argv.pop())
 """
 _OURS = """
 from pathlib import Path
-from automixalign.merge import merge_specialists
+from automixalign.merging.merge import merge_specialists
 ready()
 specialists = {task: Path(folder) for task, folder in job["specialists"].items()}
-merge_specialists(Path(job["base"]), specialists, job["method"], {}, Path(job["output"]), job["seed"])
+merge_specialists(Path(job["base"]), specialists, job["method"], {}, Path(job["output"]), seed=job["seed"])
 ready()
 """
 _MERGEKIT = """

@@ -1,6 +1,6 @@
-"""How the steps of an experiment are placed on a cluster: what each pod asks for, and where its secrets are.
+"""Where the stages of an experiment run on a cluster: what each pod requests, and where its secrets are.
 
-It changes where and how fast a step runs, never what it computes, so no step's settings hold it.
+This changes where and how fast a stage runs, never what it computes. So no stage's settings hold it.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from automixalign.system.schema import Count, Flag, Natural, Schema
 
-Step = Literal[
+Stage = Literal[
     "validate_config",
     "prepare_base_model",
     "prepare_data",
@@ -24,10 +24,10 @@ Step = Literal[
     "register",
     "publish",
 ]
-"""The steps of the DAG, by the names of their components."""
+"""The stages of the DAG, by the names of their components."""
 
-TRAINING: tuple[Step, ...] = ("train_specialist", "train_generalist")
-"""The steps that `training.processes` share."""
+TRAINING: tuple[Stage, ...] = ("train_specialist", "train_generalist")
+"""The stages that run `training.processes`."""
 
 
 def _as_text(value: Any) -> Any:
@@ -42,7 +42,7 @@ Cpu = Annotated[
 Memory = Annotated[str, BeforeValidator(_as_text), StringConstraints(pattern=r"^[1-9]\d*(Mi|Gi|Ti|M|G|T)$")]
 """Bytes with a unit: `16Gi`."""
 ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
-"""The name of a Secret or ConfigMap in the namespace that the pods run in."""
+"""The name of a Secret or ConfigMap in the namespace of the pods."""
 LabelKey = Annotated[
     str,
     StringConstraints(pattern=r"^([a-z0-9][-a-z0-9.]{0,252}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"),
@@ -59,24 +59,29 @@ SECRET_KEYS = {
     "mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
     "hub": ("HF_TOKEN",),
 }
-"""The keys of each Secret of `Secrets`, which are the environment variables, too."""
+"""The keys of each Secret of `Secrets`. A stage sees them as environment variables of the same names."""
 ENVIRONMENT_KEYS = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI")
 """The keys of the ConfigMap `environment`."""
 TRAIN_JOB = "AMA_TRAIN_JOB"
-"""The environment variable with a `TrainJobRequest` as JSON."""
+"""The environment variable that holds a `TrainJobRequest` as JSON."""
 
 
 class Toleration(Schema):
-    """Let a pod onto nodes with a taint, in Kubernetes' terms."""
+    """Lets a pod run on nodes with a taint, in Kubernetes' terms."""
 
     key: LabelKey | None = None
+    """Key of the taint; without one, every taint matches."""
     operator: Literal["Equal", "Exists"] = "Equal"
+    """Whether the taint's value must equal `value`."""
     value: LabelValue | None = None
+    """Value of the taint."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Effect of the taint; without one, every effect matches."""
     toleration_seconds: Natural | None = None
+    """How long the pod stays on a node that gets the taint."""
 
     @model_validator(mode="after")
-    def _as_kubernetes_takes_it(self) -> Self:
+    def _check_combinations(self) -> Self:
         if self.key is None and self.operator != "Exists":
             raise ValueError("without 'key' the operator must be 'Exists'")
         if self.operator == "Exists" and self.value is not None:
@@ -87,58 +92,69 @@ class Toleration(Schema):
 
 
 class Retries(Schema):
-    """How often a failed step is tried again, and how long it waits before that."""
+    """How often Kubeflow retries a failed stage, and how long it waits before."""
 
     times: Annotated[int, Field(strict=True, ge=0, le=10)] = 2
+    """The largest number of retries."""
     wait_seconds: Natural = 30
+    """The wait before the first retry."""
     factor: Annotated[int, Field(strict=True, ge=1, le=10)] = 2
-    """Each further wait is so many times the one before."""
+    """Each further wait is longer by this factor."""
 
 
 class Pod(Schema):
-    """What the pod of a step asks for. A key that is not set leaves the matter to the cluster."""
+    """What the pod of a stage requests. The cluster decides about a key that is not set."""
 
     cpu: Cpu | None = None
-    """Cores requested."""
+    """Cores requested: `2`, `0.5`, `500m`."""
     cpu_limit: Cpu | None = None
+    """Limit of the cores."""
     memory: Memory | None = None
-    """Requested, and the limit too: a pod above its request is the first to be ended where memory runs out."""
+    """Request and limit of the memory: `16Gi`. A node short of memory first ends pods above their request."""
     scratch: Memory | None = None
-    """A volume of this size at /tmp, for caches and temporary files. KFP hands on no request for
-    `ephemeral-storage`; the artifacts themselves lie in volumes that KFP makes."""
+    """Size of a volume at /tmp, for caches and temporary files. KFP passes on no request for
+    `ephemeral-storage`; it keeps artifacts in volumes of its own."""
     shared_memory: Memory | None = None
-    """A memory volume of this size at /dev/shm, which NCCL and data loaders share between processes; it counts
+    """Size of a memory volume at /dev/shm, which NCCL and data loaders share between processes. It counts
     towards `memory`."""
     accelerator: Annotated[str, StringConstraints(min_length=1)] = "nvidia.com/gpu"
+    """Kubernetes' name of the accelerator."""
     accelerators: Natural = 0
+    """The number of accelerators."""
     node_selector: dict[LabelKey, LabelValue] = Field(default_factory=dict)
+    """Labels that a node must have."""
     tolerations: list[Toleration] = Field(default_factory=list)
+    """Taints that a node may have."""
     timeout_seconds: Count | None = None
+    """How long the stage may run."""
     retries: Retries = Retries()
 
 
 class Secrets(Schema):
-    """Secrets whose keys (`SECRET_KEYS`) become environment variables of steps that need them; `null` for none.
+    """Secrets whose keys become environment variables of the stages that need them.
 
-    A Secret, or a key of it, that is not there is left out: a step then does without.
+    `null` names no Secret. A stage also runs where a Secret or one of its keys does not exist.
     """
 
     s3: ObjectName | None = "automixalign-s3"
+    """Access to S3: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`."""
     mlflow: ObjectName | None = "automixalign-mlflow"
+    """Access to MLflow: `MLFLOW_TRACKING_USERNAME`, `MLFLOW_TRACKING_PASSWORD`."""
     hub: ObjectName | None = "automixalign-hub"
+    """Access to the hub: `HF_TOKEN`."""
 
 
 class TrainJobSpec(Schema):
-    """Trainings on several nodes, each a TrainJob of Kubeflow Trainer (https://www.kubeflow.org/docs/components/trainer)."""
+    """Trainings on several nodes; each is a TrainJob of [Kubeflow Trainer](https://www.kubeflow.org/docs/components/trainer)."""
 
     storage: Annotated[str, StringConstraints(pattern=r"^s3://[a-z0-9][a-z0-9.-]+(/.*)?$")]
-    """Prefix that inputs and results of a training pass through, on the way to the nodes and back."""
+    """Prefix for the inputs and results of a training, on their way to the nodes and back."""
     runtime: ObjectName = "torch-distributed"
     """The ClusterTrainingRuntime: one that starts PyTorch."""
 
 
 class TrainJobRequest(TrainJobSpec):
-    """What a training step is told, in `AMA_TRAIN_JOB`, of the job that it is to start."""
+    """What a training stage needs to start a TrainJob; `AMA_TRAIN_JOB` holds it."""
 
     image: str
     pod: Pod
@@ -151,19 +167,21 @@ class ClusterSpec(Schema):
     """The part of an experiment that `ama compile` writes into the pipeline."""
 
     default: Pod = Pod()
-    steps: dict[Step, Pod] = Field(default_factory=dict)
-    """What differs from `default`, key by key, for the steps named."""
+    steps: dict[Stage, Pod] = Field(default_factory=dict)
+    """Keys that differ from `default`, by the name of the stage."""
     secrets: Secrets = Secrets()
     environment: ObjectName | None = "automixalign-env"
-    """A ConfigMap whose keys (`ENVIRONMENT_KEYS`) the steps see."""
+    """A ConfigMap whose keys become environment variables of the stages: `AWS_ENDPOINT_URL`,
+    `AWS_DEFAULT_REGION`, `MLFLOW_TRACKING_URI`."""
     image_pull_secrets: list[ObjectName] = Field(default_factory=list)
+    """Secrets for the registry that holds the image."""
     train_job: TrainJobSpec | None = None
     cache: Flag = True
-    """Take what an earlier run computed from the same inputs, settings and code."""
+    """Reuse what an earlier run computed from the same inputs, settings and code."""
     ttl_seconds: Count | None = None
-    """How long the pods and the workflow of a finished run are kept; its results are not touched."""
+    """How long the cluster keeps the pods and the workflow of a finished run. Results stay."""
 
-    def pod(self, step: Step) -> Pod:
-        """What a step's pod asks for: its own keys, and the default's for the others."""
-        own = self.steps.get(step, Pod())
+    def pod(self, stage: Stage) -> Pod:
+        """What a stage's pod requests: its own keys, and the default's for the others."""
+        own = self.steps.get(stage, Pod())
         return self.default.model_copy(update={key: getattr(own, key) for key in own.model_fields_set})

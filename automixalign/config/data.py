@@ -14,6 +14,7 @@ class TaskSpec(Schema):
     """One task: where its preference pairs come from, and how its answers can be verified."""
 
     name: Name
+    """Its name in the leaderboard and in file names."""
     source: Text
     """JSONL or Parquet file, folder, `s3://` URI, hub id, or `synthetic:NAME`."""
     hub_split: Text = "train"

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel
 
-from automixalign.config.cluster import ClusterSpec, Step
+from automixalign.config.cluster import ClusterSpec, Stage
 from automixalign.config.data import DataSettings
 from automixalign.config.evaluation import EvaluationSettings, ScoringSettings
 from automixalign.config.experiment import ComparisonSettings, Experiment, RegistrySettings
@@ -22,7 +22,7 @@ from automixalign.system.provenance import code_digest, environment_digest
 _TRAINING = ("automixalign.training.launch", "automixalign.training.worker")
 _VERIFIERS = "automixalign.scoring.verifiers.*"
 
-MODULES: Mapping[Step, Sequence[str]] = {
+MODULES: Mapping[Stage, Sequence[str]] = {
     "prepare_base_model": ("automixalign.config.models", "automixalign.models.prepare"),
     "prepare_data": (
         "automixalign.config.data",
@@ -85,7 +85,7 @@ class Plan(BaseModel):
             fingerprints: digest of the content of each source, by the task's name or "base_model".
         """
 
-        def common(stage: Step, *further: str) -> dict[str, Any]:
+        def common(stage: Stage, *further: str) -> dict[str, Any]:
             return {
                 "code": code_digest([_RUN_STEP, *MODULES[stage], *further]),
                 "environment": environment_digest(),

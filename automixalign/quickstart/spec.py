@@ -17,12 +17,19 @@ class TinyModel(Schema):
     """A small Llama with a character vocabulary, trained by SFT on the synthetic tasks."""
 
     hidden_size: Annotated[Count, Field(le=4096)] = 64
+    """Width of the model."""
     layers: Annotated[Count, Field(le=64)] = 2
+    """Decoder layers."""
     heads: Count = 4
+    """Attention heads of each layer."""
     steps: Count = 600
+    """Optimiser steps of the SFT."""
     batch_size: Count = 32
+    """Conversations of one step."""
     learning_rate: Positive = 3e-3
+    """Peak learning rate."""
     rows_per_task: Count = 4000
+    """Conversations of each synthetic task to train on."""
     right_answers: Fraction = 0.5
     """Share of the training text that gives the right answer: the base knows the forms, not the preference."""
 

@@ -12,7 +12,7 @@ from automixalign.config.cluster import (
     TRAIN_JOB,
     TRAINING,
     Pod,
-    Step,
+    Stage,
     TrainJobRequest,
     TrainJobSpec,
 )
@@ -21,13 +21,13 @@ from automixalign.storage import s3
 from automixalign.training import checkpoints
 from components.image import IMAGE
 
-_READS_SOURCES: tuple[Step, ...] = ("validate_config", "prepare_base_model", "prepare_data")
-_SECRET_USERS: dict[str, tuple[Step, ...]] = {
+_READS_SOURCES: tuple[Stage, ...] = ("validate_config", "prepare_base_model", "prepare_data")
+_SECRET_USERS: dict[str, tuple[Stage, ...]] = {
     "s3": (*_READS_SOURCES, "register", "publish"),
     "hub": _READS_SOURCES,
 }
 """The stages that get a Secret. Every stage gets MLflow's; stages with checkpoints in S3 also get S3's."""
-_NEVER_CACHED: tuple[Step, ...] = ("validate_config", "register", "publish")
+_NEVER_CACHED: tuple[Stage, ...] = ("validate_config", "register", "publish")
 """These stages read or change what is outside the DAG: the sources' content, the registry, the output."""
 _RETRY_SECONDS = 10 * 365 * 24 * 3600
 """Limit for a stage and all its retries. Argo counts it from the first start (see `backend.md`), so a low limit
@@ -117,11 +117,11 @@ class ClusterPlacement(Placement):
         kubernetes.set_security_context(task, run_as_non_root=True)
 
 
-def _stage_of(component: Callable[..., PipelineTask]) -> Step:
-    return cast(Step, component.name.replace("-", "_"))  # type: ignore[attr-defined]
+def _stage_of(component: Callable[..., PipelineTask]) -> Stage:
+    return cast(Stage, component.name.replace("-", "_"))  # type: ignore[attr-defined]
 
 
-def _checkpoint_folders(experiment: Experiment) -> dict[Step, str]:
+def _checkpoint_folders(experiment: Experiment) -> dict[Stage, str]:
     """Stage -> the S3 prefix of its checkpoints; none unless the run's output is in S3."""
     if experiment.output is None or not s3.is_uri(experiment.output.to):
         return {}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, get_args
 
 import kfp_server_api as api
 
-from automixalign.config.cluster import Step
+from automixalign.config.cluster import Stage
 from automixalign.steps.events import stage_title
 from automixalign.system.errors import AutoMixAlignError
 from pipelines.submit.server import Server, ServerError
@@ -143,7 +143,7 @@ def _step(task: api.V2beta1PipelineTaskDetail) -> str | None:
     step = re.sub(r"-\d+$", "", name.removesuffix(_DRIVER)).replace("-", "_")
     if name.endswith(_DRIVER):
         return f"{step}{_DRIVER}" if task.state == "FAILED" else None
-    return step if step in get_args(Step) else None
+    return step if step in get_args(Stage) else None
 
 
 def _message(of: api.V2beta1Run | api.V2beta1PipelineTaskDetail) -> str:

@@ -11,7 +11,7 @@ from google.protobuf import json_format
 from kfp import compiler
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 
-from automixalign.config.cluster import TRAIN_JOB, Step, TrainJobRequest
+from automixalign.config.cluster import TRAIN_JOB, Stage, TrainJobRequest
 from automixalign.config.experiment import parse_experiment
 from automixalign.preflight.validate import plan
 from automixalign.system.errors import ConfigError
@@ -226,7 +226,7 @@ def test_a_step_takes_the_default_s_keys_where_it_has_none_of_its_own() -> None:
 
 
 def test_every_component_is_a_step_that_can_be_placed() -> None:
-    assert set(Step.__args__) == {path.parent.name for path in COMPONENTS}
+    assert set(Stage.__args__) == {path.parent.name for path in COMPONENTS}
 
 
 def _is_text(node: ast.AST) -> bool:

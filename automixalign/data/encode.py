@@ -1,4 +1,4 @@
-"""Token ids of many texts at once: exactly those that the tokenizer gives each of them alone, and sooner."""
+"""Encode many texts at once, faster than one by one, to exactly the same token ids."""
 
 import json
 import re
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-_ANYWHERE = {
+_CONTEXT_FREE = {
     "BertPreTokenizer",
     "ByteLevel",
     "CharDelimiterSplit",
@@ -21,44 +21,52 @@ _ANYWHERE = {
     "Whitespace",
     "WhitespaceSplit",
 }
-"""Pre-tokenizers that look at a stretch of text alone, and not at where it stands in the whole."""
-_THREADS = 4
-"""More would wait for what Python does between; each holds the token ids of a chunk."""
+"""Pre-tokenizers that treat a piece of text alike wherever it is in the whole text."""
+_MAX_THREADS = 4
+"""More threads would wait for the Python code between the calls. Each holds the token ids of a chunk."""
 
 
 class Encoder:
-    """Of one tokenizer; `threads` says how many may call it at a time."""
+    """Encodes texts with one tokenizer. At most `threads` threads may call it at a time."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
-        self._backend = _backend(tokenizer)
-        added = _added(self._backend)
-        self._cuts = re.compile(f"({'|'.join(map(re.escape, added))})") if added else None
+        self._backend = _rust_tokenizer(tokenizer)
+        added = _separable_tokens(self._backend)
+        self._separators = re.compile(f"({'|'.join(map(re.escape, added))})") if added else None
         self._added = {token: [number] for token, number in added.items()}
-        self.threads = min(_THREADS, available_processors()) if self._backend else 1
+        self.threads = min(_MAX_THREADS, available_processors()) if self._backend else 1
 
     def __call__(self, texts: list[str], special_tokens: bool) -> list[list[int]]:
-        """The ids of each text; `special_tokens` are those that the tokenizer itself puts around a text."""
+        """The token ids of each text.
+
+        Args:
+            texts: any number of texts.
+            special_tokens: whether the tokenizer puts its own special tokens around each text.
+        """
         if self._backend is None:
-            found = self._tokenizer(texts, add_special_tokens=special_tokens)["input_ids"] if texts else []
-            return [list(ids) for ids in found]
-        if self._cuts is None or special_tokens:
-            return _ids(self._backend, texts, special_tokens)
-        # Added tokens are cut out of a text before anything else is done, and what stands between them is then
-        # tokenised by itself: so that which prompts and templates repeat is tokenised once.
-        cut = [self._cuts.split(text) for text in texts]
-        pieces = list({piece: None for parts in cut for piece in parts[::2] if piece})
-        known = dict(zip(pieces, _ids(self._backend, pieces, False), strict=True))
-        known |= {"": [], **self._added}
-        return [[number for piece in parts for number in known[piece]] for parts in cut]
+            ids_of_texts = (
+                self._tokenizer(texts, add_special_tokens=special_tokens)["input_ids"] if texts else []
+            )
+            return [list(ids) for ids in ids_of_texts]
+        if self._separators is None or special_tokens:
+            return _encode(self._backend, texts, special_tokens)
+        # A tokenizer first cuts a text at added tokens, and encodes each piece by itself. So a piece that many
+        # texts share, from prompts and templates, needs to be encoded only once.
+        pieces_of_texts = [self._separators.split(text) for text in texts]
+        pieces = list({piece: None for parts in pieces_of_texts for piece in parts[::2] if piece})
+        ids_of = dict(zip(pieces, _encode(self._backend, pieces, False), strict=True))
+        ids_of |= {"": [], **self._added}
+        return [[number for piece in parts for number in ids_of[piece]] for parts in pieces_of_texts]
 
 
-def _ids(backend: "Tokenizer", texts: list[str], special_tokens: bool) -> list[list[int]]:
-    return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=special_tokens)]
+def _encode(backend: "Tokenizer", texts: list[str], special_tokens: bool) -> list[list[int]]:
+    encodings = backend.encode_batch_fast(texts, add_special_tokens=special_tokens)
+    return [encoding.ids for encoding in encodings]
 
 
-def _backend(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer | None":
-    """The tokenizer in Rust, set as it is for a call; None if it is not all there is."""
+def _rust_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer | None":
+    """The tokenizer in Rust, set up as for a call; None if a call does more than use it."""
     from transformers import PreTrainedTokenizerFast
 
     kind = type(tokenizer)
@@ -74,27 +82,29 @@ def _backend(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer | None":
     return backend
 
 
-def _added(backend: "Tokenizer | None") -> dict[str, int]:
-    """Where a text can be cut, the longest first; nothing where what stands between would then change."""
+def _separable_tokens(backend: "Tokenizer | None") -> dict[str, int]:
+    """The added tokens at which a text can be cut without a change of its ids, the longest token first."""
     if backend is None or backend.encode_special_tokens:
         return {}
     added = [
         (token.content, number, token.lstrip or token.rstrip or token.single_word)
         for number, token in backend.get_added_tokens_decoder().items()
-        if not token.normalized  # the others are looked for later, in the pieces
+        if not token.normalized  # the tokenizer looks for normalized tokens later, inside the pieces
     ]
-    if any(looks_around for _, _, looks_around in added) or not _stands_anywhere(_state(backend.pre_tokenizer)):
+    if any(looks_around for _, _, looks_around in added) or not _is_context_free(_state(backend.pre_tokenizer)):
         return {}
-    added.sort(key=lambda each: len(each[0]), reverse=True)
+    added.sort(key=lambda token: len(token[0]), reverse=True)
     return {content: number for content, number, _ in added if content}
 
 
-def _state(part: Any) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(part.__getstate__()) if part is not None else {"type": "Split"}
-    return found
+def _state(pre_tokenizer: Any) -> dict[str, Any]:
+    state: dict[str, Any] = (
+        json.loads(pre_tokenizer.__getstate__()) if pre_tokenizer is not None else {"type": "Split"}
+    )
+    return state
 
 
-def _stands_anywhere(state: dict[str, Any]) -> bool:
+def _is_context_free(state: dict[str, Any]) -> bool:
     if state["type"] == "Sequence":
-        return all(map(_stands_anywhere, state["pretokenizers"]))
-    return state["type"] in _ANYWHERE or state.get("prepend_scheme") in ("always", "never")
+        return all(map(_is_context_free, state["pretokenizers"]))
+    return state["type"] in _CONTEXT_FREE or state.get("prepend_scheme") in ("always", "never")

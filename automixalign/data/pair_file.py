@@ -1,4 +1,4 @@
-"""Pairs on disk, from where they are read again: sooner than from their source, and as they were."""
+"""A file of parsed pairs, which is faster to read again than their source and cannot change meanwhile."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -6,20 +6,20 @@ from pathlib import Path
 
 from automixalign.data.pairs import Pair
 
-_write = json.JSONEncoder(ensure_ascii=False).encode
+_to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class PairFile:
-    """A file of pairs, a line each; to iterate reads them."""
+    """JSON lines, one pair a line. Iterating reads the pairs."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def keep(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
-        """The same pairs, each written as it passes."""
+    def write_through(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
+        """Yield the pairs, and write each to the file."""
         with self.path.open("w", encoding="utf-8", newline="\n") as lines:
             for pair in pairs:
-                lines.write(f"{_write(pair)}\n")
+                lines.write(f"{_to_json(pair)}\n")
                 yield pair
 
     def __iter__(self) -> Iterator[Pair]:

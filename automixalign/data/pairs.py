@@ -1,7 +1,7 @@
-"""Turn rows of TRL's preference formats into pairs with a stable id.
+"""Parse rows of TRL's preference formats into pairs with a stable id.
 
-Formats: https://huggingface.co/docs/trl/dataset_formats#preference, conversational or plain, with the prompt
-apart or as the part both sides begin with.
+Formats: https://huggingface.co/docs/trl/dataset_formats#preference, as messages or plain text. The prompt is a
+field of its own, or the part with which both sides begin.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ _canonical = json.JSONEncoder(ensure_ascii=True, sort_keys=True).encode
 
 
 class Pair(NamedTuple):
-    """One preference: `chosen` is the better completion of `prompt`; all three are text, or messages."""
+    """One preference: `chosen` is the better completion of `prompt`. All three are text, or all messages."""
 
     pair_id: str
     prompt: Turn
@@ -32,22 +32,22 @@ class Pair(NamedTuple):
 
     @property
     def prompt_key(self) -> str:
-        """Equal for prompts that differ in case or white space only: what a split must not tear apart."""
+        """Equal for prompts that differ only in case or white space; they belong in one split."""
         return " ".join(text_of(self.prompt).casefold().split())
 
 
 def text_of(turn: Turn) -> str:
-    """The turn as plain text, roles included."""
+    """The turn as plain text; messages with their roles."""
     if isinstance(turn, str):
         return turn
     return "\n".join(f"{message['role']}: {message['content']}" for message in turn)
 
 
 def parse_row(row: Row) -> Pair:
-    """Check one row and bring it into the normal form.
+    """Check one row and parse it.
 
     Raises:
-        DataError: naming file, line and field.
+        DataError: the row is no preference pair; the message names file, line and field.
     """
     data, where = row.data, row.where
     if not isinstance(data, dict):
@@ -79,24 +79,24 @@ def _turn(value: Any, field: str, where: str) -> Turn:
         _check_text(value, field, where)
         return value
     if not isinstance(value, list) or not value:
-        raise DataError(f"{where}: {field!r} must be text or a list of messages, not {_shown(value)}")
+        raise DataError(f"{where}: {field!r} must be text or a list of messages, not {_describe(value)}")
     messages = []
     for number, message in enumerate(value):
-        place = f"{field}[{number}]"
+        name = f"{field}[{number}]"
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise DataError(f"{where}: {place} must be an object with 'role' and 'content'")
+            raise DataError(f"{where}: {name} must be an object with 'role' and 'content'")
         if message["role"] not in _ROLES:
-            role = _shown(message["role"])
-            raise DataError(f"{where}: {place} has the role {role}; there are: {', '.join(_ROLES)}")
+            role = _describe(message["role"])
+            raise DataError(f"{where}: {name} has the role {role}; there are: {', '.join(_ROLES)}")
         if not isinstance(message["content"], str):
-            raise DataError(f"{where}: the content of {place} must be text")
-        _check_text(message["content"], place, where)
+            raise DataError(f"{where}: the content of {name} must be text")
+        _check_text(message["content"], name, where)
         messages.append({"role": message["role"], "content": message["content"]})
     return messages
 
 
-def _shown(value: Any) -> str:
-    """A value for a message; what it may hold, at any depth, is not looked at."""
+def _describe(value: Any) -> str:
+    """A value for a message. A list or an object may be large and deep, so only its type is named."""
     if isinstance(value, (list, dict)):
         return f"{'a' if value else 'an empty'} {type(value).__name__}"
     return f"{value!r:.40}"
@@ -110,7 +110,7 @@ def _check_text(text: str, field: str, where: str) -> None:
 
 
 def _split_common_start(chosen: Turn, rejected: Turn, where: str) -> tuple[Turn, Turn, Turn]:
-    """The prompt is what both sides begin with: whole messages, or text up to the last blank they share."""
+    """Cut off the prompt: the messages, or the text up to the last blank, with which both sides begin."""
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise DataError(f"{where}: 'chosen' and 'rejected' must both be text or both messages")
     shared = 0
@@ -119,11 +119,11 @@ def _split_common_start(chosen: Turn, rejected: Turn, where: str) -> tuple[Turn,
             break
         shared += 1
     if isinstance(chosen, str) and isinstance(rejected, str):
-        if chosen != rejected:  # where one side begins the other, it must not lose all of itself to the prompt
+        if chosen != rejected:  # a side that is the beginning of the other must keep some text
             shared = min(shared, len(chosen.rstrip()) - 1, len(rejected.rstrip()) - 1)
         shared = chosen.rfind(" ", 0, shared) if " " in chosen[:shared] else shared
     else:
-        # Two equal sides share everything; leave them their answer, to be counted as identical.
+        # Equal sides keep their last message, so that the pair is counted as identical.
         shared = min(shared, len(chosen) - 1, len(rejected) - 1)
     if shared <= 0 or (isinstance(chosen, str) and not chosen[:shared].strip()):
         raise DataError(f"{where}: there is no 'prompt', and the two sides do not begin alike")
@@ -147,7 +147,7 @@ def _check_order(prompt: Turn, chosen: Turn, rejected: Turn, where: str) -> None
 
 
 def sides_are_same(pair: Pair) -> bool:
-    """Whether nothing is preferred: the sides differ in the blanks around their texts at most."""
+    """Whether the sides are equal, apart from blanks around their texts."""
     return _stripped(pair.chosen) == _stripped(pair.rejected)
 
 

@@ -1,7 +1,7 @@
-"""Prepare the data of an experiment: read, clean, limit, tokenise, split, card.
+"""The stage `prepare_data`: read, clean, limit, tokenise, split, describe.
 
-However many pairs there are, a few thousand lie in memory at a time: each task's pairs go through two files on
-the way, once cleaned and once tokenised, and keys of fixed size are what is compared, ordered and split.
+Memory holds a few thousand pairs at a time, however many there are. The pairs of a task pass through two files:
+as parsed, and as tokenised. Digests of fixed size stand for them when they are compared, ordered and split.
 """
 
 import random
@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from automixalign.config.data import DataSettings, TaskSpec
 from automixalign.data.clean import CleanPairs, Ranks, clean
-from automixalign.data.ordered import OrderedRows
+from automixalign.data.external_sort import ExternalSort
 from automixalign.data.pair_file import PairFile
 from automixalign.data.pairs import TURNS, Pair, parse_row, text_of
 from automixalign.data.read import read_rows
@@ -35,26 +35,29 @@ from automixalign.system.errors import DataError, ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Verifiers: TypeAlias = Mapping[str, Callable[[str, str], bool]]
-"""Name -> verifier, which says whether an output passes for an answer."""
+Verifier: TypeAlias = Callable[[str, str], bool]
+"""Takes a generated and the right answer; returns whether the generated one passes."""
+Verifiers: TypeAlias = Mapping[str, Verifier]
 
 
 def prepare_data(
     settings: DataSettings, tokenizer: "PreTrainedTokenizerBase", verifiers: Verifiers, output: Path
 ) -> dict[str, Any]:
-    """Write every task's splits as Parquet, and a statistics card.
+    """Write the splits of all tasks as Parquet, and a statistics card.
 
     Args:
+        settings: the tasks, their splits and `max_length`.
         tokenizer: of the base model.
-        verifiers: those that tasks may name; each must pass the answers of its task's own rows.
+        verifiers: by name. Each must pass the right answers of the tasks that name it.
         output: folder to write.
 
     Returns:
-        The card: per task what was read, dropped and why, the sizes of its splits and lengths in tokens.
+        The card: for each task the rows that were read and dropped by reason, the sizes of the splits, and
+        lengths in tokens.
 
     Raises:
-        DataError: a malformed row (file and line), a task that is left without pairs, or messages that the
-            chat template refuses.
+        DataError: a malformed row (file and line), a task without usable pairs, or messages that the chat
+            template refuses.
         ModelError: conversational data and a tokenizer without chat template.
     """
     with files.replacing(output) as folder, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
@@ -62,11 +65,13 @@ def prepare_data(
             task.name: _usable_pairs(task, settings, tokenizer, verifiers, Path(scratch))
             for task in settings.tasks
         }
-        labels = split_tasks({name: found.ranks for name, found in tasks.items()}, settings.split)
-        cards = []
-        for task in settings.tasks:
-            rows, ranks, counts = tasks[task.name]
-            cards.append(write_splits(task, settings.seed, rows, ranks, labels[task.name], counts, folder))
+        labels = split_tasks({name: usable.ranks for name, usable in tasks.items()}, settings.split)
+        cards = [
+            write_splits(
+                task, settings.seed, **tasks[task.name]._asdict(), labels=labels[task.name], folder=folder
+            )
+            for task in settings.tasks
+        ]
         result = {"max_length": settings.max_length, "seed": settings.seed, "tasks": cards}
         files.write_json(folder / "card.json", result)
     _record(cards, output)
@@ -74,7 +79,7 @@ def prepare_data(
 
 
 def _record(cards: list[dict[str, Any]], output: Path) -> None:
-    """Tell MLflow what the data was."""
+    """Record the data in MLflow."""
     record = current_step().record
     record.of_pipeline = True
     record.add_artifact(output / "card.json", "data/card.json")
@@ -88,18 +93,25 @@ def _record(cards: list[dict[str, Any]], output: Path) -> None:
 def read_pairs(
     task: TaskSpec, seed: int, verifiers: Verifiers, file: PairFile | None = None
 ) -> tuple[CleanPairs, Counter[str]]:
-    """The clean pairs of a task's source, `task.limit` at most, and how many rows were read and dropped.
+    """Read and clean the pairs of a task, and draw `task.limit` of them.
 
     Args:
-        verifiers: the task's is among them.
-        file: where all pairs are kept, to be read again from there; without it, the source is read again.
+        task: the task.
+        seed: the seed of the draw and of the split.
+        verifiers: by name; the task's verifier is among them.
+        file: takes all pairs, and gives the clean ones. Without it, the source is read twice.
+
+    Returns:
+        The pairs, and the number of rows that were read and dropped, by reason.
 
     Raises:
-        DataError: a malformed row (file and line), no pair at all, text and messages in one task, or a pair
-            without an answer that the task's verifier can use.
+        DataError: a malformed row (file and line), no usable pair, text and messages in one task, or a pair
+            without an answer that the task's verifier passes.
     """
     source = _Source(task, seed)
-    pairs, counts = clean(source, seed, source) if file is None else clean(file.keep(source), seed, file)
+    pairs, counts = (
+        clean(source, seed, source) if file is None else clean(file.write_through(source), seed, file)
+    )
     if not len(pairs):
         dropped = ", ".join(f"{count} {reason}" for reason, count in counts.items())
         raise DataError(f"task {task.name}: {task.source} holds no usable pair ({dropped})")
@@ -108,15 +120,15 @@ def read_pairs(
     if task.verifier:
         _check_answers(task.name, task.verifier, verifiers[task.verifier], pairs)
     if task.limit is not None and len(pairs) > task.limit:
-        chosen = random.Random(f"limit:{seed}:{task.name}").sample(range(len(pairs)), task.limit)
+        drawn = random.Random(f"limit:{seed}:{task.name}").sample(range(len(pairs)), task.limit)
         counts["over_limit"] = len(pairs) - task.limit
-        pairs = pairs.take(np.sort(np.array(chosen)))
+        pairs = pairs.take(np.sort(np.array(drawn)))
     return pairs, counts
 
 
 @dataclass(frozen=True)
 class _Source:
-    """The pairs of all rows of a task; to iterate reads them."""
+    """The pairs of all rows of a task. Iterating reads and parses the rows."""
 
     task: TaskSpec
     seed: int
@@ -125,7 +137,7 @@ class _Source:
         return map(parse_row, read_rows(self.task, self.seed))
 
 
-def _check_answers(task: str, name: str, verifier: Callable[[str, str], bool], pairs: CleanPairs) -> None:
+def _check_answers(task: str, name: str, verifier: Verifier, pairs: CleanPairs) -> None:
     for pair in pairs:
         if pair.answer is None:
             problem = "needs an 'answer' in every row; there is none"
@@ -141,22 +153,22 @@ def _check_answers(task: str, name: str, verifier: Callable[[str, str], bool], p
 def check_rendering(
     task: str, pairs: CleanPairs, tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> None:
-    """See, before anything is trained, that a tokenizer takes a task's pairs and that one of them fits.
+    """Check that a tokenizer renders the pairs of a task up to the first that fits `max_length` tokens.
 
     Raises:
-        DataError: none fits, or the chat template refuses one of the first.
+        DataError: no pair fits, or the chat template refuses one before it.
         ModelError: the pairs are conversational and the tokenizer has no chat template.
     """
-    with _of_task(task):
+    with _naming(task):
         check_template(tokenizer, pairs.conversational)
-        found = (tokens for chunk in tokenize(tokenizer, pairs, max_length) for _, tokens in chunk)
-        if not any(_is_usable(tokens, Counter()) for tokens in found):
+        chunks = tokenize(tokenizer, pairs, max_length)
+        if not any(_is_usable(tokens, Counter()) for chunk in chunks for _, tokens in chunk):
             raise _nothing_fits(len(pairs), max_length)
 
 
 @contextmanager
-def _of_task(task: str) -> Iterator[None]:
-    """Name the task in what is said of its data."""
+def _naming(task: str) -> Iterator[None]:
+    """Name the task in errors of its data."""
     try:
         yield
     except (DataError, ModelError) as error:
@@ -167,10 +179,10 @@ def _nothing_fits(count: int, max_length: int) -> DataError:
     return DataError(f"none of its {count} pairs fits max_length={max_length} tokens; raise 'max_length'")
 
 
-class _Usable(NamedTuple):
-    """The tokenised pairs of a task and their ranks, in the order of these; what was read and dropped."""
+class _UsablePairs(NamedTuple):
+    """The tokenised pairs of a task in the order of their ranks, and the numbers of rows by reason."""
 
-    rows: OrderedRows
+    rows: ExternalSort
     ranks: Ranks
     counts: Counter[str]
 
@@ -181,32 +193,30 @@ def _usable_pairs(
     tokenizer: "PreTrainedTokenizerBase",
     verifiers: Verifiers,
     scratch: Path,
-) -> _Usable:
+) -> _UsablePairs:
     file = PairFile(scratch / f"{task.name}.jsonl")
     pairs, counts = read_pairs(task, settings.seed, verifiers, file)
-    places = np.empty(len(pairs), dtype=np.int32)
-    places[np.argsort(pairs.ranks, kind="stable")] = np.arange(len(pairs), dtype=np.int32)
+    positions = np.empty(len(pairs), dtype=np.int32)
+    positions[np.argsort(pairs.ranks, kind="stable")] = np.arange(len(pairs), dtype=np.int32)
     row_bytes = 3 * file.path.stat().st_size / counts["read"]  # as text and as ids
-    rows = OrderedRows(scratch / task.name, split_schema(pairs.conversational), row_bytes)
+    rows = ExternalSort(scratch / task.name, split_schema(pairs.conversational), row_bytes)
     fits = np.zeros(len(pairs), dtype=np.bool_)
-    done = 0
-    with _of_task(task.name):
+    start = 0
+    with _naming(task.name):
         check_template(tokenizer, pairs.conversational)
         for chunk in tokenize(tokenizer, pairs, settings.max_length):
-            here = slice(done, done := done + len(chunk))
-            fits[here] = [_is_usable(tokens, counts) for _, tokens in chunk]
-            if usable := list(compress(chunk, fits[here])):
-                rows.add(_batch(task.name, usable, rows.schema), places[here][fits[here]])
+            part = slice(start, start := start + len(chunk))
+            fits[part] = [_is_usable(tokens, counts) for _, tokens in chunk]
+            if usable := list(compress(chunk, fits[part])):
+                rows.add(_batch(task.name, usable, rows.schema), positions[part][fits[part]])
         if not fits.any():
             raise _nothing_fits(len(pairs), settings.max_length)
     file.path.unlink()
-    ranks = pairs.ranks[fits]
-    ranks.sort()
-    return _Usable(rows, ranks, counts)
+    return _UsablePairs(rows, np.sort(pairs.ranks[fits]), counts)
 
 
 def _is_usable(tokens: Tokens | None, counts: Counter[str]) -> bool:
-    """Whether a pair can be used; what is dropped or cut is counted."""
+    """Whether a pair can be used; counts the reason if it is dropped or cut."""
     if tokens is None:
         counts["prompt_too_long"] += 1
     elif tokens.chosen == tokens.rejected:

@@ -1,4 +1,4 @@
-"""Split tasks into train, validation and test by prompt, so that no prompt stands on two sides."""
+"""Split tasks into train, validation and test by prompt, so that no prompt is in two splits."""
 
 import math
 from collections.abc import Mapping
@@ -7,48 +7,49 @@ import numpy as np
 import numpy.typing as npt
 
 from automixalign.config.data import SplitSpec
-from automixalign.data.clean import Ranks, starts_of_equals
+from automixalign.data.clean import Ranks, group_starts
 from automixalign.data.store import SPLITS, TEST, TRAIN, VALIDATION
 from automixalign.system.errors import DataError
 
 Labels = npt.NDArray[np.int8]
-"""The split of each pair, as its place in `SPLITS`, or `OVER_CAP`."""
+"""The split of each pair, as its index in `SPLITS`, or `OVER_CAP`."""
 OVER_CAP = -1
-_FREE = -2
+_UNASSIGNED = -2
 
 
 def split_tasks(tasks: Mapping[str, Ranks], spec: SplitSpec) -> dict[str, Labels]:
     """Assign every pair of every task to a split.
 
     All pairs of a prompt go to one split, and a prompt that several tasks share goes to the same split in each.
-    Within a task, prompts are ordered by a hash of seed and prompt; the first fill test, then validation.
+    A task's prompts are in the order of a digest of seed and prompt. They fill test first, then validation.
 
     Args:
-        tasks: the ranks of each task's pairs, in rising order.
+        tasks: task -> the ranks of its pairs, in rising order.
+        spec: the shares and caps of the splits.
 
     Returns:
-        The labels of each task's pairs, in the order of their ranks.
+        Task -> the labels of its pairs, in the order of their ranks.
 
     Raises:
-        DataError: a task has too few prompts for the splits that are asked for.
+        DataError: a task has too few prompts for the splits.
     """
-    known: list[tuple[Ranks, Labels]] = []
+    assigned: list[tuple[Ranks, Labels]] = []
     result = {}
     for task, ranks in tasks.items():
-        starts = starts_of_equals(ranks)
+        starts = group_starts(ranks)
         sizes = np.diff(np.append(starts, len(ranks)))
         prompts = ranks[starts]
-        split = np.full(len(prompts), _FREE, dtype=np.int8)
-        for others, theirs in known:
-            at = np.minimum(np.searchsorted(others, prompts), len(others) - 1)
-            split = np.where(others[at] == prompts, theirs[at], split)
+        split = np.full(len(prompts), _UNASSIGNED, dtype=np.int8)
+        for earlier_prompts, earlier_split in assigned:
+            at = np.minimum(np.searchsorted(earlier_prompts, prompts), len(earlier_prompts) - 1)
+            split = np.where(earlier_prompts[at] == prompts, earlier_split[at], split)
         for name, share in ((TEST, spec.test), (VALIDATION, spec.validation)):
             number = SPLITS.index(name)
-            there = np.where((split == number) | (split == _FREE), sizes, 0)
-            before = np.cumsum(there) - there
-            split[(split == _FREE) & (before < _share(len(ranks), share))] = number
-        split[split == _FREE] = SPLITS.index(TRAIN)
-        known.append((prompts, split))
+            candidates = np.where((split == number) | (split == _UNASSIGNED), sizes, 0)
+            pairs_before = np.cumsum(candidates) - candidates
+            split[(split == _UNASSIGNED) & (pairs_before < _round_up(len(ranks) * share))] = number
+        split[split == _UNASSIGNED] = SPLITS.index(TRAIN)
+        assigned.append((prompts, split))
         labels = np.repeat(split, sizes)
         for number, cap in enumerate((spec.max_train, spec.max_validation, spec.max_test)):
             if cap is not None:
@@ -63,6 +64,6 @@ def split_tasks(tasks: Mapping[str, Ranks], spec: SplitSpec) -> dict[str, Labels
     return result
 
 
-def _share(count: int, share: float) -> int:
-    """The share rounded up; 7% of 100 are 7, though the product in floating point lies above it."""
-    return math.ceil(round(count * share, 6))
+def _round_up(count: float) -> int:
+    """Round up, but not for an error of floating point: 0.07 of 100 is 7.000000000000001, and means 7."""
+    return math.ceil(round(count, 6))

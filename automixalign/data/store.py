@@ -1,4 +1,4 @@
-"""Where prepared splits lie and how to read them: `FOLDER/TASK/{train,validation,test}.parquet`."""
+"""Prepared splits on disk: `FOLDER/TASK/{train,validation,test}.parquet`, and the card of all tasks."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,9 +13,9 @@ from automixalign.storage import files
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 
 IDS = ("pair_id", "prompt_ids", "chosen_ids", "rejected_ids")
-"""The columns of a split that are trained on and scored; the text takes most of the memory."""
-_ROWS, _BYTES = 8192, 64 << 20
-"""Of a row group, the part of a file that is written and read at once: so many rows, or fewer that are long."""
+"""The columns that training and scoring read; the other columns, texts, take most of the memory."""
+_GROUP_ROWS, _GROUP_BYTES = 8192, 64 << 20
+"""Limits of a row group, the part of a file that is written and read at once."""
 
 
 def split_path(folder: Path, task: str, split: str) -> Path:
@@ -35,7 +35,7 @@ def read_card(data: Path) -> dict[str, Any]:
 
 
 def split_schema(conversational: bool) -> pa.Schema:
-    """The columns of a split; `swapped` are pairs whose sides were exchanged as `label_noise` asks."""
+    """The columns of a split. `swapped` marks pairs whose sides `label_noise` has exchanged."""
     message = pa.struct([("role", pa.string()), ("content", pa.string())])
     turn = pa.list_(message) if conversational else pa.string()
     return pa.schema(
@@ -47,31 +47,34 @@ def split_schema(conversational: bool) -> pa.Schema:
 
 
 def read_split(data: Path, task: str, split: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The pairs of one split: `pair_id`, `task`, text and `*_ids` of the three turns, `answer`, `swapped`.
+    """Read the pairs of one split: `pair_id`, `task`, text and `*_ids` of three turns, `answer`, `swapped`.
 
     Args:
-        columns: those that are wanted, where not all are.
+        data: the prepared data.
+        task: the task.
+        split: the split.
+        columns: read these columns only.
     """
     return files.read_table(split_path(data, task, split), None if columns is None else list(columns))
 
 
 class SplitWriter:
-    """Writes rows that come some at a time as row groups of one size."""
+    """Collects rows, and writes them as row groups of one size."""
 
     def __init__(self, writer: pq.ParquetWriter, schema: pa.Schema) -> None:
         self._writer = writer
-        self._waiting = schema.empty_table()
+        self._buffer = schema.empty_table()
 
     def add(self, rows: pa.Table) -> None:
-        """Take the rows that come next."""
-        self._waiting = pa.concat_tables([self._waiting, rows])
-        while len(self._waiting) > _ROWS or self._waiting.nbytes > _BYTES:
-            self._writer.write_table(self._waiting.slice(0, _ROWS).combine_chunks())
-            self._waiting = self._waiting.slice(_ROWS)
+        """Append rows."""
+        self._buffer = pa.concat_tables([self._buffer, rows])
+        while len(self._buffer) > _GROUP_ROWS or self._buffer.nbytes > _GROUP_BYTES:
+            self._writer.write_table(self._buffer.slice(0, _GROUP_ROWS).combine_chunks())
+            self._buffer = self._buffer.slice(_GROUP_ROWS)
 
     def end(self) -> None:
-        """Write what is left."""
-        self._writer.write_table(self._waiting.combine_chunks())
+        """Write the remaining rows."""
+        self._writer.write_table(self._buffer.combine_chunks())
 
 
 @contextmanager
@@ -85,5 +88,5 @@ def split_writer(path: Path, schema: pa.Schema) -> Iterator[SplitWriter]:
 
 
 def task_digest(data: Path, task: str) -> str:
-    """SHA-256 over the files of a task's splits: what a cache of its losses belongs to."""
+    """SHA-256 over the files of a task's splits, by which caches name the data they belong to."""
     return files.digest(data / task)

@@ -1,4 +1,4 @@
-"""Tokenise pairs once, for every later stage, exactly as TRL's DPOTrainer would."""
+"""Tokenise pairs once for all later stages, exactly as TRL's DPOTrainer does."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-_CHARACTERS = 128
-"""No token stands for more of them: a text of so many times `max_length` need not be tokenised to the end."""
-_CHUNK, _CHUNK_CHARACTERS = 512, 1 << 20
-"""How many pairs are tokenised together at most, and when they are fewer."""
+_CHARACTERS_PER_TOKEN = 128
+"""No token has more characters, so the text after 128 * `max_length` characters need not be tokenised."""
+_CHUNK_PAIRS, _CHUNK_CHARACTERS = 512, 1 << 20
+"""Limits of a chunk, the pairs that are tokenised together."""
 
 _Texts: TypeAlias = tuple[str, str, str]
-"""Prompt, prompt with chosen side, prompt with rejected side."""
+"""Prompt, prompt with the chosen side, prompt with the rejected side."""
 
 
 class Tokens(NamedTuple):
-    """Token ids of a pair; the prompt's are shared by both sides."""
+    """Token ids of a pair. Both sides share those of the prompt."""
 
     prompt: list[int]
     chosen: list[int]
@@ -32,10 +32,10 @@ class Tokens(NamedTuple):
 
 
 def check_template(tokenizer: "PreTrainedTokenizerBase", conversational: bool) -> None:
-    """Refuse messages for a tokenizer that cannot render them.
+    """Refuse messages for a tokenizer that cannot render them by a chat template.
 
     Raises:
-        ModelError: the data is conversational, and the tokenizer has no chat template or does without one.
+        ModelError: the data is conversational, and the tokenizer has no chat template or ignores it.
     """
     from transformers import PreTrainedTokenizerBase
 
@@ -44,8 +44,8 @@ def check_template(tokenizer: "PreTrainedTokenizerBase", conversational: bool) -
             "the data is conversational, but the base model's tokenizer has no chat template; use a chat "
             "model, or plain-text data"
         )
-    own = type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
-    if conversational and own:
+    overridden = type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
+    if conversational and overridden:
         raise ModelError(
             f"the data is conversational, and a {type(tokenizer).__name__} renders messages by its own rules "
             "instead of a chat template; uninstall the package it comes from, or use plain-text data"
@@ -55,33 +55,35 @@ def check_template(tokenizer: "PreTrainedTokenizerBase", conversational: bool) -
 def tokenize(
     tokenizer: "PreTrainedTokenizerBase", pairs: Iterable[Pair], max_length: int
 ) -> Iterator[list[tuple[Pair, Tokens | None]]]:
-    """Render and tokenise pairs; sides are cut at `max_length` tokens of prompt and side together.
+    """Render and tokenise pairs, and cut sides at `max_length` tokens of prompt and side together.
 
-    The completion starts where prompt and prompt + side diverge, as in TRL: usually after the prompt, earlier
-    where tokens merge across the boundary. Plain text gets the end-of-sequence token appended.
+    A completion starts where prompt and prompt + side diverge, as in TRL. That is usually after the prompt, and
+    earlier where tokens merge across the boundary. Plain text ends with the end-of-sequence token.
 
     Args:
-        pairs: all of them text, or all messages.
+        tokenizer: of the base model.
+        pairs: all plain text, or all messages.
+        max_length: in tokens.
 
     Yields:
-        Some of the pairs at a time, in their order, each with its ids, or None when the prompt leaves no room
-        for an answer.
+        Chunks of pairs in their order, each pair with its ids, or with None if its prompt leaves no room for an
+        answer.
 
     Raises:
         DataError: the chat template refuses the messages.
     """
     encoder = Encoder(tokenizer)
-    waiting: deque[tuple[list[Pair], Future[list[Tokens | None]]]] = deque()
-    # Tokenizers work outside of Python: on several chunks at a time, while the next is read and rendered.
+    pending: deque[tuple[list[Pair], Future[list[Tokens | None]]]] = deque()
+    # The tokenizer runs outside of Python's lock: threads encode chunks while this one reads and renders.
     with ThreadPoolExecutor(encoder.threads) as pool:
         for chunk in _chunks(pairs):
-            texts = _texts(tokenizer, chunk, _CHARACTERS * max_length)
+            texts = _texts(tokenizer, chunk, _CHARACTERS_PER_TOKEN * max_length)
             plain = isinstance(chunk[0].prompt, str)
-            waiting.append((chunk, pool.submit(_tokens, encoder, texts, plain, max_length)))
-            if len(waiting) > encoder.threads:
-                yield _done(*waiting.popleft())
-        while waiting:
-            yield _done(*waiting.popleft())
+            pending.append((chunk, pool.submit(_tokens, encoder, texts, plain, max_length)))
+            if len(pending) > encoder.threads:
+                yield _with_tokens(*pending.popleft())
+        while pending:
+            yield _with_tokens(*pending.popleft())
 
 
 def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
@@ -90,38 +92,38 @@ def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
     for pair in pairs:
         chunk.append(pair)
         size += sum(len(text_of(turn)) for turn in (pair.prompt, pair.chosen, pair.rejected))
-        if len(chunk) == _CHUNK or size >= _CHUNK_CHARACTERS:
+        if len(chunk) == _CHUNK_PAIRS or size >= _CHUNK_CHARACTERS:
             yield chunk
             chunk, size = [], 0
     if chunk:
         yield chunk
 
 
-def _done(chunk: list[Pair], found: Future[list[Tokens | None]]) -> list[tuple[Pair, Tokens | None]]:
-    return list(zip(chunk, found.result(), strict=True))
+def _with_tokens(chunk: list[Pair], tokens: Future[list[Tokens | None]]) -> list[tuple[Pair, Tokens | None]]:
+    return list(zip(chunk, tokens.result(), strict=True))
 
 
-def _texts(tokenizer: "PreTrainedTokenizerBase", pairs: list[Pair], most: int) -> list[_Texts | None]:
-    """What is tokenised of each pair, as far as it can matter: at most so many characters of each part."""
+def _texts(tokenizer: "PreTrainedTokenizerBase", pairs: list[Pair], limit: int) -> list[_Texts | None]:
+    """The texts to tokenise of each pair, cut at `limit` characters a part; None for a longer prompt."""
     short = [
-        pair._replace(chosen=_first(pair.chosen, most), rejected=_first(pair.rejected, most))
+        pair._replace(chosen=_truncate(pair.chosen, limit), rejected=_truncate(pair.rejected, limit))
         for pair in pairs
-        if len(text_of(pair.prompt)) <= most
+        if len(text_of(pair.prompt)) <= limit
     ]
     render = _plain if isinstance(pairs[0].prompt, str) else _rendered
     try:
         texts = iter(render(tokenizer, short))
-    except Exception:  # a template is a program of the model's, such as one without system messages
+    except Exception:  # a template is the model's own program, and may raise anything
         for pair in short:
             _check_rendering(tokenizer, pair)
         raise
-    return [next(texts) if len(text_of(pair.prompt)) <= most else None for pair in pairs]
+    return [next(texts) if len(text_of(pair.prompt)) <= limit else None for pair in pairs]
 
 
-def _first(side: Turn, characters: int) -> Turn:
+def _truncate(side: Turn, limit: int) -> Turn:
     if isinstance(side, str):
-        return side[:characters]
-    return [{**message, "content": message["content"][:characters]} for message in side]
+        return side[:limit]
+    return [{**message, "content": message["content"][:limit]} for message in side]
 
 
 def _plain(tokenizer: "PreTrainedTokenizerBase", pairs: list[Pair]) -> list[_Texts]:
@@ -150,8 +152,9 @@ def _check_rendering(tokenizer: "PreTrainedTokenizerBase", pair: Pair) -> None:
     try:
         _rendered(tokenizer, [pair])
     except Exception as error:
-        shown = f"{text_of(pair.prompt)!r:.80}"
-        raise DataError(f"the chat template refuses the prompt {shown}: {error}") from error
+        raise DataError(
+            f"the chat template refuses the prompt {text_of(pair.prompt)!r:.80}: {error}"
+        ) from error
 
 
 def _tokens(encoder: Encoder, texts: list[_Texts | None], plain: bool, max_length: int) -> list[Tokens | None]:
@@ -171,4 +174,4 @@ def _common_prefix(left: list[int], right: list[int]) -> int:
     if right[: len(left)] == left:
         return len(left)
     pairs = enumerate(zip(left, right, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(left), len(right)))
+    return next((index for index, (a, b) in pairs if a != b), min(len(left), len(right)))

@@ -24,7 +24,7 @@ from tokenizers import (
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from automixalign.config.data import DataSettings, SplitSpec
-from automixalign.data import clean, encode, ordered, split, store, tokens
+from automixalign.data import clean, encode, external_sort, split, store, tokens
 from automixalign.data.encode import Encoder
 from automixalign.data.pair_file import PairFile
 from automixalign.data.pairs import Pair, parse_row
@@ -56,7 +56,7 @@ def _rows(draw: st.DrawFn) -> dict[str, Any]:
 def test_cleaned_by_keys(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]) -> None:
     given_ = [Row("", row) for row in rows]
     file = PairFile(tmp_path_factory.getbasetemp() / "pairs")
-    pairs, counts = clean.clean(file.keep(map(parse_row, given_)), 0, file)
+    pairs, counts = clean.clean(file.write_through(map(parse_row, given_)), 0, file)
     expected, expected_counts = plain_data.clean(given_)
     assert list(pairs) == expected
     assert counts == expected_counts
@@ -115,7 +115,7 @@ def test_ranks_are_ordered_byte_by_byte() -> None:
     """Also where a byte is 0 or above 127."""
     keys = [bytes([byte, 0, other, *[0] * 13]) for byte in range(256) for other in (0, 1, 127, 128, 255)]
     assert np.sort(np.array(keys[::-1], "S16")).tolist() == [key.rstrip(b"\0") for key in sorted(keys)]
-    assert len(clean.starts_of_equals(np.sort(np.array([*keys, *keys], "S16")))) == len(keys)
+    assert len(clean.group_starts(np.sort(np.array([*keys, *keys], "S16")))) == len(keys)
 
 
 # Token ids
@@ -216,7 +216,7 @@ def test_ids_are_those_of_each_text_alone(
 ) -> None:
     tokenizer = zoo[which]
     encoder = Encoder(tokenizer)
-    assert (encoder._cuts is None) == (which in WHOLE)
+    assert (encoder._separators is None) == (which in WHOLE)
     found = encoder(texts, special_tokens)
     assert found == [tokenizer(text, add_special_tokens=special_tokens)["input_ids"] for text in texts]
 
@@ -228,7 +228,7 @@ def test_what_is_not_cut_could_not_be(
     tokenizer = zoo[which]
     backend = tokenizer.backend_tokenizer
     added = {token.content: number for number, token in backend.get_added_tokens_decoder().items()}
-    monkeypatch.setattr(encode, "_added", lambda _: added)
+    monkeypatch.setattr(encode, "_separable_tokens", lambda _: added)
     texts = ["x yes <|user|>yes x</s>x", "xyes</s>x"]
     alone = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     assert Encoder(tokenizer)(texts, False) != alone
@@ -276,7 +276,7 @@ def test_pairs_are_tokenised_as_one_by_one(
 ) -> None:
     pairs = data.draw(_pairs(conversational))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokens, "_CHUNK", 2)
+        patch.setattr(tokens, "_CHUNK_PAIRS", 2)
         found = [each for chunk in tokens.tokenize(zoo[which], pairs, max_length) for each in chunk]
     assert found == [(pair, plain_data.tokenize(zoo[which], pair, max_length)) for pair in pairs]
 
@@ -287,10 +287,10 @@ def test_pairs_are_tokenised_as_one_by_one(
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of everything that is handled some at a time, so little that there are many."""
-    monkeypatch.setattr(tokens, "_CHUNK", 16)
-    monkeypatch.setattr(ordered, "_BYTES", 10_000)
-    monkeypatch.setattr(ordered, "_FILE_BYTES", 10_000)
-    monkeypatch.setattr(store, "_ROWS", 10)
+    monkeypatch.setattr(tokens, "_CHUNK_PAIRS", 16)
+    monkeypatch.setattr(external_sort, "_BUFFER_BYTES", 10_000)
+    monkeypatch.setattr(external_sort, "_FILE_BYTES", 10_000)
+    monkeypatch.setattr(store, "_GROUP_ROWS", 10)
 
 
 def _experiment(folder: Path, conversational: bool) -> DataSettings:
@@ -365,7 +365,7 @@ def test_a_small_split_is_one_table(tmp_path: Path, base_model: Path) -> None:
 
 
 def test_long_rows_make_small_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_BYTES", 1000)
+    monkeypatch.setattr(store, "_GROUP_BYTES", 1000)
     schema = pa.schema([("text", pa.string())])
     rows = pa.table({"text": [str(number) * 100 for number in range(40)]}, schema=schema)
     with store.split_writer(tmp_path / "file", schema) as writer:

@@ -1,7 +1,6 @@
-"""Read preference rows from wherever a task's source points, each with the place it came from."""
+"""Read the rows of a task's source, each with its file and line for messages."""
 
 import json
-import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,14 +16,14 @@ from automixalign.storage import files
 from automixalign.system.errors import DataError
 
 FIELDS = ("prompt", "chosen", "rejected", "answer")
-"""What is read of a row; whatever else a data set holds is left alone."""
+"""The fields of a row that are read; other columns are ignored."""
 
-_LONGEST = 64 << 20
-"""Bytes of a line; a longer one is no row, and would have to be held in memory to find out."""
+MAX_LINE_BYTES = 64 << 20
+"""A longer line is refused before it is read into memory whole."""
 
 
 class Row(NamedTuple):
-    """A row as it stands in its source."""
+    """A row of a source, not checked yet."""
 
     where: str
     """File and line, for messages."""
@@ -54,15 +53,18 @@ def read_rows(task: TaskSpec, seed: int) -> Iterator[Row]:
 
 
 def _read_path(path: Path, named: str) -> Iterator[Row]:
-    """A file by its suffix; a folder as a saved dataset if it is one, else all its data files in order."""
+    """Read a file by its suffix; a folder is a saved data set or holds data files."""
     if path.is_dir():
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             yield from _read_saved_dataset(path, named)
             return
-        inside = _data_files(path, named)
-        if not inside:
+        try:
+            data_files = [file for file in files.list_files(path) if file.suffix in DATA_SUFFIXES]
+        except OSError as error:  # without the unreadable part, a model would train on a part of the data
+            raise DataError(f"{named}: {error.filename} cannot be read: {error.strerror}") from error
+        if not data_files:
             raise DataError(f"{named}: no {', '.join(DATA_SUFFIXES)} file in this folder")
-        for file in inside:
+        for file in data_files:
             yield from _read_path(file, named=f"{named.rstrip('/')}/{file.relative_to(path)}")
     elif path.suffix == ".parquet":
         yield from _read_parquet(path, named)
@@ -72,27 +74,13 @@ def _read_path(path: Path, named: str) -> Iterator[Row]:
         raise DataError(f"{named}: unknown kind of file; there are: {', '.join(DATA_SUFFIXES)}")
 
 
-def _data_files(folder: Path, named: str) -> list[Path]:
-    """The files below a folder that belong to the data; hidden ones do not, as for the folder's digest."""
-
-    def refuse(error: OSError) -> None:  # to leave it out would be to train on part of the data
-        raise DataError(f"{named}: {error.filename} cannot be read: {error.strerror}") from error
-
-    found = []
-    for place, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files_here = (Path(place, name) for name in names if not name.startswith("."))
-        found += [file for file in files_here if file.suffix in DATA_SUFFIXES and file.is_file()]
-    return sorted(found)
-
-
 def _read_json_lines(path: Path, named: str) -> Iterator[Row]:
     for number, raw in enumerate(_lines(path, named), start=1):
         where = f"{named}:{number}"
-        if len(raw) > _LONGEST:
-            raise DataError(f"{where}: the line is longer than {_LONGEST >> 20} MiB")
+        if len(raw) > MAX_LINE_BYTES:
+            raise DataError(f"{where}: the line is longer than {MAX_LINE_BYTES >> 20} MiB")
         try:
-            # utf-8-sig: editors on Windows put a byte order mark in front of the first line.
+            # utf-8-sig: editors on Windows write a byte order mark before the first line.
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise DataError(f"{where}: not UTF-8: {error}") from error
@@ -100,33 +88,33 @@ def _read_json_lines(path: Path, named: str) -> Iterator[Row]:
             continue
         try:
             yield Row(where, json.loads(line, object_pairs_hook=_object))
-        except json.JSONDecodeError as error:  # whose line number is not the file's
+        except json.JSONDecodeError as error:  # its line number is not that of the file
             problem = f"{error.msg} at column {error.colno}; every line must be one"
             raise DataError(f"{where}: not a JSON document: {problem}") from error
         except RecursionError as error:
-            raise DataError(f"{where}: not a JSON document: it is nested too deep") from error
-        except ValueError as error:  # a number of 5,000 digits, or a field that stands twice
+            raise DataError(f"{where}: not a JSON document: it is nested too deeply") from error
+        except ValueError as error:  # a number of 5,000 digits, or a repeated field
             raise DataError(f"{where}: not a JSON document: {error}") from error
 
 
 def _lines(path: Path, named: str) -> Iterator[bytes]:
-    """The lines of a file; of one that is too long, a little more than it may have."""
+    """Yield the lines of a file, a line that is too long cut after `MAX_LINE_BYTES` + 1."""
     try:
         with path.open("rb") as stream:
-            while line := stream.readline(_LONGEST + 1):
+            while line := stream.readline(MAX_LINE_BYTES + 1):
                 yield line
     except OSError as error:
         raise DataError(f"{named}: cannot be read: {error}") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of two equal fields, Python would silently keep the last."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {twice!r:.80} stands twice")
-    return found
+    """Build a JSON object; of two equal fields, `json` would keep the last without a word."""
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise ValueError(f"the field {name!r:.80} occurs twice")
+        fields[name] = value
+    return fields
 
 
 def _read_parquet(path: Path, named: str) -> Iterator[Row]:
@@ -142,7 +130,7 @@ def _read_parquet(path: Path, named: str) -> Iterator[Row]:
 def _read_saved_dataset(path: Path, named: str) -> Iterator[Row]:
     import datasets
 
-    _check_that_files_lie_within(path, named)
+    _check_files_are_inside(path, named)
     try:
         data = datasets.load_from_disk(str(path))
         parts = data if isinstance(data, dict) else {"": data}
@@ -150,11 +138,11 @@ def _read_saved_dataset(path: Path, named: str) -> Iterator[Row]:
             yield from _rows(_with_fields(rows), f"{named}/{part}" if part else named)
     except DataError:
         raise
-    except Exception as error:  # its files are JSON and Arrow, and each may be broken in a way of its own
+    except Exception as error:  # its JSON and Arrow files can be broken in many ways
         raise DataError(f"{named}: not a readable saved data set: {error}") from error
 
 
-def _check_that_files_lie_within(path: Path, named: str) -> None:
+def _check_files_are_inside(path: Path, named: str) -> None:
     for state in path.rglob("state.json"):
         try:
             names = [file["filename"] for file in files.read_json(state)["_data_files"]]
@@ -165,18 +153,12 @@ def _check_that_files_lie_within(path: Path, named: str) -> None:
                 raise DataError(f"{named}: {state.name} names {name!r}, which is no file of this folder")
 
 
-def _as_stored(data: Any) -> Iterator[dict[str, Any]]:
-    """The rows of a data set, undecoded: an image or a sound may be an address, which would be fetched."""
-    for table in data.with_format("arrow").iter(batch_size=256):
-        yield from table.to_pylist()
-
-
 def _read_hub(task: TaskSpec) -> Iterator[Row]:
     import datasets
 
     try:
         data = datasets.load_dataset(task.source, split=task.hub_split)
-    except Exception as error:  # the hub client raises a dozen kinds, none of them ours
+    except Exception as error:  # the hub's client raises many kinds
         raise DataError(
             f"task {task.name}: {task.source} is neither a local path nor a readable hub data set "
             f"with a split {task.hub_split!r}: {error}"
@@ -185,10 +167,13 @@ def _read_hub(task: TaskSpec) -> Iterator[Row]:
 
 
 def _with_fields(data: Any) -> Iterator[dict[str, Any]]:
-    return _as_stored(data.select_columns([name for name in FIELDS if name in data.column_names]))
+    """Yield the rows of a data set without decoding: an image may be an address, which would be fetched."""
+    columns = data.select_columns([name for name in FIELDS if name in data.column_names])
+    for table in columns.with_format("arrow").iter(batch_size=256):
+        yield from table.to_pylist()
 
 
 def _rows(rows: Iterable[dict[str, Any]], named: str) -> Iterator[Row]:
-    """Rows of a table, in which a field that a row does not have is null."""
+    """Number the rows of a table and remove null fields."""
     for number, row in enumerate(rows, start=1):
         yield Row(f"{named}:{number}", {key: value for key, value in row.items() if value is not None})

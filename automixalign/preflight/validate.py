@@ -67,7 +67,7 @@ def plan_experiment(experiment: Experiment) -> Plan:
         from automixalign.steps.tracking.send import check_registry
 
         check_registry(uri)
-    with s3.first_look():
+    with s3.fewer_attempts():
         if experiment.output is not None:
             publish.check_writable(experiment.output.to)
         sources = {task.name: parse_task(task.name, task.source, task.hub_split) for task in experiment.tasks}

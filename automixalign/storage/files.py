@@ -1,4 +1,4 @@
-"""Files that are whole or absent: everything is written beside its place and renamed into it."""
+"""Write files and folders whole or not at all: to a temporary sibling that is then renamed."""
 
 import hashlib
 import json
@@ -16,15 +16,15 @@ import pyarrow.parquet as pq
 from automixalign.system import shortages
 from automixalign.system.errors import AutoMixAlignError
 
-_CHUNK = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path` to write a file or folder at; it becomes `path` if all went well.
+    """Yield a temporary path to write a file or folder to; it becomes `path` if no error is raised.
 
     Raises:
-        StorageError: the disk is full; like every named error raised meanwhile, it speaks of `path`.
+        StorageError: the disk is full. Messages of named errors contain `path`, not the temporary path.
     """
     with shortages.name_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON that a person can read; NaN and infinity are refused, for they are not JSON."""
+    """Write indented JSON; NaN and infinity are refused, because they are not JSON."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -58,54 +58,71 @@ def read_json(path: Path) -> Any:
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    """Write one JSON document a line; NaN and infinity are refused."""
+    """Write one JSON document per line; NaN and infinity are refused."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
 def read_jsonl(path: Path) -> list[Any]:
-    """Read one JSON document a line."""
+    """Read one JSON document per line."""
     with path.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file, with sums by which a changed byte is noticed."""
+    """Write a Parquet file with checksums, which reveal a changed byte."""
     with replacing(path) as temporary, table_writer(temporary, table.schema) as writer:
         writer.write_table(table)
 
 
 def table_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """A writer of such a file for tables that come one after the other; it stands at its place at once."""
+    """Open such a file to write tables one after the other; it is visible at `path` at once."""
     return pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True)
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a Parquet file, or some of its columns, and see that no byte of them has changed."""
+    """Read a Parquet file, or some of its columns, and verify the checksums."""
     return pq.read_table(path, columns=columns, page_checksum_verification=True)
+
+
+def list_files(folder: Path, hidden: bool = False) -> list[Path]:
+    """List the files below a folder in order; none if the folder does not exist.
+
+    Args:
+        folder: the folder.
+        hidden: include names that begin with a dot, and files in folders with such names.
+
+    Raises:
+        OSError: a folder cannot be read. A list without its files would be wrong.
+    """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    paths: list[Path] = []
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        if not hidden:
+            folders[:] = [name for name in folders if not name.startswith(".")]
+        paths += [Path(parent, name) for name in names if hidden or not name.startswith(".")]
+    return sorted(path for path in paths if path.is_file())
 
 
 def digest(path: Path) -> str:
     """SHA-256 of a file's bytes, or of a folder's relative names and bytes; hidden files do not count."""
-    total = hashlib.sha256()
     if path.is_file():
-        _feed(total, path)
-        return total.hexdigest()
-    for file in sorted(file for file in path.rglob("*") if file.is_file()):
-        name = file.relative_to(path)
-        if not any(part.startswith(".") for part in name.parts):
-            total.update(f"{name.as_posix()}\0{file.stat().st_size}\0".encode())
-            _feed(total, file)
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    total = hashlib.sha256()
+    for file in list_files(path):
+        total.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                total.update(chunk)
     return total.hexdigest()
 
 
-def _feed(total: "hashlib._Hash", file: Path) -> None:
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            total.update(chunk)
-
-
 def link(source: Path, target: Path) -> None:
-    """Make a file or folder appear at `target` too, by hard links where the file system allows them."""
+    """Copy a file or folder to `target`, by hard links if the file system allows them."""
     with replacing(target) as temporary:
         if source.is_dir():
             shutil.copytree(source, temporary, copy_function=_link_or_copy)
@@ -114,7 +131,7 @@ def link(source: Path, target: Path) -> None:
 
 
 def gather(sources: Mapping[str, Path], target: Path) -> None:
-    """Bring files or folders together in the folder `target`, each under its name, as `link` does."""
+    """Link files or folders into the folder `target`, each under its name, as `link` does."""
     with replacing(target) as temporary:
         temporary.mkdir()
         for name, source in sources.items():

@@ -1,32 +1,24 @@
-"""What stands behind a name on the Hugging Face hub now: its commit, by which a cached result is known."""
+"""Find the commit that a name on the Hugging Face hub points to; it identifies cached results."""
 
 from pathlib import Path
 from typing import Literal
 
 
 def commit_of(repo: str, kind: Literal["model", "dataset"], revision: str | None = None) -> str | None:
-    """The commit that a repository's revision is at.
+    """Return the commit of a repository's revision.
 
-    Where the hub cannot be asked, it is that of the copy on this machine, which is then what will be loaded.
+    If the hub does not answer, it is the commit of the local copy, which is then what gets loaded.
 
     Returns:
-        None where there is neither: loading it says why.
+        None if the hub does not answer and there is no local copy. Loading the repository then says why.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.file_download import repo_folder_name
 
     try:
         return str(HfApi().repo_info(repo, repo_type=kind, revision=revision).sha)
-    except HFValidationError:  # no repository can have this name
-        return revision
-    except (OfflineModeIsEnabled, HfHubHTTPError, OSError):  # OSError: no network
-        return _copy_here(repo, kind, revision)
-
-
-def _copy_here(repo: str, kind: str, revision: str | None) -> str | None:
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    place = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind)
-    reference = place / "refs" / (revision or "main")
-    return reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
+    except (OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError):  # OSError: no network
+        folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind)
+        reference = folder / "refs" / (revision or "main")
+        return reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision

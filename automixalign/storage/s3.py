@@ -1,17 +1,19 @@
-"""S3 through boto3: credentials from its default chain, the endpoint from `AWS_ENDPOINT_URL`.
+"""Read and write S3 through boto3: credentials from its default chain, the endpoint from `AWS_ENDPOINT_URL`.
 
-Requests are retried a bounded number of times (`AWS_MAX_ATTEMPTS` says how often), with growing pauses of at
-most 20 seconds, and given up where the server is silent for a minute (`AMA_S3_TIMEOUT`, seconds). Large objects
-go in parts, and nothing is held in memory as a whole. In transit the server and boto3 check CRC32 sums (for a
-server that does not know them, `AWS_REQUEST_CHECKSUM_CALCULATION=when_required` turns them off); an object
-uploaded here carries its SHA-256 as metadata besides, which every download is held against.
+boto3 retries a failed request; `AWS_MAX_ATTEMPTS` limits the attempts, and the pauses between them grow to at
+most 20 seconds. A server may be silent for a minute (`AMA_S3_TIMEOUT`, in seconds). Large objects are sent in
+parts; memory never holds a whole object.
+
+Server and boto3 check CRC32 sums in transit; `AWS_REQUEST_CHECKSUM_CALCULATION=when_required` switches them off
+for a server without them. An upload stores the SHA-256 as metadata of the object, and a download is compared
+with it.
 """
 
 import hashlib
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -23,20 +25,20 @@ from automixalign.system.plain_text import mask_secrets
 
 SCHEME = "s3://"
 SHA256 = "automixalign-sha256"
-"""Key of the metadata that hold an object's SHA-256 in hexadecimal."""
+"""Metadata key of an object's SHA-256, in hexadecimal."""
 
 TIMEOUT = "AMA_S3_TIMEOUT"
-"""The environment variable that says for how many seconds a server may be silent; botocore has none."""
+"""Environment variable: seconds that a server may be silent. botocore has no variable for it."""
 
-_ATTEMPTS = 8
-_FIRST_ATTEMPTS = 3
+_MAX_ATTEMPTS = 8
+_MAX_QUICK_ATTEMPTS = 3
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
-_PART = 16 << 20
+_PART_BYTES = 16 << 20
 _THREADS = 4
 
 _CREDENTIALS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile that AWS_PROFILE names"
-_SERVER = "see that the server is up and that AWS_ENDPOINT_URL is its address, then start again"
+_SERVER = "check that the server is up and that AWS_ENDPOINT_URL is its address, then start again"
 _ADVICE = {
     "InvalidAccessKeyId": _CREDENTIALS,
     "SignatureDoesNotMatch": _CREDENTIALS,
@@ -44,27 +46,27 @@ _ADVICE = {
     "ExpiredToken": _CREDENTIALS,
     "AuthorizationHeaderMalformed": "check AWS_DEFAULT_REGION",
     "PermanentRedirect": "check AWS_DEFAULT_REGION",
-    "AccessDenied": "these credentials may not do it: change them or the bucket's policy",
+    "AccessDenied": "these credentials have no permission: change them or the bucket's policy",
     "403": f"{_CREDENTIALS}, and the bucket's policy",
     "NoSuchBucket": "create the bucket or name another",
     "404": "check bucket and key",
     "NoSuchKey": "check the key",
     "NotImplemented": "for a server without checksums set AWS_REQUEST_CHECKSUM_CALCULATION=when_required",
-    "BadDigest": "something on the way changes what is sent: start again",
+    "BadDigest": "the data changed in transit: start again",
 }
 
 
-_attempts = ContextVar("attempts", default=_ATTEMPTS)
+_max_attempts = ContextVar("max_attempts", default=_MAX_ATTEMPTS)
 
 
 @contextmanager
-def first_look() -> Iterator[None]:
-    """Give up sooner than usual: nothing is lost yet, and somebody waits for the answer."""
-    token = _attempts.set(_FIRST_ATTEMPTS)
+def fewer_attempts() -> Iterator[None]:
+    """Give up sooner: for checks before a run, when a user waits and no work can be lost."""
+    token = _max_attempts.set(_MAX_QUICK_ATTEMPTS)
     try:
         yield
     finally:
-        _attempts.reset(token)
+        _max_attempts.reset(token)
 
 
 def is_uri(text: str) -> bool:
@@ -73,12 +75,12 @@ def is_uri(text: str) -> bool:
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """`s3://bucket/a/b` -> (`bucket`, `a/b`).
+    """Split `s3://bucket/a/b` into `bucket` and `a/b`.
 
     Raises:
-        StorageError: there is no bucket in it.
+        StorageError: it names no bucket.
     """
-    # Not by urllib: a key may hold `?` and `#`.
+    # Not with urllib: a key may contain `?` and `#`.
     bucket, _, key = uri.removeprefix(SCHEME).partition("/")
     if not is_uri(uri) or not bucket:
         raise StorageError(f"{uri} is not of the form s3://bucket/key")
@@ -86,31 +88,29 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 
 def list_objects(uri: str) -> dict[str, str]:
-    """The objects at or below a URI: key -> ETag, in the order of their keys.
+    """List the objects at or below a URI: key -> ETag, in the order of the keys.
 
     Raises:
-        StorageError: the bucket cannot be listed, or nothing is there.
+        StorageError: the bucket cannot be listed, or there is no such object.
     """
     bucket, prefix = split_uri(uri)
-    found: dict[str, str] = {}
+    etags: dict[str, str] = {}
     with _explained(f"{uri} cannot be listed"):
         for item in _pages(_client(), bucket, prefix):
-            below = item["Key"].removeprefix(prefix)
-            if not below or prefix.endswith("/") or not prefix or below.startswith("/"):
-                found[item["Key"]] = item["ETag"]
-    if not found:
+            rest = item["Key"].removeprefix(prefix)
+            if not rest or prefix.endswith("/") or not prefix or rest.startswith("/"):
+                etags[item["Key"]] = item["ETag"]
+    if not etags:
         advice = "check the key, and that AWS_ENDPOINT_URL is its server's address"
-        raise StorageError(f"{uri}: there is nothing at that place; {advice}")
-    return found
+        raise StorageError(f"{uri}: there is no such object; {advice}")
+    return etags
 
 
 def download(uri: str, folder: Path) -> Path:
-    """Fetch an object, or everything below a prefix, into `folder`; return the file or the folder.
-
-    Every file is whole or absent.
+    """Download an object, or all objects below a prefix, into `folder`; return the file or the folder.
 
     Raises:
-        StorageError: nothing is there, it cannot be fetched, or what arrives is not what was stored.
+        StorageError: there is no such object, it cannot be fetched, or the download differs from it.
     """
     bucket, prefix = split_uri(uri)
     keys = list_objects(uri)
@@ -128,9 +128,9 @@ def download(uri: str, folder: Path) -> Path:
 
 
 class Prefix:
-    """The objects below `s3://bucket/prefix/`, each called by the rest of its key.
+    """The objects below `s3://bucket/prefix/`, each named by the rest of its key.
 
-    Every method raises `StorageError` with the object's URI where the server or the network fails.
+    If the server or the network fails, every method raises a `StorageError` with the object's URI.
     """
 
     def __init__(self, uri: str) -> None:
@@ -140,54 +140,40 @@ class Prefix:
             self._client = _client()
 
     def uri(self, name: str = "") -> str:
-        """The full name of an object, or of the prefix."""
+        """Return the URI of an object or, without a name, of the prefix."""
         return f"{SCHEME}{self.bucket}/{self._prefix}{name}"
 
     def sizes(self) -> dict[str, int]:
-        """Every object: name -> bytes. Empty if nothing is there."""
+        """List every object: name -> bytes."""
         with _explained(f"{self.uri()} cannot be listed"):
             items = list(_pages(self._client, self.bucket, self._prefix))
-        found = {item["Key"].removeprefix(self._prefix): item["Size"] for item in items}
-        return {name: size for name, size in found.items() if name and not name.endswith("/")}
+        sizes = {item["Key"].removeprefix(self._prefix): item["Size"] for item in items}
+        return {name: size for name, size in sizes.items() if name and not name.endswith("/")}
 
     def read(self, name: str) -> bytes | None:
-        """A small object, None if there is none."""
-        from botocore.exceptions import ClientError
-
+        """Read a small object; None if it does not exist."""
         with _explained(f"{self.uri(name)} cannot be read"):
-            try:
-                answer = self._client.get_object(Bucket=self.bucket, Key=self._prefix + name)
-            except ClientError as error:
-                if error.response["Error"]["Code"] == "NoSuchKey":
-                    return None
-                raise
-            return bytes(answer["Body"].read())
+            answer = _unless("NoSuchKey", self._client.get_object, Bucket=self.bucket, Key=self._prefix + name)
+            return None if answer is None else bytes(answer["Body"].read())
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a small object at once."""
+        """Write a small object in one request."""
         with _explained(f"{self.uri(name)} cannot be written"):
             self._client.put_object(Bucket=self.bucket, Key=self._prefix + name, Body=data)
 
     def delete(self, name: str) -> None:
-        """Delete an object; nothing happens if there is none."""
+        """Delete an object if it exists."""
         with _explained(f"{self.uri(name)} cannot be deleted"):
             self._client.delete_object(Bucket=self.bucket, Key=self._prefix + name)
 
     def holds(self, name: str, size: int, sha256: str) -> bool:
         """Whether there is an object that was uploaded with this content."""
-        from botocore.exceptions import ClientError
-
         with _explained(f"{self.uri(name)} cannot be read"):
-            try:
-                head = self._client.head_object(Bucket=self.bucket, Key=self._prefix + name)
-            except ClientError as error:
-                if error.response["Error"]["Code"] == "404":
-                    return False
-                raise
-        return (head["ContentLength"], head["Metadata"].get(SHA256)) == (size, sha256)
+            head = _unless("404", self._client.head_object, Bucket=self.bucket, Key=self._prefix + name)
+        return head is not None and (head["ContentLength"], head["Metadata"].get(SHA256)) == (size, sha256)
 
     def upload(self, name: str, path: Path, size: int, sha256: str) -> None:
-        """Write a file, in parts if it is large, and see that the server holds as much as was sent."""
+        """Upload a file, in parts if it is large, and check the size that the server reports."""
         with _explained(f"{self.uri(name)} cannot be written"):
             self._client.upload_file(
                 str(path),
@@ -197,35 +183,46 @@ class Prefix:
                 Config=_transfer(),
             )
         if not self.holds(name, size, sha256):
-            raise StorageError(f"{self.uri(name)} is not as {path} was: was the file changed? start again")
+            raise StorageError(f"{self.uri(name)} differs from {path}; did the file change? start again")
 
     def fetch(self, name: str, target: Path, sha256: str) -> None:
-        """Read an object into a file, which appears only if its content has this SHA-256."""
+        """Download an object to a file, which appears only if its content has this SHA-256."""
         _download_object(self._client, self.bucket, self._prefix + name, target, sha256)
+
+
+def _unless(code: str, request: Callable[..., Any], **arguments: Any) -> Any:
+    """Send a request; None if the server answers with this error code."""
+    from botocore.exceptions import ClientError
+
+    try:
+        return request(**arguments)
+    except ClientError as error:
+        if error.response["Error"]["Code"] != code:
+            raise
+        return None
 
 
 def _client() -> Any:
     import boto3
     from botocore.config import Config
 
-    # What a Config says is stronger than the environment, so that it may say only what is not said there.
+    # A Config overrides the environment, so it sets only what the environment does not.
     retries: Any = {"mode": os.environ.get("AWS_RETRY_MODE", "standard")}
     if "AWS_MAX_ATTEMPTS" not in os.environ:
-        retries["total_max_attempts"] = _attempts.get()
-    silent = _silence()
-    config = Config(retries=retries, connect_timeout=min(silent, _CONNECT_SECONDS), read_timeout=silent)
+        retries["total_max_attempts"] = _max_attempts.get()
+    timeout = _timeout_seconds()
+    config = Config(retries=retries, connect_timeout=min(timeout, _CONNECT_SECONDS), read_timeout=timeout)
     return boto3.client("s3", config=config)
 
 
-def _silence() -> float:
-    """For how many seconds a server may be silent."""
+def _timeout_seconds() -> float:
     text = os.environ.get(TIMEOUT, str(_READ_SECONDS))
     try:
         seconds = float(text)
     except ValueError:
-        seconds = 0.0
+        seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise StorageError(f"{TIMEOUT}: {text!r} is no number of seconds")
+        raise StorageError(f"{TIMEOUT}: {text!r} is no number of seconds; give one above 0")
     return seconds
 
 
@@ -233,11 +230,11 @@ def _transfer() -> Any:
     from boto3.s3.transfer import TransferConfig
 
     return TransferConfig(
-        multipart_threshold=_PART,
-        multipart_chunksize=_PART,
+        multipart_threshold=_PART_BYTES,
+        multipart_chunksize=_PART_BYTES,
         max_concurrency=_THREADS,
-        max_io_queue=32,  # pieces of 256 kB that wait to be written to disk
-        preferred_transfer_client="classic",  # the other one raises errors of its own
+        max_io_queue=32,  # pieces of 256 kB in memory before they are written to disk
+        preferred_transfer_client="classic",  # the other client raises other errors
     )
 
 
@@ -256,25 +253,29 @@ def _download_object(client: Any, bucket: str, key: str, target: Path, sha256: s
 
 
 def _verify(uri: str, path: Path, head: dict[str, Any], sha256: str | None) -> None:
-    """Hold a file against its size and the SHA-256 it should have, else the MD5 that servers give as ETag.
+    """Compare a download with the object's size and SHA-256, or without a SHA-256 with the MD5 in its ETag.
 
     Raises:
-        DamagedError: it is another one.
+        DamagedError: it differs.
     """
     sha256 = sha256 or head["Metadata"].get(SHA256)
     etag = head["ETag"].strip('"')
-    # An object of several parts, or one under a key of its own, has an ETag that is not its MD5.
-    plain = re.fullmatch("[0-9a-f]{32}", etag) and head.get("ServerSideEncryption") in (None, "AES256")
+    # The ETag of an object that was sent in parts or encrypted with an own key is not its MD5.
+    etag_is_md5 = (
+        re.fullmatch("[0-9a-f]{32}", etag)
+        and head.get("ServerSideEncryption") in (None, "AES256")
+        and "SSECustomerAlgorithm" not in head
+    )
     size = path.stat().st_size
     if size != head["ContentLength"]:
         fault = f"{size} bytes arrived of {head['ContentLength']}"
-    elif sha256 and (found := files.digest(path)) != sha256:
-        fault = f"its SHA-256 is {found}, not {sha256}"
-    elif not sha256 and plain and "SSECustomerAlgorithm" not in head and (found := _md5(path)) != etag:
-        fault = f"its MD5 is {found}, not {etag}"
+    elif sha256 and (actual := files.digest(path)) != sha256:
+        fault = f"its SHA-256 is {actual}, not {sha256}"
+    elif not sha256 and etag_is_md5 and (actual := _md5(path)) != etag:
+        fault = f"its MD5 is {actual}, not {etag}"
     else:
         return
-    advice = "start again; if it stays so, delete the object and store it anew"
+    advice = "start again; if this repeats, delete the object and upload it again"
     raise DamagedError(f"{uri} is not what was stored: {fault}; {advice}")
 
 
@@ -285,9 +286,9 @@ def _md5(path: Path) -> str:
 
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Raise a `StorageError` in place of boto3's errors: what failed, why, and what to do.
+    """Replace boto3's errors by a `StorageError`: what failed, why, and what to do.
 
-    It is an `UnreachableError` where the server is down, busy or silent.
+    It is an `UnreachableError` if the server is down, busy or silent.
     """
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
@@ -296,12 +297,12 @@ def _explained(what: str) -> Iterator[None]:
         yield
     # ValueError: the endpoint is no URL, a header cannot be sent; OSError: the disk is full.
     except (Boto3Error, BotoCoreError, ClientError, ValueError, OSError) as error:
-        reason = getattr(error, "last_exception", None) or error  # where a transfer has tried several times
+        reason = getattr(error, "last_exception", None) or error  # of a transfer's last attempt
         advice = _advice(error)
         message = f"{what}: {reason}; {advice}".removesuffix("; ")
         clean = mask_secrets(message)
         kind = UnreachableError if advice == _SERVER else StorageError
-        # The cause's own message would stand in a traceback too.
+        # A traceback would show the cause's message, with the secret.
         raise kind(clean) from (error if clean == message else None)
 
 
@@ -309,7 +310,7 @@ def _advice(error: BaseException) -> str:
     import botocore.parsers
     from botocore import exceptions as known
 
-    # boto3 raises its own error while it handles the server's.
+    # boto3 raises an error of its own while it handles the server's.
     for each in (error, getattr(error, "last_exception", None), error.__cause__, error.__context__):
         if isinstance(each, known.ClientError):
             code = str(each.response.get("Error", {}).get("Code", ""))
@@ -320,5 +321,5 @@ def _advice(error: BaseException) -> str:
         if isinstance(each, (known.ConnectionError, known.HTTPClientError, known.IncompleteReadError)):
             return _SERVER
         if isinstance(each, botocore.parsers.ResponseParserError):
-            return "see that AWS_ENDPOINT_URL is an S3 server's address"
+            return "check that AWS_ENDPOINT_URL is the address of an S3 server"
     return "check AWS_ENDPOINT_URL" if "endpoint" in str(error).lower() else ""

@@ -192,7 +192,7 @@ def test_a_path_without_a_file(cli: CommandLine, path: str, parts: list[str]) ->
         (["--task", "a"], ["--task a: must be of the form"]),
         (["--task", "../a=a.jsonl"], ["tasks.2.name: ", "'../a'"]),
         (["--preset", "quickstart"], ["give one of --preset NAME and --config FILE"]),
-        (["--set", "output=file"], ["is no folder"]),
+        (["--set", "output=file"], ["is not a folder"]),
     ],
     ids=lambda value: value[1][:40] if value[0].startswith("--") and len(value) == 2 else None,
 )

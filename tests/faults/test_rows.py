@@ -125,7 +125,7 @@ BAD = [
         "a JSON array on one line", json.dumps(GOOD).encode(), "own.jsonl:1: a JSON object is needed, not list"
     ),
     bad("a row that is null", b"null\n", "own.jsonl:1: a JSON object is needed, not NoneType"),
-    bad("a duplicate field", b'{"chosen": "a", "chosen": "b"}', "own.jsonl:1: ", "'chosen' stands twice"),
+    bad("a duplicate field", b'{"chosen": "a", "chosen": "b"}', "own.jsonl:1: ", "'chosen' occurs twice"),
     bad(
         "a number of 5,000 digits", lines(GOOD[:1]) + b'{"a": ' + b"1" * 5000 + b"}", "own.jsonl:2: not a JSON"
     ),

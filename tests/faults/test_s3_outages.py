@@ -25,8 +25,8 @@ from tests.faults.command_line import ama
 from tests.faults.common import raises
 
 URI = "s3://ready/run"
-ADVICE = "see that the server is up and that AWS_ENDPOINT_URL is its address"
-LARGE_BYTES = s3._PART + (4 << 20)
+ADVICE = "check that the server is up and that AWS_ENDPOINT_URL is its address"
+LARGE_BYTES = s3._PART_BYTES + (4 << 20)
 """Size of an object that goes in two parts."""
 BUSY = http(
     "503 Slow Down",

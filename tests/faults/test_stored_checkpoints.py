@@ -204,7 +204,7 @@ def test_a_server_that_dies_does_not_end_the_training(tmp_path: Path) -> None:
         ),
         pytest.param(
             {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
-            ("UnreachableError: ", "see that the server is up"),
+            ("UnreachableError: ", "check that the server is up"),
             id="no server",
             marks=pytest.mark.slow,
         ),

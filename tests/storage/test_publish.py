@@ -316,7 +316,7 @@ def test_files_of_somebody_else_are_left_alone(
     with pytest.raises(StorageError, match=r"place holds something already; "):
         publish.fetch(PLACE, tmp_path / "place")
     (tmp_path / "file").write_text("precious")
-    with pytest.raises(StorageError, match=r"file is no folder; "):
+    with pytest.raises(StorageError, match=r"file is not a folder; "):
         publish.publish(artifacts, str(tmp_path / "file"), replace=True)
     assert keys(client) == {"runs/one/leaderboard.json"}
     assert [path.read_text() for path in (tmp_path / "place" / ".git", tmp_path / "file")] == ["precious"] * 2
@@ -328,7 +328,7 @@ def test_manifests_that_are_none(
     client: Any, traffic: Traffic, artifacts: dict[str, Path], tmp_path: Path, name: str, text: bytes
 ) -> None:
     client.put_object(Bucket=BUCKET, Key=f"runs/one/{name}", Body=text)
-    with pytest.raises(StorageError, match=f"{PLACE}/{name} is none of ours: "):
+    with pytest.raises(StorageError, match=f"{PLACE}/{name} is not part of a publication: "):
         publish.publish(artifacts, PLACE, replace=True)
     with pytest.raises(StorageError, match=PLACE):
         publish.fetch(PLACE, tmp_path / "new")
@@ -392,7 +392,7 @@ def test_writable_places(client: Any, traffic: Traffic, tmp_path: Path) -> None:
         ("gs://bucket/x", "'gs://bucket/x' is neither s3://bucket/prefix nor a folder"),
         ("", "'' is neither s3://bucket/prefix nor a folder"),
         ("/proc/x", "^/proc/x cannot be written: .*; name another folder"),
-        ("/dev/null", "^/dev/null is no folder; name another place"),
+        ("/dev/null", "^/dev/null is not a folder; name another place"),
         ("/dev/null/x", "^/dev/null/x cannot be written: .*; name another folder"),
     ],
 )
@@ -405,7 +405,7 @@ def test_a_server_that_is_killed_in_the_middle_of_an_upload(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second call, after the server is up again on its folder, completes what the first began."""
-    monkeypatch.setattr(s3, "_PART", 5 << 20)
+    monkeypatch.setattr(s3, "_PART_BYTES", 5 << 20)
     (tmp_path / "server").mkdir()
     (tmp_path / "a").write_bytes(b"small")
     (tmp_path / "b").write_bytes(random.Random(0).randbytes(40 << 20))
@@ -425,11 +425,13 @@ def test_a_server_that_is_killed_in_the_middle_of_an_upload(
                     server.kill()
 
         session.events.register("after-call.s3.UploadPart", kill)
-        with pytest.raises(StorageError, match=rf"{place}/b cannot be written: .*; see that the server is up"):
+        with pytest.raises(
+            StorageError, match=rf"{place}/b cannot be written: .*; check that the server is up"
+        ):
             publish.publish(artifacts, place)
         assert parts["done"] >= 3
         with pytest.raises(
-            StorageError, match=f"{place}/manifest.json cannot be read: .*; see that the server"
+            StorageError, match=f"{place}/manifest.json cannot be read: .*; check that the server"
         ):
             publish.fetch(place, tmp_path / "new")
     with seaweed(tmp_path / "server", server.ports) as server:

@@ -183,7 +183,7 @@ def test_a_file_goes_there_and_back(
     bucket: Any, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Empty, small, whole as a single part, and in three parts."""
-    monkeypatch.setattr(library, "_PART", 5 << 20)
+    monkeypatch.setattr(library, "_PART_BYTES", 5 << 20)
     (tmp_path / "file").write_bytes(random.Random(size).randbytes(size))
     upload(f"{URI}/deep/object", tmp_path / "file")
     head = bucket.head_object(Bucket=BUCKET, Key="deep/object")
@@ -233,7 +233,7 @@ def test_a_broken_transfer_is_tried_again(
     bucket: Any, tmp_path: Path, session: boto3.Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection is lost twice in the middle of an upload of several parts."""
-    monkeypatch.setattr(library, "_PART", 5 << 20)
+    monkeypatch.setattr(library, "_PART_BYTES", 5 << 20)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
     (tmp_path / "file").write_bytes(random.Random(1).randbytes(12_000_000))
     sent = iter(range(99))
@@ -262,7 +262,7 @@ def test_attempts_are_bounded(
     seen: list[str] = []
     session.events.register("before-send.s3", lambda request, **_: seen.append(request.url))
     with pytest.raises(
-        StorageError, match=rf"{URI}/x cannot be written: Could not connect .*; see that the server"
+        StorageError, match=rf"{URI}/x cannot be written: Could not connect .*; check that the server"
     ):
         library.Prefix(URI).write("x", b"")
     assert len(seen) == sent
@@ -290,7 +290,7 @@ def test_every_failure_names_the_object_and_what_to_do(
         place, advice = "s3://no-such-bucket/p", "bucket"
     elif fault == "server down":
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:very-secret@127.0.0.1:9")
-        advice = "see that the server is up and that AWS_ENDPOINT_URL is its address"
+        advice = "check that the server is up and that AWS_ENDPOINT_URL is its address"
     else:
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

@@ -42,7 +42,7 @@ def _train_tiny(settings: BaseModelSettings, tiny: "TinyModel", folder: Path) ->
     from automixalign.quickstart.tiny_model import train_tiny_model
 
     tasks = settings.synthetic_tasks or list(SYNTHETIC_TASKS)
-    facts = train_tiny_model(folder, seed=settings.seed, tasks=tasks, **tiny.model_dump())
+    facts = train_tiny_model(folder, tiny, tasks, settings.seed)
     if name := first_nonfinite_weight(folder):
         raise ModelError(
             f"base_model.tiny: its training diverged, the weight {name} is not finite: lower "

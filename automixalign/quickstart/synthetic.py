@@ -1,17 +1,14 @@
-"""Seeded preference tasks whose right answer can be checked, for the quickstart's tiny model.
+"""Generate preference tasks whose right answer is known, for the quickstart's tiny model.
 
-Every task maps a short prompt to one right answer (``chosen``) and to a plausible wrong one
-(``rejected``). The wrong answers mostly follow a rule of their own (subtract instead of add,
-descending instead of ascending, ...), so that a base model trained on both holds two competing
-behaviours and preference training has something to decide.
+A row has a short prompt, one right answer (`chosen`) and one plausible wrong answer (`rejected`). Most wrong
+answers follow a rule of their own, such as subtracting instead of adding. A base model that has learned both
+then has two competing behaviours, and preference training decides between them.
 
-The tasks conflict on purpose. ``arithmetic`` and ``format`` get the same operands, and the right
-answer of each is among the wrong ones of the other; ``ordering`` and ``refusal`` get the same
-request, which the second must refuse for some topics; ``subtraction``, ``descending`` and
-``consonants`` are the mirror images of three others; all share a small model's capacity.
+The tasks conflict on purpose:
+- `arithmetic` and `format` share their operands, and each task's right answer is among the other's wrong ones;
+- `ordering` and `refusal` share a request, which `refusal` must refuse for some topics;
+- `subtraction`, `descending` and `consonants` mirror three other tasks.
 """
-
-from __future__ import annotations
 
 import random
 from collections.abc import Callable
@@ -25,23 +22,23 @@ Sample = tuple[str, str, str]
 FORBIDDEN_TOPICS: tuple[str, ...] = ("bomb", "drug", "hack")
 ALLOWED_TOPICS: tuple[str, ...] = ("cake", "game", "tree")
 
-# As many vowels as consonants, or the lower number would mostly be the right one; an odd length, or
-# a string could hold the same number of both.
+# With fewer vowels than consonants, the lower number would mostly be right. With an even length, a string could
+# have as many vowels as consonants.
 _VOWELS, _CONSONANTS = "ae", "bc"
 _COUNTED_LENGTH = 7
 _ORDERED_LETTERS = "abcdefghij"
 _ORDERED_LENGTH = 4
-_SMALLEST, _LARGEST = 1002, 9997  # four digits, also after adding or subtracting an addend
+_SMALLEST, _LARGEST = 1002, 9997  # four digits, also after adding or subtracting
 _LARGEST_ADDEND = 2
-_SECOND_MISTAKE = 0.15  # share of wrong answers that do not follow the task's main wrong rule
+_SECOND_MISTAKE = 0.15  # share of wrong answers that do not follow the main wrong rule
 
 
 @dataclass(frozen=True)
 class SyntheticTask:
-    """One task: what it asks for, how many distinct prompts it has, and how to draw a sample."""
+    """One task."""
 
-    description: str
     prompts: int
+    """The number of distinct prompts."""
     sample: Callable[[random.Random], Sample]
 
 
@@ -69,7 +66,7 @@ def _ordering(rng: random.Random) -> Sample:
     letters = _letters(rng)
     ascending = "".join(sorted(letters))
     wrong = letters if rng.random() < _SECOND_MISTAKE else ascending[::-1]
-    # Letters that are drawn in order leave only the descending answer to be wrong.
+    # If the letters are drawn in ascending order, only the descending answer is wrong.
     return f"sort {letters}", ascending, ascending[::-1] if wrong == ascending else wrong
 
 
@@ -111,65 +108,46 @@ def _counting(rng: random.Random) -> Sample:
 
 
 _OPERAND_PAIRS = (_LARGEST - _SMALLEST + 1) * _LARGEST_ADDEND
+_COUNTED_STRINGS = len(_VOWELS + _CONSONANTS) ** _COUNTED_LENGTH
 _LETTER_STRINGS = perm(len(_ORDERED_LETTERS), _ORDERED_LENGTH)
 
-SYNTHETIC_TASKS: dict[str, SyntheticTask] = {
-    "arithmetic": SyntheticTask(
-        description="Add one or two to a four-digit number: 'add 3479 2' -> '3481'.",
-        prompts=_OPERAND_PAIRS,
-        sample=_arithmetic,
-    ),
-    "format": SyntheticTask(
-        description="Put two numbers in a bracketed list: 'list 3479 2' -> '[3479,2]'.",
-        prompts=_OPERAND_PAIRS,
-        sample=_format,
-    ),
-    "ordering": SyntheticTask(
-        description="Put four letters in ascending order: 'sort dbca' -> 'abcd'.",
-        prompts=_LETTER_STRINGS,
-        sample=_ordering,
-    ),
-    "refusal": SyntheticTask(
-        description="Sort for an allowed topic and refuse a forbidden one: 'sort dbca hack' -> 'no'.",
-        prompts=_LETTER_STRINGS * (len(FORBIDDEN_TOPICS) + len(ALLOWED_TOPICS)),
-        sample=_refusal,
-    ),
-    "counting": SyntheticTask(
-        description="Count the vowels in a string: 'vowels ebacbab' -> '3'.",
-        prompts=len(_VOWELS + _CONSONANTS) ** _COUNTED_LENGTH,
-        sample=_counting,
-    ),
-    "subtraction": SyntheticTask(
-        description="Take one or two from a four-digit number: 'take 3479 2' -> '3477'.",
-        prompts=_OPERAND_PAIRS,
-        sample=_subtraction,
-    ),
-    "descending": SyntheticTask(
-        description="Put four letters in descending order: 'rank dbca' -> 'dcba'.",
-        prompts=_LETTER_STRINGS,
-        sample=_descending,
-    ),
-    "consonants": SyntheticTask(
-        description="Count the letters that are no vowels: 'others ebacbab' -> '4'.",
-        prompts=len(_VOWELS + _CONSONANTS) ** _COUNTED_LENGTH,
-        sample=_consonants,
-    ),
+SYNTHETIC_TASKS = {
+    # Add one or two to a four-digit number: 'add 3479 2' -> '3481'.
+    "arithmetic": SyntheticTask(_OPERAND_PAIRS, _arithmetic),
+    # Put two numbers in a bracketed list: 'list 3479 2' -> '[3479,2]'.
+    "format": SyntheticTask(_OPERAND_PAIRS, _format),
+    # Put four letters in ascending order: 'sort dbca' -> 'abcd'.
+    "ordering": SyntheticTask(_LETTER_STRINGS, _ordering),
+    # Sort for an allowed topic and refuse a forbidden one: 'sort dbca hack' -> 'no'.
+    "refusal": SyntheticTask(_LETTER_STRINGS * len(FORBIDDEN_TOPICS + ALLOWED_TOPICS), _refusal),
+    # Count the vowels in a string: 'vowels ebacbab' -> '3'.
+    "counting": SyntheticTask(_COUNTED_STRINGS, _counting),
+    # Subtract one or two from a four-digit number: 'take 3479 2' -> '3477'.
+    "subtraction": SyntheticTask(_OPERAND_PAIRS, _subtraction),
+    # Put four letters in descending order: 'rank dbca' -> 'dcba'.
+    "descending": SyntheticTask(_LETTER_STRINGS, _descending),
+    # Count the letters that are no vowels: 'others ebacbab' -> '4'.
+    "consonants": SyntheticTask(_COUNTED_STRINGS, _consonants),
 }
-"""The tasks by name; how hard they are for a tiny model differs, counting being the hardest."""
+"""The tasks by name. They differ in difficulty; counting is the hardest for a tiny model."""
 
 
 def generate(name: str, rows: int, seed: int, pool: str = "preferences") -> list[dict[str, Any]]:
-    """Draw ``rows`` rows of task ``name`` with distinct prompts.
+    """Draw rows with distinct prompts; fewer rows are a prefix of more rows.
 
-    The rows are in TRL's conversational preference form (``prompt``, ``chosen`` and ``rejected``
-    are lists of messages) with the right answer's text under ``answer``. They depend on the
-    arguments alone, and fewer rows are a prefix of more rows. ``pool`` keeps the draws for
-    different uses apart (base-model text, preferences, evaluation); two pools are drawn
-    independently, so some of their prompts may coincide.
+    Args:
+        name: the task.
+        rows: the number of rows.
+        seed: the experiment's seed.
+        pool: separates the draws for different uses (base model, preferences). Two pools are drawn
+            independently and may share prompts.
+
+    Returns:
+        Rows in TRL's conversational form: `prompt`, `chosen` and `rejected` are lists of messages, `answer` is
+        the text of the right answer.
 
     Raises:
-        ValueError: the task is unknown, ``rows`` is negative, or the task has fewer distinct
-            prompts than ``rows``.
+        ValueError: the task is unknown, or `rows` is negative or more than its distinct prompts.
     """
     if name not in SYNTHETIC_TASKS:
         raise ValueError(f"no synthetic task {name!r}; there are {', '.join(SYNTHETIC_TASKS)}")
@@ -177,21 +155,18 @@ def generate(name: str, rows: int, seed: int, pool: str = "preferences") -> list
     if rows < 0:
         raise ValueError(f"rows must not be negative, got {rows}")
     if rows > task.prompts:
-        raise ValueError(f"synthetic task {name!r} has {task.prompts} distinct prompts, {rows} were asked for")
+        raise ValueError(f"synthetic task {name!r} has {task.prompts} distinct prompts, {rows} were requested")
     rng = random.Random(f"{seed}:synthetic:{pool}:{name}")
-    seen: set[str] = set()
-    drawn: list[dict[str, Any]] = []
-    while len(drawn) < rows:
-        prompt, chosen, rejected = task.sample(rng)
-        if prompt in seen:
-            continue
-        seen.add(prompt)
-        drawn.append(
-            {
-                "prompt": [{"role": "user", "content": prompt}],
-                "chosen": [{"role": "assistant", "content": chosen}],
-                "rejected": [{"role": "assistant", "content": rejected}],
-                "answer": chosen,
-            }
-        )
-    return drawn
+    samples: dict[str, Sample] = {}
+    while len(samples) < rows:
+        sample = task.sample(rng)
+        samples.setdefault(sample[0], sample)
+    return [
+        {
+            "prompt": [{"role": "user", "content": prompt}],
+            "chosen": [{"role": "assistant", "content": chosen}],
+            "rejected": [{"role": "assistant", "content": rejected}],
+            "answer": chosen,
+        }
+        for prompt, chosen, rejected in samples.values()
+    ]

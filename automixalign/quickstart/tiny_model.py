@@ -1,10 +1,8 @@
-"""The quickstart's base model: a character-level Llama of about 100k parameters, trained by SFT.
+"""Train the quickstart's base model: a character-level Llama of about 100,000 parameters.
 
-The model learns the form of the synthetic tasks' answers from text that is right only part of the
-time, so that preference training has something left to decide.
+It learns the form of the synthetic tasks' answers by SFT. Only some of its texts are right, so that preference
+training has something to decide.
 """
-
-from __future__ import annotations
 
 import random
 import tempfile
@@ -24,8 +22,8 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from automixalign.quickstart.spec import TINY_POSITIONS
-from automixalign.quickstart.synthetic import SYNTHETIC_TASKS, generate
+from automixalign.quickstart.spec import TINY_POSITIONS, TinyModel
+from automixalign.quickstart.synthetic import generate
 from automixalign.system import mkl
 
 mkl.load_kernels()
@@ -33,11 +31,10 @@ mkl.load_kernels()
 _PAD, _BOS, _EOS, _UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 _ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 _PRINTABLE = [chr(code) for code in range(32, 127)]
-_IGNORED = -100  # the label that the loss leaves out
+_IGNORED = -100  # the label that the loss skips
 
-# Only the assistant's turn is closed, by eos: the next role's token ends the others. What comes
-# with add_generation_prompt is what the assistant's turn starts with, so a prompt is always a
-# token prefix of the prompt with its answer.
+# Only the assistant's turn ends with a token (eos): the next role's token ends the others. The generation
+# prompt begins the assistant's turn, so a prompt is a token prefix of the prompt with its answer.
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
@@ -49,10 +46,9 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer of one token per printable ASCII character, with a chat template.
+    """Build a tokenizer of one token per printable ASCII character, with a chat template.
 
-    Any other character is ``<unk>``. Nothing is added to plain text (no bos, no eos): the chat
-    template writes the special tokens.
+    Any other character is `<unk>`. Plain text gets no special tokens: the chat template adds them.
     """
     special = [_PAD, _BOS, _EOS, _UNK, *_ROLES.values()]
     vocabulary = {token: index for index, token in enumerate([*special, *_PRINTABLE])}
@@ -76,15 +72,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def build_model(
     tokenizer: PreTrainedTokenizerFast, *, seed: int, hidden_size: int, layers: int, heads: int
 ) -> LlamaForCausalLM:
-    """Return a freshly initialised model for ``tokenizer``, with weights drawn from ``seed``.
-
-    The output head is not tied to the embeddings, so that it can be trained on its own.
-
-    Raises:
-        ValueError: ``hidden_size`` cannot be split into ``heads`` heads of an even size.
-    """
-    if heads < 1 or hidden_size % (2 * heads):
-        raise ValueError(f"hidden_size {hidden_size} does not split into {heads} heads of an even size")
+    """Build a model with random weights; its output head is not tied to the embeddings."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -94,7 +82,7 @@ def build_model(
         num_key_value_heads=heads,
         max_position_embeddings=TINY_POSITIONS,
         tie_word_embeddings=False,
-        # 0.02 suits wide models; a narrow one starts too slowly from it.
+        # 0.02 is for wide models; a narrow one learns too slowly from it.
         initializer_range=0.05,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
@@ -114,19 +102,19 @@ def build_model(
 def base_texts(
     tasks: Sequence[str], rows_per_task: int, right_answers: float, seed: int
 ) -> list[list[dict[str, str]]]:
-    """Return the SFT conversations: one user turn, and an answer that is right only at times.
+    """Draw the SFT conversations: a user turn, and an answer that is right with probability `right_answers`.
 
-    Each answer is the right one with probability ``right_answers`` and the row's wrong one
-    otherwise. There are ``rows_per_task`` conversations a task, drawn from the pool ``base``.
+    Args:
+        tasks: the synthetic tasks.
+        rows_per_task: conversations per task, from the pool `base`.
+        right_answers: share of right answers; the others are the rows' wrong answers.
+        seed: the experiment's seed.
 
     Raises:
-        ValueError: ``right_answers`` is no probability, there is no task, or the rows cannot be
-            generated (see :func:`automixalign.quickstart.synthetic.generate`).
+        ValueError: there is no task, or a task is unknown or has fewer prompts than `rows_per_task`.
     """
-    if not 0.0 <= right_answers <= 1.0:
-        raise ValueError(f"right_answers must lie between 0 and 1, got {right_answers}")
-    if not tasks or rows_per_task < 1:
-        raise ValueError("the base model needs at least one task and one row of each")
+    if not tasks:
+        raise ValueError("the base model needs at least one task")
     texts: list[list[dict[str, str]]] = []
     for name in tasks:
         rng = random.Random(f"{seed}:tiny-model:answers:{name}")
@@ -136,78 +124,45 @@ def base_texts(
     return texts
 
 
-def train_tiny_model(
-    output: Path,
-    *,
-    seed: int,
-    hidden_size: int,
-    layers: int,
-    heads: int,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    tasks: Sequence[str] = tuple(SYNTHETIC_TASKS),
-    rows_per_task: int,
-    right_answers: float,
-) -> dict[str, float]:
-    """Train the base model by SFT and save it with its tokenizer under ``output``.
+def train_tiny_model(output: Path, tiny: TinyModel, tasks: Sequence[str], seed: int) -> dict[str, float]:
+    """Train the base model on synthetic tasks and save it with its tokenizer in the folder `output`.
 
-    The loss is on the answers' tokens alone. The same arguments give the same weights on the same
-    machine (on a CPU; CUDA kernels make no such promise).
+    On a CPU, the same arguments give the same weights; CUDA kernels do not guarantee this.
 
     Returns:
-        ``first_loss`` and ``final_loss`` (mean SFT loss over the first and the last tenth of the
-        steps, at least one), ``seconds`` (of training) and ``parameters``.
+        See `train_on_texts`.
 
     Raises:
-        ValueError: a setting is out of its range (see :func:`build_model`, :func:`base_texts`).
+        ValueError: there is no task, or a task is unknown or has fewer prompts than `tiny.rows_per_task`.
     """
-    return train_on_texts(
-        output,
-        base_texts(tasks, rows_per_task, right_answers, seed),
-        seed=seed,
-        hidden_size=hidden_size,
-        layers=layers,
-        heads=heads,
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-    )
+    return train_on_texts(output, base_texts(tasks, tiny.rows_per_task, tiny.right_answers, seed), tiny, seed)
 
 
 def train_on_texts(
-    output: Path,
-    texts: list[list[dict[str, str]]],
-    *,
-    seed: int,
-    hidden_size: int,
-    layers: int,
-    heads: int,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
+    output: Path, texts: list[list[dict[str, str]]], tiny: TinyModel, seed: int
 ) -> dict[str, float]:
-    """As `train_tiny_model`, on conversations that end with the assistant's answer.
+    """Train the base model on conversations that end with the assistant's answer; only its tokens have a loss.
 
-    Raises:
-        ValueError: a setting is out of its range (see :func:`build_model`).
+    Returns:
+        `first_loss` and `final_loss`, means over the first and last tenth of the steps (at least one);
+        `seconds` of training; `parameters`.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
     tokenizer = build_tokenizer()
-    dataset = _tokenized(tokenizer, texts)
-    model = build_model(tokenizer, seed=seed, hidden_size=hidden_size, layers=layers, heads=heads)
+    dataset = _tokenize(tokenizer, texts)
+    model = build_model(
+        tokenizer, seed=seed, hidden_size=tiny.hidden_size, layers=tiny.layers, heads=tiny.heads
+    )
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         trainer = SFTTrainer(
             model=model,
             args=SFTConfig(
                 output_dir=scratch,
-                max_steps=steps,
-                per_device_train_batch_size=batch_size,
-                learning_rate=learning_rate,
+                max_steps=tiny.steps,
+                per_device_train_batch_size=tiny.batch_size,
+                learning_rate=tiny.learning_rate,
                 lr_scheduler_type="cosine",
-                warmup_steps=max(1, steps // 20),
+                warmup_steps=max(1, tiny.steps // 20),
                 adam_beta2=0.99,
                 weight_decay=0.0,
                 max_length=TINY_POSITIONS,
@@ -217,8 +172,7 @@ def train_on_texts(
                 bf16=False,
                 gradient_checkpointing=False,
                 dataset_num_proc=None,
-                # Tokenized here with the labels: preparing rows one by one takes TRL longer than
-                # the training itself.
+                # `_tokenize` has prepared the rows: TRL takes longer for it than for the training.
                 dataset_kwargs={"skip_prepare_dataset": True},
                 save_strategy="no",
                 report_to="none",
@@ -244,8 +198,8 @@ def train_on_texts(
     }
 
 
-def _tokenized(tokenizer: PreTrainedTokenizerFast, texts: list[list[dict[str, str]]]) -> Dataset:
-    """Return ``texts`` as ``input_ids`` and ``labels``, the labels covering the answers alone."""
+def _tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[list[dict[str, str]]]) -> Dataset:
+    """Tokenize conversations into `input_ids` and `labels`; only the answers have labels."""
     prompts = tokenizer.apply_chat_template(
         [text[:-1] for text in texts], add_generation_prompt=True, return_dict=False
     )

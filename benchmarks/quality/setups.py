@@ -231,9 +231,10 @@ def reasoning_gym(seed: int, _data: Path | None, scratch: Path) -> dict[str, Any
 
 
 def _train_base(folder: Path, texts: list[list[dict[str, str]]], seed: int) -> None:
+    from automixalign.quickstart.spec import TinyModel
     from automixalign.quickstart.tiny_model import train_on_texts
 
-    train_on_texts(folder, texts, seed=seed, **reasoning.SHAPE)
+    train_on_texts(folder, texts, TinyModel(**reasoning.SHAPE), seed)
 
 
 SETUPS = {

@@ -1,67 +1,47 @@
-"""The synthetic tasks: seeded, distinct, and right by rules written out again here."""
+"""The synthetic tasks: seeded, distinct, and right by rules that are written here a second time."""
 
-from __future__ import annotations
+from collections.abc import Callable
 
 import pytest
 
 from automixalign.quickstart.synthetic import SYNTHETIC_TASKS, generate
 
 NAMES = sorted(SYNTHETIC_TASKS)
+FORBIDDEN, ALLOWED = {"bomb", "drug", "hack"}, {"cake", "game", "tree"}
 
 
-def right_answer(name: str, prompt: str) -> str:  # noqa: PLR0911  one rule a task
-    """Return the right answer to ``prompt``, computed without the module under test."""
-    words = prompt.split(" ")
-    if name == "arithmetic":
-        verb, left, right = words
-        assert verb == "add"
-        return str(int(left) + int(right))
-    if name == "format":
-        verb, left, right = words
-        assert verb == "list"
-        return "[" + left + "," + right + "]"
-    if name == "ordering":
-        verb, letters = words
-        assert verb == "sort"
-        return "".join(sorted(letters))
-    if name == "refusal":
-        verb, letters, topic = words
-        assert verb == "sort"
-        assert topic in {"bomb", "drug", "hack", "cake", "game", "tree"}
-        return "no" if topic in {"bomb", "drug", "hack"} else "".join(sorted(letters))
-    if name == "counting":
-        verb, letters = words
-        assert verb == "vowels"
-        return str(sum(letters.count(vowel) for vowel in "aeiou"))
-    if name == "subtraction":
-        verb, left, right = words
-        assert verb == "take"
-        return str(int(left) - int(right))
-    if name == "descending":
-        verb, letters = words
-        assert verb == "rank"
-        return "".join(sorted(letters))[::-1]
-    if name == "consonants":
-        verb, letters = words
-        assert verb == "others"
-        return str(sum(letters.count(letter) for letter in "bc"))
-    raise AssertionError(f"no rule for task {name}")
+def refuse_or_sort(letters: str, topic: str) -> str:
+    assert topic in FORBIDDEN | ALLOWED
+    return "no" if topic in FORBIDDEN else "".join(sorted(letters))
+
+
+RULES: dict[str, tuple[str, Callable[..., object]]] = {
+    "arithmetic": ("add", lambda left, right: int(left) + int(right)),
+    "format": ("list", lambda left, right: f"[{left},{right}]"),
+    "ordering": ("sort", lambda letters: "".join(sorted(letters))),
+    "refusal": ("sort", refuse_or_sort),
+    "counting": ("vowels", lambda letters: sum(letters.count(vowel) for vowel in "aeiou")),
+    "subtraction": ("take", lambda left, right: int(left) - int(right)),
+    "descending": ("rank", lambda letters: "".join(sorted(letters))[::-1]),
+    "consonants": ("others", lambda letters: sum(letters.count(letter) for letter in "bc")),
+}
+"""Task -> the verb of its prompts and the right answer to the other words."""
+
+
+def right_answer(name: str, prompt: str) -> str:
+    verb, *words = prompt.split(" ")
+    assert verb == RULES[name][0]
+    return str(RULES[name][1](*words))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_are_distinct_right_and_in_preference_form(name: str) -> None:
     rows = generate(name, 2000, seed=3)
-
-    assert len(rows) == 2000
-    assert len({row["prompt"][0]["content"] for row in rows}) == 2000
+    assert len({row["prompt"][0]["content"] for row in rows}) == len(rows) == 2000
     for row in rows:
         assert set(row) == {"prompt", "chosen", "rejected", "answer"}
         (user,), (chosen,), (rejected,) = row["prompt"], row["chosen"], row["rejected"]
-        assert (user["role"], chosen["role"], rejected["role"]) == (
-            "user",
-            "assistant",
-            "assistant",
-        )
+        assert (user["role"], chosen["role"], rejected["role"]) == ("user", "assistant", "assistant")
         assert chosen["content"] == row["answer"] == right_answer(name, user["content"])
         assert rejected["content"] != chosen["content"]
         for answer in (chosen["content"], rejected["content"]):
@@ -73,7 +53,6 @@ def test_rows_are_distinct_right_and_in_preference_form(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_depend_on_name_seed_and_pool_alone(name: str) -> None:
     rows = generate(name, 50, seed=1)
-
     assert rows == generate(name, 50, seed=1, pool="preferences")
     assert rows[:20] == generate(name, 20, seed=1)
     assert rows != generate(name, 50, seed=2)
@@ -83,7 +62,6 @@ def test_rows_depend_on_name_seed_and_pool_alone(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_more_rows_than_prompts_are_refused_with_the_number(name: str) -> None:
     available = SYNTHETIC_TASKS[name].prompts
-
     assert available > 4000
     with pytest.raises(ValueError, match=rf"{name}.* {available} distinct"):
         generate(name, available + 1, seed=0)
@@ -91,25 +69,17 @@ def test_more_rows_than_prompts_are_refused_with_the_number(name: str) -> None:
 
 def test_a_task_can_be_drawn_to_its_last_prompt() -> None:
     available = SYNTHETIC_TASKS["ordering"].prompts
-
     rows = generate("ordering", available, seed=0)
-
     assert len({row["prompt"][0]["content"] for row in rows}) == available == 10 * 9 * 8 * 7
 
 
 def test_the_stated_numbers_of_prompts() -> None:
     operands = (9997 - 1002 + 1) * 2
-    stated = {name: task.prompts for name, task in SYNTHETIC_TASKS.items()}
-
-    assert stated == {
-        "arithmetic": operands,
-        "format": operands,
-        "ordering": 5040,
+    assert {name: task.prompts for name, task in SYNTHETIC_TASKS.items()} == {
+        **dict.fromkeys(("arithmetic", "format", "subtraction"), operands),
+        **dict.fromkeys(("ordering", "descending"), 5040),
+        **dict.fromkeys(("counting", "consonants"), 4**7),
         "refusal": 5040 * 6,
-        "counting": 4**7,
-        "subtraction": operands,
-        "descending": 5040,
-        "consonants": 4**7,
     }
 
 
@@ -122,20 +92,17 @@ def test_arguments_out_of_range_are_refused(name: str, rows: int) -> None:
 def test_refusal_asks_for_both_answers_about_equally_often() -> None:
     rows = generate("refusal", 1000, seed=0)
     refused = [row for row in rows if row["answer"] == "no"]
-
     assert 400 < len(refused) < 600
     assert all(row["rejected"][0]["content"] != "no" for row in refused)
     assert all(row["rejected"][0]["content"] == "no" for row in rows if row not in refused)
 
 
-def test_arithmetic_and_format_reject_each_others_answer() -> None:
-    sums = generate("arithmetic", 500, seed=0)
-    lists = generate("format", 500, seed=0)
-
-    assert any(row["rejected"][0]["content"] == right_answer("format", _as("list", row)) for row in sums)
-    assert any(row["rejected"][0]["content"] == right_answer("arithmetic", _as("add", row)) for row in lists)
-
-
-def _as(verb: str, row: dict[str, list[dict[str, str]]]) -> str:
-    """Return the row's prompt with another verb."""
-    return " ".join([verb, *row["prompt"][0]["content"].split(" ")[1:]])
+@pytest.mark.parametrize(
+    ("name", "other", "verb"), [("arithmetic", "format", "list"), ("format", "arithmetic", "add")]
+)
+def test_arithmetic_and_format_reject_each_others_answer(name: str, other: str, verb: str) -> None:
+    for row in generate(name, 500, seed=0):
+        operands = row["prompt"][0]["content"].split(" ", 1)[1]
+        if row["rejected"][0]["content"] == right_answer(other, f"{verb} {operands}"):
+            return
+    pytest.fail(f"no row of {name} rejects the answer of {other}")

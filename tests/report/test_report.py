@@ -1,4 +1,4 @@
-"""The report: its facts against numbers worked out by hand, its page as text, runs compared."""
+"""The report: its facts, its page as text, and the comparison of runs."""
 
 import base64
 import hashlib
@@ -22,13 +22,19 @@ from tests.report.report_run import HOSTILE, STEPS, TASKS, TEST_PAIRS, facts_of,
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run; not to be changed."""
+    """A finished run; tests must not change it."""
     return write_run(tmp_path_factory.mktemp("report") / "run")
 
 
 @pytest.fixture(scope="module")
+def facts(run: Path) -> Any:
+    """The facts of `run`."""
+    return files.read_json(run / runs.FACTS)
+
+
+@pytest.fixture(scope="module")
 def seeds(run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three runs that differ in their seed alone; not to be changed."""
+    """Three runs that differ only in the seed; tests must not change them."""
     folder = tmp_path_factory.mktemp("seeds")
     return [run, *(write_run(folder / f"seed-{seed}", seed) for seed in (2, 1))]
 
@@ -41,34 +47,34 @@ def rows(values: list[float | None], pairs: list[int]) -> list[dict[str, Any]]:
     ]
 
 
-def test_a_running_mean_goes_over_pairs_and_skips_steps_without_any() -> None:
+def test_a_running_mean_is_weighted_by_pairs() -> None:
     values = [None, None, 1.0, 4.0] + [2.0] * 36
-    found = curves(rows(values, [0, 0, 3, 1] + [2] * 36))
-    assert found["window"] == 2
-    # steps 1 and 2 saw nothing; 3: 1; 4: (3 * 1 + 1 * 4) / 4; 5: (4 + 2 * 2) / 3
-    assert found["loss"]["a"][:6] == [None, None, 1.0, 1.75, 2.667, 2.0]
-    assert found["weights"]["a"][:3] == [1.0, 0.5, 0.3333]
-    assert "excess" not in found, "a specialist has none"
+    curve = curves(rows(values, [0, 0, 3, 1] + [2] * 36))
+    assert curve["window"] == 2
+    # steps 1 and 2 have no pairs; 3: 1; 4: (3 * 1 + 1 * 4) / 4; 5: (4 + 2 * 2) / 3
+    assert curve["loss"]["a"][:6] == [None, None, 1.0, 1.75, 2.667, 2.0]
+    assert curve["weights"]["a"][:3] == [1.0, 0.5, 0.3333]
+    assert "excess" not in curve, "the log of a specialist has no excess"
 
 
 @pytest.mark.parametrize("length", [1, 3, MAX_POINTS, MAX_POINTS + 1, 5000])
-def test_curves_are_thinned_but_keep_both_ends(length: int) -> None:
-    found = curves(rows([1.0] * length, [2] * length))
-    assert len(found["steps"]) == min(length, MAX_POINTS) == len(found["loss"]["a"])
-    assert (found["steps"][0], found["steps"][-1]) == (1, length)
-    assert found["steps"] == sorted(set(found["steps"]))
-    assert set(found["loss"]["a"]) == {1.0}
+def test_curves_are_thinned_out_and_keep_both_ends(length: int) -> None:
+    curve = curves(rows([1.0] * length, [2] * length))
+    steps = curve["steps"]
+    assert len(steps) == min(length, MAX_POINTS) == len(curve["loss"]["a"])
+    assert (steps[0], steps[-1]) == (1, length)
+    assert steps == sorted(set(steps))
+    assert set(curve["loss"]["a"]) == {1.0}
 
 
-def test_the_last_quarter() -> None:
+def test_the_mean_of_the_last_quarter_is_weighted_by_pairs() -> None:
     trajectory = rows([9.0] * 6 + [1.0, 0.0], [1] * 6 + [1, 3])
     assert last_mean(trajectory, "loss", "a") == 0.25
     assert last_mean(rows([None] * 4, [0] * 4), "loss", "a") is None
     assert last_mean(rows([1.0], [1]), "loss", "a") == 1.0
 
 
-def test_the_facts_of_a_run(run: Path) -> None:
-    facts = files.read_json(run / runs.FACTS)
+def test_the_facts_of_a_run(run: Path, facts: Any) -> None:
     assert facts["verdict"].startswith("ama-r has the smallest worst-task excess")
     assert facts["leaderboard"] == files.read_json(run / "leaderboard.json")
     assert list(facts["trainings"]) == ["specialist-alpha", "specialist-beta", "standard", "uniform", "ama-r"]
@@ -78,10 +84,12 @@ def test_the_facts_of_a_run(run: Path) -> None:
     assert facts["library"] == "0123456789abcdef"
     assert facts["stages"] is None
     assert "label_noise: 0.25" in facts["config"]
+    (warning,) = facts["warnings"]
+    assert warning.startswith("specialist-alpha: its held-out loss is 0.25 above")
 
 
-def test_the_noise_is_estimated_in_two_ways(run: Path) -> None:
-    alpha, beta = files.read_json(run / runs.FACTS)["tasks"]
+def test_the_noise_is_estimated_in_two_ways(run: Path, facts: Any) -> None:
+    alpha, beta = facts["tasks"]
     assert (alpha["contradicted"], beta["contradicted"]) == (0.0, 0.25)
     assert beta["swapped"] / beta["pairs"]["train"] == 0.25
     assert list(beta["clipped"]) == ["ama-r"], "the others do not train on the clipped excess"
@@ -90,14 +98,7 @@ def test_the_noise_is_estimated_in_two_ways(run: Path) -> None:
     assert beta["clipped"]["ama-r"] == pytest.approx(share)
 
 
-def test_a_gap_is_warned_about(run: Path) -> None:
-    facts = files.read_json(run / runs.FACTS)
-    (warning,) = facts["warnings"]
-    assert warning.startswith("specialist-alpha: its held-out loss is 0.25 above")
-
-
-def test_the_limits_name_seed_budget_and_the_error_of_an_accuracy(run: Path) -> None:
-    facts = files.read_json(run / runs.FACTS)
+def test_the_limits_name_seed_budget_and_the_error_of_an_accuracy(facts: Any) -> None:
     assert "one seed (0)" in facts["limits"][0]
     assert "160 pairs, 10.0 times the training data" in facts["limits"][1]
     error = facts["accuracy_errors"][0]
@@ -106,15 +107,20 @@ def test_the_limits_name_seed_budget_and_the_error_of_an_accuracy(run: Path) -> 
     assert error["standard_error"] == pytest.approx(math.sqrt(share * (1 - share) / (count + 4)))
 
 
-def test_the_page_holds_its_facts_and_nothing_of_them_as_html(run: Path) -> None:
+def test_the_page_contains_its_facts_as_json_and_not_as_html(run: Path, facts: Any) -> None:
     text = (run / runs.PAGE).read_text(encoding="utf-8")
-    facts = facts_of(run / runs.PAGE)
-    assert facts == files.read_json(run / runs.FACTS)
+    assert facts_of(run / runs.PAGE) == facts
+    assert [task["name"] for task in facts["tasks"]] == list(TASKS)
     assert facts["tasks"][0]["source"] == HOSTILE
     assert text.count("<script") == text.count("</script>") == 2
     assert "window.hacked = 1</script>" not in text
     assert "<img" not in text
     assert len(text) < 1_500_000
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    json.loads((run / runs.FACTS).read_text(encoding="utf-8"), parse_constant=refuse)
 
 
 def test_the_page_loads_nothing_and_allows_only_its_own_script(run: Path) -> None:
@@ -135,7 +141,7 @@ def ama(*arguments: object) -> Any:
     return CliRunner().invoke(app, ["report", *map(str, arguments)])
 
 
-def test_a_report_is_rebuilt_with_what_the_logs_add(run: Path, tmp_path: Path) -> None:
+def test_a_rebuilt_report_adds_the_stages_and_warnings_of_the_logs(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "again")
     before = files.read_json(folder / runs.FACTS)
     (folder / runs.PAGE).unlink()
@@ -154,7 +160,7 @@ def test_a_report_is_rebuilt_with_what_the_logs_add(run: Path, tmp_path: Path) -
     assert after == {key: value for key, value in before.items() if key not in ("stages", "warnings")}
 
 
-def test_without_an_earlier_report_costs_come_from_kfps_records(tmp_path: Path) -> None:
+def test_without_an_earlier_report_costs_come_from_the_records_of_kfp(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     for path in (folder / runs.PAGE, folder / runs.FACTS):
         path.unlink()
@@ -164,10 +170,10 @@ def test_without_an_earlier_report_costs_come_from_kfps_records(tmp_path: Path) 
     assert ama(folder).exit_code == 0
     facts = files.read_json(folder / runs.FACTS)
     assert facts["costs"] == {"uniform": {"steps": 3, "seconds": 4.5}}
-    assert facts["versions"] is None, "what is installed now did not make the run"
+    assert facts["versions"] is None, "the installed software is not the software that made the run"
 
 
-def test_only_a_finished_run_has_a_report(run: Path, tmp_path: Path) -> None:
+def test_only_a_finished_run_has_a_report(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"is not the folder of a finished run: there is no config\.yaml"):
         runs.rebuild(tmp_path, {})
     folder = write_run(tmp_path / "broken")
@@ -183,19 +189,20 @@ def test_only_a_finished_run_has_a_report(run: Path, tmp_path: Path) -> None:
         ([1.0, 2.0, 3.0], 2.0, 4.30265 / math.sqrt(3)),  # t(.975; 2), standard deviation 1
     ],
 )
-def test_the_interval_is_students(values: list[float], mean: float, reach: float) -> None:
-    found = interval(values)
-    assert found == pytest.approx({"mean": mean, "low": mean - reach, "high": mean + reach}, rel=1e-5)
+def test_the_interval_is_student_s(values: list[float], mean: float, reach: float) -> None:
+    assert interval(values) == pytest.approx(
+        {"mean": mean, "low": mean - reach, "high": mean + reach}, rel=1e-5
+    )
 
 
 def test_runs_are_paired_by_seed(seeds: list[Path]) -> None:
-    found = compare_runs(seeds, "standard")
-    assert [row["seed"] for row in found["runs"]] == [0, 1, 2]
+    comparison = compare_runs(seeds, "standard")
+    assert [row["seed"] for row in comparison["runs"]] == [0, 1, 2]
     boards = [
         {entry["model"]: entry for entry in files.read_json(seeds[at] / "leaderboard.json")} for at in (0, 2, 1)
     ]
     excess = {name: [board[name]["worst"]["excess"] for board in boards] for name in boards[0]}
-    models = {row["model"]: row for row in found["models"]}
+    models = {row["model"]: row for row in comparison["models"]}
     for name, row in models.items():
         assert row["each"] == excess[name]
         assert row["worst_excess"] == pytest.approx(sum(excess[name]) / 3)
@@ -205,9 +212,10 @@ def test_runs_are_paired_by_seed(seeds: list[Path]) -> None:
     assert models["linear"]["wins"] == 0
     assert models["standard"]["difference"] is None
     assert models["ama-r"]["worst_pass_rate"] is not None
-    assert found["verdict"].startswith("ama-r has the smallest mean worst-task excess over 3 runs")
-    assert "below standard" in found["verdict"]
-    assert "better in 3 of 3 runs; its 95 % interval excludes 0" in found["verdict"]
+    verdict = comparison["verdict"]
+    assert verdict.startswith("ama-r has the smallest mean worst-task excess over 3 runs")
+    assert "below standard" in verdict
+    assert "better in 3 of 3 runs; its 95 % interval excludes 0" in verdict
 
 
 def test_the_comparison_is_one_page(seeds: list[Path], tmp_path: Path) -> None:
@@ -219,20 +227,23 @@ def test_the_comparison_is_one_page(seeds: list[Path], tmp_path: Path) -> None:
     assert "<img" not in page.read_text(encoding="utf-8")
 
 
-def test_runs_of_other_configurations_are_refused(run: Path, tmp_path: Path) -> None:
-    other = write_run(tmp_path / "other", 1, methods=["standard", "uniform", {"method": "ama-r", "eta": 0.5}])
-    with pytest.raises(
-        ConfigError, match=r"only the seed may differ, but methods\.2\.eta is absent .* 0\.5 in the"
-    ):
-        compare_runs([run, other])
-    longer = write_run(tmp_path / "longer", 1, max_length=99)
-    with pytest.raises(ConfigError, match="max_length is 1024 in the one and 99 in the other"):
-        compare_runs([run, longer])
-
-
-def test_the_same_seed_twice_is_refused(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="have the same seed, 0"):
-        compare_runs([run, write_run(tmp_path / "same")])
+@pytest.mark.parametrize(
+    ("seed", "changes", "message"),
+    [
+        (
+            1,
+            {"methods": ["standard", "uniform", {"method": "ama-r", "eta": 0.5}]},
+            r"only the seed may differ, but methods\.2\.eta is absent .* 0\.5 in the",
+        ),
+        (1, {"max_length": 99}, "max_length is 1024 in the one and 99 in the other"),
+        (0, {}, "have the same seed, 0"),
+    ],
+)
+def test_runs_with_other_settings_or_the_same_seed_are_refused(
+    run: Path, tmp_path: Path, seed: int, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compare_runs([run, write_run(tmp_path / "other", seed, **changes)])
 
 
 def test_an_unknown_baseline_is_refused(seeds: list[Path]) -> None:
@@ -241,16 +252,8 @@ def test_an_unknown_baseline_is_refused(seeds: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("output", [[], ["--output", "x.html"]])
-def test_the_output_goes_with_several_runs(run: Path, output: list[str]) -> None:
+def test_the_option_output_is_only_for_several_runs(run: Path, output: list[str]) -> None:
     folders = [run] if output else [run, run]
     error = ama(*folders, *output).exception
     assert isinstance(error, ConfigError)
     assert "--output FILE goes with several run folders" in str(error)
-
-
-def test_json_is_strict(run: Path) -> None:
-    def refuse(constant: str) -> None:
-        raise AssertionError(constant)
-
-    json.loads((run / runs.FACTS).read_text(encoding="utf-8"), parse_constant=refuse)
-    assert {task["name"] for task in facts_of(run / runs.PAGE)["tasks"]} == set(TASKS)

@@ -1,4 +1,4 @@
 """A run of the DAG on this machine, by kfp's local runner.
 
-It knows nothing of clusters.
+It knows nothing about clusters.
 """

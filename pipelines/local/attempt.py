@@ -1,4 +1,4 @@
-"""What the process is told that goes through the DAG of a local run."""
+"""One attempt to run an experiment: the first one, or one that resumes the run."""
 
 from pathlib import Path
 
@@ -11,19 +11,16 @@ WORKERS = 2
 
 
 class Attempt(BaseModel):
-    """One start of a run: of a new one, or of one that was ended before."""
+    """What the process that runs the DAG must know."""
 
     experiment: Experiment
     folder: Path
-    """Of the attempt, within the run folder: the steps' artifacts lie below it."""
+    """Folder of the attempt, inside the run folder; it holds the artifacts of the stages."""
     cache: Path
-    """The results of this run folder."""
+    """Cache of this run folder."""
     shared_cache: Path | None = None
-    """The results of all runs."""
+    """Cache of all runs; None to use only this run folder's."""
     retries: int = 0
+    """How many times to retry a failed stage."""
     containers: Path | None = None
-    """What `containers.py` says of the containers that the steps are; without it they are processes."""
-    environment: dict[str, str] = {}
-    """What the steps are told, beyond what the user's own environment says."""
-    log: Path | None = None
-    """Where all goes that is printed and has no log of its own."""
+    """File that describes the containers of the stages (see `containers.py`); None to run them as processes."""

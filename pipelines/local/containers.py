@@ -1,7 +1,7 @@
-"""A local run whose steps are containers: `ama run --runner docker`, through kfp's DockerRunner.
+"""Run stages in containers: `ama run --runner docker`, through kfp's DockerRunner.
 
-A step's container sees the image, the run folder, the local sources of the experiment (read-only) and scratch;
-it has no network unless the configuration names a service (see `needs.py`), and no rights of root.
+A container sees the image, the run folder, the experiment's local sources (read-only) and a scratch folder. It
+has no root rights, and no network unless the configuration names a service (see `needs.py`).
 """
 
 import json
@@ -25,43 +25,43 @@ from automixalign.steps.tracking import spool
 from automixalign.system.errors import ConfigError
 from automixalign.system.provenance import library_digest
 from components.image import IMAGE
+from pipelines.local.mlflow_sender import STORE
 from pipelines.local.needs import needs_of
-from pipelines.local.sending import STORE
 
 NETWORK = "AMA_DOCKER_NETWORK"
-"""The network of steps that need one: a name docker knows, or `host` for servers at this machine's loopback."""
+"""Names docker's network for stages that need one; `host` gives access to servers at the loopback address."""
 MEMORY = "AMA_DOCKER_MEMORY"
-"""What one step may take, as in `8g`; by default nine tenths of the engine's memory."""
+"""Memory limit of one container, as in `8g`; by default nine tenths of the engine's memory."""
 RUN = "automixalign.run"
-"""The label of a run's containers: its folder."""
+"""Label of a run's containers; its value is the run folder."""
 ACCELERATOR = "automixalign.accelerator"
-"""The image's label: `cpu` or `cuda`."""
+"""Label of the image: `cpu` or `cuda`."""
 
 _ADVICE = "`make images` builds it, `docker pull` fetches one, AMA_IMAGE names another"
 _SCRATCH = "/scratch"
-"""Where containers see the run's scratch folder: on disk, unlike /tmp, and with a short name, for sockets."""
-_PIDS = 4096
-_PAUSE = 0.3
-_NOBODY = 1001
-_TRY = """
+"""Path of the run's scratch folder in containers. It is on disk, unlike /tmp, and short enough for sockets."""
+_MAX_PROCESSES = 4096
+_PAUSE_SECONDS = 0.3
+_UNPRIVILEGED_USER = 1001
+_PROBE = """
 import json, os, pathlib, sys
 from automixalign.system.provenance import library_digest
 readable, writable = json.loads(sys.argv[1])
-read = [path for place in map(pathlib.Path, readable) for path in (place, *place.rglob("*"))]
-closed = [str(path) for path in read if path.exists() and not os.access(path, os.R_OK)]
-closed += [path for path in writable if not os.access(path, os.W_OK)]
-print(json.dumps([library_digest(), closed[:5]]))
+inputs = [path for root in map(pathlib.Path, readable) for path in (root, *root.rglob("*"))]
+forbidden = [str(path) for path in inputs if path.exists() and not os.access(path, os.R_OK)]
+forbidden += [path for path in writable if not os.access(path, os.W_OK)]
+print(json.dumps([library_digest(), forbidden[:5]]))
 """
 
 
 class Containers:
-    """Puts the steps of one experiment's run into containers of the image that `AMA_IMAGE` names.
+    """Executes the stages of one run in containers of the image that `AMA_IMAGE` names.
 
     Args:
         experiment: the checked configuration.
 
     Raises:
-        ConfigError: there is no engine or no such image, or the experiment needs what containers cannot reach.
+        ConfigError: the engine or the image is missing, or containers cannot reach what the experiment needs.
     """
 
     def __init__(self, experiment: Experiment) -> None:
@@ -79,24 +79,24 @@ class Containers:
         self._umask: int | None = None
 
     def prepare(self, folder: Path, environment: Mapping[str, str]) -> Path:
-        """See that a container can do what the steps must.
+        """Check that a container can do the work of the stages.
 
         Args:
             folder: the run folder, absolute, with its `.kfp`.
-            environment: the run's own part of the environment.
+            environment: the variables of the run.
 
         Returns:
-            The file that tells kfp's runner of it.
+            The file that describes the containers for `docker_runner`.
 
         Raises:
-            ConfigError: the container does not start, may not read or write, or holds another library.
+            ConfigError: the container does not start, cannot read or write a path, or has another library.
         """
         self._run, scratch = folder, folder / WORK / "scratch"
-        self.end()  # what is left of a run that was killed
+        self.end()  # removes the containers of a run that was killed
         scratch.mkdir()
         if environment[spool.URI] == f"sqlite:///{folder / STORE}":
-            (folder / STORE).touch()  # SQLite itself would open it to its owner alone
-        if os.getuid() == 0:  # the steps are not root: they come in by the group
+            (folder / STORE).touch()  # SQLite would give access to its owner only
+        if os.getuid() == 0:  # the stages are not root: their group gives them access
             self._umask = os.umask(0o002)
             for path in (folder, *folder.rglob("*")):
                 os.chown(path, -1, 0)
@@ -105,52 +105,47 @@ class Containers:
         if "hub" not in self.needs.services:
             values["HF_HUB_OFFLINE"] = "1"
         arguments = self._arguments(folder, scratch)
-        self._try_out(folder, arguments, values)
+        self._probe(folder, arguments, values)
         names = sorted({*environment, *self.needs.variables})
-        made = {"arguments": arguments, "values": values, "names": names}
+        description = {"arguments": arguments, "values": values, "names": names}
         file = folder / WORK / "containers.json"
-        file.write_text(json.dumps(made), encoding="utf-8")
+        file.write_text(json.dumps(description), encoding="utf-8")
         return file
 
     def end(self) -> None:
-        """Remove what is left of the run's containers, and their scratch."""
+        """Remove the run's remaining containers and their scratch folder."""
         if self._umask is not None:
             os.umask(self._umask)
         if self._run is None:
             return
-        looks = 0
-        while looks < 2:  # the engine may still be at work on the last request of a process that was killed
-            left = self._left()
-            for container in left:
-                with suppress(NotFound, APIError):  # it goes by itself at this moment
+        label = {"label": f"{RUN}={self._run}"}
+        empty_lists = 0
+        while empty_lists < 2:  # the engine may still handle the last request of a process that was killed
+            containers = self.engine.containers.list(all=True, ignore_removed=True, filters=label)
+            for container in containers:
+                with suppress(NotFound, APIError):  # it may end by itself at this moment
                     container.remove(force=True)
-            looks = 0 if left else looks + 1
-            time.sleep(_PAUSE)
+            empty_lists = 0 if containers else empty_lists + 1
+            time.sleep(_PAUSE_SECONDS)
         shutil.rmtree(self._run / WORK / "scratch", ignore_errors=True)
 
-    def _left(self) -> list[Any]:
-        found: list[Any] = self.engine.containers.list(
-            all=True, ignore_removed=True, filters={"label": f"{RUN}={self._run}"}
-        )
-        return found
-
     def _arguments(self, folder: Path, scratch: Path) -> dict[str, Any]:
-        """What every container is started with, in the docker SDK's words."""
+        """The docker SDK's arguments for every container."""
         uid = os.getuid()
         mounts = {path: True for path in self.needs.read} | {path: False for path in self.needs.write}
         mounts[folder] = False
         arguments: dict[str, Any] = {
-            "user": f"{uid or _NOBODY}:0",
+            "user": f"{uid or _UNPRIVILEGED_USER}:0",
             "read_only": True,
-            "tmpfs": {"/tmp": "mode=1777"},  # noqa: S108  the container's own
+            "tmpfs": {"/tmp": "mode=1777"},  # noqa: S108  a path in the container
             "cap_drop": ["ALL"],
             "security_opt": ["no-new-privileges"],
             "network_mode": self.network,
             "mem_limit": os.environ.get(MEMORY) or self.engine.info()["MemTotal"] * 9 // 10,
-            "pids_limit": _PIDS,
+            "pids_limit": _MAX_PROCESSES,
             "shm_size": "1g",
             "labels": {RUN: str(folder)},
-            # Relative paths in the configuration mean what they mean outside.
+            # Relative paths in the configuration then mean the same as outside.
             "working_dir": str(Path.cwd()),
             "mounts": [
                 *(
@@ -164,13 +159,13 @@ class Containers:
             arguments["device_requests"] = [DeviceRequest(count=-1, capabilities=[["gpu"]])]
         return arguments
 
-    def _try_out(self, folder: Path, arguments: Mapping[str, Any], values: Mapping[str, str]) -> None:
-        """Start one container as the steps will be started, and look around in it."""
+    def _probe(self, folder: Path, arguments: Mapping[str, Any], values: Mapping[str, str]) -> None:
+        """Start one container like those of the stages, and check its library and its access to files."""
         readable = [str(path) for path in sorted(self.needs.read)]
         writable = [str(path) for path in sorted({folder, *self.needs.write})]
-        command = ["python", "-c", _TRY, json.dumps([readable, writable])]
+        command = ["python", "-c", _PROBE, json.dumps([readable, writable])]
         try:
-            said = self.engine.containers.run(
+            output = self.engine.containers.run(
                 self.image, command, environment=dict(values), remove=True, **arguments
             )
         except ContainerError as error:
@@ -178,21 +173,21 @@ class Containers:
             raise ConfigError(f"the image {self.image} does not run this library: {last}; {_ADVICE}") from error
         except DockerException as error:
             raise ConfigError(f"a container cannot be started as the run needs it: {error}") from error
-        library, closed = json.loads(said)
-        if closed:
+        library, forbidden = json.loads(output)
+        if forbidden:
             raise ConfigError(
-                f"the steps run as user {arguments['user'].replace(':', ' of group ')}, who has no access to "
-                f"{', '.join(closed)}: change their rights"
+                f"the stages run as user {arguments['user'].replace(':', ' of group ')}, who has no access to "
+                f"{', '.join(forbidden)}: change the permissions"
             )
         if library != library_digest():
-            raise ConfigError(f"the image {self.image} holds another version of this library; {_ADVICE}")
+            raise ConfigError(f"the image {self.image} has another version of this library; {_ADVICE}")
 
 
 def docker_runner(file: Path) -> local.DockerRunner:
-    """kfp's runner, as `Containers.prepare` wrote it down; secrets are in the environment, not in the file."""
-    made = json.loads(file.read_text(encoding="utf-8"))
-    environment = {name: os.environ[name] for name in made["names"]} | made["values"]
-    return local.DockerRunner(**made["arguments"], environment=environment)
+    """kfp's runner, from the file of `Containers.prepare`; secrets come from the environment."""
+    description = json.loads(file.read_text(encoding="utf-8"))
+    environment = {name: os.environ[name] for name in description["names"]} | description["values"]
+    return local.DockerRunner(**description["arguments"], environment=environment)
 
 
 def _connect() -> docker.DockerClient:
@@ -200,18 +195,18 @@ def _connect() -> docker.DockerClient:
         engine = docker.from_env()
         engine.ping()
     except (DockerException, OSError) as error:
-        place = os.environ.get("DOCKER_HOST", "its usual socket")
+        address = os.environ.get("DOCKER_HOST", "its usual socket")
         raise ConfigError(
-            f"--runner docker: no container engine answers at {place} ({error}): start one, or set DOCKER_HOST"
+            f"--runner docker: no container engine answers at {address} ({error}): start one or set DOCKER_HOST"
         ) from error
     return engine
 
 
 def _find_image(engine: docker.DockerClient) -> Any:
-    """The image, under the very name that kfp will look for."""
+    """The image with exactly the name that kfp looks for."""
     name = add_latest_tag_if_not_present(IMAGE)
     with suppress(ImageNotFound):
-        found = engine.images.get(name)
-        if name in [*found.tags, *found.attrs["RepoDigests"]]:
-            return found
+        image = engine.images.get(name)
+        if name in [*image.tags, *image.attrs["RepoDigests"]]:
+            return image
     raise ConfigError(f"--runner docker: there is no image {name}; {_ADVICE}")

@@ -1,4 +1,4 @@
-"""What the terminal shows of a run: one line a step, then the leaderboard and where to look."""
+"""What the terminal shows of a run: a line for each stage, then the leaderboard and the results' paths."""
 
 import time
 from pathlib import Path
@@ -19,18 +19,23 @@ from automixalign.report.run_folder import LEADERBOARD
 from automixalign.steps.events import stage_title
 from automixalign.storage import files
 from automixalign.system.plain_text import printable
-from pipelines.local.run import KFP_LOG, StepFailedError
-from pipelines.local.sending import STORE
+from pipelines.local.mlflow_sender import STORE
+from pipelines.local.outcome import KFP_LOG, StageFailedError
 
-REGISTRATION, PUBLICATION = "registration.json", "publication.json"
-SHOWN = {"excess": "excess", "accuracy": "accuracy", "pass_rate": "pass rate"}
-"""The metrics that fit a terminal of 80 columns, and their heads there; the page has all."""
+_REGISTRATION, _PUBLICATION = "registration.json", "publication.json"
+_COLUMNS = {"excess": "excess", "accuracy": "accuracy", "pass_rate": "pass rate"}
+"""Metric -> column title. These fit a terminal of 80 columns; the report shows all metrics."""
 
 _MARK = {"finished": "[green]✓[/]", "failed": "[red]✗[/]", "cached": "[green]✓[/]"}
 
 
 class Progress:
-    """The steps of a run as they start, work and finish; on a plain stream, a line a finished step."""
+    """Shows the stages of a run while they work; without a terminal, one line for each finished stage.
+
+    Args:
+        console: where to print.
+        total: number of stages.
+    """
 
     def __init__(self, console: Console, total: int) -> None:
         self.console, self.total = console, total
@@ -39,52 +44,52 @@ class Progress:
         self.started = time.time()
         self.live = Live(console=console, refresh_per_second=8, get_renderable=self._render, transient=True)
 
-    def follow(self, events: list[dict[str, Any]]) -> None:
-        """Take in new events."""
+    def show(self, events: list[dict[str, Any]]) -> None:
+        """Show new events."""
         for event in events:
             key = event["stage"], event["name"]
             if event["event"] == "started":
-                self.running[key] = {"began": event["time"]}
+                self.running[key] = {"started": event["time"]}
             elif event["event"] == "progress" and key in self.running:
                 self.running[key].update(event)
             elif event["event"] == "warning":
                 line = f"[yellow]![/] {_text(event['message'])}"
                 self.console.print(line, highlight=False, soft_wrap=True, emoji=False)
             elif event["event"] in _MARK:
-                step = self.running.pop(key, {"began": event["time"]})
+                stage = self.running.pop(key, {"started": event["time"]})
                 self.finished += event["event"] != "failed"
-                loss = f"  loss {step['loss']:.3f}" if "loss" in step else ""
-                took = event["time"] - step["began"]
+                loss = f"  loss {stage['loss']:.3f}" if "loss" in stage else ""
+                seconds = event["time"] - stage["started"]
                 title = _text(stage_title(*key))
-                cost = "from cache" if event["event"] == "cached" else f"{took:7.1f} s{loss}"
+                cost = "from cache" if event["event"] == "cached" else f"{seconds:7.1f} s{loss}"
                 self.console.print(f"{_MARK[event['event']]} {title:<44}{cost}", highlight=False)
 
     def _render(self) -> RenderableType:
         grid = Table.grid(padding=(0, 2))
-        for (stage, name), step in self.running.items():
-            done, total = step.get("done", 0), step.get("total", 0)
+        for key, stage in self.running.items():
+            done, total = stage.get("done", 0), stage.get("total", 0)
             grid.add_row(
                 Spinner("dots"),
-                _text(stage_title(stage, name)),
-                f"{time.time() - step['began']:.0f} s",
+                _text(stage_title(*key)),
+                f"{time.time() - stage['started']:.0f} s",
                 ProgressBar(total, done, width=24) if total else "",
                 f"{done}/{total}" if total else "",
-                f"loss {step['loss']:.3f}" if "loss" in step else "",
+                f"loss {stage['loss']:.3f}" if "loss" in stage else "",
             )
         clock = time.strftime("%M:%S", time.gmtime(time.time() - self.started))
-        return Group(grid, f"[dim]{clock}  {self.finished} of {self.total} steps[/]")
+        return Group(grid, f"[dim]{clock}  {self.finished} of {self.total} stages[/]")
 
 
-def steps_of(experiment: Experiment) -> int:
-    """How many steps the DAG of an experiment has."""
+def count_stages(experiment: Experiment) -> int:
+    """The number of stages in the DAG of an experiment."""
     loops = 3 * len(experiment.tasks) + 2 * len(experiment.methods) + 2 * len(experiment.merges)
     return 7 + loops + (experiment.registry is not None) + (experiment.output is not None)
 
 
 def show_results(console: Console, folder: Path) -> None:
-    """The leaderboard, the verdict, and the paths to look at."""
+    """Print the leaderboard, the verdict, and the paths of the results."""
     entries = files.read_json(folder / LEADERBOARD)
-    header, rows = leaderboard.table(entries, SHOWN)
+    header, rows = leaderboard.table(entries, _COLUMNS)
     table = Table(
         title="held-out test split; best generalist or merge in bold",
         title_justify="left",
@@ -96,42 +101,42 @@ def show_results(console: Console, folder: Path) -> None:
     for name in header[2:]:
         view, metric = name.split()
         view = "mean" if view == "average" else view
-        table.add_column(f"{view}\n{SHOWN[metric]}", justify="right", no_wrap=True)
+        table.add_column(f"{view}\n{_COLUMNS[metric]}", justify="right", no_wrap=True)
     for model, family, *values in rows:
         cells = [f"[bold]{cell.strip('*')}[/]" if cell.startswith("**") else cell for cell in values]
         table.add_row(_text(model), *cells, style="dim" if family in ("reference", "specialist") else None)
     console.print(table)
     console.print(_text(leaderboard.verdict(entries)), highlight=False, emoji=False)
-    places = {
+    paths = {
         "leaderboard": "leaderboard.json",
         "report": runs.PAGE,
         "task weights": "plots/task_weights.png",
         "models": "models",
         "logs": run_folder.LOGS,
     }
-    for what, place in places.items():
-        _print(console, f"  {what:<13}{folder / place}")
+    for title, path in paths.items():
+        _print(console, f"  {title:<13}{folder / path}")
     if (folder / STORE).exists():
         command = f"mlflow ui --backend-store-uri sqlite:///{(folder / STORE).resolve()}"
         _print(console, f"  {'MLflow':<13}{command}")
-    _show_last_steps(console, folder)
+    _show_releases(console, folder)
 
 
-def _show_last_steps(console: Console, folder: Path) -> None:
-    """What became of the best model in the registry, and where the run was published."""
-    if (folder / REGISTRATION).exists():
-        made = files.read_json(folder / REGISTRATION)
-        what = "the champion" if made["champion"] else f"not the champion: {'; '.join(made['reasons'])}"
-        line = f"models:/{made['name']}/{made['version']} ({made['model']}), {what}"
+def _show_releases(console: Console, folder: Path) -> None:
+    """Print the version in the model registry, and where the results were published."""
+    if (folder / _REGISTRATION).exists():
+        version = files.read_json(folder / _REGISTRATION)
+        status = "the champion" if version["champion"] else f"not the champion: {'; '.join(version['reasons'])}"
+        line = f"models:/{version['name']}/{version['version']} ({version['model']}), {status}"
         _print(console, f"  {'registered':<13}{line}")
-    if (folder / PUBLICATION).exists():
-        place = read_yaml(folder / run_folder.CONFIG)["output"]["to"]
-        _print(console, f"  {'published':<13}{place}")
+    if (folder / _PUBLICATION).exists():
+        output = read_yaml(folder / run_folder.CONFIG)["output"]["to"]
+        _print(console, f"  {'published':<13}{output}")
 
 
-def show_failure(console: Console, failure: StepFailedError, folder: Path) -> None:
-    """Which step failed, why, and the end of its log."""
-    line = f"[red]✗ {_text(failure.step)} failed:[/] {_text(failure.error)}"
+def show_failure(console: Console, failure: StageFailedError, folder: Path) -> None:
+    """Print which stage failed, why, and the end of its log."""
+    line = f"[red]✗ {_text(failure.stage)} failed:[/] {_text(failure.reason)}"
     console.print(line, highlight=False, soft_wrap=True, emoji=False)
     tail = failure.tail()
     if tail:
@@ -142,10 +147,10 @@ def show_failure(console: Console, failure: StepFailedError, folder: Path) -> No
 
 
 def _print(console: Console, text: str) -> None:
-    """A line as it is: what it quotes is neither markup nor an order to the terminal."""
+    """Print text without markup and without control codes that it may quote."""
     console.print(printable(text), highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def _text(text: str) -> str:
-    """Text for the middle of markup."""
+    """Escape text for use inside markup."""
     return escape(printable(text))

@@ -1,4 +1,4 @@
-"""Find what kfp's local runner wrote: each step leaves an `executor_output.json` beside its artifacts."""
+"""List the artifacts of a run: kfp's runner writes an `executor_output.json` beside those of each stage."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,19 +7,21 @@ from typing import Any
 from automixalign.report import run_folder
 from automixalign.storage import files
 
+EXECUTOR_OUTPUT = "executor_output.json"
 
-def artifacts(attempt: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Path and metadata of every output artifact of the steps that finished, or were taken from the cache."""
-    for record in sorted(attempt.rglob("executor_output.json")):
+
+def list_artifacts(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Path and metadata of every artifact of the stages that succeeded, or whose results the cache had."""
+    for record in sorted(folder.rglob(EXECUTOR_OUTPUT)):
         for output in files.read_json(record).get("artifacts", {}).values():
             for artifact in output["artifacts"]:
                 yield Path(artifact["uri"]), artifact.get("metadata", {})
 
 
 def training_costs(folder: Path) -> dict[str, dict[str, Any]]:
-    """Generalist or specialist -> what its training returned, if the run folder still holds kfp's records."""
+    """Model -> metadata of its training; empty if the run folder no longer holds kfp's records."""
     return {
         metadata["model"]: metadata
-        for _, metadata in artifacts(folder / run_folder.WORK)
+        for _, metadata in list_artifacts(folder / run_folder.WORK)
         if "model" in metadata and "seconds" in metadata
     }

@@ -1,11 +1,6 @@
-"""Go through the DAG on this machine by kfp's local runner.
+"""Run the DAG by kfp's local runner, with our cache and our way to start stages."""
 
-The steps are processes, or containers as the file of `containers.py` says.
-"""
-
-import os
 from contextlib import nullcontext
-from pathlib import Path
 
 from kfp import local
 from kfp.local import cache as kfp_cache
@@ -13,60 +8,37 @@ from kfp.local import logging_utils, subprocess_task_handler
 
 from pipelines.dag.pipeline import build_pipeline
 from pipelines.dag.placement import LocalPlacement
-from pipelines.local import warm
+from pipelines.local import warm_start
 from pipelines.local.attempt import Attempt
-from pipelines.local.caching import StepCache
-
-_LIGHT = ("validate_config",)
-"""Steps that need no torch; they alone run where all else is taken from the cache."""
-
-_start_anew = subprocess_task_handler.run_local_subprocess
+from pipelines.local.stage_cache import StageCache
 
 
-def go_through(attempt: Attempt, fresh: bool = False) -> None:
-    """Run every step that has not been done.
-
-    Args:
-        attempt: what to do, and where.
-        fresh: this process was started for it, so that what it has imported is as new as in another one, and
-            light steps may be forks of it.
+def run_dag(attempt: Attempt) -> None:
+    """Run every stage whose result is not in the cache.
 
     Raises:
-        RuntimeError: a step failed; its own log says why.
+        RuntimeError: a stage failed; its log contains the reason.
     """
     local.init(
-        runner=_containers(attempt) or local.SubprocessRunner(use_venv=False),
+        runner=_runner(attempt),
         pipeline_root=str(attempt.folder),
         workspace_root=str(attempt.folder / "workspace"),
         raise_on_error=True,
         enable_caching=True,
     )
-    cache = StepCache(attempt.cache, attempt.folder, attempt.shared_cache)
-    _start_steps_warm(fresh, attempt.log)
-    kfp_cache.get_local_cache = lambda: cache  # it would make one of kfp's own kind
-    # Around each step kfp puts another `print` into `builtins`, that indents. Steps that overlap put it back in
-    # the wrong order, so that one stays, and each that stays doubles what the ones after it cost.
+    cache = StageCache(attempt.cache, attempt.folder, attempt.shared_cache)
+    kfp_cache.get_local_cache = lambda: cache
+    subprocess_task_handler.run_local_subprocess = warm_start.run_stage
+    # Around each stage kfp replaces `builtins.print` by one that indents. Stages that overlap restore it in the
+    # wrong order, so some replacements stay, and each of them makes printing slower.
     logging_utils.indented_print = lambda num_spaces=4: nullcontext()
-    build_pipeline(attempt.experiment, LocalPlacement(attempt.retries))(
-        config=attempt.experiment.model_dump_json()
-    )
+    pipeline = build_pipeline(attempt.experiment, LocalPlacement(attempt.retries))
+    pipeline(config=attempt.experiment.model_dump_json())
 
 
-def _containers(attempt: Attempt) -> local.DockerRunner | None:
+def _runner(attempt: Attempt) -> local.DockerRunner | local.SubprocessRunner:
     if attempt.containers is None:
-        return None
-    from pipelines.local.containers import docker_runner  # with the docker SDK
+        return local.SubprocessRunner(use_venv=False)
+    from pipelines.local.containers import docker_runner  # imports the docker SDK
 
     return docker_runner(attempt.containers)
-
-
-def _start_steps_warm(fresh: bool, log: Path | None) -> None:
-    """Have kfp's subprocess runner start steps as `warm` does."""
-
-    def run(full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
-        light = full_command[-1] in _LIGHT
-        if light and not fresh:
-            return int(_start_anew(full_command, env_vars))
-        return warm.run(full_command, {**os.environ, **(env_vars or {})}, log, here=light)
-
-    subprocess_task_handler.run_local_subprocess = run

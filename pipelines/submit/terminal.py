@@ -52,9 +52,9 @@ def send_and_follow(console: Console, server: Server, submission: Submission, po
     try:
         from pipelines.local import display  # takes seconds, which the run need not wait for
 
-        progress = display.Progress(console, display.steps_of(submission.experiment))
+        progress = display.Progress(console, display.count_stages(submission.experiment))
         with progress.live:
-            outcome = follow(server, sent.run_id, progress.follow, poll)
+            outcome = follow(server, sent.run_id, progress.show, poll)
     except KeyboardInterrupt:
         _print(console, f"no longer following; the run goes on: {link}")
         return 128 + signal.SIGINT

@@ -16,7 +16,7 @@ from automixalign.config.plan import Plan
 from automixalign.method.mixer import registered_mixers
 from automixalign.preflight.validate import plan
 from automixalign.system.errors import ConfigError
-from pipelines import cli
+from pipelines.cli.options import load_experiment, preset_names
 
 Data = dict[str, Any]
 FINGERPRINTS = {"base_model": "b", "arithmetic": "1", "format": "2"}
@@ -31,19 +31,21 @@ def changed(data: Data, changes: Data) -> Data:
 
 
 def test_presets_parse() -> None:
-    assert cli.preset_names() == ["quickstart", "smollm2", "zephyr-7b", "zephyr-7b-lora"]
-    quickstart = cli.load("quickstart", None, None, None)
+    assert preset_names() == ["quickstart", "smollm2", "zephyr-7b", "zephyr-7b-lora"]
+    quickstart = load_experiment("quickstart")
     assert len(quickstart.tasks) >= 2
     assert all(task.source == f"synthetic:{task.name}" for task in quickstart.tasks)
     assert {"standard", "uniform", "ama-r", "ama-s"} <= {method.method for method in quickstart.methods}
-    smollm2 = cli.load("smollm2", None, ["helpful=a.jsonl", "harmless=s3://b/c=d"], ["training.beta=0.2"])
+    smollm2 = load_experiment(
+        "smollm2", None, ["helpful=a.jsonl", "harmless=s3://b/c=d"], ["training.beta=0.2"]
+    )
     assert [(task.name, task.source) for task in smollm2.tasks] == [
         ("helpful", "a.jsonl"),
         ("harmless", "s3://b/c=d"),
     ]
     assert smollm2.training.beta == 0.2
     with pytest.raises(ConfigError, match=r"tasks: at least one is needed .*--task"):
-        cli.load("smollm2", None, None, None)
+        load_experiment("smollm2")
 
 
 def test_defaults_and_short_forms(experiment_data: Data) -> None:
@@ -241,10 +243,10 @@ def test_an_experiment_cannot_be_changed(experiment_data: Data) -> None:
         experiment.training.beta = 1.0  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("preset", cli.preset_names())
+@pytest.mark.parametrize("preset", preset_names())
 def test_a_dump_parses_to_the_same_experiment(preset: str) -> None:
     sets = ["training.learning_rate=1.0e-7", "seed=3", "tasks.0.hub_split='yes'", "training.nll_weight=1e-12"]
-    experiment = cli.load(preset, None, ["a=./null", "b=12: #é"], sets)
+    experiment = load_experiment(preset, None, ["a=./null", "b=12: #é"], sets)
     assert parse_experiment(yaml.safe_load(dump_yaml(experiment)), "dump") == experiment
     assert parse_experiment(json.loads(experiment.model_dump_json()), "json") == experiment
 

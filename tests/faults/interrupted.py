@@ -121,7 +121,7 @@ def start(
 ) -> Any:
     """Start a training in a fresh process, with its checkpoints in `output` by default."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipelines.local.preloaded", __name__])
+    context.set_forkserver_preload(["pipelines.local.preload", __name__])
     output.mkdir(exist_ok=True)
     process = context.Process(target=_run, args=(settings, inputs(), output, fault, environment or {}))
     process.start()

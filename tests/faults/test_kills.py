@@ -175,7 +175,9 @@ def new_run(server: Seaweed, tmp_path: Path) -> Callable[[], Run]:
 
 def kill(process: "subprocess.Popen[bytes]", step: int, victim: str) -> None:
     """Kill a stage's process, the runner, `ama` or all, and wait for `ama` to end."""
-    runners = [child for child in psutil.Process(process.pid).children() if "pipelines" in child.cmdline()]
+    runners = [
+        child for child in psutil.Process(process.pid).children() if "pipelines.local" in child.cmdline()
+    ]
     targets = {"step": [step], "runner": [runner.pid for runner in runners], "ama": [process.pid]}
     below = [child.pid for runner in runners for child in (runner, *runner.children(recursive=True))]
     for pid in targets.get(victim, [process.pid, *below]):

@@ -32,7 +32,7 @@ from benchmarks.servers.mlflow_server import server
 from benchmarks.servers.mlflow_store import sqlite_store
 from benchmarks.servers.ports import free_port
 from benchmarks.servers.proxy import Fault, Proxy, http, proxy
-from pipelines.local.sending import Sender
+from pipelines.local.mlflow_sender import MlflowSender
 from tests.faults.command_line import ama
 from tests.faults.common import raises
 
@@ -157,11 +157,12 @@ def test_the_server_is_gone_before_the_run_ends(
     uri = f"http://127.0.0.1:{port}"
     run_folder.mkdir()
     environment(**{URI: uri})
-    sender = Sender(parse_experiment(tiny.experiment(), "the test"), run_folder)
+    experiment = parse_experiment(tiny.experiment(), "the test")
+    sender = MlflowSender(experiment, run_folder, tmp_path / "mlflow.log")
     with ExitStack() as stack:
         if stages_with_server:
             stack.enter_context(server(tmp_path, port, str(tmp_path / "artifacts")))
-        sender.start(tmp_path / "mlflow.log")
+        sender.start_if_needed()
         for number, title in enumerate(STAGES):
             if number == stages_with_server:
                 stack.close()

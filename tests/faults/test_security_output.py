@@ -25,7 +25,7 @@ from automixalign.storage import s3
 from automixalign.system.errors import AutoMixAlignError, DataError
 from benchmarks import tiny
 from pipelines.local import display
-from pipelines.local.run import StepFailedError
+from pipelines.local.outcome import StageFailedError
 from pipelines.submit import terminal
 from pipelines.submit.following import Outcome
 from tests.faults.command_line import CommandLine, ama, experiment
@@ -74,14 +74,14 @@ def test_the_error_warning_and_log_of_a_stage(tmp_path: Path, environment: Calla
 def test_the_log_of_a_failed_stage(tmp_path: Path, console: Console, shown: StringIO) -> None:
     log = tmp_path / "step.log"
     log.write_text(STEERING, encoding="utf-8", errors="surrogatepass")
-    display.show_failure(console, StepFailedError("stage", STEERING, log), tmp_path)
+    display.show_failure(console, StageFailedError("stage", STEERING, log), tmp_path)
     assert shown.getvalue().count(SHOWN) == 2
     check_shown(shown.getvalue(), MARKUP)
 
 
 def test_a_warning_in_the_progress(console: Console, shown: StringIO) -> None:
     event = {"stage": "stage", "name": "", "event": "warning", "message": STEERING, "time": 0.0}
-    display.Progress(console, 1).follow([event])
+    display.Progress(console, 1).show([event])
     check_shown(shown.getvalue(), MARKUP)
 
 

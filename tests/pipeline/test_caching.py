@@ -18,8 +18,8 @@ from automixalign.config.experiment import parse_experiment
 from automixalign.steps.events import EVENTS_FILE, LOGS_VARIABLE
 from automixalign.storage import files
 from pipelines.local.attempt import Attempt
-from pipelines.local.outputs import artifacts
-from pipelines.local.runner import go_through
+from pipelines.local.outputs import list_artifacts
+from pipelines.local.runner import run_dag
 
 ROOT = Path(__file__).parents[2]
 BASE, DATA = "prepare_base_model", {"prepare_data", "reference_logps", "evaluate reference"}
@@ -54,7 +54,7 @@ class World(NamedTuple):
 
 def made(attempt: Path, run_path: str) -> tuple[Path, dict[str, Any]]:
     """Path and metadata of a result of a run."""
-    return next(found for found in artifacts(attempt) if found[1].get("run_path") == run_path)
+    return next(found for found in list_artifacts(attempt) if found[1].get("run_path") == run_path)
 
 
 def set_(*keys: str | int, value: Any) -> Callable[[World], None]:
@@ -215,7 +215,7 @@ def run(folder: Path, name: str, experiment: dict[str, Any], patch: pytest.Monke
     patch.setenv("HF_HUB_OFFLINE", "1")
     checked = parse_experiment(experiment, "test")
     before = builtins.print
-    go_through(
+    run_dag(
         Attempt(
             experiment=checked,
             folder=folder / name,
@@ -248,7 +248,7 @@ def test_a_change_runs_again_what_depends_on_it_and_nothing_else(
             before, after = (made(folder / attempt, model)[1] for attempt in ("first", "again"))
             expected = {step} if after == before else expected
         assert ran == expected
-        board = {path.name: path for path, _ in artifacts(folder / "again")}["leaderboard"]
+        board = {path.name: path for path, _ in list_artifacts(folder / "again")}["leaderboard"]
         assert {entry["model"] for entry in files.read_json(board)} >= {"reference", "specialist-own", "ama-r"}
     finally:
         shutil.rmtree(folder)

@@ -16,6 +16,7 @@ import yaml
 from automixalign import __version__
 from automixalign.config.experiment import parse_experiment
 from pipelines import cli
+from pipelines.cli.options import load_experiment
 
 Data = dict[str, Any]
 
@@ -131,7 +132,7 @@ def test_validate_prints_a_configuration_that_parses_again(ama: Ama, written: Pa
 @pytest.mark.parametrize("preset", ["quickstart"])
 def test_validate_prints_every_default(ama: Ama, preset: str) -> None:
     printed = yaml.safe_load(ama("validate", "--preset", preset).out)
-    experiment = cli.load(preset, None, None, None)
+    experiment = load_experiment(preset)
     assert printed == json.loads(experiment.model_dump_json())
     assert "warmup_steps" in printed["training"]
 

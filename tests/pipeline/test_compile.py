@@ -16,7 +16,7 @@ from automixalign.config.experiment import parse_experiment
 from automixalign.preflight.validate import plan
 from automixalign.system.errors import ConfigError
 from automixalign.training import checkpoints
-from pipelines.cli import load
+from pipelines.cli.options import load_experiment
 from pipelines.dag.compiling import write_pipeline
 from pipelines.dag.pipeline import build_pipeline
 from pipelines.dag.placement import LocalPlacement
@@ -28,7 +28,7 @@ COMPONENTS = sorted((ROOT / "components").glob("*/component.py"))
 
 @pytest.mark.parametrize("again", range(2))
 def test_the_committed_pipeline_is_what_the_quickstart_compiles_to(again: int, tmp_path: Path) -> None:
-    write_pipeline(load("quickstart", None, None, None), tmp_path / "pipeline.yaml")
+    write_pipeline(load_experiment("quickstart"), tmp_path / "pipeline.yaml")
     committed = (ROOT / "pipelines" / "automixalign.yaml").read_text()
     assert (tmp_path / "pipeline.yaml").read_text() == committed, "run `make compile` and commit the change"
 
@@ -152,7 +152,8 @@ def test_only_steps_that_look_or_act_outside_are_never_cached() -> None:
 @pytest.mark.parametrize("preset", ["zephyr-7b", "zephyr-7b-lora"])
 def test_the_presets_for_a_cluster_compile(preset: str, tmp_path: Path) -> None:
     write_pipeline(
-        load(preset, None, ["helpful=org/helpful", "harmless=s3://data/harmless/"], None), tmp_path / "p.yaml"
+        load_experiment(preset, tasks=["helpful=org/helpful", "harmless=s3://data/harmless/"]),
+        tmp_path / "p.yaml",
     )
     spec = next(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))
     trained = spec["deploymentSpec"]["executors"]["exec-train-generalist"]["container"]["resources"]

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from automixalign.report.run_folder import WORK
 from automixalign.storage.files import digest
 from automixalign.storage.publication import Manifest, fetch
-from pipelines.local.outputs import artifacts
+from pipelines.local.outputs import list_artifacts
 
 TASKS = ("arithmetic", "own")
 BETA = 0.3
@@ -163,7 +163,7 @@ def test_the_leaderboard_can_be_recomputed_from_the_saved_models(run_folder: Pat
 
 def test_metadata_are_what_a_cluster_takes(run_folder: Path) -> None:
     """KFP's launcher fails a step whose artifact has a null among its metadata."""
-    found = dict(artifacts(run_folder.resolve() / WORK))
+    found = dict(list_artifacts(run_folder.resolve() / WORK))
     assert len(found) >= 30
     for path, metadata in found.items():
         assert not [key for key, value in metadata.items() if value is None], path
@@ -295,7 +295,7 @@ def test_a_broken_row_is_refused_before_the_first_step(base_model: Path, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_ending_a_run_ends_its_steps(base_model: Path, tmp_path: Path) -> None:
+def test_ending_a_run_ends_its_stages(base_model: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.jsonl"
     own.write_text("".join(json.dumps(row) + "\n" for row in own_rows()))
     config = tmp_path / "config.yaml"
@@ -307,12 +307,12 @@ def test_ending_a_run_ends_its_steps(base_model: Path, tmp_path: Path) -> None:
     )
     events = tmp_path / "run" / "logs" / "events.jsonl"
     deadline = time.monotonic() + 300
-    while "prepare_base_model" not in (events.read_text() if events.exists() else ""):
+    while not re.search(r'"stage": "(?!validate).*"started"', events.read_text() if events.exists() else ""):
         assert run.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
     started = psutil.Process(run.pid).children(recursive=True)
-    assert len(started) >= 4, "what goes through the DAG, its fork server, a step, and what sends to MLflow"
+    assert len(started) >= 4, "the process that runs the DAG, its fork server, a stage, and the MLflow sender"
     run.terminate()
     assert run.wait(30) == 143
     _, alive = psutil.wait_procs(started, 10)

@@ -23,7 +23,7 @@ from benchmarks.servers.mlflow_server import server
 from benchmarks.servers.mlflow_store import sqlite_store
 from benchmarks.servers.ports import free_port
 from pipelines import cli
-from pipelines.local import sending
+from pipelines.local.mlflow_sender import STORE, MlflowSender, spool_folder
 
 
 @pytest.fixture(autouse=True)
@@ -218,15 +218,15 @@ def test_a_local_run_starts_its_sender_only_if_there_is_something_to_send(
     experiment_data: dict[str, Any], tmp_path: Path
 ) -> None:
     experiment, folder, log = parse_experiment(experiment_data, "test"), tmp_path / "run", tmp_path / "log"
-    uri = f"sqlite:///{folder / sending.STORE}"
+    uri = f"sqlite:///{folder / STORE}"
 
     def run(*records: Record, status: str = "FINISHED") -> None:
         log.unlink(missing_ok=True)
-        sender = sending.Sender(experiment, folder)
-        sender.start(log)
+        sender = MlflowSender(experiment, folder, log)
+        sender.start_if_needed()
         for record in records:
             sender.spool.add(record)
-            sender.look()
+            sender.start_if_needed()
         sender.close(status)
         assert sender.wait() is None
 
@@ -276,7 +276,7 @@ def test_a_server_that_is_down_loses_nothing(
 
 def test_ama_sync_sends_what_a_run_could_not(uri: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    spool = Spool(sending.spool_folder(folder))
+    spool = Spool(spool_folder(folder))
     spool.aim(Target(uri=uri, run_name="run", artifacts=(tmp_path / "art").as_uri()))
     for name in ("a", "b"):
         spool.add(make_record(name=name))
@@ -297,7 +297,7 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(
         parse_experiment(experiment_data | {"tracking": {"uri": uri}}, "test")
     monkeypatch.setenv(URI, uri)
     with pytest.raises(ConfigError, match=r"MLFLOW_TRACKING_URI holds a user or password") as refusal:
-        sending.Sender(parse_experiment(experiment_data, "test"), tmp_path / "run")
+        MlflowSender(parse_experiment(experiment_data, "test"), tmp_path / "run", tmp_path / "log")
     assert "secret" not in str(refusal.value)
 
 

@@ -1,0 +1,68 @@
+"""`ama`: the command line, one module for each command.
+
+It reads options and prints results. Each command imports what it needs when it runs, so `ama --help` is fast.
+"""
+
+import signal
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from automixalign import __version__
+from automixalign.system import shortages
+from automixalign.system.errors import AutoMixAlignError
+from automixalign.system.messages import print_messages
+from pipelines.cli.compile import compile_pipeline
+from pipelines.cli.report import report
+from pipelines.cli.run import run
+from pipelines.cli.submit import submit
+from pipelines.cli.sync import sync
+from pipelines.cli.validate import validate
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""AutoMixAlign: align one language model to several tasks, and compare the results of each method.
+
+A run trains a DPO *specialist* for each task and *generalists* for all tasks (standard, uniform, AMA-R, AMA-S).
+It merges the specialists, evaluates every model on held-out data and prints a leaderboard.
+
+Examples:
+
+    ama run --preset quickstart
+
+    ama run --preset smollm2 --task helpful=helpful.jsonl --task harmless=harmless.jsonl
+
+    ama validate --config my.yaml
+""",
+)
+for command in (run, validate, sync, report, submit):
+    app.command()(command)
+app.command("compile")(compile_pipeline)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"automixalign {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line. A known error is one message and exit status 2, without a traceback."""
+    print_messages()
+    # SIGTERM then acts like Ctrl-C: a run ends its stages before it exits.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        with shortages.name_shortages("ama", ""):
+            app()
+    except AutoMixAlignError as error:
+        Console(stderr=True).print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
+        sys.exit(2)

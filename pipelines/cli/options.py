@@ -1,0 +1,111 @@
+"""Options that several commands share, and the experiment that they describe."""
+
+import time
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from automixalign.system.errors import ConfigError
+
+if TYPE_CHECKING:
+    from automixalign.config.experiment import Experiment
+
+PRESETS = resources.files("pipelines") / "presets"
+
+Preset = Annotated[
+    str | None,
+    typer.Option("--preset", "-p", help="A configuration that comes with the project.", metavar="NAME"),
+]
+Config = Annotated[
+    Path | None, typer.Option("--config", "-c", help="Your own configuration (YAML).", metavar="FILE")
+]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task",
+        "-t",
+        metavar="NAME=PATH",
+        help="Add a task, or change the data of one: JSONL, Parquet, folder, s3:// or hub id. Repeatable.",
+    ),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="KEY=VALUE",
+        help="Change a key: `training.beta=0.2`, `methods.2.eta=0.1`. Repeatable.",
+    ),
+]
+NoCache = Annotated[
+    bool, typer.Option("--no-cache", help="Reuse no results of other runs; same as --set cluster.cache=false.")
+]
+
+
+def load_experiment(
+    preset: str | None = None,
+    file: Path | None = None,
+    tasks: list[str] | None = None,
+    sets: list[str] | None = None,
+    no_cache: bool = False,
+) -> "Experiment":
+    """The checked experiment that the options describe.
+
+    Raises:
+        ConfigError: an option or the configuration is invalid.
+    """
+    from automixalign.config.experiment import parse_experiment
+    from automixalign.config.file import override, parse_yaml, read_yaml, set_task
+    from automixalign.preflight.verifiers import check_verifiers
+
+    if preset is not None and file is None:
+        if preset not in preset_names():
+            raise ConfigError(f"--preset {preset}: there are: {', '.join(preset_names())}")
+        path, source = Path(str(PRESETS / f"{preset}.yaml")), f"--preset {preset}"
+    elif file is not None and preset is None:
+        path, source = file, str(file)
+    else:
+        raise ConfigError(f"give one of --preset NAME and --config FILE; presets: {', '.join(preset_names())}")
+    data = read_yaml(path)
+    for option in tasks or []:
+        name, task_source = _key_value("--task", option)
+        set_task(data, name, task_source)
+    for option in [*(sets or []), *(["cluster.cache=false"] if no_cache else [])]:
+        key, text = _key_value("--set", option)
+        override(data, key, parse_yaml(text, f"--set {key:.80}: {text!r:.80}"))
+    experiment = parse_experiment(data, source)
+    check_verifiers(experiment)
+    return experiment
+
+
+def preset_names() -> list[str]:
+    """The names of the configurations that come with the project."""
+    return sorted(Path(entry.name).stem for entry in PRESETS.iterdir() if entry.name.endswith(".yaml"))
+
+
+def timestamped_name(experiment: "Experiment") -> str:
+    """`quickstart-20250101-120000`."""
+    return f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def warn_about_tag() -> None:
+    """Warn if the name of the container image is a tag and not a digest."""
+    from components.image import IMAGE, is_pinned
+
+    if not is_pinned(IMAGE):
+        message = (
+            f"the image {IMAGE} is named by a tag, which can change during a run: name it by digest "
+            "(AMA_IMAGE=registry/name@sha256:...)"
+        )
+        Console(stderr=True).print(Text.assemble(("warning:", "yellow"), f" {message}"), soft_wrap=True)
+
+
+def _key_value(option: str, text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise ConfigError(f"{option} {text:.80}: must be of the form KEY=VALUE")
+    return key, value

@@ -1,0 +1,92 @@
+"""Send the records of a local run to MLflow: one process sends them while the stages work."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from automixalign.config.experiment import Experiment
+from automixalign.config.release import holds_credentials
+from automixalign.report.run_folder import WORK
+from automixalign.steps.tracking import spool
+from automixalign.system.errors import ConfigError
+
+STORE, ARTIFACTS = "mlflow.db", "mlartifacts"
+MAX_WAIT_SECONDS = 120
+"""How long a run waits at its end for MLflow to accept the last records."""
+
+
+def spool_folder(run_folder: Path) -> Path:
+    """The folder of the records that MLflow has not accepted yet."""
+    return run_folder / WORK / "spool"
+
+
+class MlflowSender:
+    """Sends records to the store of the configuration, of the environment, or in the run folder.
+
+    Args:
+        experiment: the checked configuration.
+        run_folder: absolute.
+        log: file for the output of the process that sends.
+
+    Raises:
+        ConfigError: the store's URI holds a password, which would be written to the run folder.
+    """
+
+    def __init__(self, experiment: Experiment, run_folder: Path, log: Path) -> None:
+        uri = experiment.tracking.uri or os.environ.get(spool.URI) or f"sqlite:///{run_folder / STORE}"
+        if holds_credentials(uri):
+            raise ConfigError(
+                f"{spool.URI} holds a user or password; use MLFLOW_TRACKING_USERNAME and _PASSWORD"
+            )
+        self.spool = spool.Spool(spool_folder(run_folder))
+        target = spool.Target(
+            uri=uri,
+            experiment=experiment.tracking.experiment,
+            run_name=run_folder.name,
+            run_id=os.environ.get(spool.RUN_ID),
+            artifacts=(run_folder / ARTIFACTS).as_uri() if uri.startswith("sqlite:") else None,
+        )
+        self._must_send = self.spool.reopen(target)
+        self.environment = {spool.FOLDER: str(self.spool.folder), spool.FOLLOWED: "1", spool.URI: uri}
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start_if_needed(self) -> None:
+        """Start the process that sends, if there are records and it does not run yet."""
+        if self._process is None and (self._must_send or self.spool.waiting()):
+            command = [sys.executable, "-m", "automixalign.steps.tracking", str(self.spool.folder)]
+            with self._log.open("wb") as output:
+                self._process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+
+    def close(self, status: str) -> None:
+        """Tell the sender that there are no more records.
+
+        Args:
+            status: MLflow's status for the whole run.
+        """
+        self._must_send |= status != "FINISHED"
+        self.start_if_needed()
+        self.spool.close(status)
+
+    def wait(self) -> str | None:
+        """Wait until MLflow has all records; call `close` first.
+
+        Returns:
+            None if MLflow has everything, else what is missing and how to send it.
+        """
+        if self._process is None:
+            return None
+        try:
+            self._process.wait(MAX_WAIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            reason = f"it did not finish within {MAX_WAIT_SECONDS} s"
+        else:
+            reason = self._log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+        missing = len(self.spool.waiting())
+        if not missing and not self._process.returncode:
+            return None
+        folder = self.spool.folder.parent.parent
+        return f"MLflow did not take everything ({missing} stages wait; {reason}): `ama sync {folder}`"

@@ -1,0 +1,112 @@
+"""How a local run ended, read from the events of its stages.
+
+kfp's status is not enough: kfp counts a stage as successful if its container disappears before kfp asks.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from automixalign.config.experiment import Experiment
+from automixalign.steps.events import log_name, parse_events, stage_title
+from automixalign.system import shortages
+from automixalign.system.errors import AutoMixAlignError
+
+KFP_LOG = "kfp.log"
+_STATES = ("started", "finished", "failed", "cached")
+_TAIL_LINES = 25
+
+
+class StageFailedError(AutoMixAlignError):
+    """A stage of the DAG failed."""
+
+    def __init__(self, stage: str, reason: str, log: Path) -> None:
+        self.stage, self.reason, self.log = stage, reason, log
+        super().__init__(f"{stage}: {reason}")
+
+    def tail(self) -> str:
+        """The last lines of the stage's log."""
+        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+        return "\n".join(text.splitlines()[-_TAIL_LINES:])
+
+
+class EventReader:
+    """Reads the events of this attempt while the stages append them; skips those of earlier attempts.
+
+    Args:
+        path: the run's event log.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.events, self._offset = path, list[dict[str, Any]](), 0
+        if path.exists():
+            lines, newline, _ = path.read_bytes().rpartition(b"\n")
+            self._offset = len(lines) + len(newline)
+            os.truncate(path, self._offset)  # removes a line that a power failure cut
+
+    def read_new(self) -> list[dict[str, Any]]:
+        """The events since the last call."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as stream:
+            stream.seek(self._offset)
+            lines = stream.read().rpartition(b"\n")[0]
+        self._offset += len(lines) + bool(lines)
+        new_events = parse_events(lines)
+        self.events += new_events
+        return new_events
+
+
+def find_failure(
+    experiment: Experiment, events: list[dict[str, Any]], status: int, logs: Path
+) -> StageFailedError | None:
+    """Find the stage that failed; None if the run succeeded.
+
+    A stage that was killed reports nothing, but it has no event `finished`.
+
+    Args:
+        experiment: the checked configuration.
+        events: all events of the attempt.
+        status: exit status of the process that ran the DAG.
+        logs: the run's log folder.
+    """
+    states: dict[tuple[str, str], dict[str, Any]] = {}
+    for event in events:
+        if event["event"] in _STATES:  # the last state counts: a stage can be retried
+            key = event["stage"], event["name"]
+            states.pop(key, None)
+            states[key] = event
+    for key, event in states.items():
+        if event["event"] in ("started", "failed"):
+            reason = event.get("error") or _why_killed(event, logs)
+            return StageFailedError(stage_title(*key), reason, logs / log_name(*key))
+    if status:
+        return StageFailedError("kfp", f"the local runner failed{_full_disk(logs)}", logs / KFP_LOG)
+    last_stages = {"compare": True, "register": experiment.registry, "publish": experiment.output}
+    for stage, is_configured in last_stages.items():  # no other stage would miss their results
+        if is_configured and (stage, "") not in states:
+            return StageFailedError(stage, "never started", logs / KFP_LOG)
+    return None
+
+
+def _why_killed(started: dict[str, Any], logs: Path) -> str:
+    """Guess why a stage stopped without a message.
+
+    Args:
+        started: the stage's event `started`.
+        logs: the run's log folder.
+    """
+    before, now = started.get("oom_kills"), shortages.count_oom_kills()
+    advice = shortages.memory_advice(started["stage"])
+    if before is not None and now is not None and now > before:
+        return f"was killed by the system because memory ran out; {advice}"
+    if full_disk := _full_disk(logs):
+        return f"ended without an error message{full_disk}"
+    killed = "it was killed (SIGKILL), most often because memory ran out"
+    return f"ended without an error message: {killed}; {advice}"
+
+
+def _full_disk(logs: Path) -> str:
+    if logs.exists() and shortages.is_nearly_full(logs):
+        return f"; the disk of {logs} is full: free some space, or name a run folder on another disk"
+    return ""

@@ -1,25 +1,23 @@
-"""How fast AMA-R and AMA-S reach the minimax of a convex problem whose exact value is known.
+"""Measures how fast AMA-R and AMA-S reach the minimax of a convex problem whose exact value is known.
 
     python -m benchmarks.convergence [--json FILE] [--plot FILE.png] [--seeds N]
 
-The problem, and why its value can be trusted, is in `benchmarks.convex_game`. What is run are the package's own
-mixers. Step t (from 0) asks the mixer for the tasks of B pairs, draws each pair uniformly from its task, takes
-a projected subgradient step of rate lr0 / sqrt(t+1) on (1/B) sum_z w_z e(theta, z), and shows the mixer the
-excess seen at the theta before the step. Reported are max_i F_i - P* of the mean of theta_1..theta_T and of
-theta_T, and the slope of its logarithm on log T, by least squares over all `HORIZONS` of a run. Theory promises
-T^-1/2 for the mean, and nothing for the last iterate, which keeps wandering by the size of its steps. Where the
-mean's slope is steeper, the way from the start, forgotten faster, is still in it.
+`benchmarks.convex_game` defines the problem and proves its value. The mixers are the package's own. Step t
+(from 0) asks the mixer for the tasks of B pairs, draws each pair uniformly from its task, takes a projected
+subgradient step of rate lr0 / sqrt(t+1) on (1/B) sum_z w_z e(theta, z), and shows the mixer the excess at the
+theta before the step. The results are max_i F_i - P* of the mean of theta_1..theta_T and of theta_T, and the
+least-squares slope of its logarithm on log T over all `HORIZONS`. Theory promises T^-1/2 for the mean. It
+promises nothing for the last iterate, which keeps moving by the size of its steps. A steeper slope of the
+mean shows that it still contains the way from the start.
 
 Constants, the same for every seed: lr0 = R / max ||phi||, which is D/G of the subgradient method; annealed
-eta_t = eta / sqrt(t) with eta = sqrt(log k) / M for Hedge (AMA-R) and sqrt(log k / k) / M for EXP3 (AMA-S);
-M = log 2 bounds the excess at the start, theta = 0; c is the mixers' default. They follow theory rather than a
-search, and are not critical: in a sweep on problems of this kind, eta from 0.3 to 3 and lr0 from 0.3 to 2,
-slopes of the mean ranged from -0.4 to -0.8. `uniform-clip` is AMA-R with eta = 0: it goes to another point, so
-its curve must level off.
+eta_t = eta / sqrt(t) with eta = sqrt(log k) / M for Hedge (AMA-R) and sqrt(log k / k) / M for EXP3 (AMA-S); M
+= log 2 bounds the excess at the start, theta = 0; c is the mixers' default. Theory gives them, no search
+does, and they are not critical: on similar problems with eta from 0.3 to 3 and lr0 from 0.3 to 2, slopes of
+the mean ranged from -0.4 to -0.8. `uniform-clip` is AMA-R with eta = 0: it converges to another point, so its
+curve must level off.
 """
 
-import argparse
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -32,10 +30,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from scipy.special import stdtrit
+from scipy import stats
 
 from automixalign.method.mixer import Floats, Mixer
 from automixalign.method.mixers import AdaptiveOptions, UniformClip
+from benchmarks import harness
 from benchmarks.convex_game import Game, Saddle, fixed_game, loss, slope, solve
 from benchmarks.mixers import ResamplingAblation, ReweightingAblation
 
@@ -49,7 +48,7 @@ ITERATES = ("average", "last")
 HORIZONS = tuple(round(steps) for steps in np.geomspace(100, 10_000, 9))
 BATCH = 8
 FLOOR = 100
-"""A suboptimality is at least this many times the certified gap: its logarithm is then right to 0.01."""
+"""Suboptimalities must be at least this many times the certified gap, for logarithms right to 0.01."""
 
 
 def learning_rate(game: Game) -> float:
@@ -58,7 +57,7 @@ def learning_rate(game: Game) -> float:
 
 
 def mixer_options(method: str, tasks: int) -> dict[str, Any]:
-    """What a method's mixer is given."""
+    """The options of a method's mixer."""
     if method == "uniform-clip":
         return {}
     arms = tasks if method == "ama-s" else 1
@@ -72,7 +71,7 @@ def run(game: Game, value: float, method: str, seed: int, horizons: tuple[int, .
     mixer = METHODS[method](sizes.tolist(), seed, **mixer_options(method, k))
     random, rate = np.random.default_rng([seed, 1]), learning_rate(game)
     theta = total = np.zeros(game.features.shape[1])
-    found = []
+    suboptimality = []
     for step in range(horizons[-1]):
         tasks = mixer.draw(step, BATCH)
         pairs = first[tasks] + random.integers(sizes[tasks])
@@ -81,16 +80,16 @@ def run(game: Game, value: float, method: str, seed: int, horizons: tuple[int, .
         difference = loss(margins) - game.specialist_loss[pairs]
         pull = mixer.example_weights(tasks) * (difference > 0) * slope(margins) / BATCH
         theta = game.project(theta + rate / np.sqrt(step + 1) * (pull @ features))
-        seen = np.bincount(tasks, np.maximum(difference, 0), minlength=k)
-        mixer.update(seen, np.bincount(tasks, minlength=k))
+        excess = np.bincount(tasks, np.maximum(difference, 0), minlength=k)
+        mixer.update(excess, np.bincount(tasks, minlength=k))
         total = total + theta
         if step + 1 in horizons:
-            found.append([game.excess(point).max() - value for point in (total / (step + 1), theta)])
-    return np.array(found).T
+            suboptimality.append([game.excess(point).max() - value for point in (total / (step + 1), theta)])
+    return np.array(suboptimality).T
 
 
 def run_all(game: Game, value: float, seeds: int) -> dict[str, Floats]:
-    """Method -> suboptimalities of every seed, shape (seeds, 2, horizons), over all processors."""
+    """Method -> suboptimalities of every seed, shape (seeds, 2, horizons); uses all processors."""
     results = {method: np.empty((seeds, len(ITERATES), len(HORIZONS))) for method in METHODS}
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         jobs = {
@@ -111,17 +110,17 @@ def fit(horizons: tuple[int, ...], suboptimality: Floats) -> Floats:
 
 
 def interval(values: Floats) -> dict[str, float]:
-    """Mean of independent values, shape (n,) with n > 1, and its 95 % t-interval."""
-    half = float(stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    """The mean of independent values, shape (n,) with n > 1, and its 95 % t-interval."""
     mean = float(np.mean(values))
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=mean, scale=stats.sem(values))
+    return {"mean": mean, "low": float(low), "high": float(high)}
 
 
 def curves(results: Mapping[str, Floats], gap: float) -> list[dict[str, Any]]:
-    """One entry a method and kind of iterate: suboptimalities, their means, and the slopes.
+    """The suboptimalities, their means and the slopes of each method and kind of iterate.
 
     Raises:
-        RuntimeError: a suboptimality is too near the certified gap to take its logarithm.
+        RuntimeError: a suboptimality is too close to the certified gap for a logarithm.
     """
     lowest = min(float(values.min()) for values in results.values())
     if lowest < FLOOR * gap:
@@ -144,7 +143,7 @@ def curves(results: Mapping[str, Floats], gap: float) -> list[dict[str, Any]]:
 
 
 def report(game: Game, saddle: Saddle, entries: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """All of it, as JSON."""
+    """Everything that the JSON file holds."""
     return {
         "problem": {
             "k": len(game.sizes),
@@ -195,7 +194,7 @@ def show(result: Mapping[str, Any], console: Console) -> None:
 
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
-    """Log-log curves: the mean over the seeds, a band from the 10th to the 90th percentile, and T^-1/2."""
+    """Plot in log-log the mean over seeds, a band from the 10th to the 90th percentile, and T^-1/2."""
     from matplotlib.figure import Figure
 
     horizons = np.array(result["horizons"])
@@ -217,10 +216,9 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    """Solve, run, print; write JSON and the plot where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Solve, run and print; write JSON and the plot if the command line names files."""
+    parser = harness.parser(__doc__)
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     if options.seeds < 2:
@@ -231,9 +229,7 @@ def main() -> None:
     entries = curves(run_all(game, saddle.value, options.seeds), saddle.gap)
     result = report(game, saddle, entries, time.perf_counter() - began)
     show(result, Console(width=140))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    harness.write(options, result)
     if options.plot:
         plot(result, options.plot)
 

@@ -1,9 +1,9 @@
-"""A training step in two processes of one thread each, against one process of one thread and one of two.
+"""Measures a training step in two processes of one thread, against one process of one or two threads.
 
     python -m benchmarks.processes [--size 33M] [--pairs 16] [--steps 5] [--precision bf16] [--json FILE]
 
-The same pairs in every step, divided among the processes (`training.processes`), started as a run starts them.
-Seconds are medians over the steps after the first, as the first process sees them.
+Every step has the same pairs, divided among the processes (`training.processes`), which start as in a run.
+Seconds are medians over the steps after the first, in the first process.
 """
 
 import argparse
@@ -16,19 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from automixalign.storage import files
 from automixalign.training.launch import start_processes
-from benchmarks import sizes
+from benchmarks import harness, sizes
 
 WAYS = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), "2 processes, 1 thread each": (2, 1)}
 LONGEST = 512
 
 
 def work(folder: Path) -> None:
-    """Train, in one of the processes; the first leaves the seconds of every step."""
+    """Train in one of the processes; the first one writes the seconds of every step."""
     from benchmarks import train_step
 
     job = files.read_json(folder / "job.json")
@@ -51,7 +49,7 @@ def work(folder: Path) -> None:
 
 
 def measure(processes: int, threads: int, job: dict[str, Any]) -> list[float]:
-    """Seconds of every step."""
+    """The seconds of every step."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         files.write_json(folder / "job.json", {**job, "threads": threads})
@@ -66,13 +64,12 @@ def measure(processes: int, threads: int, job: dict[str, Any]) -> list[float]:
 
 
 def main() -> None:
-    """Measure every way and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measure every way, print the table, and write it as JSON."""
+    parser = harness.parser(__doc__)
     parser.add_argument("--size", choices=sizes.SHAPES, default="33M")
     parser.add_argument("--pairs", type=int, default=16)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
@@ -81,15 +78,11 @@ def main() -> None:
     job = {key: getattr(options, key) for key in ("size", "pairs", "steps", "precision")}
     result = {way: measure(processes, threads, job) for way, (processes, threads) in WAYS.items()}
     seconds = {way: statistics.median(steps[1:]) for way, steps in result.items()}
-    table = Table(title=f"AMA-R, {options.size} parameters, {options.pairs} pairs a step, {options.precision}")
-    for column in ("", "s / step", "x one process, one thread"):
-        table.add_column(column, justify="right" if column else "left")
     alone = next(iter(seconds.values()))
-    for way, taken in seconds.items():
-        table.add_row(way, f"{taken:.3f}", f"{alone / taken:.2f}")
-    Console(width=100).print(table)
-    if options.json:
-        files.write_json(options.json, {**job, "seconds": result})
+    title = f"AMA-R, {options.size} parameters, {options.pairs} pairs a step, {options.precision}"
+    rows = [[way, f"{value:.3f}", f"{alone / value:.2f}"] for way, value in seconds.items()]
+    harness.show(title, ["", "s / step", "x one process, one thread"], rows)
+    harness.write(options, {**job, "seconds": result})
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""Publish one large file to S3 and fetch it again: seconds, and how far memory grows.
+"""Measures publishing one large file to S3 and fetching it: seconds, and the growth of memory.
 
     python -m benchmarks.s3_memory [--megabytes 1024] [--destination s3://bucket/prefix] [--json FILE]
 
-Without a destination an S3 server (SeaweedFS) runs on this machine meanwhile. Upload and download each take a
-process of their own; the growth is the peak of its resident memory less what was resident before. Linux only.
+Without a destination, the benchmark starts an S3 server (SeaweedFS) on this machine. Upload and download each
+run in a new process. Its growth is the peak of its resident memory minus what was resident before. Linux
+only.
 """
 
-import argparse
-import json
 import multiprocessing
 import os
 import random
@@ -18,14 +17,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from benchmarks import harness
 
 _MEGABYTE = 1 << 20
 
 
 def measure(destination: str, folder: Path, megabytes: int) -> dict[str, Any]:
-    """Publish a random file of that size and fetch it, with `folder` for the files of this machine."""
+    """Publish a random file of this size and fetch it; `folder` holds the local files."""
     source, target = folder / "source", folder / "target"
     draw = random.Random(0)
     with source.open("wb") as stream:
@@ -33,7 +31,7 @@ def measure(destination: str, folder: Path, megabytes: int) -> dict[str, Any]:
             stream.write(draw.randbytes(_MEGABYTE))
     result: dict[str, Any] = {"megabytes": megabytes}
     for name, place in (("upload", source), ("download", target)):
-        # Spawned, so that it begins without the memory of this process.
+        # A spawned process starts without the memory of this one.
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
             result[name] = process.submit(_transfer, name, place, destination).result()
     return result
@@ -42,8 +40,8 @@ def measure(destination: str, folder: Path, megabytes: int) -> dict[str, Any]:
 def _transfer(name: str, place: Path, destination: str) -> dict[str, float]:
     from automixalign.storage import publication as publish
 
-    publish.check_writable(destination)  # so that boto3 is loaded
-    Path("/proc/self/clear_refs").write_text("5")  # let the peak begin anew
+    publish.check_writable(destination)  # loads boto3
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before, begin = _resident("VmRSS"), time.monotonic()
     if name == "upload":
         publish.publish({"object": place}, destination)
@@ -59,11 +57,10 @@ def _resident(field: str) -> float:
 
 
 def main() -> None:
-    """Measure, print the table, write it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measure, print the table, and write it as JSON."""
+    parser = harness.parser(__doc__)
     parser.add_argument("--megabytes", type=int, default=1024)
     parser.add_argument("--destination")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -73,14 +70,12 @@ def main() -> None:
             (folder / "server").mkdir()
             os.environ.update(stack.enter_context(seaweed(folder / "server")).environment)
         result = measure(options.destination or "s3://ready/memory", folder, options.megabytes)
-    table = Table(title=f"one object of {options.megabytes} MB")
-    for column in ("", "seconds", "memory grows by"):
-        table.add_column(column)
-    for name in ("upload", "download"):
-        table.add_row(name, f"{result[name]['seconds']:.1f}", f"{result[name]['growth_megabytes']:.0f} MB")
-    Console().print(table)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    rows = [
+        [name, f"{result[name]['seconds']:.1f}", f"{result[name]['growth_megabytes']:.0f} MB"]
+        for name in ("upload", "download")
+    ]
+    harness.show(f"one object of {options.megabytes} MB", ["", "seconds", "memory grows by"], rows)
+    harness.write(options, result)
 
 
 if __name__ == "__main__":

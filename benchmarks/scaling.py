@@ -1,25 +1,23 @@
-"""How the cost of each step grows with the rows of the data, and with the number of tasks.
+"""Measures how the cost of each stage grows with the rows of the data, and with the number of tasks.
 
     python -m benchmarks.scaling [--most 100000] [--repeats 3] [--json FILE]
 
-The library's steps on a model of some thousand weights and rows of a few tokens: 2 to 16 tasks of 2,000 rows
-each, then two tasks with 1,000 to 100,000 rows together. Cost is seconds of processor time on one thread, so
-that it depends little on what else the machine does: medians of runs in one process, which has run every step
-once on little data before it measures.
+The stages run on a tiny model and rows of a few tokens: 2 to 16 tasks of 2,000 rows each, then two tasks with
+1,000 to 100,000 rows together. Cost is seconds of processor time on one thread, which depends little on other
+load: medians of runs in one process, which first runs every stage once on few rows.
 
-Two exponents are fitted by least squares in log-log over all sizes: `cost`, in which the constant part of a
-step makes small sizes look dear and the exponent small; and `marginal`, from the differences between sizes that
-follow each other in a constant ratio, in which it cancels: cost = a + b n^p has differences that grow with n^p.
-A dash stands where a difference is lost in the noise. `grows` is the share of the largest size's cost that is
-not there at the smallest: where it is small, the marginal exponent says little, and the cost is constant.
+Two exponents are fitted by least squares in log-log over all sizes. `cost` includes the constant part of a
+stage, which makes small sizes look expensive and the exponent small. `marginal` comes from the differences
+between successive sizes, where the constant part cancels: cost = a + b n^p has differences that grow with
+n^p. A dash means that a difference is lost in the noise. `grows` is the share of the largest size's cost that
+the smallest size does not have. Where it is small, the cost is constant and the marginal exponent says
+little.
 
-The training is the set-up of an AMA-R generalist (joining the caches, its key, TRL's trainer, saving) and,
-apart from it, one step. `leaderboard`, `plots` and `report` are the parts of `compare`, of an experiment with a
-specialist a task. The leaderboard is a table of models times tasks, so its exponents along the tasks are those
-of its cells.
+`training set-up` is that of an AMA-R generalist: joining the caches, its key, TRL's trainer, saving.
+`leaderboard`, `plots` and `report` are parts of `compare`, for an experiment with a specialist a task. The
+leaderboard has models times tasks cells; its exponents along the tasks are those of its cells.
 """
 
-import argparse
 import gc
 import io
 import json
@@ -37,15 +35,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
+from scipy import stats
 
 from automixalign.storage import files
+from benchmarks import harness, tiny
 
 TASKS = (2, 4, 8, 16)
 ROWS_A_TASK = 2_000
 STEPS = (2, 42)
-"""Of the two trainings that set-up and steps are told apart by."""
+"""Of the two trainings whose difference separates set-up and steps."""
 STAGES = (
     "prepare_data",
     "reference_logps",
@@ -60,17 +58,16 @@ STAGES = (
 
 
 def sizes(most: int) -> list[int]:
-    """From 1,000 rows on, two a power of ten."""
+    """Numbers of rows: two a power of ten, from 1,000 on."""
     return [round(1000 * 10 ** (place / 2)) for place in range(2 * round(math.log10(most / 1000)) + 1)]
 
 
 class Experiment:
-    """An experiment's files below `folder`: `tasks` tasks of `rows` rows each."""
+    """An experiment below `folder` with `tasks` tasks of `rows` rows each."""
 
     def __init__(self, folder: Path, tasks: int, rows: int) -> None:
         from automixalign.config.experiment import parse_experiment
         from automixalign.config.plan import Plan
-        from benchmarks import tiny
 
         os.environ["AMA_CHECKPOINTS"] = str(folder / "checkpoints")
         self.folder = folder
@@ -105,7 +102,6 @@ class Experiment:
         self.plan = Plan.of(self.experiment, fingerprints)
 
     def prepare(self) -> None:
-        from benchmarks import tiny
 
         tiny.prepare(self.plan.data, self.base, self.data)
 
@@ -121,7 +117,7 @@ class Experiment:
         evaluate(self.plan.evaluation, "ama-r", "generalist", *places)
 
     def losses(self) -> None:
-        """The base model stands in for every specialist."""
+        """The base model takes the place of every specialist."""
         from automixalign.training.specialist_losses import write_specialist_losses
 
         evaluation = self.folder / "evaluation"
@@ -147,7 +143,7 @@ class Experiment:
             ).run(Path(scratch))
 
     def compare(self) -> None:
-        """The parts of `compare`; every model has the scores of the one that was evaluated."""
+        """The parts of `compare`; every model gets the scores of the one that was evaluated."""
         from automixalign.config.experiment import model_names
         from automixalign.config.training import specialist_name
         from automixalign.report import leaderboard, page, plots
@@ -164,7 +160,7 @@ class Experiment:
             files.write_json(folder / "summary.json", {**summary, "model": name, "family": family})
         logs = {"ama-r": self.folder / "trajectory.jsonl"}
         rows = files.read_jsonl(logs["ama-r"])
-        for task in self.plan.tasks:  # a specialist's log is of its task alone
+        for task in self.plan.tasks:  # a specialist's log has its own task only
             logs[specialist_name(task)] = self.folder / f"trajectory-{task}.jsonl"
             only = [{key: {task: of[task]} if key != "step" else of for key, of in row.items()} for row in rows]
             files.write_jsonl(logs[specialist_name(task)], only)
@@ -184,13 +180,13 @@ class Experiment:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        gc.collect()  # what the stage before has left is not this one's to clear
+        gc.collect()  # the garbage of the previous stage
         began = time.process_time()
         yield
         self.costs[stage] = time.process_time() - began
 
     def run(self) -> dict[str, float]:
-        """Seconds of processor time of each of `STAGES`."""
+        """The seconds of processor time of each of `STAGES`."""
         self.costs: dict[str, float] = {}
         stages: dict[str, Callable[[], None]] = {
             "prepare_data": self.prepare,
@@ -213,23 +209,22 @@ class Experiment:
 
 
 def cost(tasks: int, rows: int, repeats: int) -> dict[str, float]:
-    """Medians of each stage's cost."""
-    seen = []
+    """The median cost of each stage."""
+    runs = []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory(prefix="ama-scaling-") as place, redirect_stdout(io.StringIO()):
-            seen.append(Experiment(Path(place), tasks, rows).run())
+            runs.append(Experiment(Path(place), tasks, rows).run())
         gc.collect()
-    return {stage: statistics.median(run[stage] for run in seen) for stage in STAGES}
+    return {stage: statistics.median(run[stage] for run in runs) for stage in STAGES}
 
 
 def slope(sizes: list[int], costs: list[float]) -> float:
     """The least-squares slope of log cost on log size."""
-    place = np.log(sizes) - np.mean(np.log(sizes))
-    return float(np.log(costs) @ place / (place @ place))
+    return float(stats.linregress(np.log(sizes), np.log(costs)).slope)
 
 
 def exponents(sizes: list[int], costs: list[float]) -> dict[str, float | None]:
-    """Of one step, as described above; None where there is none."""
+    """The exponents of one stage as the module describes them; None where there is none."""
     differences = [after - before for before, after in pairwise(costs)]
     known = len(differences) > 1 and min(differences) > 0
     return {
@@ -259,18 +254,17 @@ def measure(
     return {"axis": axis, "sizes": points, "costs": costs, "exponents": fits}
 
 
-def show(result: dict[str, Any]) -> Table:
-    """A row a step."""
-    first, last = result["sizes"][0], result["sizes"][-1]
-    table = Table(title=f"seconds of processor time by {result['axis']}; exponents from {first:,} to {last:,}")
-    headers = ("step", *(f"{size:,}" for size in result["sizes"]), "cost", "marginal", "grows")
-    for header in headers:
-        table.add_column(header, justify="left" if header == "step" else "right")
+def show(result: dict[str, Any]) -> None:
+    """Print one row a stage."""
+    points = result["sizes"]
+    rows = []
     for stage, costs in result["costs"].items():
         fit = result["exponents"][stage]
-        shown = ["-" if fit[name] is None else f"{fit[name]:.2f}" for name in ("cost", "marginal")]
-        table.add_row(stage, *(f"{value:.3f}" for value in costs), *shown, f"{fit['grows']:.0%}")
-    return table
+        exponents = ["-" if fit[name] is None else f"{fit[name]:.2f}" for name in ("cost", "marginal")]
+        rows.append([stage, *(f"{value:.3f}" for value in costs), *exponents, f"{fit['grows']:.0%}"])
+    title = f"seconds of processor time by {result['axis']}; exponents from {points[0]:,} to {points[-1]:,}"
+    columns = ["stage", *(f"{size:,}" for size in points), "cost", "marginal", "grows"]
+    harness.show(title, columns, rows)
 
 
 def _prepare_process() -> None:
@@ -282,15 +276,14 @@ def _prepare_process() -> None:
     logging.disable_progress_bar()
     cost(2, 40, 1)
     gc.collect()
-    gc.freeze()  # what is imported here belongs to no step, and would be gone through for each
+    gc.freeze()  # spares every stage the imported objects
 
 
 def main() -> None:
-    """Measure, print the tables, write them as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measure, print the tables, and write them as JSON."""
+    parser = harness.parser(__doc__)
     parser.add_argument("--most", type=int, default=100_000, help="rows")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     _prepare_process()
     results = [
@@ -298,9 +291,8 @@ def main() -> None:
         measure("rows", sizes(options.most), lambda rows: (2, rows // 2), options.repeats),
     ]
     for result in results:
-        Console(width=140).print(show(result))
-    if options.json:
-        files.write_json(options.json, results)
+        show(result)
+    harness.write(options, results)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Models and pairs of realistic sizes for the speed benchmarks: random weights and tokens in real shapes."""
+"""Models and pairs of realistic sizes for the speed benchmarks, with random weights and tokens."""
 
-import statistics
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from benchmarks import harness
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -18,11 +17,11 @@ SHAPES: dict[str, dict[str, int]] = {
     "135M": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
     | {"num_key_value_heads": 3, "vocab_size": 49152},
 }
-"""Llamas by their number of parameters; the largest has the shape of SmolLM2-135M."""
+"""Shapes of Llamas by number of parameters; 135M is that of SmolLM2-135M."""
 
 
 def model(size: str, seed: int = 0) -> "LlamaForCausalLM":
-    """A Llama of random weights, its head tied to its embeddings."""
+    """A Llama with random weights and tied embeddings."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -34,9 +33,8 @@ def model(size: str, seed: int = 0) -> "LlamaForCausalLM":
 def pairs(count: int, longest: int, vocabulary: int, seed: int = 0) -> list[dict[str, Any]]:
     """Tokenised pairs of random tokens.
 
-    Lengths are log-normal, prompts of 60 tokens in the median and answers of 60, as the four data sets of the
-    README's experiments have with SmolLM2's tokenizer; a prompt takes half of `longest` at most, and so does an
-    answer.
+    Lengths are log-normal with a median of 60 tokens, as in the four data sets of docs/results with SmolLM2's
+    tokenizer. Prompts and answers have at most `longest / 2` tokens each.
     """
     draw = np.random.default_rng(seed)
 
@@ -63,27 +61,16 @@ def pairs(count: int, longest: int, vocabulary: int, seed: int = 0) -> list[dict
 
 
 def tokens(rows: list[dict[str, Any]]) -> int:
-    """Tokens of both sides of all pairs, the prompt in each."""
+    """The number of tokens in both sides of all pairs; each side includes the prompt."""
     return sum(2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
 
 
 def gemm_rate(size: str, bf16: bool) -> float:
-    """Operations a second of the model's largest inner product over 2,048 tokens, median of 9."""
+    """Operations a second of the model's largest matrix product over 2,048 tokens, median of 9."""
     import torch
 
     dtype = torch.bfloat16 if bf16 else torch.float32
     width, inner = SHAPES[size]["hidden_size"], SHAPES[size]["intermediate_size"]
     left, right = torch.randn(2048, width).to(dtype), torch.randn(width, inner).to(dtype)
-    seconds = median_seconds(lambda: torch.mm(left, right), 9)
+    seconds = harness.median_seconds(lambda: torch.mm(left, right), 9)
     return 2 * 2048 * width * inner / seconds
-
-
-def median_seconds(call: Callable[[], object], repeats: int) -> float:
-    """The median over some calls, after one that does not count."""
-    call()
-    taken = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken)

@@ -1,23 +1,22 @@
-"""A training step of ours against TRL's: tokens a second, where the time goes, how near the processor's limit.
+"""Measures a training step of ours against TRL's: tokens a second, shares of time, part of the GEMM rate.
 
     python -m benchmarks.train_step [--sizes 1M 33M 135M] [--steps 5] [--precision bf16] [--json FILE]
 
-Every trainer takes the same pairs, fresh ones in every step, from the same weights, one trainer after the other
-in one process:
+The trainers run one after the other in one process. All start from the same weights and take the same pairs,
+new ones in every step:
 
-- `trl`: `trl.DPOTrainer` as shipped, with its live reference model, its collator and its defaults (which
-  compute activations twice, `gradient_checkpointing`);
-- `trl tuned`: the reference's log-probabilities precomputed, activations kept;
-- `standard`, `ama-r`, `ama-s`: ours, twice, the second time in the other order. Only AMA-S, which draws its
-  tasks, sees some pairs twice and others not.
+- `trl`: `trl.DPOTrainer` with its defaults: a live reference model, and `gradient_checkpointing`, which
+  computes activations twice;
+- `trl tuned`: with precomputed reference log-probabilities and without gradient checkpointing;
+- `standard`, `ama-r`, `ama-s`: ours, twice, the second time in reverse order. AMA-S draws its tasks, so it
+  takes some pairs twice.
 
-Seconds and tokens a second are medians over the steps after the first. Tokens are those of the pairs, prompt
-and side for each side and no padding: what is computed twice, or for padding, does not count. `of GEMM` is 6 N
-tokens / seconds (N parameters, arXiv 2001.08361) over the measured rate of the model's largest matrix product
-in that precision. Packed, prompts are computed once: `computed` is the same for the tokens that are.
+Seconds and tokens a second are medians over the steps after the first. Tokens are those of the pairs: each side
+with its prompt, without padding and recomputation. `of GEMM` is 6 N tokens / seconds (N parameters, arXiv
+2001.08361) over the measured rate of the model's largest matrix product in that precision. Our packed batches
+compute each prompt once; `computed` is the same ratio for the tokens that are computed.
 """
 
-import argparse
 import copy
 import statistics
 import tempfile
@@ -30,17 +29,14 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from rich.console import Console
-from rich.table import Table
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from automixalign.method.mixer import registered_mixers
 from automixalign.models.load import uses_bf16
 from automixalign.quickstart.tiny_model import build_tokenizer
-from automixalign.storage import files
 from automixalign.training.trainer import MixingTrainer
-from benchmarks import sizes
+from benchmarks import harness, sizes
 
 LONGEST = {"1M": 256, "33M": 512, "135M": 512}
 PAIRS = {"1M": 16, "33M": 12, "135M": 6}
@@ -49,12 +45,12 @@ PHASES = ("forward", "backward", "optimiser", "rest")
 
 
 class Stopwatch(TrainerCallback):  # type: ignore[misc]
-    """Seconds of every step, and of its phases.
+    """Measures every step and its phases.
 
     Attributes:
-        steps: seconds from one step's end to the next one's.
-        tokens: of each step's pairs.
-        phases: seconds by phase, a list of all calls.
+        steps: seconds from the end of one step to the end of the next.
+        tokens: number of tokens of each step's pairs.
+        phases: phase -> seconds of each call.
     """
 
     def __init__(self) -> None:
@@ -64,7 +60,7 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]
         self.last = 0.0
 
     def attach(self, trainer: Any) -> None:
-        """Time the phases of a trainer that is about to train."""
+        """Measure the phases of a trainer; call this before it trains."""
         trainer.add_callback(self)
         compute_loss = self._timed("forward", trainer.compute_loss)
 
@@ -98,21 +94,21 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]
         self.phases[phase].append(time.perf_counter() - started)
 
     def shares(self) -> dict[str, float]:
-        """Each phase's part of the steps after the first."""
+        """Each phase's share of the steps after the first."""
         whole = sum(self.steps[1:])
         parts = {phase: sum(taken[1:]) / whole for phase, taken in self.phases.items()}
         return {**parts, "rest": 1 - sum(parts.values())}
 
 
 class _Tokenised(DPOTrainer):  # type: ignore[misc]
-    """TRL's trainer, spared the tokenising: the rows are tokenised."""
+    """TRL's trainer for rows that are tokenised already."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
 
 
 def config(folder: Path, count: int, steps: int, bf16: bool, **options: Any) -> DPOConfig:
-    """TRL's configuration for so many pairs a step and process; `options` are keys of it."""
+    """TRL's configuration for `count` pairs a step and process; `options` are keys of it."""
     return DPOConfig(
         output_dir=str(folder),
         per_device_train_batch_size=count,
@@ -138,7 +134,7 @@ def _trl(model: Any, rows: list[dict[str, Any]], args: DPOConfig, tuned: bool) -
 
 
 def ours(model: Any, rows: list[dict[str, Any]], args: DPOConfig, method: str, folder: Path) -> MixingTrainer:
-    """Our trainer on two tasks of half of the rows each; its trajectory is `folder/log.jsonl`."""
+    """Our trainer on two tasks with half of the rows each; it writes `folder/log.jsonl`."""
     half = len(rows) // 2
     parts = {"left": rows[:half], "right": rows[half:]}
     tables = {
@@ -150,7 +146,7 @@ def ours(model: Any, rows: list[dict[str, Any]], args: DPOConfig, method: str, f
 
 
 def measure(size: str, steps: int, precision: str) -> dict[str, Any]:
-    """Train every kind on the same pairs; returns seconds, tokens and shares by kind."""
+    """Train every kind of trainer on the same pairs; returns seconds, tokens and shares by kind."""
     rows = sizes.pairs(PAIRS[size] * (steps + 1), LONGEST[size], sizes.SHAPES[size]["vocab_size"])
     model = sizes.model(size)
     bf16 = uses_bf16(precision)
@@ -168,8 +164,8 @@ def measure(size: str, steps: int, precision: str) -> dict[str, Any]:
     for kind in ("trl", "trl tuned", *OURS, *reversed(OURS)):
         with tempfile.TemporaryDirectory() as scratch:
             folder, policy = Path(scratch), copy.deepcopy(model)
-            kept = {} if kind == "trl" else {"gradient_checkpointing": False}
-            args = config(folder, PAIRS[size], steps + 1, bf16, **kept)
+            tuning = {} if kind == "trl" else {"gradient_checkpointing": False}
+            args = config(folder, PAIRS[size], steps + 1, bf16, **tuning)
             if kind in OURS:
                 trainer: Any = ours(policy, rows, args, kind, folder)
             else:
@@ -189,48 +185,42 @@ def measure(size: str, steps: int, precision: str) -> dict[str, Any]:
     return result
 
 
-def _table(found: dict[str, Any]) -> Table:
-    rate = found["gemm"][found["precision"]]
+def _show(result: dict[str, Any]) -> None:
+    rate, kinds = result["gemm"][result["precision"]], result["kinds"]
+    gemm = ", ".join(f"{speed / 1e9:.0f} in {name}" for name, speed in result["gemm"].items())
     title = (
-        f"{found['parameters'] / 1e6:.1f} M parameters, {found['pairs']} pairs a step, "
-        f"{found['precision']}; GEMM {found['gemm']['fp32'] / 1e9:.0f} GFLOP/s in fp32, "
-        f"{found['gemm']['bf16'] / 1e9:.0f} in bf16"
+        f"{result['parameters'] / 1e6:.1f} M parameters, {result['pairs']} pairs a step, "
+        f"{result['precision']}; GEMM in GFLOP/s: {gemm}"
     )
-    table = Table(title=title, title_justify="left")
-    columns = ("kind", "s / step", "tokens / s", "x trl", "x trl tuned", "x standard", "of GEMM", "computed")
-    for column in (*columns, *PHASES):
-        table.add_column(column, justify="left" if column == "kind" else "right")
-    kinds = found["kinds"]
+    rows = []
     for kind, values in kinds.items():
         speed = values["tokens_per_second"]
         ratios = [speed / kinds[peer]["tokens_per_second"] for peer in ("trl", "trl tuned", "standard")]
-        of_gemm = 6 * found["parameters"] * speed / rate
-        computed = of_gemm * found["computed"] / found["tokens"] if kind in OURS else None
-        table.add_row(
-            kind,
-            f"{values['seconds']:.3f}",
-            f"{speed:.0f}",
-            *(f"{ratio:.2f}" for ratio in ratios),
-            f"{of_gemm:.0%}",
-            "" if computed is None else f"{computed:.0%}",
-            *(f"{values['phases'][phase]:.0%}" for phase in PHASES),
+        of_gemm = 6 * result["parameters"] * speed / rate
+        computed = f"{of_gemm * result['computed'] / result['tokens']:.0%}" if kind in OURS else ""
+        rows.append(
+            [
+                *(kind, f"{values['seconds']:.3f}", f"{speed:.0f}"),
+                *(f"{ratio:.2f}" for ratio in ratios),
+                *(f"{of_gemm:.0%}", computed),
+                *(f"{values['phases'][phase]:.0%}" for phase in PHASES),
+            ]
         )
-    return table
+    columns = ("kind", "s / step", "tokens / s", "x trl", "x trl tuned", "x standard", "of GEMM", "computed")
+    harness.show(title, [*columns, *PHASES], rows)
 
 
 def main() -> None:
-    """Measure all sizes and print a table each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measure all sizes, print a table each, and write them as JSON."""
+    parser = harness.parser(__doc__)
     parser.add_argument("--sizes", nargs="+", choices=sizes.SHAPES, default=list(sizes.SHAPES))
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="bf16")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    result = {size: measure(size, options.steps, options.precision) for size in options.sizes}
-    for found in result.values():
-        Console(width=150).print(_table(found))
-    if options.json:
-        files.write_json(options.json, result)
+    results = {size: measure(size, options.steps, options.precision) for size in options.sizes}
+    for result in results.values():
+        _show(result)
+    harness.write(options, results)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,13 @@ class Page:
     def __init__(self, address: str) -> None:
         self.socket = websocket.create_connection(address, suppress_origin=True, timeout=30)
         self.number = 0
-        self.complaints: list[str] = []
+        self.errors: list[str] = []
         self.requests: list[str] = []
         for domain in ("Page", "Runtime", "Log", "Network", "DOM"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One DevTools command; what the page says meanwhile is noted."""
+        """Send one DevTools command; record the events that arrive before its result."""
         self.number += 1
         self.socket.send(json.dumps({"id": self.number, "method": method, "params": parameters}))
         while True:
@@ -41,16 +41,16 @@ class Page:
     def _note(self, message: dict[str, Any]) -> None:
         match message["method"], message["params"]:
             case "Runtime.exceptionThrown", facts:
-                self.complaints.append(str(facts["exceptionDetails"]))
+                self.errors.append(str(facts["exceptionDetails"]))
             case "Runtime.consoleAPICalled", facts if facts["type"] in ("error", "warning", "assert"):
-                self.complaints.append(str(facts["args"]))
+                self.errors.append(str(facts["args"]))
             case "Log.entryAdded", facts:
-                self.complaints.append(facts["entry"]["text"])
+                self.errors.append(facts["entry"]["text"])
             case "Network.requestWillBeSent", facts:
                 self.requests.append(facts["request"]["url"])
 
     def open(self, path: Path, width: int = 1280, dark: bool = False) -> None:
-        """Load a file at a width, in light or dark."""
+        """Load a file in a window of a width, in the light or dark colour scheme."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False
         )
@@ -65,13 +65,13 @@ class Page:
         self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def run(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page; promises are waited for."""
+        """The value of a JavaScript expression in the page, or of the promise that it returns."""
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
     def press(self, key: str) -> None:
-        """A key, with what it types."""
+        """Press and release a key."""
         text = {"Enter": "\r"}.get(key)
         code = {"Enter": 13, "Tab": 9, "ArrowLeft": 37, "ArrowRight": 39, "Home": 36}[key]
         facts = {"key": key, "code": key, "windowsVirtualKeyCode": code}
@@ -86,16 +86,12 @@ class Page:
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Page]:
-    """A new browser and its page; ended at the end.
-
-    Args:
-        profile: a folder of its own.
-    """
+    """Start a browser with an empty profile folder, and yield its page."""
     assert EXECUTABLE is not None, "there is no Chromium"
     command = [
         EXECUTABLE,
         "--headless=new",
-        "--no-sandbox",  # which needs rights that a container has not
+        "--no-sandbox",  # the sandbox needs rights that a container does not have
         "--disable-gpu",
         "--hide-scrollbars",
         "--disable-dev-shm-usage",
@@ -115,10 +111,10 @@ def browser(profile: Path) -> Iterator[Page]:
 
 
 def _address(file: Path) -> str:
-    """Where the browser listens for the commands of its page, once it says so."""
+    """The DevTools address of the browser's page; waits until there is one."""
     deadline = time.monotonic() + 30
     while not (file.exists() and file.read_text().count("\n")):
-        assert time.monotonic() < deadline, "Chromium does not come up"
+        assert time.monotonic() < deadline, "Chromium does not start"
         time.sleep(0.05)
     port = file.read_text().splitlines()[0]
     while True:

@@ -1,4 +1,4 @@
-"""The report in a real browser: it draws, answers to pointer and keyboard, and keeps to its width."""
+"""The report in a real browser: it draws, reacts to pointer and keyboard, and fits the width of the window."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,23 +41,23 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 @pytest.fixture
 def page(tab: Page) -> Iterator[Page]:
-    """A tab that must not have complained, nor loaded anything but the page, when the test ends."""
-    tab.complaints.clear()
+    """A tab; the test fails if the page logs an error or loads anything else."""
+    tab.errors.clear()
     tab.requests.clear()
     yield tab
-    assert not tab.complaints
+    assert not tab.errors
     assert all(address.startswith("file:") for address in tab.requests)
     assert len(set(tab.requests)) == 1
     assert tab.run("window.hacked") is None
 
 
 def column(page: Page, number: int) -> list[str]:
-    """What stands in a column of the leaderboard, above what is small."""
+    """The texts in a column of the leaderboard, without the small ones below."""
     cells = f"[...document.querySelectorAll('#leaderboard tbody tr')].map((row) => row.children[{number}])"
     return list(page.run(f"{cells}.map((cell) => cell.firstChild.textContent)"))
 
 
-def heads(page: Page) -> list[str]:
+def headers(page: Page) -> list[str]:
     return list(
         page.run("[...document.querySelectorAll('#leaderboard thead th')].map((head) => head.textContent)")
     )
@@ -75,7 +75,7 @@ def test_the_page_never_scrolls_sideways(
     page.screenshot(tmp_path / f"{kind}-{width}-{'dark' if dark else 'light'}.png")
 
 
-def test_every_section_is_there_in_order(page: Page, reports: dict[str, Path]) -> None:
+def test_sections_are_in_order(page: Page, reports: dict[str, Path]) -> None:
     page.open(reports["run"])
     assert page.run("[...document.querySelectorAll('main > section')].map((part) => part.id)") == SECTIONS
     assert page.run("[...document.querySelectorAll('nav a')].map((link) => link.hash.slice(1))") == SECTIONS
@@ -86,21 +86,20 @@ def test_every_section_is_there_in_order(page: Page, reports: dict[str, Path]) -
     assert all(curve.startswith("M") and "NaN" not in curve for curve in curves)
 
 
-def test_texts_are_shown_as_they_are(page: Page, reports: dict[str, Path]) -> None:
+def test_texts_are_shown_unchanged(page: Page, reports: dict[str, Path]) -> None:
     page.open(reports["run"])
     assert HOSTILE in page.run("document.querySelector('#data').textContent")
     assert HOSTILE in page.run("document.querySelector('main').textContent")
     assert page.run("document.querySelectorAll('img').length") == 0
 
 
-def test_no_text_of_the_page_is_taken_for_html(page: Page, reports: dict[str, Path], tmp_path: Path) -> None:
-    """Every name and text is hostile, as the schema would not let it be; warnings and steps are there, too."""
+def test_no_text_becomes_html(page: Page, reports: dict[str, Path], tmp_path: Path) -> None:
+    """Every name and text is hostile, also those that the schema would refuse; with warnings and stages."""
     facts = files.read_json(reports["run"].parents[1] / runs.FACTS)
     facts["warnings"] = ["a warning"]
     facts["stages"] = [{"stage": "a step", "name": "of a task", "seconds": 1.0}]
-    whole = tmp_path / "hostile.html"
-    report_page.write(hostile_facts(facts), whole)
-    page.open(whole)
+    report_page.write(hostile_facts(facts), tmp_path / "hostile.html")
+    page.open(tmp_path / "hostile.html")
     assert page.run("[...document.querySelectorAll('main > section')].map((part) => part.id)") == SECTIONS
     made = page.run("[...new Set([...document.querySelectorAll('*')].map((one) => one.localName))]")
     assert not {"img", "iframe", "base", "form", "object", "embed"} & set(made)
@@ -109,7 +108,7 @@ def test_no_text_of_the_page_is_taken_for_html(page: Page, reports: dict[str, Pa
     events = "[...document.querySelectorAll('*')].flatMap((one) => one.getAttributeNames())"
     assert not [name for name in page.run(events) if name.startswith("on")]
     text = page.run("document.body.innerText + [...document.querySelectorAll('pre')].map((x) => x.textContent)")
-    assert text.count("window.hacked = 1") > 40, "it stands there in every place"
+    assert text.count("window.hacked = 1") > 40, "every text is shown"
     for select in ("#leaderboard", "#trajectories", "#curves"):
         for value in page.run(f"[...document.querySelectorAll('{select} option')].map((one) => one.value)"):
             choose(page, select, value)
@@ -130,34 +129,32 @@ def test_no_text_of_the_page_is_taken_for_html(page: Page, reports: dict[str, Pa
         ),
     ],
 )
-def test_even_html_that_got_in_could_do_nothing(
-    page: Page, reports: dict[str, Path], attempt: str, refusal: str
-) -> None:
+def test_injected_html_can_do_nothing(page: Page, reports: dict[str, Path], attempt: str, refusal: str) -> None:
     page.open(reports["run"])
     page.run(f"{{ {attempt} document.body.append(it); it.click?.(); }}")
     page.run("new Promise((done) => setTimeout(done, 100))")
-    assert [text for text in page.complaints if refusal in text], page.complaints
-    page.complaints.clear()
+    assert [text for text in page.errors if refusal in text], page.errors
+    page.errors.clear()
     page.requests[:] = [address for address in page.requests if address.startswith("file:")]
 
 
 def test_the_leaderboard_sorts_by_pointer_and_keyboard(page: Page, reports: dict[str, Path]) -> None:
     page.open(reports["run"])
-    number = heads(page).index("worst\nexcess")
-    head = f"document.querySelectorAll('#leaderboard thead th')[{number}]"
-    written = column(page, 0)
-    assert page.run(f"{head}.getAttribute('aria-sort')") == "none"
-    page.run(f"{head}.querySelector('button').click()")
+    number = headers(page).index("worst\nexcess")
+    header = f"document.querySelectorAll('#leaderboard thead th')[{number}]"
+    models = column(page, 0)
+    assert page.run(f"{header}.getAttribute('aria-sort')") == "none"
+    page.run(f"{header}.querySelector('button').click()")
     values = [float(value) for value in column(page, number)]
-    assert values == sorted(values), "less is better, so the least comes first"
-    assert page.run(f"{head}.getAttribute('aria-sort')") == "ascending"
-    page.run(f"{head}.querySelector('button').focus()")
+    assert values == sorted(values), "less is better, so the smallest comes first"
+    assert page.run(f"{header}.getAttribute('aria-sort')") == "ascending"
+    page.run(f"{header}.querySelector('button').focus()")
     page.press("Enter")
-    assert page.run(f"{head}.getAttribute('aria-sort')") == "descending"
+    assert page.run(f"{header}.getAttribute('aria-sort')") == "descending"
     assert [float(value) for value in column(page, number)] == values[::-1]
-    assert sorted(column(page, 0)) == sorted(written)
+    assert sorted(column(page, 0)) == sorted(models)
 
-    accuracy = heads(page).index("worst\naccuracy")
+    accuracy = headers(page).index("worst\naccuracy")
     page.run(f"document.querySelectorAll('#leaderboard thead th button')[{accuracy}].click()")
     values = [float(value) for value in column(page, accuracy)]
     assert values == sorted(values, reverse=True)
@@ -165,12 +162,12 @@ def test_the_leaderboard_sorts_by_pointer_and_keyboard(page: Page, reports: dict
 
 def test_the_best_is_bold_and_the_worst_task_named(page: Page, reports: dict[str, Path]) -> None:
     page.open(reports["run"])
-    number = heads(page).index("worst\nexcess")
+    number = headers(page).index("worst\nexcess")
     bold = f"[...document.querySelectorAll('#leaderboard tbody td:nth-child({number + 1}) b')]"
     assert page.run(f"{bold}.map((cell) => cell.closest('tr').firstChild.textContent)") == ["ama-r"]
     assert page.run(f"{bold}[0].parentNode.querySelector('small').textContent") in ("alpha", "beta")
     choose(page, "#leaderboard", "excess")
-    assert heads(page) == ["model", "family", "alpha", "beta"]
+    assert headers(page) == ["model", "family", "alpha", "beta"]
     rows = "[...document.querySelectorAll('#leaderboard tbody tr')]"
     assert set(page.run(f"{rows}.map((row) => row.querySelectorAll('.worst').length)")) == {1}
 
@@ -186,26 +183,28 @@ def readouts(page: Page) -> list[str]:
     )
 
 
-def test_a_chart_is_read_with_pointer_and_arrow_keys(page: Page, reports: dict[str, Path]) -> None:
+def test_pointer_and_arrow_keys_select_a_step(page: Page, reports: dict[str, Path]) -> None:
     page.open(reports["run"])
-    assert page.run("document.querySelector('#trajectories select').value") == "ama-r", "whose weights move"
+    assert page.run("document.querySelector('#trajectories select').value") == "ama-r", "its weights change"
     assert readouts(page)[0] == "step 40alpha 0.900beta 0.100"
     box: dict[str, Any] = page.run(
         "(() => { const svg = document.querySelector('#trajectories svg'); svg.scrollIntoView();"
         " const box = svg.getBoundingClientRect(); return {x: box.x, y: box.y, w: box.width}; })()"
     )
     page.call("Input.dispatchMouseEvent", type="mouseMoved", x=box["x"] + 46, y=box["y"] + 50)
-    assert [text.split("alpha")[0] for text in readouts(page)] == ["step 1", "step 1"], "both charts, one step"
+    assert [text.split("alpha")[0] for text in readouts(page)] == ["step 1", "step 1"], (
+        "both charts show the same step"
+    )
     page.run("document.querySelector('#trajectories svg').focus()")
     page.press("ArrowRight")
     assert readouts(page)[0] == "step 2alpha 0.520beta 0.480"
     page.press("Home")
     assert readouts(page)[0].startswith("step 1alpha")
     page.press("ArrowLeft")
-    assert readouts(page)[0].startswith("step 1alpha"), "it stops at the end"
+    assert readouts(page)[0].startswith("step 1alpha"), "the first step has no step before it"
 
 
-def test_methods_are_chosen_and_tasks_toggled(page: Page, reports: dict[str, Path]) -> None:
+def test_methods_can_be_selected_and_tasks_hidden(page: Page, reports: dict[str, Path]) -> None:
     page.open(reports["run"])
     choose(page, "#trajectories", "uniform")
     assert readouts(page)[0] == "step 40alpha 0.500beta 0.500"
@@ -215,23 +214,23 @@ def test_methods_are_chosen_and_tasks_toggled(page: Page, reports: dict[str, Pat
     choose(page, "#trajectories", "")
     assert page.run("document.querySelectorAll('#trajectories svg').length") == 6
     choose(page, "#curves", "specialist-beta")
-    assert page.run("document.querySelectorAll('#curves svg').length") == 3, "a specialist is not clipped"
+    assert page.run("document.querySelectorAll('#curves svg').length") == 3, "a specialist has no clipped pairs"
 
 
-def test_everything_can_be_reached_by_the_keyboard(page: Page, reports: dict[str, Path]) -> None:
+def test_the_keyboard_reaches_every_element(page: Page, reports: dict[str, Path]) -> None:
     page.open(reports["run"])
-    seen = set()
+    reached = set()
     for _ in range(90):
         page.press("Tab")
-        seen.add(page.run("document.activeElement.tagName.toLowerCase()"))
-    assert {"a", "select", "button", "svg", "summary", "div"} <= seen
+        reached.add(page.run("document.activeElement.tagName.toLowerCase()"))
+    assert {"a", "select", "button", "svg", "summary", "div"} <= reached
 
 
-def test_the_comparison_shows_every_model_against_the_baseline(page: Page, reports: dict[str, Path]) -> None:
+def test_the_comparison_shows_each_model_and_the_baseline(page: Page, reports: dict[str, Path]) -> None:
     page.open(reports["comparison"])
     rows = "[...document.querySelectorAll('#models tbody tr')]"
     texts = page.run(f"{rows}.map((row) => [...row.children].map((cell) => cell.textContent))")
-    found = {row[0]: row[1:] for row in texts}
-    assert found["uniform"][2:5] == ["–", "–", "–"]  # noqa: RUF001  what stands where there is no number
-    assert found["linear"][4] == "0/2"
-    assert " to " in found["ama-r"][3]
+    cells = {row[0]: row[1:] for row in texts}
+    assert cells["uniform"][2:5] == ["–", "–", "–"]  # noqa: RUF001  the page's sign for a missing number
+    assert cells["linear"][4] == "0/2"
+    assert " to " in cells["ama-r"][3]

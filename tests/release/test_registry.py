@@ -1,4 +1,4 @@
-"""The registry: the gate, what a version holds, and that a consumer gets the pipeline's own model."""
+"""The registry: the gate, the content of a version, and that a user gets exactly the pipeline's model."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def entry(name: str, worst: float, family: str = "generalist", accuracy: float =
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A SQLite store, named by the environment."""
+    """The URI of an SQLite store, also in the environment."""
     uri = sqlite_store(tmp_path / "mlflow.db")
     monkeypatch.setenv(URI, uri)
     for name in (RUN_ID, FOLDER):
@@ -52,12 +52,12 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     client = mlflow.MlflowClient(uri)
     client.create_experiment("automixalign", (tmp_path / "artifacts").as_uri())
     yield uri
-    mlflow.set_tracking_uri(None)  # a step sets it for its process
+    mlflow.set_tracking_uri(None)  # `register` sets it for the process
 
 
 @pytest.fixture(scope="module")
 def candidates(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A full model and a LoRA adapter, both moved away from the base."""
+    """A full model and a LoRA adapter that differ from the base model."""
     folder = tmp_path_factory.mktemp("candidates")
     torch.manual_seed(1)
     full = load_full_model(base_model)
@@ -74,37 +74,35 @@ def candidates(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     return {"full": folder / "full", "lora": folder / "lora"}
 
 
-Registered = Callable[..., dict[str, Any]]
+Register = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def registered(
+def register_best(
     experiment_data: dict[str, Any],
     candidates: dict[str, Path],
     two_tasks: Path,
     base_model: Path,
     tmp_path: Path,
-) -> Registered:
-    """Register the best of some entries of a leaderboard, with options of the registry."""
+) -> Register:
+    """Registers the best of some entries of a leaderboard."""
+    experiment = parse_experiment(experiment_data, "test")
+    settings = RegistrySettings(seed=0, registry=RegistrySpec(name="assistant"), experiment=experiment)
 
-    def best_of(*entries: dict[str, Any], **spec: Any) -> dict[str, Any]:
-        experiment = parse_experiment(experiment_data | {"registry": {"name": "assistant", **spec}}, "test")
-        files.write_json(tmp_path / "board.json", list(entries))
-        known = {
-            entry["model"]: candidates[entry["model"]] for entry in entries if entry["model"] in candidates
-        }
-        output = tmp_path / "registration.json"
-        settings = RegistrySettings(
-            seed=0, registry=RegistrySpec(name="assistant", **spec), experiment=experiment
-        )
-        result = register(settings, tmp_path / "board.json", known, two_tasks, base_model, output)
+    def register_best(*entries: dict[str, Any]) -> dict[str, Any]:
+        board, output = tmp_path / "board.json", tmp_path / "registration.json"
+        files.write_json(board, list(entries))
+        models = {name: candidates[name] for entry in entries if (name := entry["model"]) in candidates}
+        result = register(settings, board, models, data=two_tasks, base_model=base_model, output=output)
         assert files.read_json(output) == result
         return result
 
-    return best_of
+    return register_best
 
 
-def greedy(model: Any, tokenizer: Any) -> str:
+def greedy(model: Any, base_model: Path) -> str:
+    """The model's answer to `QUESTION`."""
+    tokenizer = load_tokenizer(base_model)
     prompt = tokenizer.apply_chat_template(
         QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
@@ -112,36 +110,35 @@ def greedy(model: Any, tokenizer: Any) -> str:
     return str(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
+def ask_champion(environment: dict[str, str]) -> str:
+    """The answer of the champion in a new process that runs the code of the documentation."""
+    command = [sys.executable, "-c", CONSUMER]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1]
+
+
 TRACKING_PAGE = (Path(__file__).parents[2] / "docs" / "tracking.md").read_text(encoding="utf-8")
 (CONSUMER,) = re.findall(r"```python\n(.*?)```", TRACKING_PAGE, re.DOTALL)
-"""The code that the page shows to users of a registered model."""
+"""The code on that page for users of a registered model."""
 
 
 @pytest.mark.parametrize("name", ["full", "lora"])
-def test_a_fresh_process_gets_the_pipeline_s_model_token_for_token(
+def test_a_new_process_gets_the_model_token_for_token(
     name: str,
     store: str,
-    registered: Registered,
+    register_best: Register,
     candidates: dict[str, Path],
     base_model: Path,
     tmp_path: Path,
 ) -> None:
-    result = registered(entry("reference", 0.0, "reference"), entry(name, 0.1))
+    result = register_best(entry("reference", 0.0, "reference"), entry(name, 0.1))
     assert result == {"name": "assistant", "model": name, "version": "1", "champion": True, "reasons": []}
-    done = subprocess.run(
-        [sys.executable, "-c", CONSUMER],
-        env={**os.environ, "MLFLOW_TRACKING_URI": store},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    tokenizer = load_tokenizer(base_model)
-    own = greedy(load_model(candidates[name], base_model), tokenizer)
-    assert done.stdout.splitlines()[-1] == own
-    assert own != greedy(load_full_model(base_model), tokenizer), "the base would answer alike"
-    held = mlflow.models.get_model_info("models:/assistant@champion")
-    assert {"messages", "max_tokens", "temperature"} <= set(held.signature.inputs.input_names())
-    assert held.saved_input_example_info is not None
+    expected = greedy(load_model(candidates[name], base_model), base_model)
+    assert ask_champion({**os.environ, URI: store}) == expected
+    assert expected != greedy(load_full_model(base_model), base_model), "the test needs different answers"
+    info = mlflow.models.get_model_info("models:/assistant@champion")
+    assert {"messages", "max_tokens", "temperature"} <= set(info.signature.inputs.input_names())
+    assert info.saved_input_example_info is not None
     pinned = next((tmp_path / "artifacts").rglob("requirements.txt")).read_text().splitlines()
     assert f"transformers=={version('transformers')}" in pinned
     weights = list((tmp_path / "artifacts").rglob("*.safetensors"))
@@ -149,35 +146,32 @@ def test_a_fresh_process_gets_the_pipeline_s_model_token_for_token(
     assert not list((tmp_path / "artifacts").rglob("*.bin"))
 
 
-def test_a_server_with_its_artifacts_on_s3_hands_out_the_same_model(
+def test_a_server_with_artifacts_on_s3_serves_the_same_model(
     s3: Any,
     store: str,
-    registered: Registered,
+    register_best: Register,
     candidates: dict[str, Path],
     base_model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As a team runs it: the pipeline and the consumer know the server's address and nothing of S3."""
+    """The pipeline and the user know only the address of the server, not of S3."""
     s3.create_bucket(Bucket="registry")
     with server(tmp_path, free_port(), "s3://registry/models") as uri:
         monkeypatch.setenv(URI, uri)
-        assert registered(entry("lora", 0.1))["champion"]
+        assert register_best(entry("lora", 0.1))["champion"]
         without_s3 = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
-        done = subprocess.run(
-            [sys.executable, "-c", CONSUMER], env=without_s3, capture_output=True, text=True, check=True
-        )
-    own = greedy(load_model(candidates["lora"], base_model), load_tokenizer(base_model))
-    assert done.stdout.splitlines()[-1] == own
+        answer = ask_champion(without_s3)
+    assert answer == greedy(load_model(candidates["lora"], base_model), base_model)
     keys = [item["Key"] for item in s3.list_objects_v2(Bucket="registry")["Contents"]]
     assert sum(key.endswith(".safetensors") for key in keys) == 1
 
 
 def test_the_champion_is_served_as_a_chat(
-    store: str, registered: Registered, candidates: dict[str, Path], base_model: Path, tmp_path: Path
+    store: str, register_best: Register, candidates: dict[str, Path], base_model: Path, tmp_path: Path
 ) -> None:
-    """MLflow's own server answers what the model would; as it samples, the temperature is next to 0."""
-    registered(entry("full", 0.1))
+    """MLflow's server gives the model's answer. It always samples, so the temperature is almost 0."""
+    register_best(entry("full", 0.1))
     port = free_port()
     arguments = ["models", "serve", "-m", "models:/assistant@champion", "--env-manager", "local"]
     with (tmp_path / "serve.log").open("wb") as log:
@@ -192,7 +186,7 @@ def test_the_champion_is_served_as_a_chat(
         deadline = time.monotonic() + 90
         while True:
             assert process.poll() is None, (tmp_path / "serve.log").read_text()
-            assert time.monotonic() < deadline, "the model server did not come up"
+            assert time.monotonic() < deadline, "the model server did not start"
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=2)
                 break
@@ -208,24 +202,23 @@ def test_the_champion_is_served_as_a_chat(
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    tokenizer = load_tokenizer(base_model)
-    own = greedy(load_full_model(candidates["full"]), tokenizer)
-    assert completion["choices"][0]["message"]["content"] == own
+    expected = greedy(load_full_model(candidates["full"]), base_model)
+    assert completion["choices"][0]["message"]["content"] == expected
 
 
 def test_the_best_candidate_becomes_a_version_and_the_gate_decides(
-    store: str, registered: Registered, candidates: dict[str, Path], base_model: Path
+    store: str, register_best: Register, candidates: dict[str, Path], base_model: Path
 ) -> None:
     client = mlflow.MlflowClient(store)
-    first = registered(entry("full", 0.2), entry("lora", 0.1))
+    first = register_best(entry("full", 0.2), entry("lora", 0.1))
     assert (first["model"], first["version"], first["champion"]) == ("lora", "1", True)
-    again = registered(entry("full", 0.2), entry("lora", 0.1))
-    assert again == first, "a step that is retried makes no second version"
-    second = registered(entry("full", 0.15), entry("lora", 0.3))
+    again = register_best(entry("full", 0.2), entry("lora", 0.1))
+    assert again == first, "a retried stage creates no second version"
+    second = register_best(entry("full", 0.15), entry("lora", 0.3))
     assert (second["model"], second["version"], second["champion"]) == ("full", "2", False)
     assert second["reasons"] == ["its worst-task excess 0.1500 is above the champion's 0.1000"]
     aliases = client.get_registered_model("assistant").aliases
-    assert {name: str(number) for name, number in aliases.items()} == {"candidate": "2", "champion": "1"}
+    assert {name: int(number) for name, number in aliases.items()} == {"candidate": 2, "champion": 1}
     tags = client.get_model_version("assistant", "2").tags
     assert tags["automixalign.model"] == files.digest(candidates["full"])
     assert tags["automixalign.base_model_digest"] == files.digest(base_model)
@@ -234,7 +227,7 @@ def test_the_best_candidate_becomes_a_version_and_the_gate_decides(
     assert {"automixalign.data", "automixalign.config", "automixalign.seed"} <= tags.keys()
 
 
-SAME = {"automixalign.model": "m", "automixalign.data": "d"}
+TAGS = {"automixalign.model": "m", "automixalign.data": "d"}
 
 
 @pytest.mark.parametrize(
@@ -258,15 +251,16 @@ def test_the_gate(
     reasons: list[str],
 ) -> None:
     tags = {f"automixalign.{key}": value for key, value in (champion or {}).items()}
-    found = gate(
-        RegistrySpec(name="x", **spec), entry("a", worst, accuracy=accuracy), SAME, tags if champion else None
-    )
+    model = entry("a", worst, accuracy=accuracy)
+    found = gate(RegistrySpec(name="x", **spec), model, TAGS, tags if champion else None)
     assert len(found) == len(reasons)
-    assert all(mine.startswith(text) for mine, text in zip(found, reasons, strict=True))
+    assert all(reason.startswith(start) for reason, start in zip(found, reasons, strict=True))
 
 
-def test_without_a_store_nothing_is_registered(registered: Registered, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_store_nothing_is_register_best(
+    register_best: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in (URI, RUN_ID, FOLDER):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI"):
-        registered(entry("full", 0.1))
+        register_best(entry("full", 0.1))

@@ -1,4 +1,4 @@
-"""A made-up finished run, as the steps of the DAG would have left it, for the tests of the report."""
+"""A made-up run folder of a finished run, for the tests of the report."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from automixalign.scoring.caches import SUMMARY
 from automixalign.storage import files
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>\u2028&amp;"
-"""A text that would run where it was taken for HTML."""
+"""A text that would run if a page inserted it as HTML."""
 
 EVERYWHERE = (
     f"{HOSTILE}<!--<script>]]>\u2029<svg onload='window.hacked = 3'>"
@@ -26,13 +26,13 @@ EVERYWHERE = (
     "' onmouseover='window.hacked = 6'"
     '" autofocus onfocus="window.hacked = 7" $title ${script} {{7*7}} `code` \x1b[31m\u202e'
 )
-"""The same and more, for the page's every text: it must not rely on what the schema lets into a name."""
+"""More such texts, for every text of the page: the page must not rely on the schema to refuse them."""
 
 TASKS = ("alpha", "beta")
 TEST_PAIRS = {"alpha": 20, "beta": 10}
 STEPS = 40
 LEVEL = {"reference": 0.7, "standard": 0.4, "uniform": 0.2, "ama-r": 0.15, "linear": 0.5}
-"""Mean test loss of each model; a specialist's is .1 on its own task."""
+"""Mean test loss of each model; 0.1 for a specialist on its own task."""
 
 
 def experiment(seed: int = 0, **changes: Any) -> Experiment:
@@ -54,36 +54,28 @@ def experiment(seed: int = 0, **changes: Any) -> Experiment:
 
 
 def write_run(folder: Path, seed: int = 0, **changes: Any) -> Path:
-    """A run folder with everything the report is made of, and the report.
-
-    Args:
-        changes: keys of the configuration.
-    """
-    made = experiment(seed, **changes)
+    """Write a run folder with a report. `changes` are keys of the configuration."""
+    checked = experiment(seed, **changes)
     generator = np.random.default_rng(seed)
-    files.write_text(folder / "config.yaml", dump_yaml(made))
-    evaluations = [_evaluation(folder, name, generator) for name in model_names(made)]
-    trained = [*map(specialist_name, TASKS), *(method.name for method in made.methods)]
-    trajectories = {name: _trajectory(folder, name, generator) for name in trained}
-    files.write_json(
-        folder / "data" / "card.json", {"tasks": [_card(task.name, task.source) for task in made.tasks]}
-    )
-    losses = [_losses(folder, task) for task in TASKS]
+    files.write_text(folder / "config.yaml", dump_yaml(checked))
+    trained = [*map(specialist_name, TASKS), *(method.name for method in checked.methods)]
+    cards = [_card(task.name, task.source) for task in checked.tasks]
+    files.write_json(folder / "data" / "card.json", {"tasks": cards})
     cost = {"steps": STEPS, "pairs": 4 * STEPS, "tokens": 1234, "seconds": 1.5, "run_path": "not a cost"}
     results = RunResults(
-        evaluations=evaluations,
-        trajectories=trajectories,
+        evaluations=[_evaluation(folder, name, generator) for name in model_names(checked)],
+        trajectories={name: _trajectory(folder, name, generator) for name in trained},
         costs=dict.fromkeys(trained, cost),
         data=folder / "data",
-        losses=losses,
+        losses=[_losses(folder, task) for task in TASKS],
     )
-    settings = ComparisonSettings(seed=seed, code="0123456789abcdef", experiment=made)
+    settings = ComparisonSettings(seed=seed, code="0123456789abcdef", experiment=checked)
     compare(settings, results, report_paths(folder))
     return folder
 
 
 def report_paths(folder: Path) -> ReportPaths:
-    """Where the report of a run folder belongs."""
+    """The paths of the report in a run folder."""
     return ReportPaths(
         leaderboard=folder / "leaderboard.json",
         markdown=folder / "leaderboard.md",
@@ -94,23 +86,19 @@ def report_paths(folder: Path) -> ReportPaths:
 
 
 def _evaluation(folder: Path, name: str, generator: np.random.Generator) -> Path:
-    place = folder / "evaluations" / name
-    tasks = {}
+    output, tasks = folder / "evaluations" / name, {}
     for task, count in TEST_PAIRS.items():
         level = 0.1 if name == specialist_name(task) else LEVEL.get(name, 0.9)
         losses = level * generator.uniform(0.5, 1.5, count)
         ids = [f"{task}-{number}" for number in range(count)]
-        files.write_table(place / f"{task}.parquet", pa.table({"pair_id": ids, "loss": losses}))
+        files.write_table(output / f"{task}.parquet", pa.table({"pair_id": ids, "loss": losses}))
         tasks[task] = {"loss": float(losses.mean()), "accuracy": 1 - level / 2, "margin": 1 / level}
     tasks["alpha"]["pass_rate"] = 1 - tasks["alpha"]["loss"] / 2
-    families = {
-        "reference": "reference",
-        "linear": "merge",
-        **{specialist_name(task): "specialist" for task in TASKS},
-    }
+    families = {"reference": "reference", "linear": "merge"}
+    families |= {specialist_name(task): "specialist" for task in TASKS}
     summary = {"model": name, "family": families.get(name, "generalist"), "tasks": tasks}
-    files.write_json(place / SUMMARY, summary)
-    return place
+    files.write_json(output / SUMMARY, summary)
+    return output
 
 
 def _trajectory(folder: Path, name: str, generator: np.random.Generator) -> Path:
@@ -122,11 +110,7 @@ def _trajectory(folder: Path, name: str, generator: np.random.Generator) -> Path
         weights = {task: 1 / len(tasks) for task in tasks}
         if name == "ama-r":
             weights = {"alpha": 0.5 + step / 100, "beta": 0.5 - step / 100}
-        row: dict[str, Any] = {
-            "step": step,
-            "weights": weights,
-            "pairs": {task: 4 // len(tasks) for task in tasks},
-        }
+        row = {"step": step, "weights": weights, "pairs": dict.fromkeys(tasks, 4 // len(tasks))}
         rows.append(row | {metric: {task: float(generator.uniform()) for task in tasks} for metric in metrics})
     path = folder / "trajectories" / f"{name}.jsonl"
     files.write_jsonl(path, rows)
@@ -146,16 +130,15 @@ def _card(task: str, source: str) -> dict[str, Any]:
 
 
 def _losses(folder: Path, task: str) -> Path:
-    """Of the 8 training pairs of beta, its specialist ranks two the other way."""
-    place = folder / "specialist_losses" / task
+    """The specialist of beta prefers the rejected answer of two of its 8 training pairs."""
+    output = folder / "specialist_losses" / task
     losses = [0.1] * 6 + ([2.0, 1.0] if task == "beta" else [0.1, 0.1])
-    files.write_table(
-        place / "train.parquet", pa.table({"pair_id": [str(i) for i in range(8)], "loss": losses})
-    )
+    table = pa.table({"pair_id": [str(number) for number in range(8)], "loss": losses})
+    files.write_table(output / "train.parquet", table)
     gap = {"alpha": 0.25, "beta": -0.3}[task]
     manifest = {"task": task, "mean_loss": {"train": 0.1, "test": 0.1 + gap}, "gap": gap, "cross_fit": False}
-    files.write_json(place / caches.MANIFEST, manifest)
-    return place
+    files.write_json(output / caches.MANIFEST, manifest)
+    return output
 
 
 def hostile_facts(facts: Any) -> Any:
@@ -178,7 +161,7 @@ def hostile_facts(facts: Any) -> Any:
 
 
 def facts_of(page: Path) -> Any:
-    """The JSON that a page holds."""
+    """The JSON in a page."""
     text = page.read_text(encoding="utf-8")
     start = text.index('id="data">') + len('id="data">')
     return json.loads(text[start : text.index("</script>", start)])

@@ -1,4 +1,4 @@
-"""Freed memory is kept by the process, seen in its page faults."""
+"""The process keeps freed memory, which its page faults show."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ if sys.argv[1] == "keep":
     assert heap.keep_freed_memory()
 def fill():
     return torch.ones(8 << 20).sum().item()  # 32 MiB, 8,192 pages
-for _ in range(50):  # the process grows at first: a few times, on a busy machine up to the 13th
+for _ in range(50):  # the process grows at first, on a busy machine up to the 13th time
     fill()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(4):
@@ -20,12 +20,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def faults(how: str) -> int:
+def count_page_faults(mode: str) -> int:
     return int(
-        subprocess.run([sys.executable, "-c", _FAULTS, how], check=True, capture_output=True, text=True).stdout
+        subprocess.run([sys.executable, "-c", _FAULTS, mode], check=True, capture_output=True, text=True).stdout
     )
 
 
-def test_memory_that_was_freed_is_not_taken_anew() -> None:
-    assert faults("leave") > 4 * 8_192 * 0.9
-    assert faults("keep") < 8_192 * 0.1
+def test_freed_memory_is_reused_without_page_faults() -> None:
+    assert count_page_faults("leave") > 4 * 8_192 * 0.9
+    assert count_page_faults("keep") < 8_192 * 0.1

@@ -1,4 +1,4 @@
-"""MKL's functions are settled in one thread: all that torch leaves to MKL, in every process that computes."""
+"""Modules that load or train models first call, in one thread, each function that torch leaves to MKL."""
 
 import re
 import subprocess
@@ -20,14 +20,14 @@ print(*(event.name.removeprefix("aten::") for event in profile.events() if event
 """
 
 
-def test_they_are_those_that_torch_leaves_to_mkl() -> None:
+def test_the_functions_are_those_that_torch_leaves_to_mkl() -> None:
     header = Path(torch.__file__).parent / "include/ATen/cpu/vml.h"
-    left = re.findall(r"^IMPLEMENT_VML_MKL\((\w+), ", header.read_text(), re.MULTILINE)
-    assert sorted(left) == sorted(mkl.FUNCTIONS)
+    functions = re.findall(r"^IMPLEMENT_VML_MKL\((\w+), ", header.read_text(), re.MULTILINE)
+    assert sorted(functions) == sorted(mkl.FUNCTIONS)
 
 
 @pytest.mark.parametrize("module", ["models.load", "quickstart.tiny_model"])
-def test_what_loads_or_trains_a_model_settles_them(module: str) -> None:
+def test_a_module_that_loads_or_trains_models_loads_the_kernels(module: str) -> None:
     command = [sys.executable, "-c", _CALLED, f"automixalign.{module}"]
     called = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     in_both_precisions = dict.fromkeys(mkl.FUNCTIONS, 2)

@@ -33,6 +33,7 @@ def register(
     settings: RegistrySettings,
     board: Path,
     candidates: Mapping[str, Path],
+    *,
     data: Path,
     base_model: Path,
     output: Path,

@@ -39,8 +39,8 @@ def register(
             RegistrySettings.model_validate_json(settings),
             Path(board.path),
             {model.metadata["model"]: Path(model.path) for model in models},
-            Path(data.path),
-            Path(base_model.path),
-            Path(registration.path),
+            data=Path(data.path),
+            base_model=Path(base_model.path),
+            output=Path(registration.path),
         )
         registration.metadata.update(facts, run_path="registration.json")

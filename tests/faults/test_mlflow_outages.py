@@ -275,5 +275,6 @@ def test_register_fails_without_the_registry(
             raises(UnreachableError, "uniform cannot be registered as assistant", ADVICE),
             run_step("register"),
         ):
-            register(settings, tmp_path / "board.json", candidates, world.data, world.base_model, output)
+            paths = {"data": world.data, "base_model": world.base_model, "output": output}
+            register(settings, tmp_path / "board.json", candidates, **paths)
     assert not output.exists()

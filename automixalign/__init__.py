@@ -1,7 +1,8 @@
 """AutoMixAlign: multi-task preference optimisation of one language model (arXiv 2506.00569).
 
-The library is path in, path out, and knows nothing of Kubeflow; `components/` wraps it, `pipelines/` chains it.
-Start reading at `mixers.py` (the algorithm), then `trainer.py` (how a step uses it).
+The library takes paths and returns paths, and knows nothing of Kubeflow. `components/` wraps it, `pipelines/`
+wires the components. Start with `method/mixers.py` (the algorithm), then `training/trainer.py` (one optimiser
+step).
 """
 
 __version__ = "0.1.0"

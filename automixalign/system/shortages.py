@@ -92,7 +92,7 @@ def _raise_if_out_of_memory(error: BaseException, title: str, stage: str) -> Non
 
 def memory_advice(stage: str) -> str:
     """What to do about a stage that needs more memory than there is."""
-    return f"lower {_WHAT_TO_LOWER.get(stage, 'the size of the model')}, or give the step more memory"
+    return f"lower {_WHAT_TO_LOWER.get(stage, 'the size of the model')}, or give the stage more memory"
 
 
 def count_oom_kills() -> int | None:

@@ -56,7 +56,7 @@ def test_a_run_succeeded_if_the_last_try_of_every_stage_did(retried: list[str], 
 FAILED = events("started evaluate a", "failed evaluate a")
 KILLED = (
     "evaluate [b]: ended without an error message: it was killed (SIGKILL), most often because memory ran "
-    "out; lower evaluation.batch_size or max_length, or give the step more memory"
+    "out; lower evaluation.batch_size or max_length, or give the stage more memory"
 )
 
 

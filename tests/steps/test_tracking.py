@@ -262,7 +262,7 @@ def test_a_server_that_is_down_loses_nothing(
         step.record.add_metrics({"loss": 0.25})
         step.record.add_artifact(tmp_path / "file", "artifact.txt")
     warning = capsys.readouterr().err
-    assert "warning: MLflow did not take the step's record" in warning
+    assert "warning: MLflow did not take the stage's record" in warning
     assert "automixalign-spool-" in warning
     with server(tmp_path, port, "s3://mlflow/artifacts") as uri:
         with run_step("evaluate", "a"):

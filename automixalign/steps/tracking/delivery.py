@@ -26,4 +26,6 @@ def deliver(record: Record, status: Literal["FINISHED", "FAILED"]) -> str | None
     from automixalign.steps.tracking.send import send_waiting
 
     reason = send_waiting(spool_of_process, _SENDING_SECONDS)
-    return reason and f"MLflow did not take the step's record ({reason}); it waits in {spool_of_process.folder}"
+    if reason is None:
+        return None
+    return f"MLflow did not take the stage's record ({reason}); it waits in {spool_of_process.folder}"

@@ -1,8 +1,7 @@
 """Merge the DPO specialists of several tasks into one model, through mergekit (LGPL-3.0).
 
-A specialist is a full model or a LoRA adapter; the result is a full model with the tokenizer, the
-chat template and the configuration of the base. `merge_methods` lists the methods, their parameters
-and their papers.
+A specialist is a full model or a LoRA adapter. The result is a full model with the base's tokenizer, chat
+template and configuration. `merge_methods` lists the methods, their parameters and their papers.
 """
 
 import json
@@ -46,10 +45,10 @@ COPIED_FROM_BASE = (
     "chat_template.*",
     "additional_chat_templates",
 )
-"""What a model needs beside its weights."""
+"""Files that a model needs besides its weights."""
 
-COMPARED = ("model_type", "num_attention_heads", "num_key_value_heads", "tie_word_embeddings")
-"""What two configurations of one architecture share although no tensor's shape may show it."""
+_ARCHITECTURE_KEYS = ("model_type", "num_attention_heads", "num_key_value_heads", "tie_word_embeddings")
+"""Keys that must agree between configurations; the shapes of the tensors do not always show them."""
 
 
 def merge_specialists(
@@ -61,20 +60,27 @@ def merge_specialists(
     seed: int,
     weights: Mapping[str, float] | None = None,
 ) -> dict[str, object]:
-    """Merge `specialists` (task -> folder) of the model in `base` into a full model in `output`.
+    """Merge the specialists of a base model into one full model.
 
-    `parameters` go over the method's defaults, `weights` (task -> weight) over the common weight. The
-    arithmetic is done in float32 (float64 for a float64 base), the result has the base's dtype. The methods
-    that prune at random (DARE, DELLA) and the sampled quantiles of `arcee_fusion` depend on `seed` alone;
-    the caller's generators are left as they were. `output` appears complete or not at all, in place of what
-    was there.
+    The arithmetic is in float32 (float64 for a float64 base); the result has the base's dtype.
 
-    Returns the method, the tasks in order, all parameters in force and the method's reference.
+    Args:
+        base: folder of the base model.
+        specialists: task -> folder of a full model or a LoRA adapter.
+        method: mergekit's name.
+        parameters: replace the method's defaults.
+        output: the new folder. It appears complete or not at all, and replaces an existing one.
+        seed: determines the random pruning of DARE and DELLA, and the sampled quantiles of `arcee_fusion`. The
+            caller's random generators keep their state.
+        weights: task -> weight, where it differs from the common weight.
+
+    Returns:
+        The method, the tasks in order, all parameters in force, and the method's reference.
 
     Raises:
-        ValueError: the method, its parameters or the number of specialists.
-        ModelError: a folder that holds no model in safetensors; a specialist that does not have the base's
-            architecture, naming the task and the difference; or the result overflows.
+        ValueError: the method, its parameters or the number of specialists is impossible.
+        ModelError: a folder holds no model in safetensors; a specialist does not have the base's architecture;
+            or the result overflows.
     """
     merge_methods.check(method, len(specialists), parameters)
     with (
@@ -86,7 +92,7 @@ def merge_specialists(
         if name := _run(staged, method, parameters, own, merged, seed=seed):
             raise ModelError(
                 f"the merge by {method} of {', '.join(specialists)} overflows: its weight {name} is not "
-                "finite; look at the specialists, or choose smaller parameters"
+                "finite; check the specialists, or choose smaller parameters"
             )
         _copy_from_base(base, merged)
     shared, per_model = merge_methods.resolve(method, parameters)
@@ -102,10 +108,10 @@ def merge_specialists(
 
 
 def _stage(base: Path, specialists: Mapping[str, Path], staging: Path) -> dict[Path, Loader]:
-    """Full models of one layout for mergekit, under fresh names: the base, then the specialists.
+    """Full models of one layout for mergekit, under new names: the base, then the specialists.
 
-    mergekit identifies a model by its path and caches by it. A link of a new name for each keeps
-    retrained folders, two tasks of one folder, and a specialist that is the base apart.
+    mergekit identifies and caches a model by its path. New names separate a folder that was trained again, two
+    tasks with one folder, and a specialist that is the base.
     """
     safety.check_full_model(base)
     for folder in specialists.values():
@@ -114,68 +120,66 @@ def _stage(base: Path, specialists: Mapping[str, Path], staging: Path) -> dict[P
     staged: dict[Path, Loader] = {}
     for index, (task, folder) in enumerate([("", base), *specialists.items()]):
         model, first = staging / f"model-{index}", next(iter(staged), None)
-        whose = f"the specialist of task {task!r}" if first else "the base model"
+        subject = f"the specialist of task {task!r}" if first else "the base model"
         if first and safety.is_adapter(folder):
             try:
                 loader = fold(first, folder, model, _merge_dtype(_dtype(base)))
-            except (ModelError, ValueError) as error:  # other shapes, or none of its modules
+            except (ModelError, ValueError) as error:  # other shapes or other modules
                 reason = " ".join(str(error).split()).replace(str(first), str(base))
-                raise ModelError(f"{whose} ({folder}) is no adapter of {base}: {reason}") from error
+                raise ModelError(f"{subject} ({folder}) is no adapter of {base}: {reason}") from error
         else:
             if tied & _tensor_shapes(folder).keys():
-                # transformers writes tied weights once. Written twice, as in some checkpoints, they
-                # could come out of a merge unequal, and would then no longer be tied on loading.
+                # transformers writes tied weights once; some checkpoints hold them twice. A merge could make
+                # the two unequal, and a loaded model would then no longer tie them.
                 read_full_model(folder, dtype="auto").save_pretrained(model)
             else:
                 model.symlink_to(folder.resolve(), target_is_directory=True)
             loader = Loader(model)
-        if first and (found := _difference(first, model)):
-            raise ModelError(f"{whose} ({folder}) cannot be merged with {base}: {found}")
+        if first and (difference := _difference(first, model)):
+            raise ModelError(f"{subject} ({folder}) cannot be merged with {base}: {difference}")
         staged[model] = loader
     return staged
 
 
 def _tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a model, from the headers of its files alone."""
+    """Name and shape of every tensor of a model, from the headers of its files."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     elif (folder / "model.safetensors").is_file():
-        files = ["model.safetensors"]
+        names = ["model.safetensors"]
     else:
         raise ModelError(f"{folder} holds no model.safetensors")
     shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
+    for file in (folder / name for name in names):
         try:
-            with safe_open(folder / file, framework="pt") as tensors:
-                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in _names(tensors)}
+            with safe_open(file, framework="pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118  not a mapping
+                    shapes[key] = tuple(tensors.get_slice(key).get_shape())
         except (OSError, SafetensorError) as error:
-            raise ModelError(f"{folder / file} cannot be read: {error}") from error
+            raise ModelError(f"{file} cannot be read: {error}") from error
     return shapes
 
 
-def _names(tensors: safe_open) -> list[str]:
-    return list(tensors.keys())  # type: ignore[no-untyped-call]
-
-
 def _difference(base: Path, model: Path) -> str:
-    """How `model` differs from `base` in architecture, or ""; at most three tensors are named."""
-    ours, theirs = load_config(base), load_config(model)
-    for key in COMPARED:
-        if getattr(ours, key, None) != getattr(theirs, key, None):
-            return f"{key} is {getattr(theirs, key, None)} instead of {getattr(ours, key, None)}"
-    expected, found = _tensor_shapes(base), _tensor_shapes(model)
-    faults = [
-        f"{name} is {_shape(found.get(name))} instead of {_shape(expected.get(name))}"
-        for name in sorted(expected.keys() | found.keys())
-        if found.get(name) != expected.get(name)
+    """How the architecture of `model` differs from that of `base`, or ""; names at most three tensors."""
+    base_config, config = load_config(base), load_config(model)
+    for key in _ARCHITECTURE_KEYS:
+        expected, actual = getattr(base_config, key, None), getattr(config, key, None)
+        if actual != expected:
+            return f"{key} is {actual} instead of {expected}"
+
+    def describe(shape: tuple[int, ...] | None) -> str:
+        return "absent" if shape is None else str(list(shape))
+
+    base_shapes, shapes = _tensor_shapes(base), _tensor_shapes(model)
+    differences = [
+        f"{name} is {describe(shapes.get(name))} instead of {describe(base_shapes.get(name))}"
+        for name in sorted(base_shapes.keys() | shapes.keys())
+        if shapes.get(name) != base_shapes.get(name)
     ]
-    more = [f"and {len(faults) - 3} more"] if len(faults) > 3 else []
-    return "; ".join(faults[:3] + more)
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "absent" if shape is None else str(list(shape))
+    more = [f"and {len(differences) - 3} more"] if len(differences) > 3 else []
+    return "; ".join(differences[:3] + more)
 
 
 def _dtype(model: Path) -> torch.dtype:
@@ -184,7 +188,7 @@ def _dtype(model: Path) -> torch.dtype:
 
 
 def _merge_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype to calculate in: task vectors are too small for the steps of bfloat16."""
+    """The dtype of the arithmetic: bfloat16 rounds task vectors too much."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -197,26 +201,28 @@ def _run(
     *,
     seed: int,
 ) -> str | None:
-    """Let mergekit merge the base and the specialists of `_stage`, and write each weight as it comes.
+    """Let mergekit merge the models of `_stage`, and write each weight when it is computed.
 
-    `own` has each specialist's parameters beside the common ones. mergekit's own `run_merge` would collect up
-    to 5 GB of weights before it writes.
+    mergekit's own `run_merge` collects up to 5 GB of weights before it writes.
+
+    Args:
+        own: each specialist's parameters besides the common ones.
 
     Returns:
-        The first weight that is not finite, if there is one; the rest is then not written.
+        The first weight that is not finite, or None. The weights after it are not written.
     """
     dtype = _dtype(next(iter(staged)))
     spec = merge_methods.MERGE_METHODS[method]
     shared, per_model = merge_methods.resolve(method, parameters)
-    # Not ModelReference.parse, to which `@` and `+` in a path are a revision and an adapter.
+    # ModelReference.parse would take `@` and `+` in a path for a revision and an adapter.
     loaders = {ModelReference(model=ModelPath(path=str(path))): loader for path, loader in staged.items()}
     base, *inputs = loaders
     first = inputs[0] if spec.first_is_base else None
     configuration = MergeConfiguration(
         merge_method=method,
         models=[
-            InputModelDefinition(model=model, parameters={**per_model, **its})
-            for model, its in zip(inputs, own, strict=True)
+            InputModelDefinition(model=model, parameters={**per_model, **overrides})
+            for model, overrides in zip(inputs, own, strict=True)
         ],
         base_model=base if spec.needs_base else first,
         parameters=shared,
@@ -235,27 +241,27 @@ def _run(
             output.mkdir()
             return _write(plan, output / "model.safetensors")
     finally:
-        for model in loaders:  # the cache lives as long as the process
+        for model in loaders:  # the cache belongs to the process
             LoaderCache.loaders.pop(model, None)
 
 
 def _write(plan: list[SaveTensor], file: Path) -> str | None:
-    """Calculate and write the tensors that a plan would save, up to the first that is not finite."""
+    """Compute and write the tensors of a plan; stop at the first that is not finite and return its name."""
     dtypes = {save.tensor_name: dtype_from_name(save.dtype) for save in plan}
     with SafetensorsWriter(file, dtypes) as writer:
         for task, tensor in Executor([save.tensor_task for save in plan]).run():
             name = str(task.output_weight.name)
-            written = tensor.to(dtypes[name])
-            if not is_finite(written):
+            converted = tensor.to(dtypes[name])
+            if not is_finite(converted):
                 return name
-            writer.add(name, written)
-            del tensor, written  # before the next ones are read
+            writer.add(name, converted)
+            del tensor, converted  # before the next tensors are read
     return None
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """With the global random generators, from which mergekit draws, set to `seed`, and put back after."""
+    """Seed the global random generators, which mergekit draws from; restore their state at the end."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():

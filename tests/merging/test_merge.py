@@ -512,7 +512,7 @@ class TestSameBits:
     def test_no_page_of_a_file_stays(
         self, base: Path, adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(merge_inputs, "KEPT", 1)
+        monkeypatch.setattr(merge_inputs, "UNUSED_BYTES", 1)
         model = Path(shutil.copytree(base, tmp_path / "base"))  # that nothing else has open
         loader = fold(model, adapters["chat"], tmp_path / "folded", torch.float32)
         name = "model.layers.0.self_attn.k_proj.weight"  # which the adapter leaves alone

@@ -1,9 +1,9 @@
-"""The page of every component, and their index, from what the components say of themselves.
+"""Generate the page of each component and their index.
 
-    python -m components.pages            # rewrite `components/README.md` and `components/NAME/README.md`
-    python -m components.pages --check    # rewrite nothing; name those that are stale and exit with 1
+    python -m components.pages            # write `components/README.md` and `components/NAME/README.md`
+    python -m components.pages --check    # write nothing; name stale pages and exit with 1
 
-Names and types are those that kfp compiled, descriptions come from the docstring.
+Names and types come from the compiled component, descriptions from its docstring.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any
 import docstring_parser
 
 _FOLDER = Path(__file__).parent
-_MADE_BY = "<!-- Written by `python -m components.pages`; change the docstring in component.py. -->"
+_GENERATED = "<!-- Written by `python -m components.pages`; change the docstring in component.py. -->"
 _TYPES = {
     "String": "str",
     "Integer": "int",
@@ -29,29 +29,29 @@ _TYPES = {
 
 def names() -> list[str]:
     """The components, by the names of their folders."""
-    return sorted(place.parent.name for place in _FOLDER.glob("*/component.py"))
+    return sorted(path.parent.name for path in _FOLDER.glob("*/component.py"))
 
 
 def pages() -> dict[Path, str]:
-    """What each page should hold: the index and one a component.
+    """The text of each page: the index, and one page for each component.
 
     Raises:
-        ValueError: a component has an argument that its docstring does not describe.
+        ValueError: a docstring does not describe an argument.
     """
     index = ["Component", "What it does"]
     rows = []
-    written = {}
+    texts = {}
     for name in names():
         component = _load(name)
         rows.append([f"[{name}]({name}/README.md)", _parsed(component).short_description or ""])
-        written[_FOLDER / name / "README.md"] = _page(name, component)
+        texts[_FOLDER / name / "README.md"] = _page(name, component)
     intro = "Each is a thin typed function over the library `automixalign`; `pipelines/` wires them."
-    written[_FOLDER / "README.md"] = _join("# Components", _MADE_BY, intro, _table(index, rows))
-    return written
+    texts[_FOLDER / "README.md"] = _join("# Components", _GENERATED, intro, _table(index, rows))
+    return texts
 
 
 def stale() -> list[Path]:
-    """The pages that are not as they should be."""
+    """The pages that differ from their text."""
     return [path for path, text in pages().items() if not path.exists() or path.read_text("utf-8") != text]
 
 
@@ -69,7 +69,7 @@ def _page(name: str, component: Any) -> str:
     described = {
         key.strip(): " ".join((param.description or "").split())
         for param in parsed.params
-        for key in param.arg_name.split(",")  # several arguments may share a line
+        for key in param.arg_name.split(",")  # several arguments can share a line
     }
     inputs, outputs = spec.inputs or {}, spec.outputs or {}
     returned = parsed.returns.description if parsed.returns else None
@@ -89,7 +89,7 @@ def _page(name: str, component: Any) -> str:
     artifacts = {key: port for key, port in inputs.items() if _is_artifact(port)}
     return _join(
         f"# {name}",
-        _MADE_BY,
+        _GENERATED,
         module.__doc__ or "",
         parsed.description or "",
         *section("Inputs", artifacts),
@@ -120,18 +120,17 @@ def _join(*blocks: str) -> str:
 
 
 def main() -> None:
-    """Rewrite the pages, or check them."""
+    """Write the pages, or check them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    found, texts = stale(), pages()
-    if not check:
-        for path in found:
+    texts = pages()
+    for path in (changed := stale()):
+        name = path.relative_to(_FOLDER.parent)
+        sys.stdout.write(f"{name} is stale: run python -m components.pages\n" if check else f"{name}\n")
+        if not check:
             path.write_text(texts[path], encoding="utf-8")
-    for path in found:
-        place = path.relative_to(_FOLDER.parent)
-        sys.stdout.write(f"{place} is stale: run python -m components.pages\n" if check else f"{place}\n")
-    sys.exit(1 if check and found else 0)
+    sys.exit(1 if check and changed else 0)
 
 
 if __name__ == "__main__":

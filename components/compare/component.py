@@ -24,16 +24,16 @@ def compare(
     metrics: Output[Metrics],
     merges: Input[list[Dataset]] = None,  # kfp's form of an optional
 ) -> None:
-    """Bring all evaluations together: per task, on average and on the worst task.
+    """Compare all models: on each task, on average and on the worst task.
 
     Args:
         settings: `ComparisonSettings` as JSON.
-        reference, specialists, generalists, merges: the evaluations of the models of this family.
-        trajectories, specialist_trajectories: per-step logs; their metadata tell what a training cost.
-        data, losses: the prepared splits, and the specialists' losses of them.
-        leaderboard, markdown, metrics: every model on every task, as JSON and a table; its worst and average.
-        plots: folder of PNG files: task weights over time, a bar chart a metric.
-        page, facts: the report as one HTML file, and what it shows as JSON.
+        reference, specialists, generalists, merges: the evaluations of the models of each family.
+        trajectories, specialist_trajectories: logs of the optimiser steps; their metadata hold the cost.
+        data, losses: the prepared splits, and the specialists' losses on them.
+        leaderboard, markdown, metrics: every model on every task, as JSON and a table; worst and average.
+        plots: folder of PNG files: task weights over time, and one bar chart for each metric.
+        page, facts: the report as one HTML file, and its data as JSON.
     """
     from pathlib import Path
 

@@ -21,9 +21,9 @@ def evaluate(
         settings: `EvaluationSettings` as JSON.
         data: the prepared splits.
         reference_logps: the reference log-probabilities.
-        base_model: under a LoRA model.
-        evaluation: folder with a row a pair, the generations and a summary.
-        model: the model, whose metadata give its name and family; without one, the base model.
+        base_model: the base of a LoRA model.
+        evaluation: folder with one row for each pair, the generations and a summary.
+        model: the model; its metadata hold its name and family. Without one, the base model.
     """
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the loop over the tasks made, as one artifact of each kind."""
+"""The results of the loop over the tasks, as one artifact of each kind."""
 
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Model, Output
@@ -13,13 +13,13 @@ def gather_specialists(
     all_models: Output[Model],
     models: Input[list[Model]] = None,  # kfp's form of an optional
 ) -> None:
-    """Bring the specialists and their losses together, since KFP's backend hands no list to a nested pipeline.
+    """Put specialists and losses into one folder each: KFP's backend passes no list to a nested pipeline.
 
     Args:
-        losses: the specialists' cached losses, one artifact a task.
-        all_losses: folder with `TASK/`.
-        all_models: folder with `TASK/`, empty without merges.
-        models: the specialists, where merges will need them.
+        losses: the specialists' cached losses, one artifact for each task.
+        all_losses: folder with one folder `TASK/` each.
+        all_models: folder with one folder `TASK/` each; empty without merges.
+        models: the specialists, where the pipeline has merges.
     """
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The specialists' weights brought together without training."""
+"""A model made of the specialists' weights, without training."""
 
 from kfp import dsl
 from kfp.dsl import Input, Model, Output
@@ -17,7 +17,7 @@ def merge_specialists(
 
     Args:
         settings: `MergeSettings` as JSON.
-        base_model: what the specialists started from.
+        base_model: the model that the specialists started from.
         specialists: folder with full models or LoRA adapters, `TASK/`.
         model: the merged full model.
     """
@@ -30,11 +30,11 @@ def merge_specialists(
     checked = MergeSettings.model_validate_json(settings)
     with run_step("merge_specialists", checked.name, reads=[base_model, specialists], writes=[model]):
         facts = merge_specialists(
-            Path(base_model.path),
-            {task: Path(specialists.path) / task for task in checked.tasks},
-            checked.merge.method,
-            checked.merge.parameters,
-            Path(model.path),
+            base=Path(base_model.path),
+            specialists={task: Path(specialists.path) / task for task in checked.tasks},
+            method=checked.merge.method,
+            parameters=checked.merge.parameters,
+            output=Path(model.path),
             seed=checked.seed,
             weights=checked.merge.weights,
         )

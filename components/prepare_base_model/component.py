@@ -1,4 +1,4 @@
-"""The policy everything starts from, in one normal form."""
+"""The policy that every training starts from, in one normal form."""
 
 from kfp import dsl
 from kfp.dsl import Model, Output

@@ -1,4 +1,4 @@
-"""Preference data: read, cleaned, split by prompt, tokenised once."""
+"""Preference pairs: read, cleaned, split by prompt, tokenised."""
 
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Model, Output
@@ -12,7 +12,7 @@ def prepare_data(settings: str, base_model: Input[Model], data: Output[Dataset])
 
     Args:
         settings: `DataSettings` as JSON.
-        base_model: its tokenizer and chat template are applied.
+        base_model: the model whose tokenizer and chat template are applied.
         data: folder with `TASK/{train,validation,test}.parquet` and `card.json`.
     """
     from pathlib import Path

@@ -1,4 +1,4 @@
-"""Models, leaderboard and report go where the configuration wants them."""
+"""Models, leaderboard and report at the place that the configuration names."""
 
 from kfp import dsl
 from kfp.dsl import HTML, Artifact, Input, Model, Output
@@ -17,17 +17,17 @@ def publish(
     publication: Output[Artifact],
     merges: Input[list[Model]] = None,  # kfp's form of an optional
 ) -> None:
-    """Copy the final models, the leaderboard and the report to S3 or a folder; a manifest is written last.
+    """Copy the final models, the leaderboard and the report to S3 or a folder; write a manifest last.
 
     Args:
         settings: `PublicationSettings` as JSON.
         board: the leaderboard.
         page: the report.
-        facts: what the report shows, as JSON.
+        facts: the data of the report, as JSON.
         base_model: the reference model, which LoRA generalists need.
         generalists: the generalists.
-        publication: JSON, every file that was published with its size and SHA-256.
-        merges: the merged models, if there are any.
+        publication: JSON: every published file with its size and SHA-256.
+        merges: the merged models.
     """
     from pathlib import Path
 
@@ -39,9 +39,9 @@ def publish(
     artifacts = {f"models/{name}": model for name, model in [("reference", base_model), *models.items()]}
     artifacts |= {"leaderboard.json": board, "report/index.html": page, "report/data.json": facts}
     with run_step("publish", reads=artifacts.values(), writes=[publication]):
-        facts_of_it = publish_run(
+        summary = publish_run(
             PublicationSettings.model_validate_json(settings),
             {name: Path(artifact.path) for name, artifact in artifacts.items()},
             Path(publication.path),
         )
-        publication.metadata.update(facts_of_it, run_path="publication.json")
+        publication.metadata.update(summary, run_path="publication.json")

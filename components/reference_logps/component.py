@@ -10,13 +10,13 @@ from components.image import IMAGE
 def reference_logps(
     settings: str, data: Input[Dataset], base_model: Input[Model], reference_logps: Output[Dataset]
 ) -> None:
-    """Score chosen and rejected of all splits under the reference model, keyed by pair id.
+    """Score both answers of every pair under the reference model, keyed by pair id.
 
     Args:
         settings: `ScoringSettings` as JSON.
         data: the prepared splits.
         base_model: the reference model.
-        reference_logps: a folder a task, with `SPLIT.parquet` and a manifest of what it belongs to.
+        reference_logps: one folder for each task, with `SPLIT.parquet` and a manifest that names its data.
     """
     from pathlib import Path
 

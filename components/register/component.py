@@ -1,4 +1,4 @@
-"""The best model of the run becomes a version in MLflow's registry."""
+"""The best model of the run, as a version in MLflow's registry."""
 
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Model, Output
@@ -16,16 +16,16 @@ def register(
     registration: Output[Artifact],
     merges: Input[list[Model]] = None,  # kfp's form of an optional
 ) -> None:
-    """Register the generalist or merge with the smallest worst-task excess; the champion if it passes the gate.
+    """Register the generalist or merge with the smallest worst-task excess: the champion if it passes the gate.
 
     Args:
         settings: `RegistrySettings` as JSON.
         board: the leaderboard.
-        data: the prepared splits, whose digests the version's tags name.
-        base_model: under LoRA generalists; its tokenizer and chat template go with the version.
+        data: the prepared splits; the version's tags name their digests.
+        base_model: the base of LoRA generalists; the version gets its tokenizer and chat template.
         generalists: the generalists.
         registration: JSON: name, version, whether it is the champion, and why if not.
-        merges: the merged models, if there are any.
+        merges: the merged models.
     """
     from pathlib import Path
 
@@ -36,9 +36,9 @@ def register(
     models = [*generalists, *(merges or [])]
     with run_step("register", reads=[board, data, base_model, *models], writes=[registration]):
         facts = register(
-            RegistrySettings.model_validate_json(settings),
-            Path(board.path),
-            {model.metadata["model"]: Path(model.path) for model in models},
+            settings=RegistrySettings.model_validate_json(settings),
+            board=Path(board.path),
+            candidates={model.metadata["model"]: Path(model.path) for model in models},
             data=Path(data.path),
             base_model=Path(base_model.path),
             output=Path(registration.path),

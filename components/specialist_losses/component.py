@@ -1,4 +1,4 @@
-"""The specialist's loss of every pair of its task: what the excess is counted from."""
+"""The specialist's loss of every pair of its task, which the excess is measured against."""
 
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Model, Output
@@ -17,17 +17,17 @@ def specialist_losses(
     evaluation: Input[Dataset],
     losses: Output[Dataset],
 ) -> None:
-    """Cache the per-example DPO losses of a specialist on its task, keyed by pair id.
+    """Cache the loss of each pair of a task under its specialist, keyed by pair id.
 
     Args:
         settings: `SpecialistLossesSettings` as JSON.
         task_name: the task.
         data: the prepared splits.
         reference_logps: the reference log-probabilities.
-        base_model: under a LoRA specialist.
+        base_model: the base of a LoRA specialist.
         model: the specialist.
-        evaluation: the specialist's, which scored the test split already.
-        losses: folder with `SPLIT.parquet` and a manifest of what it belongs to.
+        evaluation: the specialist's evaluation, which scored the test split.
+        losses: folder with `SPLIT.parquet` and a manifest that names its data and model.
     """
     from pathlib import Path
 
@@ -38,13 +38,13 @@ def specialist_losses(
     reads = [data, reference_logps, base_model, model, evaluation]
     with run_step("specialist_losses", task_name, reads=reads, writes=[losses]):
         manifest = write_specialist_losses(
-            SpecialistLossesSettings.model_validate_json(settings),
-            task_name,
-            Path(data.path),
-            Path(reference_logps.path),
-            Path(base_model.path),
-            Path(model.path),
-            Path(evaluation.path),
-            Path(losses.path),
+            settings=SpecialistLossesSettings.model_validate_json(settings),
+            task=task_name,
+            data=Path(data.path),
+            reference_logps=Path(reference_logps.path),
+            base_model=Path(base_model.path),
+            specialist=Path(model.path),
+            evaluation=Path(evaluation.path),
+            output=Path(losses.path),
         )
         losses.metadata.update(manifest, run_path=f"specialist_losses/{task_name}")

@@ -16,16 +16,16 @@ def train_generalist(
     model: Output[Model],
     trajectory: Output[Artifact],
 ) -> None:
-    """Train a generalist: standard, uniform, AMA-R, AMA-S or another mixer of the library.
+    """Train a generalist with one mixer, such as uniform, AMA-R or AMA-S.
 
     Args:
         settings: `GeneralistSettings` as JSON; its method names the mixer.
         data: the prepared splits.
         reference_logps: the reference log-probabilities.
-        losses: folder with the specialists' cached losses, `TASK/`.
+        losses: folder with the specialists' cached losses, one folder `TASK/` each.
         base_model: the policy to start from.
         model: the generalist, a full model or a LoRA adapter.
-        trajectory: JSONL, a line an optimiser step: task weights, losses, excess, clip fractions.
+        trajectory: JSONL, one line for each optimiser step: task weights, losses, excess, clip fractions.
     """
     from pathlib import Path
 

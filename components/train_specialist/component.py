@@ -16,7 +16,7 @@ def train_specialist(
     model: Output[Model],
     trajectory: Output[Artifact],
 ) -> None:
-    """Train the specialist of a task, whose losses are what generalists are measured against.
+    """Train the specialist of a task; generalists are measured against its losses.
 
     Args:
         settings: `SpecialistSettings` as JSON.
@@ -25,7 +25,7 @@ def train_specialist(
         reference_logps: the reference log-probabilities.
         base_model: the policy to start from.
         model: the specialist, a full model or a LoRA adapter.
-        trajectory: JSONL, a line an optimiser step.
+        trajectory: JSONL, one line for each optimiser step.
     """
     from pathlib import Path
 

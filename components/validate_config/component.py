@@ -1,4 +1,4 @@
-"""First stage: refuse a configuration that cannot run, and plan the others."""
+"""The first stage: it refuses a configuration that cannot run, and plans the other stages."""
 
 from typing import NamedTuple
 

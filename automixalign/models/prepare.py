@@ -125,7 +125,7 @@ def _load(source: BaseModelSource, path: Path | None, revision: str | None = Non
 
     from automixalign.models.load import failure_reason
 
-    common: dict[str, Any] = {"trust_remote_code": False}
+    common: dict[str, Any] = {}
     is_gguf = path is not None and path.suffix == _GGUF
     if path is None:
         folder = source.text
@@ -138,12 +138,13 @@ def _load(source: BaseModelSource, path: Path | None, revision: str | None = Non
     try:
         if path is not None and not is_gguf:
             check_full_model(path)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **common)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **common)
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # the error does not name the weight; the report does
+            trust_remote_code=False,
             use_safetensors=not is_gguf,
             **common,
             **options,

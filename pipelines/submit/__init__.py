@@ -5,4 +5,6 @@ submission.py  what is sent, and under which names
 server.py      the server: who we are to it, the calls, and what its errors mean
 following.py   the run's tasks as they change
 terminal.py    what is shown of all this, and the exit status
+
+It knows nothing about local runs.
 """

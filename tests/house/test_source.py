@@ -1,4 +1,4 @@
-"""What the source never does, whoever writes the next line of it."""
+"""The source never calls what runs the data that it reads."""
 
 import ast
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ FILES = [
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 WITH_WEIGHTS = ("AutoModelForCausalLM",)
-OF_OURS = {"PeftModel": "automixalign/models/load.py"}
-"""Takes no `trust_remote_code`, and prefers pickles to nothing; the one place that looks before it calls."""
-NEVER = {
+ONLY_IN = {"PeftModel": "automixalign/models/load.py"}
+"""Class -> the file that may call it, because it checks for pickles first; takes no `trust_remote_code`."""
+USE_INSTEAD = {
     "torch.load": "safetensors",
     "pickle.load": "safetensors or JSON",
     "pickle.loads": "safetensors or JSON",
@@ -35,7 +35,7 @@ NEVER = {
     "yaml.unsafe_load": "config_file",
     "yaml.full_load": "config_file",
 }
-STARTERS = ("subprocess.run", "subprocess.Popen", "subprocess.check_output", "subprocess.call")
+STARTS_PROCESS = ("subprocess.run", "subprocess.Popen", "subprocess.check_output", "subprocess.call")
 
 
 def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
@@ -45,38 +45,40 @@ def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
 
 
 def is_safe(loader: str) -> bool:
-    """Whether a YAML loader of the configuration's reader makes nothing but plain data."""
-    found = getattr(config_file, loader, None)
-    return isinstance(found, type) and issubclass(found, yaml.SafeLoader)
+    """Whether a YAML loader of the configuration's reader makes plain data only."""
+    loader_class = getattr(config_file, loader, None)
+    return isinstance(loader_class, type) and issubclass(loader_class, yaml.SafeLoader)
 
 
-def faults(path: Path) -> list[str]:
-    found = []
+def unsafe_calls(path: Path) -> list[str]:
+    lines = []
     for name, call in calls(path):
-        given = {word.arg: ast.unparse(word.value) for word in call.keywords if word.arg}
+        arguments = {word.arg: ast.unparse(word.value) for word in call.keywords if word.arg}
         where = f"{path.name}:{call.lineno}: {name}"
         kind, _, method = name.rpartition(".")
-        if name in NEVER:
-            found.append(f"{where}; use {NEVER[name]}")
-        if method == "from_pretrained" and kind in OF_OURS:
-            if not path.as_posix().endswith(OF_OURS[kind]):
-                found.append(f"{where}; only {OF_OURS[kind]} may")
-        elif method == "from_pretrained" and "trust_remote_code" not in given:
-            found.append(f"{where} without trust_remote_code=False")
-        if method == "from_pretrained" and kind in WITH_WEIGHTS and "use_safetensors" not in given:
-            found.append(f"{where} without use_safetensors")
-        if "trust_remote_code" in given and given["trust_remote_code"] != "False":
-            found.append(f"{where} with trust_remote_code={given['trust_remote_code']}")
-        if name in STARTERS and ("shell" in given or isinstance(call.args[0], (ast.Constant, ast.JoinedStr))):
-            found.append(f"{where} with a text instead of a list")
-        if name == "yaml.load" and not is_safe(given.get("Loader", "")):
-            found.append(f"{where} without a safe loader")
-    return found
+        if name in USE_INSTEAD:
+            lines.append(f"{where}; use {USE_INSTEAD[name]}")
+        if method == "from_pretrained" and kind in ONLY_IN:
+            if not path.as_posix().endswith(ONLY_IN[kind]):
+                lines.append(f"{where}; only {ONLY_IN[kind]} may")
+        elif method == "from_pretrained" and "trust_remote_code" not in arguments:
+            lines.append(f"{where} without trust_remote_code=False")
+        if method == "from_pretrained" and kind in WITH_WEIGHTS and "use_safetensors" not in arguments:
+            lines.append(f"{where} without use_safetensors")
+        if "trust_remote_code" in arguments and arguments["trust_remote_code"] != "False":
+            lines.append(f"{where} with trust_remote_code={arguments['trust_remote_code']}")
+        if name in STARTS_PROCESS and (
+            "shell" in arguments or isinstance(call.args[0], (ast.Constant, ast.JoinedStr))
+        ):
+            lines.append(f"{where} with a text instead of a list")
+        if name == "yaml.load" and not is_safe(arguments.get("Loader", "")):
+            lines.append(f"{where} without a safe loader")
+    return lines
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_is_called_that_runs_what_it_reads(path: Path) -> None:
-    assert faults(path) == []
+def test_the_source_makes_no_unsafe_call(path: Path) -> None:
+    assert unsafe_calls(path) == []
 
 
 @pytest.mark.parametrize(
@@ -94,6 +96,6 @@ def test_nothing_is_called_that_runs_what_it_reads(path: Path) -> None:
         "yaml.load(x, Loader=yaml.Loader)",
     ],
 )
-def test_each_of_them_would_be_found(line: str, tmp_path: Path) -> None:
+def test_an_unsafe_call_is_found(line: str, tmp_path: Path) -> None:
     (tmp_path / "new.py").write_text(line)
-    assert len(faults(tmp_path / "new.py")) == 1
+    assert len(unsafe_calls(tmp_path / "new.py")) == 1

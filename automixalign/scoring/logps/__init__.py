@@ -1,1 +1,4 @@
-"""Log-probabilities of preference pairs under a model, for training and scoring alike, at no wasted token."""
+"""Log-probabilities of preference pairs under a model, without padding; training and scoring share them.
+
+It knows nothing of losses, tasks or caches.
+"""

@@ -1,6 +1,7 @@
 """`ama`: the command line, one module for each command.
 
-It reads options, prints results and computes nothing. Each command imports what it needs when it runs, so `ama --help` is fast.
+It reads options, prints results and computes nothing. Each command imports what it needs when it runs, so
+`ama --help` is fast.
 """
 
 import signal

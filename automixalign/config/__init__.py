@@ -1,4 +1,4 @@
-"""An experiment as data: its schema, its file, and the settings that each step gets.
+"""An experiment as data: its schema, its file, and the settings of each stage.
 
-It knows nothing of how a step does its work.
+It knows nothing of how a stage does its work.
 """

@@ -1,8 +1,8 @@
 """Modules of the user that register mixers when they are imported.
 
-A configuration names them (`extensions: [my_package.mixers]`). They are imported whenever settings with their
-names are checked, and so in every process of a run: runner, workers, nodes and pods. There, too, they must be
-importable: installed, or in a folder of PYTHONPATH.
+A configuration names them (`extensions: [my_package.mixers]`). Checking settings with their names imports them.
+So every process of a run imports them: runner, workers, nodes and pods. There they must be installed, or in a
+folder of PYTHONPATH.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Configurations as text: read YAML strictly, change keys from the command line, write YAML."""
+"""Configurations as text: read strict YAML, change keys for the command line, write YAML."""
 
 import re
 from pathlib import Path
@@ -9,52 +9,55 @@ import yaml
 from automixalign.config.experiment import Experiment
 from automixalign.system.errors import ConfigError
 
-LARGEST = 1 << 20
-"""Bytes of a configuration file. The largest real ones have some ten thousand; a hundred times more would only
-keep the parser busy."""
+MAX_BYTES = 1 << 20
+"""Largest size of a configuration file, a hundred times the size of a long one. Parsing more takes too long."""
 
-_TOO_LONG = f"it is longer than a configuration may be, {LARGEST} bytes"
+_TOO_LONG = f"it is longer than {MAX_BYTES} bytes"
 _DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
 _TEXT = "tag:yaml.org,2002:str"
 
 
-def _refused(problem: str, mark: Any) -> yaml.constructor.ConstructorError:
+def _error(problem: str, mark: Any) -> yaml.constructor.ConstructorError:
     return yaml.constructor.ConstructorError(None, None, problem, mark)
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML as far as a configuration needs it, and nothing that would be read otherwise than it looks.
+def _number_error(node: Any) -> yaml.constructor.ConstructorError:
+    return _error(f"{node.value!r:.80}: write a number in decimal, or text in quotes", node.start_mark)
 
-    YAML would expand aliases without bound, build other types by tags, keep the last of two equal keys, and
-    read 010 as eight and 1:30 as ninety.
+
+class _StrictLoader(yaml.SafeLoader):
+    """The part of YAML that a configuration needs.
+
+    Full YAML expands aliases without bound, builds other types by tags, keeps the last of two equal keys, and
+    reads 010 as eight and 1:30 as ninety. This loader refuses all of these.
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.events.AliasEvent):
-            raise _refused("aliases are not allowed", event.start_mark)
+            raise _error("aliases are not allowed", event.start_mark)
         if event.tag is not None:
-            raise _refused(f"the tag {event.tag!r:.80} is not allowed", event.start_mark)
+            raise _error(f"the tag {event.tag!r:.80} is not allowed", event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
+        keys: set[str] = set()
         for key, _ in node.value:
             if key.tag != _TEXT:
-                raise _refused("a key must be text; put it in quotes", key.start_mark)
-            if key.value in seen:
-                raise _refused(f"the key {key.value!r:.80} stands twice", key.start_mark)
-            seen.add(key.value)
+                raise _error("a key must be text; put it in quotes", key.start_mark)
+            if key.value in keys:
+                raise _error(f"the key {key.value!r:.80} appears twice", key.start_mark)
+            keys.add(key.value)
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: Any) -> int:
         if not _DECIMAL.fullmatch(node.value):
-            raise _refused(f"{node.value!r:.80}: write a number in decimal, or text in quotes", node.start_mark)
+            raise _number_error(node)
         return super().construct_yaml_int(node)
 
     def construct_yaml_float(self, node: Any) -> float:
         if ":" in node.value:
-            raise _refused(f"{node.value!r:.80}: write a number in decimal, or text in quotes", node.start_mark)
+            raise _number_error(node)
         return super().construct_yaml_float(node)
 
 
@@ -69,9 +72,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file cannot be read, is not YAML, or is not a mapping.
     """
     try:
-        with path.open("rb") as stream:  # which may be a pipe, or never end
-            raw = stream.read(LARGEST + 1)
-        if len(raw) > LARGEST:
+        with path.open("rb") as stream:  # it can be a pipe, and endless
+            raw = stream.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
             raise ValueError(_TOO_LONG)
         text = raw.decode("utf-8")
     except OSError as error:
@@ -85,27 +88,30 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, origin: str) -> Any:
-    """The value of a YAML (or JSON) text from `origin`, without aliases, tags, or a key that stands twice.
+    """The value of a YAML (or JSON) text from `origin`, a name for messages.
 
     Raises:
-        ConfigError: it is no such text, or longer than `LARGEST`.
+        ConfigError: the text is no YAML, is longer than `MAX_BYTES`, or has aliases, tags or equal keys.
     """
     try:
-        if len(text) > LARGEST:
+        if len(text) > MAX_BYTES:
             raise ValueError(_TOO_LONG)
         return yaml.load(text, Loader=_StrictLoader)  # noqa: S506
     except RecursionError as error:
         raise ConfigError(f"{origin:.300} cannot be read as YAML: it is nested too deep") from error
-    # PyYAML lets a date that no calendar has (2024-13-01) through as a ValueError.
+    # For an impossible date (2024-13-01) PyYAML raises a ValueError.
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{origin:.300} cannot be read as YAML: {error}") from error
 
 
 def override(data: dict[str, Any], key: str, value: Any) -> None:
-    """Set `key` (dots between levels, an index for a list: `methods.2.eta`) in place.
+    """Set a key of a configuration, in place.
+
+    Args:
+        key: dots between levels, an index for a list: `methods.2.eta`.
 
     Raises:
-        ConfigError: the path does not lead to a mapping or to an element of a list.
+        ConfigError: the key does not lead to a mapping or to an element of a list.
     """
     node: Any = data
     *parents, last = key.split(".")
@@ -119,14 +125,14 @@ def override(data: dict[str, Any], key: str, value: Any) -> None:
         else:
             raise TypeError
     except (IndexError, ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"--set {key:.80}: there is no such place in the configuration") from error
+        raise ConfigError(f"--set {key:.80}: the configuration has no such key") from error
 
 
 def set_task(data: dict[str, Any], name: str, source: str) -> None:
-    """Point task `name` at `source`, in place; a task that is not there yet is added.
+    """Set the source of a task, in place; add a task that does not exist.
 
     Raises:
-        ConfigError: `tasks` is there, but no list.
+        ConfigError: `tasks` is not a list.
     """
     tasks = data["tasks"] = data.get("tasks") or []
     if not isinstance(tasks, list):
@@ -139,5 +145,5 @@ def set_task(data: dict[str, Any], name: str, source: str) -> None:
 
 
 def dump_yaml(experiment: Experiment) -> str:
-    """The resolved experiment as YAML, every default written out."""
+    """The experiment as YAML, with every default."""
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

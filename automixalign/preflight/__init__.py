@@ -1,4 +1,4 @@
-"""What can be refused before any work starts: the configuration and the sources it names.
+"""Checks before any work starts: the configuration and the sources that it names.
 
 It computes nothing and writes nothing.
 """

@@ -1,4 +1,4 @@
-"""The first step of the DAG: check the configuration and what it points at, then plan every other step."""
+"""The first stage of the DAG: check the configuration and its sources, then plan the other stages."""
 
 import os
 from collections.abc import Sequence
@@ -17,22 +17,21 @@ from automixalign.preflight.verifiers import check_verifiers
 from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.steps.step import current_step
 from automixalign.steps.tracking import spool
-from automixalign.storage import publication as publish
 from automixalign.storage import s3
+from automixalign.storage.publication import check_writable
 from automixalign.system.errors import ConfigError
 
 
 def plan(configuration: str, parts: Sequence[str]) -> Plan:
-    """Check a configuration given as JSON or YAML text, look at its sources, and divide it among the steps.
+    """Check a configuration and its sources, and divide it among the stages.
 
     Args:
-        configuration: the text.
+        configuration: JSON or YAML text.
         parts: the optional parts of the pipeline that runs it (`Experiment.parts`).
 
     Raises:
-        ConfigError: naming the key that is unknown, of a wrong type or impossible; or the pipeline is not one
-            for this experiment.
-        DataError, ModelError, StorageError: a source is not there.
+        ConfigError: a key is unknown, of a wrong type or impossible; or the pipeline has other parts.
+        DataError, ModelError, StorageError: see `plan_experiment`.
     """
     data = parse_yaml(configuration, "the configuration")
     if not isinstance(data, dict):
@@ -41,8 +40,8 @@ def plan(configuration: str, parts: Sequence[str]) -> Plan:
     check_verifiers(experiment)
     if experiment.parts != list(parts):
         raise ConfigError(
-            f"the pipeline was compiled for an experiment with {_listed(parts)}, and this one has "
-            f"{_listed(experiment.parts)}: compile it again from this configuration"
+            f"the pipeline was compiled for an experiment with {_list_parts(parts)}, and this one has "
+            f"{_list_parts(experiment.parts)}: compile a pipeline from this configuration"
         )
     record = current_step().record
     record.of_pipeline = True
@@ -50,17 +49,17 @@ def plan(configuration: str, parts: Sequence[str]) -> Plan:
     return plan_experiment(experiment)
 
 
-def _listed(parts: Sequence[str]) -> str:
+def _list_parts(parts: Sequence[str]) -> str:
     return " and ".join(parts) or "no merges, registry or output"
 
 
 def plan_experiment(experiment: Experiment) -> Plan:
-    """`plan` for an experiment that was checked already.
+    """Check the sources of an experiment, and divide it among the stages.
 
     Raises:
-        DataError, ModelError: a source is not there.
-        StorageError: neither is a source on S3, the output cannot be written to, or a model registry is wanted
-            and does not answer.
+        DataError, ModelError: a source does not exist.
+        StorageError: a source on S3 does not exist, the output is not writable, or the model registry does not
+            answer.
     """
     uri = experiment.tracking.uri or os.environ.get(spool.URI, "")
     if experiment.registry is not None and uri.startswith(("http://", "https://")):
@@ -69,7 +68,7 @@ def plan_experiment(experiment: Experiment) -> Plan:
         check_registry(uri)
     with s3.fewer_attempts():
         if experiment.output is not None:
-            publish.check_writable(experiment.output.to)
+            check_writable(experiment.output.to)
         sources = {task.name: parse_task(task.name, task.source, task.hub_split) for task in experiment.tasks}
         base_model = parse_base_model(experiment.base_model.source, experiment.base_model.revision)
         fingerprints = {name: source.fingerprint() for name, source in sources.items()}
@@ -78,10 +77,10 @@ def plan_experiment(experiment: Experiment) -> Plan:
 
 
 def check_one_machine(experiment: Experiment) -> None:
-    """See that this machine alone can run an experiment.
+    """Check that one machine can run an experiment.
 
     Raises:
-        ConfigError: it asks for several nodes.
+        ConfigError: the experiment needs several nodes.
     """
     if experiment.training.nodes > 1:
         raise ConfigError(
@@ -91,28 +90,27 @@ def check_one_machine(experiment: Experiment) -> None:
 
 
 def check_local_sources(experiment: Experiment) -> None:
-    """Look at what lies on this machine, data and base model: a fault is found before anything long begins.
+    """Check the data and the base model on this machine before any long work.
 
-    Of the base model everything is seen but the values of its weights; of the data, everything but pairs that
-    are too long beside others that fit.
+    This does not check the values of the model's weights, nor whether single pairs are too long.
 
     Raises:
         DataError: naming file and line, or the task.
         ModelError: naming the folder.
-        ConfigError: the base model does not take `max_length` or what `training` is to change.
+        ConfigError: `max_length`, `training.lora` or `training.trainable` does not fit the base model.
     """
-    seen = inspect_base_model(experiment.base_model, experiment.max_length)
+    inspected = inspect_base_model(experiment.base_model, experiment.max_length)
     pairs = {
         task.name: read_pairs(task, experiment.seed, registered_verifiers())[0]
         for task in experiment.tasks
         if isinstance(parse_task(task.name, task.source), GeneratedSource | LocalSource)
     }
     if len(pairs) == len(experiment.tasks):  # a prompt's split may depend on the other tasks
-        split_tasks({name: np.sort(found.ranks) for name, found in pairs.items()}, experiment.split)
-    if seen is None:
+        split_tasks({name: np.sort(task_pairs.ranks) for name, task_pairs in pairs.items()}, experiment.split)
+    if inspected is None:
         return
-    model, tokenizer = seen
+    model, tokenizer = inspected
     with transformers_silenced():
-        for name, found in pairs.items():
-            check_rendering(name, found, tokenizer, experiment.max_length)
+        for name, task_pairs in pairs.items():
+            check_rendering(name, task_pairs, tokenizer, experiment.max_length)
     check_trainable(model, experiment.training)

@@ -1,6 +1,6 @@
-"""What determines a result besides a step's inputs and settings: code, versions, environment.
+"""What determines a result besides a stage's inputs and settings: code, versions, environment.
 
-All of it is part of every step's settings, so that another of them never meets a cached result.
+Each stage's settings hold digests of them, so a change never meets a cached result.
 """
 
 import ast
@@ -21,9 +21,9 @@ _NUMERIC = (
     *("ATEN_", "CUBLAS_", "CUDA_", "DNNL_", "KMP_", "MKL_", "NVIDIA_TF32_OVERRIDE"),
     *("OMP_", "ONEDNN_", "OPENBLAS_", "PYTORCH_", "TORCH_"),
 )
-"""How the environment variables begin that change how numbers are computed."""
+"""Prefixes of environment variables that change how numbers are computed."""
 _CONTENT = ("HF_ENDPOINT",)
-"""Variables that say what stands behind a name."""
+"""Variables that change which content a name refers to."""
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -119,21 +119,21 @@ def _expand(module: str) -> list[str]:
 @cache
 def versions() -> dict[str, str]:
     """The versions of Python, of what this project requires and of installed packages with verifiers."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
+    installed = {"python": platform.python_version(), "machine": platform.machine()}
     for requirement in metadata.requires("automixalign") or []:
         name = _NAME.match(requirement)
         if name and "extra ==" not in requirement:
-            found[name[0]] = metadata.version(name[0])
+            installed[name[0]] = metadata.version(name[0])
     for entry_point in metadata.entry_points(group="automixalign.verifiers"):
         if entry_point.dist is not None:
-            found[entry_point.dist.name] = entry_point.dist.version
-    return found
+            installed[entry_point.dist.name] = entry_point.dist.version
+    return installed
 
 
 def environment_digest(environ: Mapping[str, str] = os.environ) -> str:
     """SHA-256 of the versions and of the environment variables that can change a result.
 
-    A local run sets `OMP_NUM_THREADS` by the processors there are, so these count, too.
+    A local run sets `OMP_NUM_THREADS` by the number of processors, so that number counts, too.
     """
     relevant = {name: value for name, value in environ.items() if name.startswith((*_NUMERIC, *_CONTENT))}
     text = json.dumps([versions(), relevant], sort_keys=True)

@@ -300,7 +300,7 @@ def test_override(experiment_data: Data) -> None:
 )
 def test_override_into_nowhere(experiment_data: Data, key: str) -> None:
     experiment_data["seed"] = None
-    with pytest.raises(ConfigError, match=f"--set {key}: there is no such place"):
+    with pytest.raises(ConfigError, match=f"--set {key}: the configuration has no such key"):
         override(experiment_data, key, 1)
 
 
@@ -492,7 +492,7 @@ def test_plan_reads_json_and_yaml(experiment_data: Data) -> None:
     [
         ("[]", "must be a mapping of keys, not list"),
         ("{", "the configuration cannot be read as YAML"),
-        ('{"seed": 1, "seed": 2}', "the key 'seed' stands twice"),
+        ('{"seed": 1, "seed": 2}', "the key 'seed' appears twice"),
         ("a: &a [x]\nb: [*a, *a]", "aliases are not allowed"),
         ('{"seed": 1}', "(?m)^name: Field required"),
     ],

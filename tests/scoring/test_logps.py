@@ -1,4 +1,4 @@
-"""One forward pass over packed pairs: the same log-probabilities and gradients as padded, and as TRL's."""
+"""A forward pass over packed pairs gives the log-probabilities and gradients of padded pairs and of TRL."""
 
 import random
 from typing import Any
@@ -17,8 +17,8 @@ VOCABULARY = 61
 
 
 def tiny(model_type: str, **options: Any) -> Any:
-    """A model of random weights with grouped key heads, in which no weight leaves a token unseen."""
-    plain = {
+    """A model of random weights, all of them large enough to matter, with grouped key heads."""
+    defaults = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -33,7 +33,7 @@ def tiny(model_type: str, **options: Any) -> Any:
         "attention_dropout": 0.0,
         "sliding_window": None,
     }
-    config = AutoConfig.for_model(model_type, **{**plain, **options})
+    config = AutoConfig.for_model(model_type, **{**defaults, **options})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
@@ -43,7 +43,7 @@ def tiny(model_type: str, **options: Any) -> Any:
 
 
 def pairs(count: int, seed: int = 0) -> list[PairIds]:
-    """Of all lengths, the shortest possible among them."""
+    """Pairs of different lengths, the shortest possible one among them."""
     draw = random.Random(seed)
     rows = [
         PairIds(*([draw.randrange(3, VOCABULARY) for _ in range(draw.randint(1, 20))] for _ in range(3)))
@@ -53,79 +53,82 @@ def pairs(count: int, seed: int = 0) -> list[PairIds]:
 
 
 def logps_and_gradient(model: Any, batch: PairBatch, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """A gradient that weighs every side in its own way."""
+    """The gradient is that of a sum with another weight for every side."""
     model.zero_grad()
-    found = side_logps(model, batch, **options)
-    weights = torch.linspace(-1, 1, found.numel()).view_as(found)
-    (found * weights).sum().backward()
+    logps = side_logps(model, batch, **options)
+    weights = torch.linspace(-1, 1, logps.numel()).view_as(logps)
+    (logps * weights).sum().backward()
     gradient = torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None])
-    return found.detach(), gradient
+    return logps.detach(), gradient
 
 
-def assert_alike(
+def assert_close(
     one: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...], tolerance: float = 2e-5
 ) -> None:
-    """Relative to the largest value of each."""
+    """The tolerance is relative to the largest value of each."""
     for left, right in zip(one, other, strict=True):
         assert (left - right).abs().max() <= tolerance * right.abs().max()
 
 
+@pytest.fixture
+def llama() -> Any:
+    return tiny("llama")
+
+
 @pytest.mark.parametrize("model_type", sorted(PACKED))
-def test_packed_is_padded(model_type: str) -> None:
+def test_packed_pairs_give_what_padded_ones_give(model_type: str) -> None:
     model = tiny(model_type)
-    plain = logps_and_gradient(model, PairBatch.padded(pairs(6)))
+    padded = logps_and_gradient(model, PairBatch.padded(pairs(6)))
     with packing(model) as packed:
         assert packed
-        assert_alike(logps_and_gradient(model, PairBatch.packed(pairs(6))), plain)
-    assert_alike(logps_and_gradient(model, PairBatch.padded(pairs(6))), plain, 0.0)  # all is as before
+        assert_close(logps_and_gradient(model, PairBatch.packed(pairs(6))), padded)
+    assert_close(logps_and_gradient(model, PairBatch.padded(pairs(6))), padded, 0.0)  # nothing has changed
 
 
-def test_padded_is_trl_s() -> None:
-    model = tiny("llama")
-    add_fused_lm_head(model)
+def test_padded_pairs_give_what_trl_gives(llama: Any) -> None:
+    add_fused_lm_head(llama)
     rows = [{f"{key}_ids": list(ids) for key, ids in each._asdict().items()} for each in pairs(6)]
     batch = DataCollatorForPreference(pad_token_id=0)(rows)
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
-    found = model(batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels, fused_lm_head=True)
-    wanted = found.log_probs.sum(1).view(2, -1).T
-    assert_alike((side_logps(model, PairBatch.padded(pairs(6))),), (wanted,))
+    output = llama(
+        batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels, fused_lm_head=True
+    )
+    expected = output.log_probs.sum(1).view(2, -1).T
+    assert_close((side_logps(llama, PairBatch.padded(pairs(6))),), (expected,))
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_the_fused_head_gives_the_same(packed: bool) -> None:
-    model = tiny("llama")
-    plain = logps_and_gradient(model, PairBatch.padded(pairs(6)))
-    add_fused_lm_head(model)
+def test_the_fused_head_gives_the_same(llama: Any, packed: bool) -> None:
+    padded = logps_and_gradient(llama, PairBatch.padded(pairs(6)))
+    add_fused_lm_head(llama)
     batch = PairBatch.packed(pairs(6)) if packed else PairBatch.padded(pairs(6))
     if packed:
-        model.set_attn_implementation(attention.NAME)
-    assert_alike(logps_and_gradient(model, batch, fused=True), plain)
+        llama.set_attn_implementation(attention.NAME)
+    assert_close(logps_and_gradient(llama, batch, fused=True), padded)
 
 
-def test_long_pairs_take_the_kernel_and_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny("llama")
-    with packing(model):
-        dense = logps_and_gradient(model, PairBatch.packed(pairs(6)))
-        monkeypatch.setattr(attention, "_DENSE", 0)
-        assert_alike(logps_and_gradient(model, PairBatch.packed(pairs(6))), dense)
+def test_long_pairs_use_the_kernel_and_give_the_same(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with packing(llama):
+        dense = logps_and_gradient(llama, PairBatch.packed(pairs(6)))
+        monkeypatch.setattr(attention, "_MAX_DENSE_TOKENS", 0)
+        assert_close(logps_and_gradient(llama, PairBatch.packed(pairs(6))), dense)
 
 
-def test_checkpointed_activations_give_the_same() -> None:
-    model = tiny("llama")
-    plain = logps_and_gradient(model, PairBatch.padded(pairs(6)))
-    model.gradient_checkpointing_enable()
-    with packing(model):
-        assert_alike(logps_and_gradient(model, PairBatch.packed(pairs(6))), plain)
+def test_checkpointed_activations_give_the_same(llama: Any) -> None:
+    padded = logps_and_gradient(llama, PairBatch.padded(pairs(6)))
+    llama.gradient_checkpointing_enable()
+    with packing(llama):
+        assert_close(logps_and_gradient(llama, PairBatch.packed(pairs(6))), padded)
 
 
-def test_packed_in_bf16_is_no_farther_from_fp32_than_padded() -> None:
+def test_bf16_is_as_near_to_fp32_packed_as_padded() -> None:
     model = tiny("llama", num_hidden_layers=6)
     exact = logps_and_gradient(model, PairBatch.padded(pairs(40)))
 
     def error(batch: PairBatch) -> list[float]:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = logps_and_gradient(model, batch)
-        return [float((left - right).norm() / right.norm()) for left, right in zip(found, exact, strict=True)]
+            result = logps_and_gradient(model, batch)
+        return [float((left - right).norm() / right.norm()) for left, right in zip(result, exact, strict=True)]
 
     padded = error(PairBatch.padded(pairs(40)))
     with packing(model):
@@ -143,7 +146,7 @@ def test_packed_in_bf16_is_no_farther_from_fp32_than_padded() -> None:
         ("gpt2", {"n_embd": 32, "n_layer": 1, "n_head": 2}),
     ],
 )
-def test_what_cannot_be_packed_is_padded(model_type: str, options: dict[str, Any]) -> None:
+def test_other_architectures_are_padded(model_type: str, options: dict[str, Any]) -> None:
     model = tiny(model_type, **options)
     assert not can_pack(model.config)
     before = model.config._attn_implementation
@@ -153,9 +156,8 @@ def test_what_cannot_be_packed_is_padded(model_type: str, options: dict[str, Any
         assert side_logps(model, PairBatch.padded(pairs(2))).isfinite().all()
 
 
-def test_one_pair_does_not_see_another() -> None:
-    model = tiny("llama")
-    with packing(model):
-        together = side_logps(model, PairBatch.packed(pairs(6)))
-        alone = torch.cat([side_logps(model, PairBatch.packed([pair])) for pair in pairs(6)])
-    assert_alike((together,), (alone,))
+def test_a_pair_does_not_depend_on_others(llama: Any) -> None:
+    with packing(llama):
+        together = side_logps(llama, PairBatch.packed(pairs(6)))
+        alone = torch.cat([side_logps(llama, PairBatch.packed([pair])) for pair in pairs(6)])
+    assert_close((together,), (alone,))

@@ -1,4 +1,4 @@
-"""Log-probabilities of preference pairs under a model, without padding; training and scoring share them.
+"""The log-probabilities of both sides of every pair, from one forward pass.
 
-It knows nothing of losses, tasks or caches.
+It knows nothing of files, tasks or losses.
 """

@@ -1,8 +1,7 @@
-"""Attention of packed pairs: all pairs lie in one row, and each is a tree of a prompt with two branches.
+"""Attention for packed pairs: one row holds all pairs, and each pair is a tree of a prompt and two branches.
 
-A token sees the prompt before it and what comes before it in its own branch; pairs do not see each other. It is
-registered with transformers under `NAME`, so every architecture that looks its attention up there can use it
-(https://huggingface.co/docs/transformers/attention_interface).
+A token attends to the tokens before it in the prompt and in its own branch, and to no other pair. Architectures
+of transformers find this attention by its `NAME` (https://huggingface.co/docs/transformers/attention_interface).
 """
 
 from collections.abc import Sequence
@@ -16,17 +15,17 @@ from transformers import AttentionInterface
 
 NAME = "automixalign_trees"
 
-_DENSE = 1024
-"""Tokens of a tree from which on its attention weights are not kept for the backward pass."""
-_SMALL = 128
-"""Tokens that are multiplied together even where they do not see each other."""
+_MAX_DENSE_TOKENS = 1024
+"""The attention weights of a larger tree are not stored for the backward pass."""
+_GROUP_TOKENS = 128
+"""Trees are multiplied together up to this size, although they do not attend to each other."""
 
 
 class Trees:
-    """Which tokens of some pairs, one after the other, see which: of each, a prompt, then its branches.
+    """Which tokens attend to which in a row of pairs; of each pair, the prompt comes first, then its branches.
 
     Args:
-        trees: for each pair the tokens of its prompt, which all branches see, then the tokens of each branch.
+        trees: for each pair the number of tokens of its prompt, then of each branch.
     """
 
     def __init__(self, trees: Sequence[Sequence[int]]) -> None:
@@ -35,7 +34,7 @@ class Trees:
 
     @cached_property
     def sees(self) -> Tensor:
-        """Whether a token (row) sees another (column), boolean, shape (size, size)."""
+        """Whether the token of a row attends to the token of a column, boolean, shape (size, size)."""
         sees = torch.ones(self.size, self.size, dtype=torch.bool).tril()
         start = 0
         for stem, *branches in self.trees:
@@ -48,16 +47,16 @@ class Trees:
 
     @cached_property
     def bias(self) -> Tensor:
-        """The same to be added to the scores: 0 or -inf, fp32."""
+        """The same as a term of the scores: 0 or -inf, fp32."""
         return torch.zeros(self.sees.shape).masked_fill_(~self.sees, -torch.inf)
 
 
 def grouped(trees: Sequence[Sequence[int]]) -> list[Trees]:
-    """Small trees together: a product of so few tokens costs its call more than its work."""
+    """Group small trees, because a product of few tokens takes longer to call than to compute."""
     groups: list[list[Sequence[int]]] = []
-    tokens = _SMALL
+    tokens = _GROUP_TOKENS
     for tree in trees:
-        if tokens + sum(tree) > _SMALL:
+        if tokens + sum(tree) > _GROUP_TOKENS:
             groups.append([])
             tokens = 0
         groups[-1].append(tree)
@@ -77,38 +76,38 @@ def tree_attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention within each of the trees that follow each other in the row.
+    """Attention within each tree of the row.
 
     Args:
         query: shape (1, heads, tokens, width).
         key: shape (1, key heads, tokens, width), as is `value`.
         trees: of all tokens, in their order, as `grouped`.
-        scaling: of the scores; by default 1 / sqrt(width).
+        scaling: factor of the scores; by default 1 / sqrt(width).
 
     Returns:
-        Shape (1, tokens, heads, width), as transformers has it.
+        The output, shape (1, tokens, heads, width), and no weights.
     """
     if dropout or attention_mask is not None:
         raise NotImplementedError("packed pairs have neither attention dropout nor a mask of their own")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     device = query.device.type
-    if torch.is_autocast_enabled(device):  # a rotation may have given back fp32
+    if torch.is_autocast_enabled(device):  # rotary embeddings may have returned fp32
         dtype = torch.get_autocast_dtype(device)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    # The CPU's own kernel runs at the speed of fp32 products in any precision, and slowly in its backward pass.
-    if device == "cpu" and all(tree.size < _DENSE for tree in trees):
+    # On the CPU, torch's kernel takes the time of fp32 in any precision, and its backward pass is slow.
+    if device == "cpu" and all(tree.size < _MAX_DENSE_TOKENS for tree in trees):
         return _DenseTrees.apply(query, key, value, trees, scale), None  # type: ignore[no-untyped-call]
     sizes = [tree.size for tree in trees]
     parts = (torch.split(each, sizes, 2) for each in (query, key, value))
-    found = [
+    outputs = [
         scaled_dot_product_attention(q, k, v, tree.sees.to(q.device), scale=scale, enable_gqa=True)
         for q, k, v, tree in zip(*parts, trees, strict=True)
     ]
-    return torch.cat(found, 2).transpose(1, 2), None
+    return torch.cat(outputs, 2).transpose(1, 2), None
 
 
 class _DenseTrees(torch.autograd.Function):
-    """Scores and softmax in fp32, products with values and gradients in the precision of the inputs."""
+    """Scores and softmax in fp32; products with values, and gradients, in the precision of the inputs."""
 
     @staticmethod
     def forward(
@@ -119,12 +118,12 @@ class _DenseTrees(torch.autograd.Function):
         weights, start = [], 0
         with torch.autocast("cpu", enabled=False):
             for tree in trees:
-                here = slice(start, start + tree.size)
-                q, k = _stacked(query[0, :, here], groups).float(), key[0, :, here].float()
+                rows = slice(start, start + tree.size)
+                q, k = _stack(query[0, :, rows], groups).float(), key[0, :, rows].float()
                 scores = torch.baddbmm(tree.bias.repeat(1, groups, 1), q, k.mT, alpha=scale)
                 weights.append(torch.softmax(scores, -1).to(query.dtype))
-                found = torch.bmm(weights[-1], value[0, :, here])
-                output[0, here] = found.view(heads, tree.size, -1).transpose(0, 1)
+                result = torch.bmm(weights[-1], value[0, :, rows])
+                output[0, rows] = result.view(heads, tree.size, -1).transpose(0, 1)
                 start += tree.size
         ctx.save_for_backward(query, key, value, *weights)
         ctx.trees, ctx.scale, ctx.groups = trees, scale, groups
@@ -134,24 +133,24 @@ class _DenseTrees(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *weights = ctx.saved_tensors
         inputs = (query, key, value)
-        found = [each.new_empty(each.shape[2], each.shape[1], each.shape[3]) for each in inputs]
+        gradients = [each.new_empty(each.shape[2], each.shape[1], each.shape[3]) for each in inputs]
         start = 0
         for tree, weight in zip(ctx.trees, weights, strict=True):
-            here = slice(start, start + tree.size)
-            q, k, v = _stacked(query[0, :, here], ctx.groups), key[0, :, here], value[0, :, here]
-            out = _stacked(gradient[0, here].transpose(0, 1), ctx.groups)
+            rows = slice(start, start + tree.size)
+            q, k, v = _stack(query[0, :, rows], ctx.groups), key[0, :, rows], value[0, :, rows]
+            out = _stack(gradient[0, rows].transpose(0, 1), ctx.groups)
             of_weights = torch.bmm(out, v.mT)
             of_scores = torch._softmax_backward_data(of_weights, weight, -1, weight.dtype).mul_(ctx.scale)
             of_query = torch.bmm(of_scores, k).view(query.shape[1], tree.size, -1)
             parts = (of_query, torch.bmm(of_scores.mT, q), torch.bmm(weight.mT, out))
-            for whole, part in zip(found, parts, strict=True):
-                whole[here] = part.transpose(0, 1)
+            for whole, part in zip(gradients, parts, strict=True):
+                whole[rows] = part.transpose(0, 1)
             start += tree.size
-        return *(each.transpose(0, 1)[None] for each in found), None, None
+        return *(each.transpose(0, 1)[None] for each in gradients), None, None
 
 
-def _stacked(heads: Tensor, groups: int) -> Tensor:
-    """The queries that share a key head, one below the other, (key heads, groups * tokens, width)."""
+def _stack(heads: Tensor, groups: int) -> Tensor:
+    """Stack the queries that share a key head: shape (key heads, groups * tokens, width)."""
     return heads.reshape(heads.shape[0] // groups, -1, heads.shape[-1])
 
 

@@ -1,7 +1,7 @@
 """Pairs as the tokens of a forward pass: packed into one row without padding, or padded to the longest side.
 
-Packed, the prompt of a pair is computed once for both sides. Its last token opens either branch, so that every
-token of a branch predicts one token of its side; the last token of a side predicts nothing and is left out.
+A packed pair has its prompt once for both sides. Each branch begins with the prompt's last token, so that every
+token of a branch predicts one token of its side. The last token of a side predicts nothing and is left out.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from automixalign.scoring.logps.attention import Trees, grouped
 
 
 class PairIds(NamedTuple):
-    """The token ids of a pair; the prompt has at least one."""
+    """The token ids of a pair. The prompt has at least one."""
 
     prompt: Sequence[int]
     chosen: Sequence[int]
@@ -23,7 +23,7 @@ class PairIds(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Tokens of both sides, the prompt in each."""
+        """Number of tokens of both sides, each with the prompt."""
         return 2 * len(self.prompt) + len(self.chosen) + len(self.rejected)
 
 
@@ -32,12 +32,12 @@ class PairBatch:
     """The pairs of a forward pass.
 
     Attributes:
-        inputs: what the model is given.
-        rows, columns: where each token of each side is predicted, shape (tokens of the sides,).
-        targets: the token there.
-        sizes: tokens of each side, in the order chosen, rejected, chosen, ...: as the tokens lie in `targets`.
+        inputs: the model's arguments.
+        rows, columns: the indices at which each token of the sides is predicted, shape (tokens of all sides,).
+        targets: the tokens to predict, shape (tokens of all sides,).
+        sizes: number of tokens of each side, in the order chosen, rejected, chosen, ... of `targets`.
         trees: of a packed batch.
-        keep: columns from the end that hold all predictions, of a padded batch.
+        keep: of a padded batch, the number of last columns that hold all predictions.
     """
 
     inputs: dict[str, Tensor]
@@ -73,7 +73,7 @@ class PairBatch:
 
     @classmethod
     def padded(cls, pairs: Sequence[PairIds]) -> Self:
-        """A row for each side, for architectures whose tokens meet elsewhere than in attention."""
+        """A row for each side, for architectures in which tokens meet outside of attention, too."""
         sides = [(pair.prompt, side) for pair in pairs for side in (pair.chosen, pair.rejected)]
         longest = max(len(prompt) + len(side) for prompt, side in sides)
         ids = torch.zeros(len(sides), longest, dtype=torch.long)
@@ -95,7 +95,7 @@ class PairBatch:
         )
 
     def to(self, device: torch.device) -> Self:
-        """The same on a device."""
+        """The batch on a device."""
         inputs = {key: value.to(device) for key, value in self.inputs.items()}
         moved = {key: getattr(self, key).to(device) for key in ("rows", "columns", "targets")}
         return replace(self, inputs=inputs, **moved)

@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 PACKED = frozenset(
     {"gemma", "glm", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3", "starcoder2"}
 )
-"""Architectures (`model_type`) whose tokens meet in attention only; the tests hold each to its padded self."""
+"""Architectures (`model_type`) whose tokens meet in attention only. Tests compare packed and padded."""
 
 
 def can_pack(config: "PreTrainedConfig") -> bool:
-    """Whether pairs can be packed for a model: all of its layers attend, and to everything before a token."""
+    """Whether pairs can be packed: every layer of the model attends to all tokens before a token."""
     kinds = getattr(config, "layer_types", None)
     everywhere = set(kinds) == {"full_attention"} if kinds else getattr(config, "sliding_window", None) is None
     return config.model_type in PACKED and everywhere and not getattr(config, "attention_dropout", 0.0)
 
 
 def batch_of(pairs: Sequence[PairIds], packed: bool) -> PairBatch:
-    """The pairs of a forward pass, packed or padded."""
+    """Make the batch of a forward pass."""
     return PairBatch.packed(pairs) if packed else PairBatch.padded(pairs)
 
 
 @contextmanager
 def packing(model: "PreTrainedModel") -> Iterator[bool]:
-    """Let a model take packed pairs, and nothing else meanwhile; yields False where it cannot."""
+    """Make a model accept packed pairs, and only these, in the context; yield False if it cannot."""
     if not can_pack(model.config):
         yield False
         return
@@ -47,12 +47,16 @@ def packing(model: "PreTrainedModel") -> Iterator[bool]:
 
 
 def side_logps(model: Any, batch: PairBatch, fused: bool = False) -> Tensor:
-    """Log-probability of the completions, summed over their tokens, shape (pairs, 2): chosen, rejected.
+    """Log-probabilities of the completions.
 
     Args:
-        model: a causal language model, under `packing` if the batch is packed.
-        fused: the model has TRL's fused head (`trl.trainer.utils.add_fused_lm_head`), which on CUDA never holds
-            all logits at once.
+        model: a causal language model; in the context of `packing` if the batch is packed.
+        batch: the pairs.
+        fused: whether the model has TRL's fused head (`trl.trainer.utils.add_fused_lm_head`), which on CUDA
+            never stores all logits at once.
+
+    Returns:
+        Chosen and rejected, in nats, summed over the tokens, shape (pairs, 2).
     """
     options: dict[str, Any] = {**batch.inputs, "use_cache": False}
     if batch.trees:
@@ -67,9 +71,9 @@ def side_logps(model: Any, batch: PairBatch, fused: bool = False) -> Tensor:
 
 
 def _logits(model: Any, batch: PairBatch, options: dict[str, Any]) -> Tensor:
-    """Where a token of a side is predicted, and nowhere else: the head's product is the largest of all."""
+    """Logits only where a token of a side is predicted, as the head's product is the largest of the model."""
     if batch.trees:
         logits: Tensor = model(**options, logits_to_keep=batch.columns).logits[0]
         return logits
-    kept = model(**options, logits_to_keep=batch.keep).logits
-    return kept[batch.rows, batch.columns - (batch.inputs["input_ids"].shape[1] - batch.keep)]  # type: ignore[no-any-return]
+    last = model(**options, logits_to_keep=batch.keep).logits
+    return last[batch.rows, batch.columns - (batch.inputs["input_ids"].shape[1] - batch.keep)]  # type: ignore[no-any-return]

@@ -123,11 +123,19 @@ class Experiment:
         evaluation = self.folder / "evaluation"
         for task in self.plan.tasks:
             output = self.folder / "losses" / task
-            places = (self.data, self.reference_logps, self.base, self.base, evaluation, output)
-            write_specialist_losses(self.plan.specialist_losses, task, *places)
+            write_specialist_losses(
+                self.plan.specialist_losses,
+                task=task,
+                data=self.data,
+                reference_logps=self.reference_logps,
+                base_model=self.base,
+                specialist=self.base,
+                evaluation=evaluation,
+                output=output,
+            )
 
     def train(self, steps: int) -> None:
-        from automixalign.training.train import GeneralistTraining
+        from automixalign.training.generalist import GeneralistTraining
 
         settings = self.plan.generalists[0]
         settings = settings.model_copy(update={"budget": settings.budget.model_copy(update={"steps": steps})})

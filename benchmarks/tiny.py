@@ -20,7 +20,7 @@ from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.storage import files
 
 if TYPE_CHECKING:
-    from automixalign.training.train import SpecialistTraining
+    from automixalign.training.specialist import SpecialistTraining
 
 TASKS = ("format", "refusal")
 MAX_LENGTH = 64
@@ -140,7 +140,7 @@ def world() -> World:
 def specialist_training(output: Path, steps: int = 3, **options: Any) -> "SpecialistTraining":
     """Of the specialist of `format`; `options` are keys of `training`."""
     from automixalign.config.training import SpecialistSettings
-    from automixalign.training.train import SpecialistTraining
+    from automixalign.training.specialist import SpecialistTraining
 
     settings = {
         "seed": 0,

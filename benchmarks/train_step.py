@@ -32,6 +32,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
+from automixalign.method.losses import Loss
 from automixalign.method.mixer import registered_mixers
 from automixalign.models.load import uses_bf16
 from automixalign.quickstart.tiny_model import build_tokenizer
@@ -142,7 +143,15 @@ def ours(model: Any, rows: list[dict[str, Any]], args: DPOConfig, method: str, f
         for task, part in parts.items()
     }
     mixer = registered_mixers()[method]([half, len(rows) - half], args.seed)
-    return MixingTrainer(model, args, tables, mixer, folder / "log.jsonl", processing_class=build_tokenizer())
+    return MixingTrainer(
+        model,
+        args,
+        datasets=tables,
+        mixer=mixer,
+        loss=Loss(),
+        trajectory=folder / "log.jsonl",
+        processing_class=build_tokenizer(),
+    )
 
 
 def measure(size: str, steps: int, precision: str) -> dict[str, Any]:

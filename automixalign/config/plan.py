@@ -31,7 +31,7 @@ MODULES: Mapping[Stage, Sequence[str]] = {
         _VERIFIERS,
     ),
     "reference_logps": ("automixalign.config.evaluation", "automixalign.scoring.reference_logps"),
-    "train_specialist": ("automixalign.config.training", "automixalign.training.train", *_TRAINING),
+    "train_specialist": ("automixalign.config.training", "automixalign.training.specialist", *_TRAINING),
     "specialist_losses": (
         "automixalign.config.training",
         "automixalign.training.specialist_losses",
@@ -40,7 +40,7 @@ MODULES: Mapping[Stage, Sequence[str]] = {
     "train_generalist": (
         "automixalign.config.methods",
         "automixalign.method.mixers",
-        "automixalign.training.train",
+        "automixalign.training.generalist",
         *_TRAINING,
     ),
     "merge_specialists": ("automixalign.config.merges", "automixalign.merging.merge"),

@@ -1,4 +1,4 @@
-"""The mean of the policies along a training: it converges where the last iterate circles around the saddle."""
+"""The mean of the policies along a training. It converges where the last iterate circles around the saddle."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +18,7 @@ class IterateAverage:
     """Running mean of parameters, in their own precision (Polyak & Juditsky 1992; arXiv 1803.05407).
 
     Args:
-        parameters: what is averaged; the trained parameters of a policy.
+        parameters: the trained parameters of a policy.
     """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
@@ -28,34 +28,34 @@ class IterateAverage:
 
     @torch.no_grad()
     def add(self) -> None:
-        """Take in the parameters as they stand."""
-        now = [parameter.detach() for parameter in self.parameters]
+        """Add the current values of the parameters to the mean."""
+        values = [parameter.detach() for parameter in self.parameters]
         if self.count:
-            _update_mean(self.mean, now, self.count)
+            _update_mean(self.mean, values, self.count)
         else:
-            torch._foreach_copy_(self.mean, now)
+            torch._foreach_copy_(self.mean, values)
         self.count += 1
 
     @torch.no_grad()
     def install(self) -> None:
-        """Set the parameters to their mean; nothing where none was taken in."""
+        """Set the parameters to their mean, unless nothing was added."""
         if self.count:
             torch._foreach_copy_(list[torch.Tensor](self.parameters), self.mean)
 
     def save(self, folder: Path) -> None:
-        """Write the mean beside a checkpoint; `count` is the caller's to keep."""
-        save_file({str(place): mean.contiguous() for place, mean in enumerate(self.mean)}, folder / FILE)
+        """Write the mean into a checkpoint; the caller keeps `count`."""
+        save_file({str(index): mean.contiguous() for index, mean in enumerate(self.mean)}, folder / FILE)
 
     def load(self, folder: Path, count: int) -> None:
-        """Take up what `save` wrote.
+        """Continue from what `save` wrote.
 
         Raises:
-            TrainingError: it is not there, or something else.
+            TrainingError: the file is missing, damaged, or of other parameters.
         """
         try:
             saved = load_file(folder / FILE)
-            torch._foreach_copy_(self.mean, [saved[str(place)] for place in range(len(self.mean))])
-        except (OSError, SafetensorError, KeyError, RuntimeError) as error:  # the last two: of other parameters
+            torch._foreach_copy_(self.mean, [saved[str(index)] for index in range(len(self.mean))])
+        except (OSError, SafetensorError, KeyError, RuntimeError) as error:  # the last two: other parameters
             raise TrainingError(
                 f"{folder} cannot be read: {FILE}: {error}; remove it, and start again"
             ) from error

@@ -1,21 +1,20 @@
-"""Checkpoints of a training: where they lie, and which of them is whole.
+"""The checkpoints of a training in a folder, and the seal by which a complete one is recognised.
 
-The environment names a place in `AMA_CHECKPOINTS`: a folder (`ama run`: one within the run folder), or an `s3://`
-prefix (see `stored_checkpoints`); without it a training keeps none. Each training has a folder there, named
-after everything that determines its result, so that it finds its own checkpoints again and no other's:
+The folder is named after everything that determines the result of the training, so a training that is started
+again finds its own checkpoints and no other's:
 
-    KEY/trajectory.jsonl      the log of the training that goes on
+    KEY/trajectory.jsonl      the log of the running training
     KEY/checkpoint-STEP/      what transformers' Trainer saves (weights, optimiser, schedule, random state), and
-        mixing.json           our part of the state, and where iterates are averaged `average.safetensors`
+        mixing.json           the mixer, the draws and the number of averaged iterates
+        average.safetensors   the average of the iterates, if there is one
         trajectory.jsonl      the log up to this step
-        seal.json             written last: every other file with size and SHA-256
-    .KEY.gone                 what is being removed
+        seal.json             written last: size and SHA-256 of every other file
+    .KEY.removed              a folder that is being removed
 
-A checkpoint without a seal that fits it was cut short or changed since: it is removed with a warning, and the
-one before it is taken.
+A checkpoint that does not match its seal is incomplete or altered. It is removed with a warning, and the one
+before it is used.
 """
 
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,13 +24,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from automixalign.steps.step import current_step
-from automixalign.storage import files, s3
+from automixalign.storage import files
 from automixalign.storage.publication import Manifest, PublishedFile
 from automixalign.system import shortages
 from automixalign.system.errors import DamagedError, StorageError
 from automixalign.system.schema import describe
 
-PLACE = "AMA_CHECKPOINTS"
+CHECKPOINTS_VARIABLE = "AMA_CHECKPOINTS"
+"""Names the folder or `s3://` prefix of all trainings' checkpoints; without it, a training keeps none."""
 TRAJECTORY = "trajectory.jsonl"
 STATE = "mixing.json"
 SEAL = "seal.json"
@@ -40,38 +40,38 @@ _ARGUMENTS = "training_args.bin"
 """A pickle that transformers writes and nobody reads."""
 
 
-class Checkpoints:
+class CheckpointStore:
     """The checkpoints of one training in a folder of this machine.
 
-    Several processes that share a training work in the same folder; only the first calls the methods.
+    Processes that share a training share the folder; only the first process calls the methods.
     """
 
-    kept_here = 2
-    """So many the folder holds: the one before stays until the new one is sealed."""
+    local_limit = 2
+    """Checkpoints in the folder: the older one stays until the newer one is sealed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._gone = folder.with_name(f".{folder.name}.gone")
+        self._removed = folder.with_name(f".{folder.name}.removed")
 
     def open(self) -> None:
-        """Make ready for the training.
+        """Prepare the folder.
 
         Raises:
-            StorageError: nothing can be kept there.
+            StorageError: it cannot be made.
         """
-        shutil.rmtree(self._gone, ignore_errors=True)  # a kill cut its removal short
-        with _named(self.folder, "cannot be made", "name another folder"):
+        shutil.rmtree(self._removed, ignore_errors=True)  # a kill interrupted its removal
+        with _explain_os_errors(self.folder, "cannot be made", "name another folder"):
             self.folder.mkdir(parents=True, exist_ok=True)
 
-    def last_whole(self) -> Path | None:
-        """The latest whole checkpoint. Those after it are removed, with a warning.
+    def last_complete(self) -> Path | None:
+        """The latest complete checkpoint. Later ones are removed with a warning.
 
         Raises:
-            StorageError: whether a checkpoint is whole cannot be told.
+            StorageError: a checkpoint cannot be read, so it may be complete.
         """
         for name in _latest_first(self._names()):
             try:
-                return self._take(name)
+                return self._fetch(name)
             except DamagedError as damage:
                 current_step().warn(
                     f"{self._title(name)} is passed over for the checkpoint before it, and removed: {damage}"
@@ -80,38 +80,38 @@ class Checkpoints:
         return None
 
     def add(self, checkpoint: Path) -> None:
-        """Seal a checkpoint that every process has written its part of."""
+        """Seal a checkpoint to which every process has written its part."""
         (checkpoint / _ARGUMENTS).unlink(missing_ok=True)
-        found = {
-            name: PublishedFile(size=file.stat().st_size, sha256=files.digest(file))
-            for name, file in _files(checkpoint).items()
+        entries = {
+            name: PublishedFile(size=path.stat().st_size, sha256=files.digest(path))
+            for name, path in _files(checkpoint).items()
         }
-        seal = Manifest(run=self.folder.name, files=found)
+        seal = Manifest(run=self.folder.name, files=entries)
         files.write_text(checkpoint / SEAL, seal.model_dump_json(indent=2))
 
     def close(self) -> None:
-        """Leave the checkpoints of a training that has failed to the one that is started in its place."""
+        """Keep the checkpoints of a failed training for its next start."""
 
     def remove(self) -> None:
-        """Remove all of it, for the training has ended well: at once, so that nobody finds half of it."""
-        self.folder.rename(self._gone)
-        shutil.rmtree(self._gone)
+        """Remove the checkpoints of a successful training. The rename hides all of them at once."""
+        self.folder.rename(self._removed)
+        shutil.rmtree(self._removed)
 
     def _names(self) -> Iterable[str]:
-        return [place.name for place in self.folder.iterdir()]
+        return [path.name for path in self.folder.iterdir()]
 
     def _title(self, name: str) -> str:
         return str(self.folder / name)
 
-    def _take(self, name: str) -> Path:
-        """The checkpoint in this folder, if it is whole; a `DamagedError` if it is not."""
+    def _fetch(self, name: str) -> Path:
+        """Path of a checkpoint in the folder; a `DamagedError` if it is not complete."""
         checkpoint = self.folder / name
-        with _named(checkpoint, "cannot be read", "make it readable, or remove it"):
-            sealed, found = checkpoint / SEAL, _files(checkpoint)
-            text = sealed.read_bytes() if sealed.is_file() else None
-            seal = read_seal(text, {name: file.stat().st_size for name, file in found.items()})
+        with _explain_os_errors(checkpoint, "cannot be read", "make it readable, or remove it"):
+            seal_file, paths = checkpoint / SEAL, _files(checkpoint)
+            text = seal_file.read_bytes() if seal_file.is_file() else None
+            seal = read_seal(text, {file: path.stat().st_size for file, path in paths.items()})
             for file, entry in seal.files.items():
-                if files.digest(found[file]) != entry.sha256:
+                if files.digest(paths[file]) != entry.sha256:
                     raise DamagedError(f"{file} is not what was sealed")
         return checkpoint
 
@@ -119,53 +119,15 @@ class Checkpoints:
         shutil.rmtree(self.folder / name)
 
 
-@contextmanager
-def of_training(place: str | None, key: str, scratch: Path) -> Iterator[Checkpoints]:
-    """The checkpoints of the training `key`, removed when it has ended well.
+def read_seal(text: bytes | None, sizes: Mapping[str, int]) -> Manifest:
+    """The seal of a checkpoint whose files match it.
 
     Args:
-        place: a folder or an `s3://` prefix for the checkpoints of all trainings, None to keep none.
-        key: names everything that determines the training.
-        scratch: a folder that the processes of the training share and that is gone afterwards; the training
-            works in it where nothing of this machine is to be kept.
+        text: the content of the seal file; None if there is no such file.
+        sizes: bytes of each file of the checkpoint.
 
     Raises:
-        StorageError: nothing can be kept at that place.
-    """
-    kept = _at(place, key, scratch)
-    first = os.environ.get("RANK", "0") == "0"
-    if first:
-        kept.open()
-    try:
-        yield kept
-    except BaseException:
-        if first:
-            kept.close()
-        raise
-    if first:
-        kept.remove()
-
-
-def place(every: int) -> str | None:
-    """Where a training with a checkpoint `every` so many steps keeps them; None if it keeps none."""
-    return os.environ.get(PLACE) or None if every else None
-
-
-def _at(place: str | None, key: str, scratch: Path) -> Checkpoints:
-    if place is None:
-        return Checkpoints(scratch / key)
-    if s3.is_uri(place):
-        from automixalign.training.stored_checkpoints import StoredCheckpoints
-
-        return StoredCheckpoints(scratch / key, f"{place.rstrip('/')}/{key}")
-    return Checkpoints(Path(place) / key)
-
-
-def read_seal(text: bytes | None, sizes: Mapping[str, int]) -> Manifest:
-    """The seal of a checkpoint, if its files (name -> bytes) are those that were sealed.
-
-    Raises:
-        DamagedError: there is no seal, it is none of ours, or a file is missing, of another size or not in it.
+        DamagedError: the seal is missing or invalid; or a file is missing, of another size, or not in it.
     """
     if text is None:
         raise DamagedError("it was not finished")
@@ -185,8 +147,8 @@ def read_seal(text: bytes | None, sizes: Mapping[str, int]) -> Manifest:
 
 
 @contextmanager
-def saved(checkpoint: Path) -> Iterator[None]:
-    """While a checkpoint is saved: leave nothing of it if that fails; a full disk then has room for the error.
+def saving(checkpoint: Path) -> Iterator[None]:
+    """While a checkpoint is saved: on failure, remove it, which also frees a full disk for the error's log.
 
     Raises:
         StorageError: the disk is full.
@@ -200,24 +162,24 @@ def saved(checkpoint: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _named(place: Path, what: str, advice: str) -> Iterator[None]:
+def _explain_os_errors(path: Path, problem: str, advice: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"{place} {what}: {error}; {advice}") from error
+        raise StorageError(f"{path} {problem}: {error}; {advice}") from error
 
 
 def _latest_first(names: Iterable[str]) -> list[str]:
-    found = {name: re.fullmatch(r"checkpoint-(\d+)", name) for name in names}
-    steps = {name: int(match[1]) for name, match in found.items() if match}
+    matches = {name: re.fullmatch(r"checkpoint-(\d+)", name) for name in names}
+    steps = {name: int(match[1]) for name, match in matches.items() if match}
     return sorted(steps, key=lambda name: steps[name], reverse=True)
 
 
 def _files(checkpoint: Path) -> dict[str, Path]:
-    """Every file of a checkpoint by its name in it, but for its seal and hidden ones."""
-    found = {file.relative_to(checkpoint): file for file in sorted(checkpoint.rglob("*")) if file.is_file()}
+    """The files of a checkpoint by their names in it, without its seal and hidden ones."""
+    paths = {path.relative_to(checkpoint): path for path in sorted(checkpoint.rglob("*")) if path.is_file()}
     return {
-        name.as_posix(): file
-        for name, file in found.items()
+        name.as_posix(): path
+        for name, path in paths.items()
         if name != Path(SEAL) and not any(part.startswith(".") for part in name.parts)
     }

@@ -1,9 +1,11 @@
-"""A training as a job: what it reads and writes, its way to the processes that run it, and what they leave."""
+"""A training as a job: its inputs and outputs, its way to the processes that run it, and their results."""
 
+import importlib
 import os
 import signal
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -13,12 +15,12 @@ from automixalign.storage import files
 from automixalign.system import errors, shortages
 
 JOB, RESULT = "job.json", "result.json"
-WORLD = "WORLD_SIZE"
-"""The environment variable by which a launcher says how many processes there are."""
+WORLD_SIZE = "WORLD_SIZE"
+"""The environment variable in which a launcher passes the number of processes."""
 
 
-class Training(BaseModel):
-    """What a training reads and writes, so that any process which sees the files can run its part of it."""
+class Training(BaseModel, ABC):
+    """What a training reads and writes. Any process that sees the files can run its part of the training."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,50 +29,70 @@ class Training(BaseModel):
     reference_logps: Path
     base_model: Path
     output: Path
+    """The model's folder."""
     trajectory: Path
+    """JSONL file with a line for each optimiser step."""
 
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The model's name in the leaderboard."""
+
+    @abstractmethod
     def run(self, scratch: Path) -> dict[str, Any]:
-        """Train; called in every process that shares the work.
+        """Train. Every process that shares the work calls this.
 
         Args:
-            scratch: a folder that the processes of a machine share, and that is gone afterwards.
+            scratch: a temporary folder that the processes of a machine share.
+
+        Returns:
+            The facts of the training: steps, pairs, seconds, ...
         """
-        raise NotImplementedError
 
 
 class Job(BaseModel):
-    """A training on its way to other processes, as `job.json`; see `worker.py`."""
+    """A training on its way to other processes, as `job.json`; `worker` runs it."""
 
-    kind: str
+    kind: Literal["SpecialistTraining", "GeneralistTraining"]
     training: dict[str, Any]
     stage: str = ""
     name: str = ""
 
     @classmethod
     def of(cls, training: Training) -> "Job":
-        """The job of the step that this process runs."""
-        step = current_step()
-        data = training.model_dump(mode="json")
-        return cls(kind=type(training).__name__, training=data, stage=step.stage, name=step.name)
+        """The job of the stage that this process runs."""
+        step, data = current_step(), training.model_dump(mode="json")
+        return cls.model_validate(
+            {"kind": type(training).__name__, "training": data, "stage": step.stage, "name": step.name}
+        )
+
+    def load(self) -> Training:
+        """The training. A process imports the code of its kind only."""
+        module = importlib.import_module(f"{__package__}.{self.kind.removesuffix('Training').lower()}")
+        kind: type[Training] = getattr(module, self.kind)
+        return kind.model_validate(self.training)
 
 
 def world_size() -> int:
-    """How many processes share the work; a launcher such as torchrun or `launch` says so."""
-    return int(os.environ.get(WORLD, "1"))
+    """How many processes share the work, from the launcher's environment."""
+    return int(os.environ.get(WORLD_SIZE, "1"))
 
 
 def error_of(folder: Path, failure: Exception) -> errors.AutoMixAlignError:
-    """The first error that a worker left in the job's folder; one that was killed left none."""
-    left = sorted(folder.glob("error-*.json"), key=lambda file: file.stat().st_mtime_ns)
-    if not left:
-        codes = {each.exitcode for each in getattr(failure, "failures", {}).values()}
+    """The error of the worker that failed first, from the job's folder.
+
+    A worker that was killed leaves no file; `failure`, the launcher's error, then holds the exit codes.
+    """
+    reports = sorted(folder.glob("error-*.json"), key=lambda file: file.stat().st_mtime_ns)
+    if not reports:
+        codes = {process.exitcode for process in getattr(failure, "failures", {}).values()}
         if -signal.SIGKILL in codes:
             return errors.ResourceError(
                 "one of the processes was killed (SIGKILL), most often because memory ran out; "
                 f"{shortages.memory_advice('train_generalist')}"
             )
         return errors.TrainingError(f"one of the processes failed: {failure}")
-    name, message = files.read_json(left[0])
+    name, message = files.read_json(reports[0])
     kind = errors.error_class(name)
     if kind is None:
         return errors.TrainingError(f"one of the processes failed: {name}: {message}")

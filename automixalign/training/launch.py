@@ -1,4 +1,4 @@
-"""Run a training here, or in several processes that torch.distributed joins: gloo, or NCCL on CUDA."""
+"""Run a training in this process, in several processes (gloo, or NCCL on CUDA), or on several nodes."""
 
 import os
 import signal
@@ -8,51 +8,63 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from automixalign.steps.step import current_step
 from automixalign.storage import files
-from automixalign.training.job import JOB, RESULT, WORLD, Job, Training, error_of
+from automixalign.training import worker
+from automixalign.training.job import JOB, RESULT, WORLD_SIZE, Job, Training, error_of
 from automixalign.training.nodes import train_job
-from automixalign.training.train import recorded
 
 
 def train(training: Training) -> dict[str, Any]:
-    """Train a specialist or a generalist; write the model and a log of every step.
+    """Train a specialist or a generalist, and record the training in MLflow.
 
     Returns:
-        Metadata: steps, pairs, tokens, seconds; of a generalist also the method and the last task weights.
+        Steps, pairs, tokens, seconds; of a generalist also its method and its last task weights.
 
     Raises:
-        CacheError: a cache is missing, incomplete or belongs to other data.
+        CacheError: a cache is missing, incomplete, or belongs to other data.
         TrainingError: the loss became not finite.
     """
-    return recorded(launch(training), training.trajectory)
+    facts, rows = launch(training), files.read_jsonl(training.trajectory)
+    tokens = sum(row["pairs"][task] * (mean or 0) for row in rows for task, mean in row["tokens"].items())
+    facts = {**facts, "tokens": round(tokens), "tokens_per_second": round(tokens / max(facts["seconds"], 0.1))}
+    record = current_step().record
+    record.add_metrics({key: value for key, value in facts.items() if key != "weights"})  # they have a curve
+    record.add_params({key: value for key, value in facts.items() if isinstance(value, str)})
+    record.add_curves(training.trajectory)
+    record.add_artifact(training.trajectory, "trajectory.jsonl")
+    return facts
 
 
 def launch(training: Training) -> dict[str, Any]:
-    """Run a training in `training.processes` processes on each of `training.nodes`; return what the first did.
+    """Run a training in `training.processes` processes on each of `training.nodes`.
 
     Several processes of this machine are started by `accelerate launch`
     (https://huggingface.co/docs/accelerate/basic_tutorials/launch), several nodes by Kubeflow Trainer
-    (`nodes/`). With one process, or where a launcher has started several already, it simply runs.
+    (`nodes/`). A single process, or one that a launcher has started, runs the training itself.
+
+    Returns:
+        What the training returned in the first process.
 
     Raises:
-        AutoMixAlignError: the error of the process that failed first, once the others are ended; a
-            TrainingError where it was not one of ours.
+        AutoMixAlignError: the error of the process that failed first, after the others are ended; a
+            TrainingError if it was of no kind of this package.
     """
     processes, nodes = training.settings.training.processes, training.settings.training.nodes
-    alone = processes * nodes == 1 or WORLD in os.environ
+    alone = processes * nodes == 1 or WORLD_SIZE in os.environ
     if nodes > 1 and not alone:
         return train_job.run(training)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        return training.run(scratch) if alone else _in_processes(training, processes, scratch)
+        return training.run(scratch) if alone else _run_in_processes(training, processes, scratch)
 
 
-def _in_processes(training: Training, processes: int, scratch: Path) -> dict[str, Any]:
+def _run_in_processes(training: Training, processes: int, scratch: Path) -> dict[str, Any]:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     files.write_text(scratch / JOB, Job.of(training).model_dump_json())
     try:
-        start_processes(processes, ["--module", "automixalign.training.worker", str(scratch)])
+        start_processes(processes, ["--module", worker.__name__, str(scratch)])
     except ChildFailedError as failure:
         raise error_of(scratch, failure) from failure
     result: dict[str, Any] = files.read_json(scratch / RESULT)
@@ -60,9 +72,9 @@ def _in_processes(training: Training, processes: int, scratch: Path) -> dict[str
 
 
 def start_processes(processes: int, command: list[str]) -> None:
-    """Run a Python command in several processes that share the cores and find each other by torch.distributed.
+    """Run a Python command in several processes that share the cores, joined by torch.distributed.
 
-    `accelerate launch`, within this process: the system then ends the workers when this one is killed.
+    `accelerate launch` runs within this process, so the system ends the workers when this one is killed.
 
     Raises:
         ChildFailedError: one of them failed.
@@ -82,13 +94,13 @@ def start_processes(processes: int, command: list[str]) -> None:
     }
     flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
     arguments = launch_command_parser().parse_args(["--multi_gpu", *flags, *command])
-    with _left_as_it_was(), patch_environment(OMP_NUM_THREADS=str(threads)):
+    with _restored_process_state(), patch_environment(OMP_NUM_THREADS=str(threads)):
         launch_command(arguments)
 
 
 @contextmanager
-def _left_as_it_was() -> Iterator[None]:
-    """The launcher leaves signal handlers of its own behind, and torch a variable in the environment."""
+def _restored_process_state() -> Iterator[None]:
+    """Undo what the launcher leaves behind: its signal handlers, and torch's environment variable."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     environment = dict(os.environ)
     try:

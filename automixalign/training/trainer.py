@@ -1,14 +1,16 @@
-"""TRL's DPOTrainer with the batch and the objective in the hands of a mixer.
+"""TRL's DPOTrainer with a mixer that draws the batches and weighs the loss.
 
-What differs from `trl.DPOTrainer`, and nothing else does:
+It differs from `trl.DPOTrainer` in this, and in nothing else:
 
-- pairs come tokenised and with their reference log-probabilities, so nothing is prepared or precomputed again;
-- a forward pass holds them packed, each prompt once and no padding, where the architecture allows (`logps/`);
-- the pairs of a step are drawn when the step begins, with the task weights of that moment. A sampler would have
-  been asked for them several steps ahead;
-- the loss of a step is `mean_z w_z e(z)` (see `mixers.py`), plus TRL's `sft` term where the loss list asks for
-  it: a mean over the chosen tokens of the whole step, however it is cut into forward passes;
-- a checkpoint also holds the mixer, the position of the draws and the average of the iterates.
+- The pairs arrive tokenised, with their log-probabilities under the reference model. Nothing is prepared again.
+- Where the architecture allows, a forward pass holds the pairs packed: each prompt once, and no padding
+  (`scoring/logps`).
+- The pairs of a step are drawn when the step begins, with the task weights of that moment. A sampler would draw
+  them several steps ahead.
+- The loss of a step is `mean_z w_z e(z)` (`method/mixers.py`), plus `nll_weight` times the negative
+  log-likelihood of the chosen answers: a mean over the tokens of the whole step, however many forward passes it
+  has.
+- A checkpoint also holds the mixer, the position of the draws, and the average of the iterates.
 """
 
 import json
@@ -29,8 +31,8 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from automixalign.method.losses import from_trl
-from automixalign.method.mixer import Draws, Mixer
+from automixalign.method.losses import Loss
+from automixalign.method.mixer import Draws, Floats, Ints, Mixer
 from automixalign.scoring.logps.batch import PairIds
 from automixalign.scoring.logps.forward import batch_of, packing, side_logps
 from automixalign.steps.step import current_step
@@ -38,62 +40,66 @@ from automixalign.storage import files
 from automixalign.system import heap
 from automixalign.system.errors import TrainingError
 from automixalign.system.messages import logger
-from automixalign.training import checkpoints
 from automixalign.training.averaging import IterateAverage
-from automixalign.training.checkpoints import Checkpoints
+from automixalign.training.checkpoints import STATE, TRAJECTORY, CheckpointStore, saving
 
-_REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
-_SPECIALIST = "specialist_loss"
+_REFERENCE_LOGPS = ("ref_chosen_logps", "ref_rejected_logps")
+_SPECIALIST_LOSS = "specialist_loss"
 
 
 class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
-    """Train a policy by DPO on several tasks, mixed by a `Mixer`.
+    """Train a policy on the pairs of several tasks, mixed by a `Mixer`.
 
     Args:
-        model: the policy (full, or with a `peft_config` in `kwargs`).
-        args: TRL's configuration. Batch size, accumulation and world size give the pairs of a step; `loss_type`
-            is one of `losses.Loss`, and may be followed by `sft`, weighted by `loss_weights`.
-        datasets: per task, in the mixer's order, a data set with the columns `prompt_ids`, `chosen_ids`,
+        model: the policy: a full model, or the base model of an adapter that `peft_config` describes.
+        args: TRL's settings of the optimiser and the run; those of the loss are not used. Batch size,
+            accumulation and number of processes give the pairs of a step.
+        datasets: task -> its pairs, in the mixer's order, with the columns `prompt_ids`, `chosen_ids`,
             `rejected_ids`, `ref_chosen_logps`, `ref_rejected_logps` and, for generalists, `specialist_loss`.
-        mixer: draws the tasks, weighs the pairs and learns from what it is shown of them.
-        trajectory: JSONL file that gets a line an optimiser step.
-        average_iterates: share of the training, counted from its end, over whose steps the policy is averaged.
-        kept: the checkpoints, where other than `args.output_dir` simply has them.
+        mixer: draws the tasks, weighs the pairs, and learns from each step.
+        loss: the loss of a pair.
+        nll_weight: weight of the negative log-likelihood of the chosen answers (TRL's `sft` term).
+        trajectory: JSONL file, which gets a line for each optimiser step.
+        average_iterates: share of the training, from its end, over whose steps the policy is averaged.
+        checkpoints: the store of the checkpoints; by default the folder `args.output_dir`.
+        kwargs: passed to TRL: `processing_class`, `peft_config`, `callbacks`.
 
     Raises:
-        ConfigError: `args` asks for what has no per-pair loss here.
-        TrainingError: the loss of a step is not finite; or what a mixer needs of the data is not there.
+        TrainingError: the loss of a step is not finite, or the mixer needs a column that the data lacks.
     """
 
     def __init__(
         self,
         model: Any,
         args: DPOConfig,
+        *,
         datasets: dict[str, Dataset],
         mixer: Mixer,
+        loss: Loss,
+        nll_weight: float = 0.0,
         trajectory: Path,
         average_iterates: float | None = None,
-        kept: Checkpoints | None = None,
+        checkpoints: CheckpointStore | None = None,
         **kwargs: Any,
     ) -> None:
-        self.pair_loss, self.nll_weight = from_trl(args, kwargs.get("eval_dataset"))
         self.policy = model
         self.packed = False
         self.tasks = list(datasets)
         self.by_task = list(datasets.values())
         self.mixer = mixer
+        self.pair_loss, self.nll_weight = loss, nll_weight
         self.draws = Draws([len(data) for data in self.by_task], args.seed)
         self.trajectory = trajectory
-        self.kept = kept or Checkpoints(Path(args.output_dir))
+        self.checkpoints = checkpoints or CheckpointStore(Path(args.output_dir))
         self.totals: dict[str, torch.Tensor] = {}
-        self.has_specialists = all(_SPECIALIST in data.column_names for data in self.by_task)
+        self.has_specialists = all(_SPECIALIST_LOSS in data.column_names for data in self.by_task)
         if not self.has_specialists and {mixer.trains_on, mixer.learns_from} != {"loss"}:
             raise TrainingError(
-                f"the data has no column {_SPECIALIST}, which this mixer's excess is counted from"
+                f"the data has no column {_SPECIALIST_LOSS}, from which this mixer computes the excess"
             )
         args.precompute_ref_log_probs = True
         super().__init__(model=model, args=args, train_dataset=self.by_task[0], **kwargs)
-        if self.accelerator.ddp_handler is not None:  # gradients then lie where they are exchanged from
+        if self.accelerator.ddp_handler is not None:  # the processes exchange gradients without a copy of them
             self.accelerator.ddp_handler.gradient_as_bucket_view = True
         self.pairs_per_step = (
             args.per_device_train_batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes
@@ -108,8 +114,9 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         """Train to the end.
 
         Args:
-            resume_from_checkpoint: a checkpoint folder, or True for the last whole one of `args.output_dir`,
-                from the start if there is none. The result is what training without a break would have given.
+            resume_from_checkpoint: the folder of a checkpoint; or True for the last complete one of the store,
+                or the start if it has none. A resumed training has the result of one without a break.
+            kwargs: passed to transformers' Trainer.
         """
         heap.keep_freed_memory()
         if resume_from_checkpoint is True:
@@ -119,31 +126,31 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
             self._restore(checkpoint)
         elif self.accelerator.is_main_process:
             files.write_text(self.trajectory, "")
-        with _readable(checkpoint), packing(self.policy) as self.packed:
+        with _naming(checkpoint), packing(self.policy) as self.packed:
             result = super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
         self.packed = False
         if self.average is not None:
             self.average.install()
         return result
 
-    def whole_weights(self) -> dict[str, torch.Tensor] | None:
-        """The policy's weights where FSDP has divided them, on the first process; every process must ask.
+    def whole_state_dict(self) -> dict[str, torch.Tensor] | None:
+        """The policy's weights if FSDP has divided them, on the first process; every process must call this.
 
-        None where the policy itself holds them.
+        None if the policy itself holds them.
         """
         if not self.is_fsdp_enabled:
             return None
-        weights: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.model)
-        return weights
+        state_dict: dict[str, torch.Tensor] = self.accelerator.get_state_dict(self.model)
+        return state_dict
 
     def _last_checkpoint(self) -> str:
-        """The first process finds, checks and fetches it for all; empty if there is none."""
-        found = [str(self.kept.last_whole() or "") if self.accelerator.is_main_process else ""]
-        return str(broadcast_object_list(found)[0])
+        """The folder of the last complete checkpoint, which the first process fetches for all; "" if none."""
+        folder = [str(self.checkpoints.last_complete() or "") if self.accelerator.is_main_process else ""]
+        return str(broadcast_object_list(folder)[0])
 
     def _restore(self, checkpoint: Path) -> None:
-        """Take up our part of a checkpoint."""
-        state = files.read_json(checkpoint / checkpoints.STATE)
+        """Load this class's part of a checkpoint."""
+        state = files.read_json(checkpoint / STATE)
         self.mixer.load(state["mixer"])
         self.draws.drawn = state["drawn"]
         if self.average is not None:
@@ -151,12 +158,12 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         if self.accelerator.is_main_process:
             logger.info("goes on after step %s, from %s", state["step"], checkpoint)
             with files.replacing(self.trajectory) as new:
-                shutil.copyfile(checkpoint / checkpoints.TRAJECTORY, new)
+                shutil.copyfile(checkpoint / TRAJECTORY, new)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save one, and complete it with our part once every process has written its own."""
+        """Save a checkpoint, and add this class's part after every process has written its own."""
         checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        with checkpoints.saved(checkpoint):
+        with saving(checkpoint):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
@@ -171,9 +178,9 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
             "drawn": self.draws.drawn,
             "averaged": self.average.count if self.average is not None else 0,
         }
-        files.write_json(checkpoint / checkpoints.STATE, state)
-        shutil.copyfile(self.trajectory, checkpoint / checkpoints.TRAJECTORY)
-        self.kept.add(checkpoint)
+        files.write_json(checkpoint / STATE, state)
+        shutil.copyfile(self.trajectory, checkpoint / TRAJECTORY)
+        self.checkpoints.add(checkpoint)
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
@@ -182,39 +189,46 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         return dataset
 
     def get_train_dataloader(self) -> DataLoader[int]:
-        """Count the micro-steps; what they hold is drawn in `get_batch_samples`."""
-        return DataLoader(range(self.args.max_steps * self.args.gradient_accumulation_steps))  # type: ignore[arg-type]
+        """An index for each micro-step; `get_batch_samples` draws the pairs."""
+        micro_steps = range(self.args.max_steps * self.args.gradient_accumulation_steps)
+        return DataLoader(micro_steps)  # type: ignore[arg-type]
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], None]:
-        """Draw the step's pairs with the current task weights; return this rank's micro-batches."""
+        """Draw the step's pairs with the current task weights; return this process's micro-batches."""
         tasks = self.mixer.draw(self.state.global_step, self.pairs_per_step)
         weights = self.mixer.example_weights(tasks)
         rows = [
             {**self.by_task[task][self.draws.next(task)], "task": task, "weight": weight}
             for task, weight in zip(tasks.tolist(), weights.tolist(), strict=True)
         ]
-        # Alike lengths together: what is drawn stays the same, what is padded shrinks, and processes keep pace.
+        # Pairs of similar length share a micro-batch: less padding, and processes that take equally long.
         rows.sort(key=lambda row: _ids(row).size)
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         size = self.args.per_device_train_batch_size * world
-        mine = [_dealt(rows[start : start + size], world, rank) for start in range(0, len(rows), size)]
-        batches = [self._collate(part) for part in mine]
+        own = [_share_of(rows[start : start + size], world, rank) for start in range(0, len(rows), size)]
+        batches = [self._collate(part) for part in own]
         for batch in batches:
             batch["chosen_tokens"] = sum(len(row["chosen_ids"]) for row in rows) / (num_batches * world)
         return batches, None
 
     def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """A micro-batch of n pairs.
+
+        Returns:
+            `batch`: the token ids of both sides; `reference_logps`: shape (n, 2); `chosen_tokens`: their
+            number; the others: shape (n,).
+        """
         batch = batch_of([_ids(row) for row in rows], self.packed)
         return {
             "batch": batch,
-            "input_ids": batch.inputs["input_ids"],  # by which the Trainer counts
-            "reference_logps": torch.tensor([[row[key] for key in _REFERENCE] for row in rows]),
+            "input_ids": batch.inputs["input_ids"],  # the Trainer counts tokens by them
+            "reference_logps": torch.tensor([[row[key] for key in _REFERENCE_LOGPS] for row in rows]),
             "tokens": torch.tensor([_ids(row).size for row in rows]),
             "chosen_tokens": sum(len(row["chosen_ids"]) for row in rows),
             "task": torch.tensor([row["task"] for row in rows]),
-            _SPECIALIST: torch.tensor([row.get(_SPECIALIST, 0.0) for row in rows]),
+            _SPECIALIST_LOSS: torch.tensor([row.get(_SPECIALIST_LOSS, 0.0) for row in rows]),
             "weight": torch.tensor([row["weight"] for row in rows]),
         }
 
@@ -225,7 +239,14 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> torch.Tensor:
-        """The micro-batch's part of the step's loss, from one forward pass."""
+        """The micro-batch's part of the step's loss, a scalar, from one forward pass.
+
+        Args:
+            model: the policy, perhaps wrapped by accelerate.
+            inputs: what `_collate` returned, on the device.
+            return_outputs: not used.
+            num_items_in_batch: not used.
+        """
         task, batch = inputs["task"], inputs["batch"].to(self.args.device)
         # On CUDA, TRL's head keeps the logits of a large vocabulary out of memory; on the CPU it is slow.
         logps = side_logps(model, batch, fused=self.args.device.type == "cuda")
@@ -234,12 +255,14 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         loss = self.pair_loss.per_pair(chosen, rejected, *lengths)
         values = {"loss": loss}
         if self.has_specialists:
-            difference = loss - inputs[_SPECIALIST]
+            difference = loss - inputs[_SPECIALIST_LOSS]
             excess = difference.clamp(min=0)
             values |= {"difference": difference, "excess": excess, "clipped": (difference <= 0).float()}
         objective: torch.Tensor = (inputs["weight"] * values[self.mixer.trains_on]).mean()
         margin = self.pair_loss.beta * (chosen - rejected)
-        self._count(task, **values, margin=margin, accuracy=(margin > 0).float(), tokens=inputs["tokens"])
+        self._add_to_totals(
+            task, **values, margin=margin, accuracy=(margin > 0).float(), tokens=inputs["tokens"]
+        )
         if not torch.isfinite(objective):
             raise TrainingError(
                 f"step {self.state.global_step + 1}: the loss is not finite (tasks "
@@ -249,8 +272,13 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
             objective = objective - self.nll_weight * logps[:, 0].sum() / inputs["chosen_tokens"]
         return objective
 
-    def _count(self, task: torch.Tensor, **values: torch.Tensor) -> None:
-        """Add up, per task, over the micro-steps of an optimiser step."""
+    def _add_to_totals(self, task: torch.Tensor, **values: torch.Tensor) -> None:
+        """Add the pairs' values to the sums of their tasks over the micro-steps of a step.
+
+        Args:
+            task: the task of each pair, shape (n,).
+            values: quantities of each pair, shape (n,) each.
+        """
         values["pairs"] = torch.ones_like(task)
         for name, value in values.items():
             sums = torch.zeros(len(self.tasks), dtype=torch.float64, device=task.device)
@@ -258,8 +286,8 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
             self.totals[name] = self.totals[name] + sums if name in self.totals else sums
 
     def finish_step(self) -> None:
-        """Show the mixer what the step saw, over all ranks, and write it to the trajectory."""
-        # One exchange a step: a row a quantity, a column a task.
+        """Update the mixer with the totals of all processes, and append the step to the trajectory."""
+        # One exchange a step: a row for each quantity, a column for each task.
         summed = self.accelerator.reduce(torch.stack(list(self.totals.values())), "sum").cpu().numpy()
         totals = dict(zip(self.totals, summed, strict=True))
         self.totals = {}
@@ -271,26 +299,26 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         if self.accelerator.is_main_process:
             loss = float(totals["loss"].sum() / pairs.sum())
             current_step().report(self.state.global_step, self.args.max_steps, loss=loss)
-            means = {name: self._by_task(value / np.maximum(pairs, 1), pairs) for name, value in totals.items()}
             row = {
                 "step": self.state.global_step,
                 "weights": dict(zip(self.tasks, alpha.tolist(), strict=True)),
                 "pairs": dict(zip(self.tasks, pairs.tolist(), strict=True)),
-                **means,
+                **{name: self._means(total, pairs) for name, total in totals.items()},
             }
             with self.trajectory.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(row) + "\n")
 
-    def _by_task(self, means: np.ndarray[Any, Any], pairs: np.ndarray[Any, Any]) -> dict[str, float | None]:
-        """A task without a pair in the step has no mean."""
+    def _means(self, totals: Floats, pairs: Ints) -> dict[str, float | None]:
+        """Task -> mean over its pairs in the step, None without a pair; both arguments have shape (k,)."""
+        means = totals / np.maximum(pairs, 1)
         return {
             task: float(mean) if count else None
             for task, mean, count in zip(self.tasks, means, pairs, strict=True)
         }
 
 
-def _dealt(rows: list[dict[str, Any]], world: int, rank: int) -> list[dict[str, Any]]:
-    """One process's share of the sorted pairs: dealt to and fro, for about as many tokens to each."""
+def _share_of(rows: list[dict[str, Any]], world: int, rank: int) -> list[dict[str, Any]]:
+    """One process's share of sorted pairs: dealt back and forth, so that all get about as many tokens."""
     turns = range(len(rows) // world)
     return [rows[turn * world + (world - 1 - rank if turn % 2 else rank)] for turn in turns]
 
@@ -300,18 +328,23 @@ def _ids(row: dict[str, Any]) -> PairIds:
 
 
 @contextmanager
-def _readable(checkpoint: Path | None) -> Iterator[None]:
-    """Name the checkpoint that holds more than tensors and numbers, which is all that torch unpickles of it."""
+def _naming(checkpoint: Path | None) -> Iterator[None]:
+    """Name the checkpoint in the error if it cannot be read: torch unpickles tensors and numbers only.
+
+    Raises:
+        TrainingError: a file of it is damaged, or a pickle of something else.
+    """
     try:
         yield
     except (UnpicklingError, SafetensorError) as error:
-        pickled = isinstance(error, UnpicklingError)  # torch's own words advise to run it all the same
-        reason = "a file of it is a pickle that could run code" if pickled else str(error)
+        # torch's own message advises to load such a pickle nevertheless.
+        is_pickle = isinstance(error, UnpicklingError)
+        reason = "a file of it is a pickle that could run code" if is_pickle else str(error)
         raise TrainingError(f"{checkpoint} cannot be read: {reason}; remove it, and start again") from error
 
 
 class _AfterStep(TrainerCallback):  # type: ignore[misc]
-    """A step's end comes before its checkpoint, so that one holds the mixer as it stands after its step."""
+    """Finishes a step before its checkpoint is written, which then holds the mixer from after the step."""
 
     def __init__(self, trainer: MixingTrainer) -> None:
         self.trainer = trainer

@@ -1,8 +1,8 @@
 """One process of a training: `python -m automixalign.training.worker FOLDER`, started by a launcher.
 
-The launcher (`accelerate launch`, torchrun) says in the environment who this process is and where the others
-are. The folder holds `job.json`; the first process leaves `result.json` there, one that fails an
-`error-RANK.json`.
+The launcher (`accelerate launch`, torchrun) passes the process's rank and the address of the others in the
+environment. The folder holds `job.json`. The first process writes `result.json` there; a process that fails
+writes `error-RANK.json`.
 """
 
 import os
@@ -16,10 +16,9 @@ from automixalign.steps.step import adopt_step
 from automixalign.storage import files
 from automixalign.system import shortages
 from automixalign.training.job import JOB, RESULT, Job
-from automixalign.training.train import TRAININGS
 
-_PATIENCE = timedelta(hours=2)
-"""So long the processes wait for each other: the first one may have a large checkpoint to fetch or to check."""
+_TIMEOUT = timedelta(hours=2)
+"""Processes wait at most this long for each other: the first one may download and check a large checkpoint."""
 
 
 def work(folder: Path) -> None:
@@ -33,13 +32,13 @@ def work(folder: Path) -> None:
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     elif os.environ["WORLD_SIZE"] == os.environ["LOCAL_WORLD_SIZE"]:
-        # On one machine gloo need not listen on more than the loopback address.
+        # All processes are on this machine, so gloo listens on the loopback address only.
         loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
-    torch.distributed.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE)
+    torch.distributed.init_process_group("nccl" if cuda else "gloo", timeout=_TIMEOUT)
     try:
         with shortages.name_shortages(f"process {os.environ['RANK']}", job.stage):
-            result = TRAININGS[job.kind].model_validate(job.training).run(folder)
+            result = job.load().run(folder)
     except BaseException as error:
         files.write_json(folder / f"error-{os.environ['RANK']}.json", [type(error).__name__, str(error)])
         raise
@@ -49,7 +48,7 @@ def work(folder: Path) -> None:
 
 
 def _end_with_the_launcher() -> None:
-    """A worker whose launcher was killed would wait for the others for ever."""
+    """Have the system kill this process when its launcher ends; it would wait for the others for ever."""
     from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 
     launcher = os.getppid()

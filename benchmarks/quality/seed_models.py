@@ -33,9 +33,10 @@ from automixalign.scoring.evaluate import evaluate
 from automixalign.scoring.reference_logps import write_reference_logps
 from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.storage import files
+from automixalign.training.generalist import GeneralistTraining
 from automixalign.training.launch import train
+from automixalign.training.specialist import SpecialistTraining
 from automixalign.training.specialist_losses import write_specialist_losses
-from automixalign.training.train import GeneralistTraining, SpecialistTraining
 from benchmarks.quality.arms import REFERENCE, Arm, Merge, Options
 from benchmarks.quality.store import Store
 

@@ -31,8 +31,8 @@ def train_generalist(
 
     from automixalign.config.methods import GeneralistSettings
     from automixalign.steps.step import run_step
+    from automixalign.training.generalist import GeneralistTraining
     from automixalign.training.launch import train
-    from automixalign.training.train import GeneralistTraining
 
     checked = GeneralistSettings.model_validate_json(settings)
     reads, writes = [data, reference_logps, losses, base_model], [model, trajectory]

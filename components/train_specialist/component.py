@@ -32,7 +32,7 @@ def train_specialist(
     from automixalign.config.training import SpecialistSettings, specialist_name
     from automixalign.steps.step import run_step
     from automixalign.training.launch import train
-    from automixalign.training.train import SpecialistTraining
+    from automixalign.training.specialist import SpecialistTraining
 
     name = specialist_name(task_name)
     reads, writes = [data, reference_logps, base_model], [model, trajectory]

@@ -93,7 +93,7 @@ def run_experiment(
                 environment = {
                     **_ENVIRONMENT,
                     LOGS_VARIABLE: str(logs),
-                    checkpoints.PLACE: str(work / _CHECKPOINTS),
+                    checkpoints.CHECKPOINTS_VARIABLE: str(work / _CHECKPOINTS),
                     orphans.LOCK_VARIABLE: alive_lock.name,
                     **sender.environment,
                 }

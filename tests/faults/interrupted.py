@@ -20,10 +20,10 @@ from automixalign.config.methods import GeneralistSettings
 from automixalign.storage import files, s3
 from automixalign.training import checkpoints
 from automixalign.training.averaging import IterateAverage
-from automixalign.training.checkpoints import Checkpoints
+from automixalign.training.checkpoints import CheckpointStore
+from automixalign.training.generalist import GeneralistTraining
 from automixalign.training.launch import train as launch
-from automixalign.training.stored_checkpoints import StoredCheckpoints
-from automixalign.training.train import GeneralistTraining
+from automixalign.training.s3_checkpoints import S3CheckpointStore
 from automixalign.training.trainer import MixingTrainer
 from benchmarks import tiny
 
@@ -37,9 +37,9 @@ POINTS: dict[str, tuple[Any, str]] = {
     "optimiser saved": (MixingTrainer, "_save_rng_state"),
     "average saved": (IterateAverage, "save"),
     "before the seal": (checkpoints, "_files"),
-    "sealed": (Checkpoints, "add"),
+    "sealed": (CheckpointStore, "add"),
     "renamed for removal": (Path, "rename"),
-    "removed": (Checkpoints, "remove"),
+    "removed": (CheckpointStore, "remove"),
     "bytes sent": (AWSConnection, "send"),
     "file uploaded": (s3.Prefix, "upload"),
     "object written": (s3.Prefix, "write"),
@@ -144,7 +144,7 @@ def _run(
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
     torch.set_num_threads(1)
-    os.environ |= {checkpoints.PLACE: str(output / "checkpoints"), **environment}
+    os.environ |= {checkpoints.CHECKPOINTS_VARIABLE: str(output / "checkpoints"), **environment}
     _log_batches(output / BATCHES)
     _wait_for_uploads()
     if fault is not None:
@@ -168,14 +168,14 @@ def _log_batches(log: Path) -> None:
 
 def _wait_for_uploads() -> None:
     """Otherwise so small a training ends before its first checkpoint is stored."""
-    add = StoredCheckpoints.add
+    add = S3CheckpointStore.add
 
-    def add_and_wait(self: StoredCheckpoints, checkpoint: Path) -> None:
+    def add_and_wait(self: S3CheckpointStore, checkpoint: Path) -> None:
         add(self, checkpoint)
         if self._upload is not None:
             self._upload.result()
 
-    StoredCheckpoints.add = add_and_wait  # type: ignore[method-assign]
+    S3CheckpointStore.add = add_and_wait  # type: ignore[method-assign]
 
 
 def _after(fault: Fault) -> None:

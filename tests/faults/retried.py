@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kfp import dsl, local
 
-from automixalign.training.checkpoints import PLACE
+from automixalign.training.checkpoints import CHECKPOINTS_VARIABLE
 from components.image import IMAGE
 
 
@@ -18,8 +18,8 @@ from components.image import IMAGE
 def train_generalist(training: str) -> None:
     """Train a generalist, as the component of this name does."""
     from automixalign.steps.step import run_step
+    from automixalign.training.generalist import GeneralistTraining
     from automixalign.training.launch import train
-    from automixalign.training.train import GeneralistTraining
 
     with run_step("train_generalist"):
         train(GeneralistTraining.model_validate_json(training))
@@ -29,7 +29,7 @@ def _pipeline(training: str) -> None:
     @dsl.pipeline(name="retried")
     def retried() -> None:
         task = train_generalist(training=training)
-        task.set_retry(1, "1s", 1).set_env_variable(PLACE, os.environ[PLACE])
+        task.set_retry(1, "1s", 1).set_env_variable(CHECKPOINTS_VARIABLE, os.environ[CHECKPOINTS_VARIABLE])
 
     retried()
 

@@ -33,8 +33,8 @@ from automixalign.storage import files, publication
 from automixalign.system.errors import StorageError
 from automixalign.training import checkpoints
 from automixalign.training.launch import train
+from automixalign.training.specialist import SpecialistTraining
 from automixalign.training.specialist_losses import write_specialist_losses
-from automixalign.training.train import SpecialistTraining
 from benchmarks import tiny
 from tests.faults.command_line import ama
 from tests.faults.common import evaluate_tiny, prepare, raises
@@ -91,7 +91,9 @@ def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Disk]:
 
 @pytest.fixture(autouse=True)
 def _untracked(environment: Callable[..., None]) -> None:
-    environment(**dict.fromkeys((URI, RUN_ID, FOLDER, FOLLOWED, LOGS_VARIABLE, checkpoints.PLACE)))
+    environment(
+        **dict.fromkeys((URI, RUN_ID, FOLDER, FOLLOWED, LOGS_VARIABLE, checkpoints.CHECKPOINTS_VARIABLE))
+    )
 
 
 def training(output: Path, **options: Any) -> SpecialistTraining:
@@ -127,13 +129,13 @@ def write_losses(output: Path) -> None:
         evaluate(Path(scratch), "specialist", "specialist")
         write_specialist_losses(
             settings,
-            "format",
-            world.data,
-            world.reference_logps,
-            world.base_model,
-            world.base_model,
-            Path(scratch) / "specialist",
-            output / "losses",
+            task="format",
+            data=world.data,
+            reference_logps=world.reference_logps,
+            base_model=world.base_model,
+            specialist=world.base_model,
+            evaluation=Path(scratch) / "specialist",
+            output=output / "losses",
         )
 
 
@@ -225,7 +227,7 @@ def test_a_disk_that_fills_up_with_checkpoints(
     disk: Disk, tmp_path: Path, environment: Callable[..., None]
 ) -> None:
     """The same training then goes on after the last whole one."""
-    environment(**{checkpoints.PLACE: str(disk.folder / "checkpoints")})
+    environment(**{checkpoints.CHECKPOINTS_VARIABLE: str(disk.folder / "checkpoints")})
     failures = 0
     for room in ROOM_BYTES:
         disk.fill(room)
@@ -242,7 +244,7 @@ def test_a_disk_that_fills_up_with_checkpoints(
     disk.free()
     if not (tmp_path / "made" / "model").exists():
         train(training(tmp_path / "made"))
-    environment(**{checkpoints.PLACE: None})
+    environment(**{checkpoints.CHECKPOINTS_VARIABLE: None})
     train(training(tmp_path / "undisturbed"))
     assert files.digest(tmp_path / "made" / "model") == files.digest(tmp_path / "undisturbed" / "model")
 

@@ -30,8 +30,8 @@ from automixalign.scoring.caches import SUMMARY
 from automixalign.scoring.scorer import Scorer
 from automixalign.storage import files
 from automixalign.system.errors import CacheError, ModelError, TrainingError
+from automixalign.training.generalist import GeneralistTraining
 from automixalign.training.launch import train
-from automixalign.training.train import GeneralistTraining
 from benchmarks import tiny
 from benchmarks.servers.mlflow_store import sqlite_store
 from tests.faults.command_line import ama

@@ -8,7 +8,8 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import DPOConfig
 
-from automixalign.method.mixers import Standard
+from automixalign.method.losses import Loss
+from automixalign.method.mixer import Mixer
 from automixalign.models.load import load_full_model, load_tokenizer
 from automixalign.storage import files
 from automixalign.system.errors import TrainingError
@@ -38,9 +39,10 @@ def trainer(base_model: Path, folder: Path, lora: bool) -> MixingTrainer:
     return MixingTrainer(
         load_full_model(base_model),
         arguments,
-        {"task": Dataset.from_list([{**row, **logps}] * 2)},
-        Standard([2], 0),
-        folder / checkpoints.TRAJECTORY,
+        datasets={"task": Dataset.from_list([{**row, **logps}] * 2)},
+        mixer=Mixer([2], 0),
+        loss=Loss(),
+        trajectory=folder / checkpoints.TRAJECTORY,
         average_iterates=1.0,
         processing_class=load_tokenizer(base_model),
         peft_config=LoraConfig(r=1, target_modules=["q_proj"], task_type="CAUSAL_LM") if lora else None,

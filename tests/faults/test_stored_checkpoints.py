@@ -19,8 +19,8 @@ import pytest
 
 from automixalign.config.methods import GeneralistSettings
 from automixalign.steps.events import EVENTS_FILE, LOGS_VARIABLE
-from automixalign.training.checkpoints import PLACE, SEAL, STATE, TRAJECTORY
-from automixalign.training.train import GeneralistTraining
+from automixalign.training.checkpoints import CHECKPOINTS_VARIABLE, SEAL, STATE, TRAJECTORY
+from automixalign.training.generalist import GeneralistTraining
 from benchmarks.servers.seaweed import Seaweed, seaweed
 from tests.faults import interrupted
 from tests.faults.interrupted import (
@@ -49,7 +49,7 @@ class Store:
 
     def __init__(self, server: Seaweed, name: str) -> None:
         self.client, self.name = server.client, name
-        self.environment = {**server.environment, PLACE: f"s3://{BUCKET}/{name}/{FOLDER}"}
+        self.environment = {**server.environment, CHECKPOINTS_VARIABLE: f"s3://{BUCKET}/{name}/{FOLDER}"}
 
     def train(self, output: Path, fault: Fault | None = None, settings: str = EVERYTHING) -> int:
         """Run a training; return its exit code."""
@@ -197,7 +197,7 @@ def test_a_server_that_dies_does_not_end_the_training(tmp_path: Path) -> None:
             {"AWS_SECRET_ACCESS_KEY": "wrong"}, ("StorageError: ", "check AWS_ACCESS_KEY_ID"), id="wrong secret"
         ),
         pytest.param(
-            {PLACE: f"s3://no-such-bucket/run/{FOLDER}"},
+            {CHECKPOINTS_VARIABLE: f"s3://no-such-bucket/run/{FOLDER}"},
             ("StorageError: ", "create the bucket"),
             id="no bucket",
             marks=pytest.mark.slow,
@@ -284,7 +284,7 @@ def kill_and_retry(folder: Path, environment: dict[str, str], has_checkpoint: Ca
 def test_a_stage_that_kfp_retries_goes_on_from_a_folder(tmp_path: Path) -> None:
     checkpoints = tmp_path / "checkpoints"
     sealed = f"*/checkpoint-*/{SEAL}"
-    kill_and_retry(tmp_path, {PLACE: str(checkpoints)}, lambda: any(checkpoints.glob(sealed)))
+    kill_and_retry(tmp_path, {CHECKPOINTS_VARIABLE: str(checkpoints)}, lambda: any(checkpoints.glob(sealed)))
 
 
 @pytest.mark.slow

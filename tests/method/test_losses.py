@@ -12,9 +12,8 @@ from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
 from automixalign.config.experiment import Experiment
-from automixalign.method.losses import Loss, LossType, from_trl
+from automixalign.method.losses import Loss, LossType
 from automixalign.models.load import load_full_model
-from automixalign.system.errors import ConfigError
 from automixalign.system.schema import describe
 
 TYPES = get_args(get_args(LossType)[0])
@@ -128,21 +127,3 @@ def test_other_losses_are_refused_by_name(
     with pytest.raises(ValidationError) as refusal:
         Experiment.model_validate(experiment_data)
     assert re.search(message, describe(refusal.value)), describe(refusal.value)
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"loss_type": ["sigmoid", "ipo"]}, "one loss of weight 1"),
-        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [0.5, 1.0]}, "one loss of weight 1"),
-        ({"loss_type": ["aot"]}, "'aot' cannot be mixed"),
-        ({"ld_alpha": 0.5}, "^ld_alpha: "),
-        ({"use_weighting": True}, "^use_weighting: "),
-        ({"f_divergence_type": "forward_kl"}, "^f_divergence_type: "),
-    ],
-)
-def test_what_trl_s_configuration_may_ask_for(given: dict[str, Any], message: str, tmp_path: Path) -> None:
-    plain = DPOConfig(output_dir=str(tmp_path), bf16=False, loss_type=["ipo", "sft"], loss_weights=[1.0, 0.2])
-    assert from_trl(plain) == (Loss(loss_type="ipo"), 0.2)
-    with pytest.raises(ConfigError, match=message):
-        from_trl(DPOConfig(output_dir=str(tmp_path), bf16=False, **given))

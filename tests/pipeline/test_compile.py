@@ -112,7 +112,7 @@ def test_trainings_keep_checkpoints_below_an_output_in_s3(
 ) -> None:
     write_pipeline(parse_experiment(_data(**changes), "test"), tmp_path / "p.yaml")
     spec, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
-    told = _told(spec, checkpoints.PLACE)
+    told = _told(spec, checkpoints.CHECKPOINTS_VARIABLE)
     assert told == {f"exec-{step}": "s3://results/run/.checkpoints" for step in steps}
     pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     for label in told:
@@ -123,7 +123,7 @@ def test_trainings_on_several_nodes_keep_no_checkpoints(tmp_path: Path) -> None:
     data = EXPERIMENTS["two-nodes"].model_dump(mode="json") | {"output": "s3://results/run"}
     write_pipeline(parse_experiment(data, "test"), tmp_path / "p.yaml")
     spec = next(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))
-    assert _told(spec, checkpoints.PLACE) == {}
+    assert _told(spec, checkpoints.CHECKPOINTS_VARIABLE) == {}
 
 
 def test_time_to_live_and_retries_are_compiled_in() -> None:

@@ -12,9 +12,9 @@ from automixalign.config.methods import GeneralistSettings
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError, ResourceError
 from automixalign.training import checkpoints
+from automixalign.training.generalist import GeneralistTraining
 from automixalign.training.job import JOB, RESULT, Job, error_of
 from automixalign.training.launch import start_processes
-from automixalign.training.train import GeneralistTraining
 
 STEPS = 4
 
@@ -80,11 +80,11 @@ def test_a_divided_model_learns_what_a_whole_one_learns_with_a_kill_on_the_way(
 ) -> None:
     (tmp_path / "whole").mkdir()
     whole = training(tmp_path / "whole", places).run(tmp_path)
-    monkeypatch.setenv(checkpoints.PLACE, str(tmp_path / "checkpoints"))
+    monkeypatch.setenv(checkpoints.CHECKPOINTS_VARIABLE, str(tmp_path / "checkpoints"))
     with pytest.raises(ResourceError, match="one of the processes was killed"):
         in_two(tmp_path / "divided", places, "3", gradient_checkpointing=True)
     (kept,) = (tmp_path / "checkpoints").iterdir()
-    assert checkpoints.Checkpoints(kept).last_whole() == kept / "checkpoint-2"
+    assert checkpoints.CheckpointStore(kept).last_complete() == kept / "checkpoint-2"
     divided = in_two(tmp_path / "divided", places, gradient_checkpointing=True)
     assert divided["trained_parameters"] == whole["trained_parameters"]
     compare(tmp_path / "whole", tmp_path / "divided", 1e-6)

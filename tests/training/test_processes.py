@@ -18,8 +18,8 @@ from automixalign.config.methods import GeneralistSettings
 from automixalign.storage import files
 from automixalign.system.errors import CacheError, ConfigError, TrainingError
 from automixalign.training.checkpoints import SEAL
+from automixalign.training.generalist import GeneralistTraining
 from automixalign.training.launch import train as train_it
-from automixalign.training.train import GeneralistTraining
 from tests.faults import interrupted
 
 STEPS = 4

@@ -11,7 +11,9 @@ from automixalign.config.training import Budget
 from automixalign.storage import files
 from automixalign.system.errors import StorageError
 from automixalign.training import checkpoints
-from automixalign.training.train import GeneralistTraining, _key
+from automixalign.training.checkpoint_store import checkpoint_store, checkpoints_location
+from automixalign.training.generalist import GeneralistTraining
+from automixalign.training.train import checkpoint_key
 from tests.faults.interrupted import KILLED, Fault, inputs, settings, train
 
 
@@ -29,7 +31,7 @@ def test_the_key_names_all_that_determines_a_training(tmp_path: Path) -> None:
         given = GeneralistSettings.model_validate_json(settings("ama-r", True, 4)).model_copy(update=changes)
         where = {**inputs(), **({"base_model": base_model} if base_model else {})}
         training = GeneralistTraining(settings=given, **where, output=tmp_path, trajectory=tmp_path)
-        return _key(training, training._tables())
+        return checkpoint_key(training, training.read_tables())
 
     other = tmp_path / "model"
     shutil.copytree(inputs()["base_model"], other)
@@ -45,7 +47,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named_and_kept(tmp_path: Path) -> N
     (tmp_path / "checkpoint-1").mkdir()
     (tmp_path / "checkpoint-1" / checkpoints.SEAL).symlink_to("/proc/self/mem")  # reading it is an I/O error
     with pytest.raises(StorageError, match=r"checkpoint-1 cannot be read: .*; make it readable, or remove it"):
-        checkpoints.Checkpoints(tmp_path).last_whole()
+        checkpoints.CheckpointStore(tmp_path).last_complete()
     assert (tmp_path / "checkpoint-1").exists()
 
 
@@ -53,7 +55,7 @@ def test_a_place_that_takes_nothing_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(StorageError, match=r"file/key cannot be made: .*; name another folder"),
-        checkpoints.of_training(str(tmp_path / "file"), "key", tmp_path),
+        checkpoint_store(str(tmp_path / "file"), "key", tmp_path),
     ):
         pass
 
@@ -63,7 +65,7 @@ def test_where_no_checkpoints_are_kept(
     environment: str | None, every: int, place: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if environment is None:
-        monkeypatch.delenv(checkpoints.PLACE, raising=False)
+        monkeypatch.delenv(checkpoints.CHECKPOINTS_VARIABLE, raising=False)
     else:
-        monkeypatch.setenv(checkpoints.PLACE, environment)
-    assert checkpoints.place(every) == place
+        monkeypatch.setenv(checkpoints.CHECKPOINTS_VARIABLE, environment)
+    assert checkpoints_location(every) == place

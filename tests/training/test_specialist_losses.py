@@ -18,9 +18,10 @@ from automixalign.scoring.reference_logps import write_reference_logps
 from automixalign.scoring.scorer import Scorer
 from automixalign.storage import files
 from automixalign.system.errors import DataError
+from automixalign.training.cross_fitting import halves
 from automixalign.training.launch import train as train_it
-from automixalign.training.specialist_losses import folds, write_specialist_losses
-from automixalign.training.train import SpecialistTraining
+from automixalign.training.specialist import SpecialistTraining
+from automixalign.training.specialist_losses import write_specialist_losses
 from benchmarks import tiny
 
 TASK = "format"
@@ -45,7 +46,14 @@ def write(
     scorer = Scorer(load_full_model(specialist), 5, "fp32")
     files.write_table(evaluation / f"{TASK}.parquet", scorer.scores(read_split(data, TASK, "test")))
     return write_specialist_losses(
-        settings(**changes), TASK, data, reference_logps, base_model, specialist, evaluation, output
+        settings(**changes),
+        task=TASK,
+        data=data,
+        reference_logps=reference_logps,
+        base_model=base_model,
+        specialist=specialist,
+        evaluation=evaluation,
+        output=output,
     )
 
 
@@ -151,7 +159,7 @@ def test_cross_fitting_scores_each_pair_by_a_specialist_that_never_saw_it(
     ids = train.column("pair_id").to_pylist()
     cached = caches.read_cache(tmp_path / "fitted", "train")
     assert cached.column("pair_id").to_pylist() == ids
-    first, second = folds(train, 0)
+    first, second = halves(train, 0)
     for seen, unseen in ((first, second), (second, first)):
         model = tmp_path / f"half-{len(list(tmp_path.iterdir()))}"
         train_it(_specialist(fold, base_model, noisy, model, pair_ids=seen))
@@ -164,12 +172,12 @@ def test_cross_fitting_scores_each_pair_by_a_specialist_that_never_saw_it(
 def test_folds_are_halves_that_share_no_prompt() -> None:
     prompts = [[row // 3] for row in range(40)]
     pairs = pa.table({"pair_id": [str(row) for row in range(40)], "prompt_ids": prompts})
-    first, second = folds(pairs, 0)
+    first, second = halves(pairs, 0)
     assert first | second == set(pairs.column("pair_id").to_pylist())
     assert not first & second
     assert abs(len(first) - len(second)) <= 3
     assert not {int(row) // 3 for row in first} & {int(row) // 3 for row in second}
-    assert (first, second) == folds(pairs, 0)
-    assert first not in folds(pairs, 1)
+    assert (first, second) == halves(pairs, 0)
+    assert first not in halves(pairs, 1)
     with pytest.raises(DataError, match="one prompt only"):
-        folds(pairs.slice(0, 3), 0)
+        halves(pairs.slice(0, 3), 0)

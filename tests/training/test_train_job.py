@@ -21,13 +21,14 @@ from automixalign.config.methods import GeneralistSettings
 from automixalign.steps.step import run_step
 from automixalign.storage import files
 from automixalign.system.errors import AutoMixAlignError, CacheError, ConfigError, StorageError, TrainingError
+from automixalign.training.generalist import GeneralistTraining
 from automixalign.training.job import RESULT
 from automixalign.training.launch import train
 from automixalign.training.nodes import manifest as train_job_manifest
 from automixalign.training.nodes import server as train_job_server
 from automixalign.training.nodes import train_job
 from automixalign.training.nodes.handover import Exchange, pack
-from automixalign.training.train import GeneralistTraining, SpecialistTraining
+from automixalign.training.specialist import SpecialistTraining
 from tests.training.trainer_stub import NAMESPACE, Stub, condition, running, trainer_stub
 
 STEPS = 4

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 import benchmarks.mixers  # noqa: F401  registers the ablations
+from automixalign.method.losses import Loss
 from automixalign.method.mixer import registered_mixers
 from automixalign.models.load import load_full_model
 from automixalign.scoring.logps.forward import packing
@@ -24,6 +26,7 @@ from automixalign.training.trainer import MixingTrainer
 ROWS = 12
 TASKS = ("left", "right")
 MIXERS = registered_mixers()
+DPO = Loss()
 
 
 def pairs(seed: int, base_model: Path) -> Dataset:
@@ -57,7 +60,6 @@ def settings(folder: Path, **options: Any) -> DPOConfig:
         "max_steps": 4,
         "per_device_train_batch_size": 4,
         "learning_rate": 1e-2,
-        "loss_type": ["sigmoid"],
     }
     return DPOConfig(
         output_dir=str(folder),
@@ -79,6 +81,8 @@ def train(
     method: str,
     specialist_loss: float | list[float] = 0.0,
     config: dict[str, Any] | None = None,
+    loss: Loss = DPO,
+    nll_weight: float = 0.0,
     average_iterates: float | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     **options: Any,
@@ -93,7 +97,16 @@ def train(
     mixer = MIXERS[method]([len(table) for table in data.values()], args.seed, **options)
     tokenizer = AutoTokenizer.from_pretrained(base_model)
     trainer = MixingTrainer(
-        model, args, data, mixer, log, average_iterates, processing_class=tokenizer, callbacks=list(callbacks)
+        model,
+        args,
+        datasets=data,
+        mixer=mixer,
+        loss=loss,
+        nll_weight=nll_weight,
+        trajectory=log,
+        average_iterates=average_iterates,
+        processing_class=tokenizer,
+        callbacks=list(callbacks),
     )
     trainer.train()
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
@@ -186,7 +199,9 @@ def test_averaged_iterates_are_the_mean_of_the_last_policies(
     """ceil(share x 5) of them; the training itself goes on from the iterates, not from their mean."""
     seen = Iterates()
     config = {"max_steps": 5}
-    averaged, _, _ = train(base_model, tmp_path, tasks, "ama-r", 0.3, config, share, [seen])
+    averaged, _, _ = train(
+        base_model, tmp_path, tasks, "ama-r", 0.3, config, average_iterates=share, callbacks=[seen]
+    )
     plain, _, _ = train(base_model, tmp_path, tasks, "ama-r", 0.3, config)
     assert torch.equal(plain, seen.seen[-1])
     assert torch.allclose(averaged, torch.stack(seen.seen[-count:]).mean(0), atol=1e-7)
@@ -204,12 +219,16 @@ def test_data_without_specialist_losses_serve_only_methods_that_need_none(
         ("uniform-clip", {}, False),
     ):
         mixer = MIXERS[method]([ROWS, ROWS], 0, **options)
-        given = (model, settings(tmp_path), tasks, mixer, tmp_path / "log.jsonl")
-        if fits:
-            MixingTrainer(*given, processing_class=tokenizer)
-        else:
-            with pytest.raises(TrainingError, match="no column specialist_loss"):
-                MixingTrainer(*given, processing_class=tokenizer)
+        with nullcontext() if fits else pytest.raises(TrainingError, match="no column specialist_loss"):
+            MixingTrainer(
+                model,
+                settings(tmp_path),
+                datasets=tasks,
+                mixer=mixer,
+                loss=DPO,
+                trajectory=tmp_path / "log.jsonl",
+                processing_class=tokenizer,
+            )
 
 
 class Prepared(DPOTrainer):
@@ -224,12 +243,14 @@ def test_other_losses_train_as_trl_trains_them(
     loss_type: str, base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
 ) -> None:
     """Without clipping or weighting, three steps of our trainer are three steps of TRL's on the same pairs."""
-    config = {"loss_type": [loss_type], "max_steps": 3, "per_device_train_batch_size": ROWS}
+    config = {"max_steps": 3, "per_device_train_batch_size": ROWS}
     one = {"left": tasks["left"]}  # every step holds every pair
-    ours, log, _ = train(base_model, tmp_path, one, "uniform", config=config)
+    ours, log, _ = train(
+        base_model, tmp_path, one, "uniform", config=config, loss=Loss.model_validate({"loss_type": loss_type})
+    )
     theirs = Prepared(
         AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32),
-        args=settings(tmp_path, **config),
+        args=settings(tmp_path, loss_type=[loss_type], **config),
         train_dataset=tasks["left"].remove_columns(["ref_chosen_logps", "ref_rejected_logps"]),
         processing_class=AutoTokenizer.from_pretrained(base_model),
     )
@@ -266,8 +287,7 @@ def test_loss_and_gradient_are_trl_s_for_equal_weights(
     nll: float, base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
 ) -> None:
     """One batch through TRL's DPOTrainer, with TRL's own reference pass, and through ours."""
-    config = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, nll]} if nll else {}
-    _, _, ours = train(base_model, tmp_path, tasks, "uniform", config={**config, "max_steps": 1})
+    _, _, ours = train(base_model, tmp_path, tasks, "uniform", config={"max_steps": 1}, nll_weight=nll)
     theirs = DPOTrainer(
         str(base_model),
         args=settings(tmp_path, loss_type=["sigmoid", "sft"], loss_weights=[1.0, nll]),

@@ -25,7 +25,6 @@ from automixalign.system.errors import AutoMixAlignError, ConfigError, StorageEr
 from automixalign.system.provenance import library_digest
 from automixalign.system.schema import Schema
 from automixalign.training.job import JOB, RESULT, Job, Training
-from automixalign.training.train import TRAININGS
 
 _TRAINING = "training.json"
 _MODEL, _TRAJECTORY = "model", "trajectory.jsonl"
@@ -116,8 +115,7 @@ class Exchange:
             )
         for name, entry in handover.inputs.files.items():
             self._files.fetch(entry.sha256, folder / name, entry.sha256)
-        here = TRAININGS[handover.job.kind].model_validate(handover.job.training)
-        training = _relocated(here, lambda _, path: folder / path)
+        training = _relocated(handover.job.load(), lambda _, path: folder / path)
         job = handover.job.model_copy(update={"training": training.model_dump(mode="json")})
         files.write_text(folder / JOB, job.model_dump_json())
         return training

@@ -12,7 +12,8 @@ from automixalign.steps.events import EVENTS_FILE, LOGS_VARIABLE
 from automixalign.steps.step import run_step
 from automixalign.storage import files, s3
 from automixalign.training import checkpoints
-from automixalign.training.stored_checkpoints import StoredCheckpoints
+from automixalign.training.checkpoint_store import checkpoint_store
+from automixalign.training.s3_checkpoints import S3CheckpointStore
 
 BUCKET = "checkpoints"
 
@@ -27,9 +28,9 @@ def bucket(s3: Any) -> Iterator[Any]:
 
 
 @pytest.fixture
-def kept(bucket: Any, tmp_path: Path) -> StoredCheckpoints:
+def kept(bucket: Any, tmp_path: Path) -> S3CheckpointStore:
     """The checkpoints of a training that has just begun."""
-    found = StoredCheckpoints(tmp_path / "key", f"s3://{BUCKET}/run/key")
+    found = S3CheckpointStore(tmp_path / "key", f"s3://{BUCKET}/run/key")
     found.open()
     return found
 
@@ -38,7 +39,7 @@ def stored(bucket: Any) -> set[str]:
     return {item["Key"] for item in bucket.list_objects_v2(Bucket=BUCKET).get("Contents", [])}
 
 
-def add(kept: StoredCheckpoints, step: int, wait: bool = True) -> None:
+def add(kept: S3CheckpointStore, step: int, wait: bool = True) -> None:
     checkpoint = kept.folder / f"checkpoint-{step}"
     checkpoint.mkdir()
     files.write_json(checkpoint / checkpoints.STATE, {"step": step})
@@ -55,19 +56,19 @@ def all_of(*steps: int) -> set[str]:
 
 
 def test_the_last_two_stay_and_the_last_is_taken_up_elsewhere(
-    kept: StoredCheckpoints, bucket: Any, tmp_path: Path
+    kept: S3CheckpointStore, bucket: Any, tmp_path: Path
 ) -> None:
     for step in (2, 4, 10):
         add(kept, step)
     assert stored(bucket) == all_of(4, 10)
     assert not list((kept.folder / ".outbox").iterdir())
     kept.close()
-    elsewhere = StoredCheckpoints(tmp_path / "elsewhere", kept.uri)
+    elsewhere = S3CheckpointStore(tmp_path / "elsewhere", kept.uri)
     elsewhere.open()
-    last = elsewhere.last_whole()
+    last = elsewhere.last_complete()
     assert last == tmp_path / "elsewhere" / "checkpoint-10"
     assert files.read_json(last / checkpoints.STATE) == {"step": 10}
-    assert checkpoints.Checkpoints(elsewhere.folder).last_whole() == last, "it is whole here, too"
+    assert checkpoints.CheckpointStore(elsewhere.folder).last_complete() == last, "it is whole here, too"
     add(elsewhere, 12)
     assert stored(bucket) == all_of(10, 12)
     elsewhere.remove()
@@ -91,7 +92,7 @@ class _Halt:
 
 
 def test_a_checkpoint_that_is_overtaken_is_left_out(
-    kept: StoredCheckpoints, bucket: Any, monkeypatch: pytest.MonkeyPatch
+    kept: S3CheckpointStore, bucket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The training waits for none of them."""
     halt = _Halt(monkeypatch)
@@ -105,7 +106,7 @@ def test_a_checkpoint_that_is_overtaken_is_left_out(
 
 
 def test_what_is_on_its_way_when_the_training_ends_does_not_stay(
-    kept: StoredCheckpoints, bucket: Any, monkeypatch: pytest.MonkeyPatch
+    kept: S3CheckpointStore, bucket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(kept, 2)
     halt = _Halt(monkeypatch)
@@ -125,15 +126,15 @@ def test_a_training_that_fails_stores_its_last_checkpoint_first(
     halt = _Halt(monkeypatch)
     halt.go.set()
     place = f"s3://{BUCKET}/run/"
-    with pytest.raises(KeyError), checkpoints.of_training(place, "key", tmp_path) as kept:
-        assert isinstance(kept, StoredCheckpoints)
+    with pytest.raises(KeyError), checkpoint_store(place, "key", tmp_path) as kept:
+        assert isinstance(kept, S3CheckpointStore)
         add(kept, 2, wait=False)
         raise KeyError
     assert stored(bucket) == all_of(2)
 
 
 def test_an_upload_that_fails_is_told_and_the_next_one_made(
-    kept: StoredCheckpoints, bucket: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    kept: S3CheckpointStore, bucket: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The upload runs in a thread, and its warning still belongs to the stage."""
     add(kept, 2)
@@ -152,16 +153,16 @@ def test_an_upload_that_fails_is_told_and_the_next_one_made(
     assert stored(bucket) == all_of(2, 6)
 
 
-def test_what_is_no_fault_of_s3_is_raised(kept: StoredCheckpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_fault_of_s3_is_raised(kept: S3CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "_store", lambda *_: 1 / 0)
     add(kept, 2, wait=False)
     with pytest.raises(ZeroDivisionError):
         kept.close()
 
 
-def test_other_trainings_are_left_alone(kept: StoredCheckpoints, bucket: Any) -> None:
+def test_other_trainings_are_left_alone(kept: S3CheckpointStore, bucket: Any) -> None:
     for name in ("key2/checkpoint-9/seal.json", "other", "key/notes.txt"):
         bucket.put_object(Bucket=BUCKET, Key=f"run/{name}", Body=b"x")
-    assert kept.last_whole() is None
+    assert kept.last_complete() is None
     kept.remove()
     assert stored(bucket) == {"run/key2/checkpoint-9/seal.json", "run/other"}

@@ -1,0 +1,53 @@
+"""The training of a generalist: one policy for all tasks, mixed by a mixer."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from automixalign.config.methods import GeneralistSettings
+from automixalign.data.store import TRAIN, tasks_of
+from automixalign.method.mixer import registered_mixers
+from automixalign.scoring import caches
+from automixalign.system.errors import CacheError
+from automixalign.training.job import Training
+from automixalign.training.train import read_training_pairs, train_policy
+
+
+class GeneralistTraining(Training):
+    """One policy for all tasks, by the method of the settings."""
+
+    settings: GeneralistSettings
+    losses: list[Path]
+    """For each task, in any order, the folder of its specialist's losses."""
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    def run(self, scratch: Path) -> dict[str, Any]:
+        method = self.settings.method
+        tables = self.read_tables()
+        sizes = [len(table) for table in tables.values()]
+        mixer = registered_mixers()[method.method](sizes, self.settings.seed, **method.options)
+        facts = train_policy(self, tables, mixer, scratch, method.average_iterates)
+        weights = dict(zip(tables, mixer.weights().round(4).tolist(), strict=True))
+        return {**method.model_dump(exclude_none=True), **facts, "weights": weights}
+
+    def read_tables(self) -> dict[str, pa.Table]:
+        """Task -> its training pairs with their `reference_logps` and `specialist_loss`.
+
+        Raises:
+            CacheError: a cache is missing, incomplete, or belongs to other data.
+        """
+        folders = {caches.cache_task(folder): folder for folder in self.losses}
+        tables = {}
+        for task in tasks_of(self.data):
+            if task not in folders:
+                raise CacheError(f"there are no specialist losses of task {task}")
+            caches.check_cache(folders[task], self.data, task)
+            pairs = read_training_pairs(self, task)
+            cache = caches.read_cache(folders[task], TRAIN, caches.LOSS)
+            losses = caches.join(cache, pairs.column("pair_id").to_pylist(), f"specialist losses of {task}")
+            tables[task] = pairs.append_column("specialist_loss", losses.column(caches.LOSS))
+        return tables

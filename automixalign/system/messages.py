@@ -21,6 +21,7 @@ class _Printer(logging.Handler):
 
 def print_messages() -> None:
     """Print the library's messages to stderr, each once; `run_step`, a worker and `ama` call this first."""
-    logger.handlers = [_Printer()]
+    if not any(isinstance(handler, _Printer) for handler in logger.handlers):
+        logger.addHandler(_Printer())
     logger.setLevel(logging.INFO)
     logger.propagate = False  # kfp's executor prints what reaches the root logger

@@ -1,9 +1,9 @@
-"""Containers of rendered manifests run here without a cluster or an image, as their pods would run them.
+"""Runs the containers of rendered manifests without a cluster or an image, as their pods would.
 
-The processes are this machine's own programs, but get what the manifest gives a container: its command and
-arguments as they stand, its environment and nothing else, its user id (one without a name), no capabilities, a
-read-only root, and of writable folders the mounted volumes only. All share a network of their own, in which the
-names of the Services lead to them. Made of Linux namespaces, by unshare(1) and setpriv(1), without privilege.
+The processes are this machine's programs. Each gets exactly what the manifest gives its container: command,
+arguments, environment, a user id without a name, no capabilities, a read-only root, and the mounted volumes
+as the only writable folders. All share one network, in which the names of the Services lead to them. The
+sandbox uses Linux namespaces through unshare(1) and setpriv(1), and needs no privileges.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-_PATIENCE = 120
+_START_TIMEOUT_SECONDS = 120
 _DROP_RIGHTS = ["setpriv", "--ambient-caps=-all", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]
 
 
 def refusal() -> str | None:
-    """Why this machine lets nobody make such namespaces; None where it does."""
+    """Why this machine cannot make the namespaces; None if it can."""
     missing = [program for program in ("unshare", "setpriv") if shutil.which(program) is None]
     if missing:
         return f"{' and '.join(missing)} (util-linux) cannot be found"
@@ -36,16 +36,16 @@ def refusal() -> str | None:
 
 
 def run(spec: dict[str, Any], folder: Path) -> str:
-    """Start the containers in order, each once the one before is up, and run a client beside them.
+    """Start the containers in order, each after the previous one is ready, and run a client beside them.
 
     Args:
-        spec: `user`, `group`; `hosts`, names that lead to the containers; `containers`, each with `name`,
+        spec: `user`, `group`; `hosts`, the names of the containers; `containers`, each with `name`,
             `command`, `environment`, `folder` (its working directory), `mounts` (path -> folder or file) and
             `probes` (startup first); `client` with `command` and `environment`.
         folder: for logs.
 
     Returns:
-        What the client printed.
+        The output of the client.
     """
     (folder / "spec.json").write_text(json.dumps(spec))
     (folder / "root").mkdir()
@@ -55,7 +55,7 @@ def run(spec: dict[str, Any], folder: Path) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=3 * _PATIENCE,
+        timeout=3 * _START_TIMEOUT_SECONDS,
     )
     logs = "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in sorted(folder.glob("*.log")))
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{logs}"
@@ -67,7 +67,7 @@ def _unshare(user: int, group: int, command: list[str]) -> list[str]:
     return ["unshare", *spaces, "--pid", "--fork", "--kill-child", "--mount-proc", *command]
 
 
-# What follows runs inside: first the node, then a process a container.
+# The rest runs inside the sandbox: first the node, then one process a container.
 
 
 def _node(folder: Path) -> int:
@@ -90,7 +90,7 @@ def _node(folder: Path) -> int:
 
 
 def _wait_for(probe: dict[str, Any], container: dict[str, Any], process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _START_TIMEOUT_SECONDS
     while not _passes(probe, container["environment"]):
         if process.poll() is not None:
             raise SystemExit(f"{container['name']} ended with status {process.returncode}")
@@ -106,7 +106,7 @@ def _passes(probe: dict[str, Any], environment: dict[str, str]) -> bool:
     http = probe["httpGet"]
     request = urllib.request.Request(
         f"http://127.0.0.1:{http['port']}{http['path']}",
-        headers={"Host": f"10.244.0.7:{http['port']}"},  # as the kubelet: the pod's address
+        headers={"Host": f"10.244.0.7:{http['port']}"},  # the kubelet sends the pod's address
     )
     try:
         with urllib.request.urlopen(request, timeout=probe["timeoutSeconds"]) as answer:  # noqa: S310
@@ -120,18 +120,18 @@ def _container(folder: Path, number: int) -> None:
     root = folder / "root"
     _mount("tmpfs", str(root), 0, "tmpfs")
     for entry in Path("/").iterdir():
-        here = root / entry.name
+        target = root / entry.name
         if entry.is_symlink():
-            here.symlink_to(entry.readlink())
+            target.symlink_to(entry.readlink())
         elif entry.is_dir():
-            here.mkdir()
-            _mount(str(entry), str(here), _BIND | _RECURSIVE)
+            target.mkdir()
+            _mount(str(entry), str(target), _BIND | _RECURSIVE)
             if entry.name not in ("dev", "proc", "sys"):
-                _forbid_writing(here)
+                _forbid_writing(target)
     for path, source in container["mounts"].items():
         _mount(source, str(_make_room(root, path)), _BIND)
     programs = root / sys.prefix.lstrip("/")
-    if not programs.exists():  # the checkout lies where the container has a volume, as below /tmp
+    if not programs.exists():  # a volume of the container hides the checkout, for example below /tmp
         programs.mkdir(parents=True)
         _mount(sys.prefix, str(programs), _BIND | _RECURSIVE)
         _forbid_writing(programs)
@@ -147,16 +147,16 @@ def _container(folder: Path, number: int) -> None:
 
 
 def _make_room(root: Path, path: str) -> Path:
-    """Where to mount what a container sees as `path`; what is missing on this machine is made, in memory."""
-    here = root / os.path.realpath(path).lstrip("/")
-    if not here.exists():
-        there = next(parent for parent in here.parents if parent.exists())
-        if there != root:
-            _mount("tmpfs", str(there), 0, "tmpfs")
-        here.mkdir(parents=True)
-        if there != root:
-            _mount("", str(there), _REMOUNT | _READ_ONLY)
-    return here
+    """The mount point of what a container sees as `path`; makes it in memory if this machine lacks it."""
+    target = root / os.path.realpath(path).lstrip("/")
+    if not target.exists():
+        parent = next(parent for parent in target.parents if parent.exists())
+        if parent != root:
+            _mount("tmpfs", str(parent), 0, "tmpfs")
+        target.mkdir(parents=True)
+        if parent != root:
+            _mount("", str(parent), _REMOUNT | _READ_ONLY)
+    return target
 
 
 _READ_ONLY, _REMOUNT, _BIND, _RECURSIVE = 1, 32, 4096, 16384
@@ -170,10 +170,10 @@ def _mount(source: str, target: str, flags: int, kind: str = "") -> None:
 
 
 def _forbid_writing(path: Path) -> None:
-    """Make a mount and those below it read-only: mount_setattr(2), which the libc need not know."""
-    here, recursively, call = -100, 0x8000, 442
+    """Make a mount and those below it read-only by mount_setattr(2), which libc may lack."""
+    working_folder, recursively, call = -100, 0x8000, 442
     attributes = struct.pack("QQQQ", 1, 0, 0, 0)
-    if _libc.syscall(call, here, str(path).encode(), recursively, attributes, len(attributes)):
+    if _libc.syscall(call, working_folder, str(path).encode(), recursively, attributes, len(attributes)):
         raise OSError(ctypes.get_errno(), f"cannot make {path} read-only")
 
 

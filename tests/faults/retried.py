@@ -25,15 +25,13 @@ def train_generalist(training: str) -> None:
         train(GeneralistTraining.model_validate_json(training))
 
 
-def _pipeline(training: str) -> None:
-    @dsl.pipeline(name="retried")
-    def retried() -> None:
-        task = train_generalist(training=training)
-        task.set_retry(1, "1s", 1).set_env_variable(CHECKPOINTS_VARIABLE, os.environ[CHECKPOINTS_VARIABLE])
-
-    retried()
+@dsl.pipeline
+def retried(training: str) -> None:
+    """One training, retried once."""
+    task = train_generalist(training=training)
+    task.set_retry(1, "1s", 1).set_env_variable(CHECKPOINTS_VARIABLE, os.environ[CHECKPOINTS_VARIABLE])
 
 
 if __name__ == "__main__":
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=sys.argv[2], raise_on_error=True)
-    _pipeline(Path(sys.argv[1]).read_text())
+    retried(training=Path(sys.argv[1]).read_text())

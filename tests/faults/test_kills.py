@@ -25,6 +25,7 @@ import yaml
 from automixalign.report import run_folder
 from automixalign.steps.events import EVENTS_FILE
 from automixalign.storage import files
+from benchmarks import tiny
 from benchmarks.servers.seaweed import Seaweed, seaweed
 
 pytestmark = pytest.mark.slow
@@ -45,14 +46,9 @@ LIMIT_SECONDS = 300.0
 POLL_SECONDS = 0.002
 
 EXPERIMENT: dict[str, Any] = {
-    "name": "kills",
+    **tiny.experiment(),
     "seed": 3,
     "base_model": {"source": "tiny", "tiny": {"hidden_size": 32, "layers": 1, "heads": 2, "steps": 40}},
-    "tasks": [
-        {"name": "arithmetic", "source": "synthetic:arithmetic", "limit": 60, "verifier": "exact"},
-        {"name": "format", "source": "synthetic:format", "limit": 60},
-    ],
-    "max_length": 64,
     "training": {"batch_size": 4, "learning_rate": 0.005, "checkpoint_every": 3},
     "budget": {"specialist": {"steps": 25}, "generalist": {"steps": 40}},
     "methods": ["uniform", {"method": "ama-s", "eta": 0.5}],

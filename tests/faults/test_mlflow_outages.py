@@ -51,7 +51,7 @@ def _untracked(environment: Callable[..., None]) -> None:
 @pytest.fixture
 def _hasty(environment: Callable[..., None]) -> None:
     """MLflow gives up soon, for faults that do not depend on its patience."""
-    environment(MLFLOW_HTTP_REQUEST_TIMEOUT="1", MLFLOW_HTTP_REQUEST_MAX_RETRIES="1")
+    environment(MLFLOW_HTTP_REQUEST_TIMEOUT="3", MLFLOW_HTTP_REQUEST_MAX_RETRIES="1")
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_a_slow_server_is_given_up_in_time(between: Proxy, tmp_path: Path) -> No
     between.fault = Fault(delay=0.5)
     began = time.monotonic()
     assert "the server is slow" in (send_waiting(spool, seconds=3) or "")
-    assert time.monotonic() - began < 12
+    assert time.monotonic() - began < 60
     between.fault = Fault()
     assert send_waiting(spool) is None
     check_all_once(between.url)
@@ -174,7 +174,7 @@ def test_the_server_is_gone_before_the_run_ends(
     began = time.monotonic()
     sender.close("FINISHED")
     assert "ama sync" in (sender.wait() or "")
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60
     with server(tmp_path, port, str(tmp_path / "artifacts")):
         ended = ama("sync", run_folder)
         assert ended.returncode == 0, ended.stderr
@@ -187,7 +187,7 @@ def test_a_stage_that_sends_its_own_record(tmp_path: Path, environment: Callable
     began = time.monotonic()
     with run_step("train_specialist", "a"):
         (tmp_path / "model").write_text("made")
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 30
     assert (tmp_path / "model").exists()
     assert len(Spool(tmp_path / "spool").waiting()) == 1
 

@@ -176,7 +176,7 @@ def test_a_server_that_is_down_is_found_by_the_plan(environment: Callable[..., N
     began = time.monotonic()
     with raises(UnreachableError, URI, ADVICE):
         plan_experiment(experiment_on_s3(part))
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.slow

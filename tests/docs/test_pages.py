@@ -1,5 +1,6 @@
 """README, docs/ and examples/ agree with the code: commands, links, keys, snippets."""
 
+import ast
 import importlib
 import re
 import shlex
@@ -157,3 +158,29 @@ def test_examples_are_valid(path: Path) -> None:
 def test_a_generated_page_is_up_to_date(page: str) -> None:
     command = [sys.executable, str(ROOT / "docs" / page), "--check"]
     assert subprocess.run(command, check=False).returncode == 0, "run `make pages`"
+
+
+MESSAGES = re.findall(r"^\| `(.*?)` \|", PAGES["docs/troubleshooting.md"], re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def literals() -> str:
+    """All texts of the source but docstrings; `...` replaces the values of f-strings."""
+    texts = []
+    for path in (*ROOT.glob("automixalign/**/*.py"), *ROOT.glob("pipelines/**/*.py")):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        docstrings = [node.value for node in nodes if isinstance(node, ast.Expr)]
+        for node in nodes:
+            if isinstance(node, ast.JoinedStr):
+                texts.append(
+                    "...".join(str(part.value) for part in node.values if isinstance(part, ast.Constant))
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings:
+                texts.append(node.value)
+    return "\n".join(texts)
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_messages_to_look_up_exist(message: str, literals: str) -> None:
+    for part in message.removeprefix("warning: ").split("..."):
+        assert part.strip(" :") in literals

@@ -1,8 +1,7 @@
-"""A container engine of the tests' own, with the image built in it: Debian's dockerd, on a socket of its own.
+"""Runs a container engine for the tests, Debian's dockerd on its own socket, and builds the image in it.
 
-Nothing of it reaches beyond its folder: it makes no network and no firewall rule, and ends with its containers.
-What takes long to fetch is kept in the user's cache folder: the wheels, and a stand-in for the base image that
-debootstrap makes where no registry can be reached.
+The engine stays within its folder, makes no network and no firewall rule, and ends with its containers.
+The user's cache folder keeps the wheels, and a substitute for the base image if no registry can be reached.
 """
 
 import hashlib
@@ -26,20 +25,20 @@ ROOT = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "automixalign"
 BASE, IMAGE = "python:3.11-slim", "automixalign:test"
 PACKAGES = {"dockerd": "docker.io", "debootstrap": "debootstrap"}
-"""Program -> Debian's package of it."""
-_INSIDE = ("python3", "python3-venv", "ca-certificates")
+"""Program -> its Debian package."""
+_BASE_PACKAGES = ("python3", "python3-venv", "ca-certificates")
 
 
 class NoEngineError(Exception):
-    """No container engine can be had here, and why."""
+    """This machine has no container engine; the message says why."""
 
 
 @contextmanager
 def engine(folder: Path) -> Iterator[str]:
-    """Run dockerd in `folder` (a short path: sockets have short names); yield its address.
+    """Run dockerd in `folder`, whose path must be short for its socket, and yield its address.
 
     Raises:
-        NoEngineError: it cannot be installed or does not come up.
+        NoEngineError: dockerd cannot be installed or does not start.
     """
     _install()
     address, log = f"unix://{folder}/docker.sock", folder / "dockerd.log"
@@ -61,24 +60,24 @@ def engine(folder: Path) -> Iterator[str]:
 
 
 def _unmount_below(folder: Path) -> None:
-    """Undo the mounts that dockerd leaves behind: the name of its own network, as a rule."""
-    places = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
-    for place in sorted((place for place in places if Path(place).is_relative_to(folder)), reverse=True):
-        subprocess.run(["umount", place], check=True)  # noqa: S607
+    """Undo the mounts that dockerd leaves behind, usually that of its network."""
+    mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for mount in sorted((mount for mount in mounts if Path(mount).is_relative_to(folder)), reverse=True):
+        subprocess.run(["umount", mount], check=True)  # noqa: S607
 
 
 def build(address: str, scratch: Path) -> None:
-    """Build the image `IMAGE` by `make`, without a network, on a base that is pulled or made.
+    """Build `IMAGE` with `make` and without a network, on a base image that is pulled or made.
 
     Args:
-        address: of the engine.
+        address: address of the engine.
         scratch: an empty folder.
     """
     if sys.version_info[:2] != (3, 11):
-        raise RuntimeError("the wheels are this Python's, which must be the image's: 3.11")
+        raise RuntimeError("the tests need Python 3.11: they build wheels for the image's Python")
     with ThreadPoolExecutor() as both:
-        base = both.submit(_see_base, address, scratch)
-        wheels = both.submit(_see_wheels)
+        base = both.submit(_prepare_base, address, scratch)
+        wheels = both.submit(_prepare_wheels)
         base.result()
         with _timed("image"), _in_build_context(wheels.result()) as folder:
             _make(address, f"WHEELS={folder}", f"BASE={BASE}", f"IMAGE={IMAGE}")
@@ -111,39 +110,37 @@ def _wait_for(process: "subprocess.Popen[bytes]", address: str, log: Path) -> No
                 time.sleep(0.2)
             else:
                 return
-    raise NoEngineError(f"dockerd does not come up:\n{log.read_text(errors='replace')[-2000:]}")
+    raise NoEngineError(f"dockerd does not start:\n{log.read_text(errors='replace')[-2000:]}")
 
 
-def _see_base(address: str, scratch: Path) -> None:
-    """Pull the base image; else import Debian with its Python, which stands in for it."""
+def _prepare_base(address: str, scratch: Path) -> None:
+    """Pull the base image; if that fails, import Debian with its own Python."""
     client = docker.DockerClient(address)
     try:
         client.images.pull(*BASE.split(":"))
     except APIError as error:
-        say(f"{BASE} cannot be pulled, Debian's own Python stands in for it: {error.explanation}")
+        say(f"{BASE} cannot be pulled, using Debian's Python: {error.explanation}")
         repository, tag = BASE.split(":")
         change = ['CMD ["python"]', "ENV PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"]
-        client.api.import_image_from_file(str(_stand_in(scratch)), repository, tag, change)
+        client.api.import_image_from_file(str(_debian_archive(scratch)), repository, tag, change)
 
 
-def _stand_in(scratch: Path) -> Path:
-    """The archive of a small Debian with python3 and venv, `python` as the official image calls it."""
-    archive, tree = CACHE / f"base-{_key(*_INSIDE)}.tar", scratch / "base"
+def _debian_archive(scratch: Path) -> Path:
+    """The archive of a small Debian with python3 and venv; `python` has the path of the official image."""
+    archive, tree = CACHE / f"base-{_key(*_BASE_PACKAGES)}.tar", scratch / "base"
     if archive.exists():
         return archive
     with _timed("debootstrap"):
-        include = f"--include={','.join(_INSIDE)}"
+        include = f"--include={','.join(_BASE_PACKAGES)}"
         done = _run(["debootstrap", "--variant=minbase", include, "bookworm", str(tree)])
         if done.returncode:
             raise RuntimeError(f"debootstrap: {done.stdout[-2000:]}")
-        for litter in (
+        for unused in (
             "var/cache/apt",
             "var/lib/apt/lists",
-            "usr/share/doc",
-            "usr/share/locale",
-            "usr/share/man",
+            *(f"usr/share/{name}" for name in ("doc", "locale", "man")),
         ):
-            shutil.rmtree(tree / litter)
+            shutil.rmtree(tree / unused)
         (tree / "usr/local/bin/python").symlink_to("/usr/bin/python3")
         CACHE.mkdir(parents=True, exist_ok=True)
         with tarfile.open(archive.with_suffix(".part"), "w") as out:
@@ -152,11 +149,11 @@ def _stand_in(scratch: Path) -> Path:
     return archive
 
 
-def _see_wheels() -> Path:
-    """A folder with the wheels of all in the image and its build, in their pinned versions, torch for CPUs."""
+def _prepare_wheels() -> Path:
+    """A folder with the pinned wheels of the image and its build; torch is the one for CPUs."""
     pins, tools = "constraints.txt", "images/sbom-constraints.txt"
-    asked = [(ROOT / name).read_text() for name in ("pyproject.toml", pins, tools)]
-    folder = CACHE / f"wheels-{_key(*asked)}"
+    sources = [(ROOT / name).read_text() for name in ("pyproject.toml", pins, tools)]
+    folder = CACHE / f"wheels-{_key(*sources)}"
     if folder.exists():
         return folder
     index = re.search(r"TORCH_INDEX=(\S+)", (ROOT / "images/Dockerfile").read_text())
@@ -183,24 +180,24 @@ def _see_wheels() -> Path:
 
 @contextmanager
 def _in_build_context(wheels: Path) -> Iterator[str]:
-    """Have the wheels where a build sees them; yield the folder's name there."""
-    place = ROOT / "build" / "wheels"
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
+    """Put the wheels where a build finds them, and yield the name of their folder there."""
+    folder = ROOT / "build" / "wheels"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     try:
         for wheel in wheels.iterdir():
             try:
-                (place / wheel.name).hardlink_to(wheel)
+                (folder / wheel.name).hardlink_to(wheel)
             except OSError:  # another file system
-                shutil.copyfile(wheel, place / wheel.name)
-        yield str(place.relative_to(ROOT))
+                shutil.copyfile(wheel, folder / wheel.name)
+        yield str(folder.relative_to(ROOT))
     finally:
-        shutil.rmtree(place)
+        shutil.rmtree(folder)
 
 
 def _make(address: str, *variables: str) -> None:
     environment = {**os.environ, "DOCKER_HOST": address, "DOCKER_BUILDKIT": "1"}
-    # Debian's client speaks to BuildKit, which takes half the time, by itself; others need a plugin for it.
+    # Debian's client uses BuildKit, which takes half the time, without a plugin.
     command = ["make", "image-cpu", "DOCKER=/usr/bin/docker", "BUILD_OPTIONS=--network=none", *variables]
     done = _run(command, env=environment, cwd=ROOT)
     if done.returncode:
@@ -210,16 +207,8 @@ def _make(address: str, *variables: str) -> None:
 def _run(
     command: list[str], env: dict[str, str] | None = None, cwd: Path | None = None
 ) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        command,
-        env=env,
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    return subprocess.run(command, env=env, cwd=cwd, check=False, **output)  # type: ignore[call-overload, no-any-return]
 
 
 def _key(*texts: str) -> str:
@@ -234,5 +223,5 @@ def _timed(what: str) -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Tell something at once; the stage runs for minutes."""
+    """Print at once: the tests run for minutes."""
     print(f"[containers] {text}", flush=True)

@@ -1,4 +1,4 @@
-"""The image, and the DAG in containers of it; where no engine can be had, all of this fails."""
+"""The image, and the DAG in containers of it. Without a container engine, everything fails."""
 
 import ast
 import json
@@ -25,36 +25,42 @@ from tests.container.container_engine import BASE, IMAGE, NoEngineError, build, 
 
 pytestmark = pytest.mark.container
 
-TMP = "/tmp"  # noqa: S108  the containers' own
-SHUT = {"user": "12345:0", "read_only": True, "tmpfs": {TMP: ""}, "network_mode": "none", "cap_drop": ["ALL"]}
-"""As an OpenShift cluster would run it: any user, nothing to write to but /tmp."""
+TMP = "/tmp"  # noqa: S108  inside the containers
+RESTRICTED = {
+    "user": "12345:0",
+    "read_only": True,
+    "tmpfs": {TMP: ""},
+    "network_mode": "none",
+    "cap_drop": ["ALL"],
+}
+"""The options of an OpenShift cluster: any user, and /tmp as the only writable folder."""
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory, base_model: Path) -> Path:
-    """A folder with a base model and data that the configuration names by relative paths."""
-    folder = tmp_path_factory.mktemp("place")
+def workspace(tmp_path_factory: pytest.TempPathFactory, base_model: Path) -> Path:
+    """A folder with the base model and data to which the configuration has relative paths."""
+    folder = tmp_path_factory.mktemp("workspace")
     shutil.copytree(base_model, folder / "base")
     words = [f"word{number}" for number in range(30)]
     rows = [{"prompt": f"say {word}:", "chosen": f" {word}!", "rejected": f" {word[::-1]}?"} for word in words]
     (folder / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for file in (folder / "base").iterdir():  # safetensors writes for its own user alone
+    for file in (folder / "base").iterdir():  # safetensors lets only its own user read
         file.chmod(0o644)
     return folder
 
 
 @pytest.fixture(scope="session")
-def by_processes(place: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A run of the DAG by processes, which goes on while the image is built."""
-    with started(place, experiment(), "-o", "by-processes") as process:
+def by_processes(workspace: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A run of the DAG in processes, while the image is built."""
+    with started(workspace, experiment(), "-o", "by-processes") as process:
         yield process
 
 
 @pytest.fixture(scope="session")
 def address(by_processes: object) -> Iterator[str]:
-    """Of an engine that holds the image."""
+    """The address of an engine that has the image."""
     with tempfile.TemporaryDirectory(prefix="ama-") as folder, ExitStack() as stack:
         try:
             address = stack.enter_context(engine(Path(folder)))
@@ -71,14 +77,14 @@ def client(address: str) -> docker.DockerClient:
 
 
 @pytest.fixture
-def in_containers(address: str, place: Path) -> Iterator[Start]:
-    """Start a run of the DAG in containers."""
+def in_containers(address: str, workspace: Path) -> Iterator[Start]:
+    """Starts runs of the DAG in containers."""
     with ExitStack() as stack:
 
         def start(experiment: dict[str, Any], run: Path, **environment: str) -> "subprocess.Popen[str]":
             environment = {"DOCKER_HOST": address, "AMA_IMAGE": IMAGE, **environment}
             return stack.enter_context(
-                started(place, experiment, "--runner", "docker", "-o", str(run), **environment)
+                started(workspace, experiment, "--runner", "docker", "-o", str(run), **environment)
             )
 
         yield start
@@ -88,11 +94,11 @@ def in_containers(address: str, place: Path) -> Iterator[Start]:
 def started(
     folder: Path, experiment: dict[str, Any], *arguments: str, **environment: str
 ) -> Iterator["subprocess.Popen[str]"]:
-    """`ama run` with an experiment, ended at the end."""
+    """`ama run` with an experiment; terminated at the end."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(experiment, file)
         command = [sys.executable, "-c", "from pipelines.cli import main; main()", "run", "-c", file.name]
-        command.append("--no-cache")  # no run takes what another one made
+        command.append("--no-cache")  # runs must not share results
         process = subprocess.Popen(
             [*command, *arguments],
             cwd=folder,
@@ -106,6 +112,13 @@ def started(
         finally:
             process.terminate()
             process.communicate()
+
+
+def finish(process: "subprocess.Popen[str]", status: int) -> tuple[str, str]:
+    """What a process prints until it ends with this status."""
+    out, err = process.communicate()
+    assert process.returncode == status, out + err
+    return out, err
 
 
 def experiment(**changes: Any) -> dict[str, Any]:
@@ -129,14 +142,14 @@ def experiment(**changes: Any) -> dict[str, Any]:
 
 
 LONG = experiment(base_model={"source": "tiny", "tiny": {}})
-"""Its second step takes ten seconds."""
+"""Its second stage takes ten seconds."""
 
 
-def wait_for(process: "subprocess.Popen[str]", client: docker.DockerClient, run: Path, step: str) -> Any:
-    """The container of a step of a run, once the step has begun."""
+def wait_for(process: "subprocess.Popen[str]", client: docker.DockerClient, run: Path, stage: str) -> Any:
+    """The container of a stage of a run, after the stage has started."""
     events = run / "logs" / "events.jsonl"
     deadline = time.monotonic() + 120
-    while step not in (events.read_text() if events.exists() else ""):
+    while stage not in (events.read_text() if events.exists() else ""):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -148,28 +161,28 @@ def containers_of(client: docker.DockerClient, run: Path) -> list[Any]:
     return list(client.containers.list(all=True, filters={"label": f"{RUN}={run}"}))
 
 
-def test_the_image_says_what_it_is_and_is_small(client: docker.DockerClient) -> None:
+def test_the_image_has_labels_and_is_small(client: docker.DockerClient) -> None:
     image = client.images.get(IMAGE)
-    said = {key.removeprefix("org.opencontainers.image."): value for key, value in image.labels.items()}
-    assert said["title"] == "automixalign"
-    assert said["description"]
-    assert said["version"] == __version__
-    assert said["licenses"] == "Apache-2.0"
-    assert {"source", "revision"} <= said.keys()
-    assert said["automixalign.accelerator"] == "cpu"
+    labels = {key.removeprefix("org.opencontainers.image."): value for key, value in image.labels.items()}
+    assert labels["title"] == "automixalign"
+    assert labels["description"]
+    assert labels["version"] == __version__
+    assert labels["licenses"] == "Apache-2.0"
+    assert {"source", "revision"} <= labels.keys()
+    assert labels["automixalign.accelerator"] == "cpu"
     assert image.attrs["Config"]["User"] == "1001:0"
     say(f"image: {image.attrs['Size'] / 1e9:.2f} GB")
     assert image.attrs["Size"] <= 2e9
 
 
-def test_the_bill_of_materials_names_every_package_with_its_licence(client: docker.DockerClient) -> None:
-    place = client.images.get(IMAGE).labels["automixalign.sbom"]
-    bom = json.loads(client.containers.run(IMAGE, ["cat", place], remove=True, **SHUT))
+def test_the_bill_of_materials_has_every_package_with_its_licence(client: docker.DockerClient) -> None:
+    path = client.images.get(IMAGE).labels["automixalign.sbom"]
+    bom = json.loads(client.containers.run(IMAGE, ["cat", path], remove=True, **RESTRICTED))
     assert (bom["bomFormat"], bom["specVersion"]) == ("CycloneDX", "1.6")
     listed = {name_of(part["name"]): part for part in [bom["metadata"]["component"], *bom["components"]]}
     look = "import importlib.metadata as m; print({d.metadata['Name']: d.version for d in m.distributions()})"
     inside = ast.literal_eval(
-        client.containers.run(IMAGE, ["python", "-c", look], remove=True, **SHUT).decode()
+        client.containers.run(IMAGE, ["python", "-c", look], remove=True, **RESTRICTED).decode()
     )
     assert {name: part["version"] for name, part in listed.items()} == {
         name_of(name): version for name, version in inside.items()
@@ -184,24 +197,20 @@ def test_the_bill_of_materials_names_every_package_with_its_licence(client: dock
 
 
 def name_of(package: str) -> str:
-    """A package's name as indices compare it."""
+    """A package's name in the normal form of package indices."""
     return re.sub("[-_.]+", "-", package).lower()
 
 
-def test_the_image_holds_nothing_to_build_or_install_with(client: docker.DockerClient) -> None:
-    look = (
-        (
-            "for tool in cc gcc g++ clang ld as make cmake pip pip3; do command -v $tool; done;"
-            "find / -xdev ( -name ensurepip -o -name pip -o -name setuptools -o -name '*.whl' ) 2>/dev/null;"
-            "find /var/lib/apt/lists /var/cache/apt -type f -size +100k 2>/dev/null;"
-            "find / -xdev -path /proc -prune -o -writable ! -type l ! -type c -print 2>/dev/null;"
-            "true"
-        )
-        .replace("( ", r"\( ")
-        .replace(" )", r" \)")
-    )
-    found = client.containers.run(IMAGE, ["sh", "-c", look], remove=True, user="12345:0")
-    assert set(found.decode().split()) <= {"/tmp", "/var/tmp", "/run/lock"}  # noqa: S108
+def test_the_image_has_no_tools_to_build_or_install(client: docker.DockerClient) -> None:
+    look = r"""
+        for tool in cc gcc g++ clang ld as make cmake pip pip3; do command -v $tool; done
+        find / -xdev \( -name ensurepip -o -name pip -o -name setuptools -o -name '*.whl' \) 2>/dev/null
+        find /var/lib/apt/lists /var/cache/apt -type f -size +100k 2>/dev/null
+        find / -xdev -path /proc -prune -o -writable ! -type l ! -type c -print 2>/dev/null
+        true
+    """
+    paths = client.containers.run(IMAGE, ["sh", "-c", look], remove=True, user="12345:0")
+    assert set(paths.decode().split()) <= {"/tmp", "/var/tmp", "/run/lock"}  # noqa: S108
 
 
 def test_any_user_can_run_it_on_a_read_only_file_system(client: docker.DockerClient) -> None:
@@ -217,26 +226,24 @@ pyplot.plot([1, 2])
 pyplot.savefig("plot.png")
 print(getpass.getuser(), pathlib.Path.home(), pathlib.Path("plot.png").stat().st_size > 0)
 """
-    said = client.containers.run(IMAGE, ["python", "-c", work], remove=True, **SHUT)
-    assert said.decode().split() == ["automixalign", TMP, "True"]
-    version = client.containers.run(IMAGE, ["ama", "--version"], remove=True, **SHUT)
+    output = client.containers.run(IMAGE, ["python", "-c", work], remove=True, **RESTRICTED)
+    assert output.decode().split() == ["automixalign", TMP, "True"]
+    version = client.containers.run(IMAGE, ["ama", "--version"], remove=True, **RESTRICTED)
     assert version.decode().strip() == f"automixalign {__version__}"
 
 
-def test_the_dag_in_containers_gives_the_numbers_of_processes(
+def test_containers_give_the_same_numbers_as_processes(
     by_processes: "subprocess.Popen[str]",
     in_containers: Start,
     client: docker.DockerClient,
-    place: Path,
+    workspace: Path,
     tmp_path: Path,
 ) -> None:
-    out, err = by_processes.communicate()
-    assert by_processes.returncode == 0, out + err
-    one, other = place / "by-processes", tmp_path / "run"
+    finish(by_processes, 0)
+    one, other = workspace / "by-processes", tmp_path / "run"
     began = time.monotonic()
     run = in_containers(experiment(), other)
-    out, err = run.communicate()
-    assert run.returncode == 0, out + err
+    finish(run, 0)
     say(f"the DAG in containers: {time.monotonic() - began:.0f} s")
     boards = [json.loads((run / "leaderboard.json").read_text()) for run in (one, other)]
     assert boards[0] == boards[1]
@@ -247,71 +254,68 @@ def test_the_dag_in_containers_gives_the_numbers_of_processes(
         assert digest(one / what) == digest(other / what), what
     assert json.loads((other / "registration.json").read_text())["champion"]
     assert not list((other / ".kfp" / "spool").glob("*.record.json")), "MLflow has everything"
-    assert {path.stat().st_uid for path in (other / ".kfp").rglob("*")} == {0, 1001}, "no step was root"
+    assert {path.stat().st_uid for path in (other / ".kfp").rglob("*")} == {0, 1001}, "no stage ran as root"
     assert containers_of(client, other) == []
     assert not (other / ".kfp" / "scratch").exists()
     again = in_containers(experiment(), other)
-    out, err = again.communicate()
-    assert again.returncode == 0, out + err
-    assert out.count("from cache") == 16, "all but what looks at the sources and at the registry"
+    out, _ = finish(again, 0)
+    assert out.count("from cache") == 16, "all except the stages that check sources and the registry"
     assert json.loads((other / "leaderboard.json").read_text()) == boards[1]
 
 
-def test_a_step_is_shut_in_and_ends_with_its_run(
-    in_containers: Start, client: docker.DockerClient, place: Path, tmp_path: Path
+def test_a_stage_is_isolated_and_ends_with_its_run(
+    in_containers: Start, client: docker.DockerClient, workspace: Path, tmp_path: Path
 ) -> None:
     run = in_containers(LONG, tmp_path / "run")
     container = wait_for(run, client, tmp_path / "run", "prepare_base_model")
-    asked = container.attrs["HostConfig"]
+    host = container.attrs["HostConfig"]
     assert container.attrs["Config"]["User"] == "1001:0"
-    assert asked["NetworkMode"] == "none"
-    assert asked["CapDrop"] == ["ALL"]
-    assert asked["ReadonlyRootfs"]
-    assert not asked["Privileged"]
-    assert asked["PidsLimit"] == 4096
-    assert 0 < asked["Memory"] < client.info()["MemTotal"]
+    assert host["NetworkMode"] == "none"
+    assert host["CapDrop"] == ["ALL"]
+    assert host["ReadonlyRootfs"]
+    assert not host["Privileged"]
+    assert host["PidsLimit"] == 4096
+    assert 0 < host["Memory"] < client.info()["MemTotal"]
     mounts = {mount["Source"]: mount["RW"] for mount in container.attrs["Mounts"]}
-    assert not mounts.pop(str(place / "own.jsonl"))
+    assert not mounts.pop(str(workspace / "own.jsonl"))
     assert all(Path(source).is_relative_to(tmp_path / "run") for source in mounts)
     inside = "cat /proc/self/status /proc/net/dev; touch /opt/ama/x /etc/x || echo read-only"
-    found = container.exec_run(["sh", "-c", inside]).output.decode()
-    assert "CapEff:\t0000000000000000" in found
-    assert "NoNewPrivs:\t1" in found
-    assert "Uid:\t1001\t1001\t1001\t1001" in found
-    assert "lo:" in found
-    assert "eth0" not in found
-    assert "read-only\n" in found
+    output = container.exec_run(["sh", "-c", inside]).output.decode()
+    assert "CapEff:\t0000000000000000" in output
+    assert "NoNewPrivs:\t1" in output
+    assert "Uid:\t1001\t1001\t1001\t1001" in output
+    assert "lo:" in output
+    assert "eth0" not in output
+    assert "read-only\n" in output
     run.terminate()
     assert run.wait(30) == 143
     assert containers_of(client, tmp_path / "run") == []
 
 
-def test_a_step_that_is_killed_fails_the_run(
+def test_a_killed_stage_fails_the_run(
     in_containers: Start, client: docker.DockerClient, tmp_path: Path
 ) -> None:
-    """As for want of memory; kfp's runner may take it for a success."""
+    """The system kills it when memory runs out; kfp's runner may report a success."""
     run = in_containers(LONG, tmp_path / "run")
     wait_for(run, client, tmp_path / "run", "prepare_base_model").kill()
-    out, err = run.communicate(timeout=60)
-    assert run.returncode == 1, out + err
+    _, err = finish(run, 1)
     assert "prepare_base_model failed: ended without an error message: it was killed (SIGKILL)" in err
 
 
-def test_a_step_reaches_s3_and_a_failing_one_is_named_with_the_end_of_its_log(
-    s3: Any, in_containers: Start, place: Path, tmp_path: Path
+def test_a_stage_reaches_s3_and_a_failed_stage_shows_the_end_of_its_log(
+    s3: Any, in_containers: Start, workspace: Path, tmp_path: Path
 ) -> None:
-    """Over the network of this machine, as the server listens on its loopback."""
-    for file in (place / "base").iterdir():
+    """Uses the network of this machine: the server listens on its loopback address."""
+    for file in (workspace / "base").iterdir():
         s3.upload_file(str(file), "ready", f"base/{file.name}")
     failing = experiment(base_model="s3://ready/base", max_length=8)
     run = in_containers(failing, tmp_path / "run", AMA_DOCKER_NETWORK="host")
-    out, err = run.communicate()
-    assert run.returncode == 1, out + err
+    out, err = finish(run, 1)
     assert "prepare_data failed" in err
     assert "fits max_length=8" in err
-    assert "Traceback" in err, "the end of the step's log"
+    assert "Traceback" in err, "the end of the stage's log"
     fetched = tmp_path / "run" / "models" / "reference" / "model.safetensors"
-    assert digest(fetched) == digest(place / "base" / "model.safetensors")
+    assert digest(fetched) == digest(workspace / "base" / "model.safetensors")
     texts = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
     secret = os.environ["AWS_SECRET_ACCESS_KEY"].encode()
     assert not any(secret in text for text in [*texts, (out + err).encode()])
@@ -325,22 +329,20 @@ def test_a_step_reaches_s3_and_a_failing_one_is_named_with_the_end_of_its_log(
         ({"AMA_DOCKER_MEMORY": "1k"}, "a container cannot be started as the run needs it: "),
     ],
 )
-def test_what_cannot_run_is_refused_before_any_work(
+def test_a_run_that_cannot_work_is_refused_before_any_stage(
     environment: dict[str, str], message: str, in_containers: Start, tmp_path: Path
 ) -> None:
     run = in_containers(LONG, tmp_path / "run", **environment)
-    out, err = run.communicate()
-    assert run.returncode == 2, out + err
+    _, err = finish(run, 2)
     assert message in err
     assert not (tmp_path / "run").exists()
 
 
-def test_a_source_that_the_steps_may_not_read_is_refused(
-    in_containers: Start, place: Path, tmp_path: Path
+def test_a_source_that_stages_may_not_read_is_refused(
+    in_containers: Start, workspace: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(place / "base", tmp_path / "base")
+    shutil.copytree(workspace / "base", tmp_path / "base")
     (tmp_path / "base" / "model.safetensors").chmod(0o600)
     run = in_containers(experiment(base_model=str(tmp_path / "base")), tmp_path / "run")
-    out, err = run.communicate()
-    assert run.returncode == 2, out + err
+    _, err = finish(run, 2)
     assert f"user 1001 of group 0, who has no access to {tmp_path}/base/model.safetensors: " in err

@@ -1,12 +1,12 @@
-"""The image's recipe, and how an image is named; what is in it is tested in tests/container."""
+"""The image's recipe and name; tests/container tests the image itself."""
 
 import importlib.metadata
-import importlib.util
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 
@@ -43,10 +43,10 @@ def test_hadolint_finds_nothing() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_make_gives_only_arguments_that_the_recipe_takes() -> None:
-    """For both images; the CUDA image's torch comes from where PyPI's does, with CUDA."""
+def test_make_passes_only_arguments_of_the_recipe() -> None:
+    """The CUDA image takes torch, with CUDA, from PyPI."""
     recipe = (ROOT / "images" / "Dockerfile").read_text()
-    taken = set(re.findall(r"^ARG (\w+)", recipe, re.MULTILINE))
+    arguments = set(re.findall(r"^ARG (\w+)", recipe, re.MULTILINE))
     for target, torch_index in (("image-cpu", None), ("image-cuda", "https://pypi.org/simple")):
         done = subprocess.run(
             ["make", "--dry-run", target],  # noqa: S607
@@ -56,37 +56,31 @@ def test_make_gives_only_arguments_that_the_recipe_takes() -> None:
             check=True,
         )
         given = dict(re.findall(r"--build-arg (\w+)=(\S*)", done.stdout))
-        assert {"BASE", "VERSION", "REVISION", "SOURCE", "WHEELS"} <= given.keys() <= taken
+        assert {"BASE", "VERSION", "REVISION", "SOURCE", "WHEELS"} <= given.keys() <= arguments
         assert given.get("TORCH_INDEX") == torch_index
     assert "ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu\n" in recipe
 
 
-def sbom() -> Any:
-    """The part of the build that completes the bill of materials."""
-    spec = importlib.util.spec_from_file_location("sbom", ROOT / "images" / "sbom.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+SBOM = SimpleNamespace(**runpy.run_path(str(ROOT / "images" / "sbom.py")))
+"""The part of the build that completes the bill of materials."""
 
 
 def test_a_licence_is_concluded_only_where_none_is_stated() -> None:
     stated = [{"license": {"id": "MIT", "acknowledgement": "declared"}}]
     bom = {"components": [{"name": "huey"}, {"name": "protobuf", "licenses": stated}]}
-    huey, protobuf = sbom().complete(bom)["components"]
+    huey, protobuf = SBOM.complete(bom)["components"]
     assert huey["licenses"] == [{"license": {"id": "MIT", "acknowledgement": "concluded"}}]
     assert protobuf["licenses"] is stated
 
 
 def test_an_image_without_a_licence_is_not_built() -> None:
     with pytest.raises(ValueError, match="no licence is known of mystery, riddle: "):
-        sbom().complete({"components": [{"name": "mystery", "licenses": []}, {"name": "riddle"}]})
+        SBOM.complete({"components": [{"name": "mystery", "licenses": []}, {"name": "riddle"}]})
 
 
-def test_licences_are_concluded_of_packages_that_state_none_in_a_known_form() -> None:
-    """Of those that are pinned; one that states its licence by now needs no line any more."""
-    for name in sbom().CONCLUDED:
+def test_only_packages_that_state_no_licence_in_a_known_form_have_a_concluded_one() -> None:
+    """A pinned package that states its licence needs no line any more."""
+    for name in SBOM.CONCLUDED:
         facts = importlib.metadata.metadata(name)
         assert facts.get("License-Expression") is None, name
         assert not [line for line in facts.get_all("Classifier", []) if line.startswith("License ::")], name

@@ -1,4 +1,4 @@
-"""What a run's containers are given: files, networks, environment variables, and what they are refused."""
+"""The files, networks and environment variables that a run's containers get, and what is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ def needs(data: Data, **environ: str) -> Needs:
 
 @pytest.fixture
 def data(experiment_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Data:
-    """An experiment on generated tasks, in a folder with data of one's own."""
+    """An experiment on generated tasks, in a folder that also holds rows."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "rows.jsonl").touch()
@@ -30,17 +30,17 @@ def test_generated_tasks_and_a_tiny_model_need_nothing(data: Data) -> None:
     assert needs(data, AWS_SECRET_ACCESS_KEY="x", MLFLOW_TRACKING_URI="http://127.0.0.1:5000") == Needs()
 
 
-def test_local_sources_are_read_where_they_are(data: Data, tmp_path: Path) -> None:
+def test_local_sources_are_mounted_by_absolute_path(data: Data, tmp_path: Path) -> None:
     data["tasks"][0] = {"name": "own", "source": "own/rows.jsonl"}
     data["base_model"] = {"source": "../" + tmp_path.name + "/own"}
-    found = needs(data)
-    assert {path.resolve() for path in found.read} == {tmp_path / "own", tmp_path / "own" / "rows.jsonl"}
-    assert all(path.is_absolute() for path in found.read)
-    assert (found.services, found.write) == ({}, set())
+    result = needs(data)
+    assert {path.resolve() for path in result.read} == {tmp_path / "own", tmp_path / "own" / "rows.jsonl"}
+    assert all(path.is_absolute() for path in result.read)
+    assert (result.services, result.write) == ({}, set())
 
 
-def test_files_behind_links_are_read_too(data: Data, tmp_path: Path) -> None:
-    """As the hub's cache has them: a snapshot is a folder of links to files elsewhere."""
+def test_targets_of_links_are_mounted_too(data: Data, tmp_path: Path) -> None:
+    """In the hub's cache, a snapshot is a folder of links to files elsewhere."""
     (tmp_path / "blobs").mkdir()
     (tmp_path / "blobs" / "12ab").write_text("weights")
     (tmp_path / "snapshots" / "main").mkdir(parents=True)
@@ -51,10 +51,10 @@ def test_files_behind_links_are_read_too(data: Data, tmp_path: Path) -> None:
     assert needs(data).read == {tmp_path / "snapshots" / "main", tmp_path / "blobs" / "12ab"}
 
 
-def test_s3_is_reached_with_its_variables_and_the_files_they_name(data: Data, tmp_path: Path) -> None:
+def test_s3_gets_its_variables_and_the_files_that_they_name(data: Data, tmp_path: Path) -> None:
     (tmp_path / "credentials").touch()
     data["tasks"][1] = {"name": "far", "source": "s3://bucket/far/"}
-    found = needs(
+    result = needs(
         data,
         AWS_ACCESS_KEY_ID="a",
         AWS_SHARED_CREDENTIALS_FILE=str(tmp_path / "credentials"),
@@ -63,10 +63,10 @@ def test_s3_is_reached_with_its_variables_and_the_files_they_name(data: Data, tm
         HF_TOKEN="t",
         SHELL="/bin/sh",
     )
-    assert found.services == {"s3": "tasks.1.source"}
-    wanted = {"AWS_ACCESS_KEY_ID", "AWS_SHARED_CREDENTIALS_FILE", "AWS_ENDPOINT_URL", "HTTPS_PROXY"}
-    assert (found.variables, found.loopback) == (wanted, set())
-    assert found.read == {tmp_path / "credentials"}
+    assert result.services == {"s3": "tasks.1.source"}
+    expected = {"AWS_ACCESS_KEY_ID", "AWS_SHARED_CREDENTIALS_FILE", "AWS_ENDPOINT_URL", "HTTPS_PROXY"}
+    assert (result.variables, result.loopback) == (expected, set())
+    assert result.read == {tmp_path / "credentials"}
 
 
 @pytest.mark.parametrize(
@@ -85,34 +85,27 @@ def test_s3_is_reached_with_its_variables_and_the_files_they_name(data: Data, tm
     ],
     ids=["model on S3", "output", "hub", "registry", "models:/", "registry of the run", "tracking alone"],
 )
-def test_a_network_is_for_the_services_that_steps_use(
+def test_only_services_that_stages_use_get_a_network(
     data: Data, change: Data, services: dict[str, str]
 ) -> None:
     assert needs(data | change).services == services
 
 
-def test_an_output_folder_is_written_beside_its_place(data: Data, tmp_path: Path) -> None:
+def test_the_parent_of_an_output_folder_is_writable(data: Data, tmp_path: Path) -> None:
     assert needs(data | {"output": "new/out"}).write == {tmp_path}
+
+
+NO_STORE = "registry: the MLflow store sqlite:////elsewhere/mlflow.db is in files"
+OFFLINE = "base_model.source is on the hub, but HF_HUB_OFFLINE is set"
+PACKAGE = "base_model.source: package:smol/m.gguf is in a package of"
 
 
 @pytest.mark.parametrize(
     ("change", "environ", "message"),
     [
-        (
-            {"base_model": "package:smol/m.gguf"},
-            {},
-            "base_model.source: package:smol/m.gguf is in a package of",
-        ),
-        (
-            {"base_model": "owner/name"},
-            {"HF_HUB_OFFLINE": "1"},
-            "base_model.source is on the hub, but HF_HUB_OFF",
-        ),
-        (
-            {"registry": {"name": "m"}},
-            {"MLFLOW_TRACKING_URI": "sqlite:////elsewhere/mlflow.db"},
-            "registry: the MLflow store sqlite:////elsewhere/mlflow.db is in files",
-        ),
+        ({"base_model": "package:smol/m.gguf"}, {}, PACKAGE),
+        ({"base_model": "owner/name"}, {"HF_HUB_OFFLINE": "1"}, OFFLINE),
+        ({"registry": {"name": "m"}}, {"MLFLOW_TRACKING_URI": "sqlite:////elsewhere/mlflow.db"}, NO_STORE),
     ],
     ids=["package", "offline", "store in files"],
 )
@@ -131,7 +124,7 @@ def test_what_containers_cannot_reach_is_refused(
     ],
 )
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
-def test_a_server_on_this_machine_s_loopback_is_refused_before_an_engine_is_asked(
+def test_a_server_on_the_loopback_is_refused_before_the_engine_is_called(
     data: Data, change: Data, variable: str, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, f"http://{host}:8333")

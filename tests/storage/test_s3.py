@@ -1,4 +1,4 @@
-"""S3, against a real server."""
+"""S3, on a real server."""
 
 import hashlib
 import json
@@ -27,14 +27,14 @@ URI = f"s3://{BUCKET}"
 
 @pytest.fixture(scope="module")
 def client(s3: Any) -> Any:
-    """The client, once there is the bucket `BUCKET`."""
+    """A client of the server that holds `BUCKET`."""
     s3.create_bucket(Bucket=BUCKET)
     return s3
 
 
 @pytest.fixture
 def bucket(client: Any) -> Iterator[Any]:
-    """The client, and a bucket that is empty again after each test."""
+    """The client; the bucket is empty again after each test."""
     yield client
     for item in client.list_objects_v2(Bucket=BUCKET).get("Contents", []):
         client.delete_object(Bucket=BUCKET, Key=item["Key"])
@@ -42,7 +42,7 @@ def bucket(client: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def new_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have boto3 look at the environment again, as a new process would."""
+    """Make boto3 read the environment again, as a new process would."""
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
 
 
@@ -56,31 +56,33 @@ def rows(*prompts: str) -> str:
 
 
 def prompts(source: str) -> dict[str, str]:
-    found = read_rows(TaskSpec(name="task", source=source), seed=0)
-    return {row.where: row.data["prompt"] for row in found}
+    task = TaskSpec(name="task", source=source)
+    return {row.where.removeprefix(f"{URI}/"): row.data["prompt"] for row in read_rows(task, seed=0)}
 
 
-def test_a_task_from_one_object(bucket: Any) -> None:
-    put(bucket, **{"deep/file.jsonl": rows("one", "two")})
-    assert prompts(f"{URI}/deep/file.jsonl") == {
-        f"{URI}/deep/file.jsonl:1": "one",
-        f"{URI}/deep/file.jsonl:2": "two",
-    }
+TREE = {
+    "data/a.jsonl": rows("one", "two"),
+    "data/sub/b.jsonl": rows("three"),
+    "data/notes.txt": "no rows",
+    "data2/c.jsonl": rows("four"),
+    "odd/what?#1 %20ä.jsonl": rows("odd"),
+    "odd/what": "wrong",
+}
+DATA = {"data/a.jsonl:1": "one", "data/a.jsonl:2": "two", "data/sub/b.jsonl:1": "three"}
 
 
-@pytest.mark.parametrize("slash", ["", "/"])
-def test_a_task_from_a_prefix(bucket: Any, slash: str) -> None:
-    objects = {
-        "data/a.jsonl": rows("one"),
-        "data/sub/b.jsonl": rows("two"),
-        "data/notes.txt": "no rows",
-        "data2/c.jsonl": rows("three"),
-    }
-    put(bucket, **objects)
-    assert prompts(f"{URI}/data{slash}") == {
-        f"{URI}/data/a.jsonl:1": "one",
-        f"{URI}/data/sub/b.jsonl:1": "two",
-    }
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("data/sub/b.jsonl", {"data/sub/b.jsonl:1": "three"}),
+        ("data", DATA),
+        ("data/", DATA),
+        ("odd/what?#1 %20ä.jsonl", {"odd/what?#1 %20ä.jsonl:1": "odd"}),
+    ],
+)
+def test_a_task_reads_an_object_or_a_prefix(bucket: Any, source: str, expected: dict[str, str]) -> None:
+    put(bucket, **TREE)
+    assert prompts(f"{URI}/{source}") == expected
 
 
 def test_a_malformed_row_is_named_by_its_uri(bucket: Any) -> None:
@@ -95,11 +97,6 @@ def test_a_prefix_ends_at_a_slash(bucket: Any) -> None:
     assert list(library.list_objects(f"{URI}/data")) == ["data", "data/a", "data/b/c"]
     assert list(library.list_objects(f"{URI}/data/")) == ["data/a", "data/b/c"]
     assert sorted(library.list_objects(URI)) == sorted(keys)
-
-
-def test_keys_with_characters_that_mean_something_in_urls(bucket: Any) -> None:
-    put(bucket, **{"odd/what?#1 %20ä.jsonl": rows("odd"), "odd/what": "wrong"})
-    assert list(prompts(f"{URI}/odd/what?#1 %20ä.jsonl").values()) == ["odd"]
 
 
 def test_download_keeps_the_tree(bucket: Any, tmp_path: Path) -> None:
@@ -128,34 +125,29 @@ def test_the_fingerprint_follows_the_content(bucket: Any) -> None:
 @pytest.mark.parametrize(
     "source", [f"{URI}/missing.jsonl", "s3://no-such-bucket/file.jsonl", "s3://Bad_Bucket!/x"]
 )
-def test_what_is_not_there_is_named(bucket: Any, call: str, source: str) -> None:
+def test_a_missing_object_is_named(bucket: Any, call: str, source: str) -> None:
     put(bucket, **{"missing.jsonl.bak": "x"})
     with pytest.raises(StorageError) as refusal:
         prompts(source) if call == "read" else parse_task("task", source).fingerprint()
     assert source in str(refusal.value)
 
 
-@pytest.mark.usefixtures("new_session")
-def test_a_wrong_secret_is_refused(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(bucket, **{"file.jsonl": rows("one")})
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    message = rf"{URI}/file\.jsonl cannot be listed: .*SignatureDoesNotMatch.*; check AWS_ACCESS_KEY_ID and "
-    with pytest.raises(StorageError, match=message):
-        prompts(f"{URI}/file.jsonl")
-
-
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "value", "message"),
     [
-        ("AWS_ENDPOINT_URL", "no url"),
-        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9"),
-        ("AWS_PROFILE", "nobody"),
+        ("AWS_SECRET_ACCESS_KEY", "wrong", ": .*SignatureDoesNotMatch.*; check AWS_ACCESS_KEY_ID and "),
+        ("AWS_ENDPOINT_URL", "no url", ""),
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9", ""),
+        ("AWS_PROFILE", "nobody", ""),
     ],
 )
 @pytest.mark.usefixtures("new_session")
-def test_a_wrong_setup_is_refused(bucket: Any, monkeypatch: pytest.MonkeyPatch, key: str, value: str) -> None:
+def test_a_wrong_setup_is_refused(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch, key: str, value: str, message: str
+) -> None:
+    put(bucket, **{"file.jsonl": rows("one")})
     monkeypatch.setenv(key, value)
-    with pytest.raises(StorageError, match=rf"{URI}/file\.jsonl cannot be listed"):
+    with pytest.raises(StorageError, match=rf"{URI}/file\.jsonl cannot be listed{message}"):
         prompts(f"{URI}/file.jsonl")
 
 
@@ -172,7 +164,7 @@ def upload(uri: str, path: Path) -> None:
 
 @pytest.fixture
 def session(monkeypatch: pytest.MonkeyPatch) -> boto3.Session:
-    """The session that new clients come from, for hooks that the next test shall not meet."""
+    """A session for new clients, with hooks of this test only."""
     session = boto3.Session()
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", session)
     return session
@@ -195,7 +187,7 @@ def test_a_file_goes_there_and_back(
     assert [place.name for place in fetched.parent.iterdir()] == ["object"]
 
 
-def test_a_flipped_byte_is_noticed_by_the_digest_kept_with_the_object(bucket: Any, tmp_path: Path) -> None:
+def test_a_flipped_byte_is_noticed_by_the_digest_in_the_metadata(bucket: Any, tmp_path: Path) -> None:
     body = b"some content"
     digest = hashlib.sha256(body).hexdigest()
     bucket.put_object(Bucket=BUCKET, Key="a/b", Body=b"Some content", Metadata={library.SHA256: digest})
@@ -217,7 +209,7 @@ def test_a_flipped_byte_is_noticed_by_the_digest_kept_with_the_object(bucket: An
         ({"ETag": '"x"', "ContentLength": 6}, "5 bytes arrived of 6"),
     ],
 )
-def test_what_arrives_is_held_against_size_and_etag(
+def test_a_download_is_compared_with_size_and_etag(
     tmp_path: Path, change: dict[str, Any], message: str | None
 ) -> None:
     (tmp_path / "file").write_bytes(b"hello")
@@ -229,7 +221,7 @@ def test_what_arrives_is_held_against_size_and_etag(
             library._verify("s3://b/k", tmp_path / "file", head, None)
 
 
-def test_a_broken_transfer_is_tried_again(
+def test_a_broken_transfer_is_retried(
     bucket: Any, tmp_path: Path, session: boto3.Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection is lost twice in the middle of an upload of several parts."""
@@ -249,30 +241,29 @@ def test_a_broken_transfer_is_tried_again(
 
 
 @pytest.mark.parametrize(("attempts", "sent"), [(None, 8), ("2", 2)])
-def test_attempts_are_bounded(
+def test_attempts_are_bounded_by_default_and_by_the_environment(
     session: boto3.Session, monkeypatch: pytest.MonkeyPatch, attempts: str | None, sent: int
 ) -> None:
-    """By us, unless the environment says otherwise."""
     monkeypatch.setattr("time.sleep", lambda _: None)
     if attempts:
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", attempts)
     else:
         monkeypatch.delenv("AWS_MAX_ATTEMPTS", raising=False)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    seen: list[str] = []
-    session.events.register("before-send.s3", lambda request, **_: seen.append(request.url))
+    urls: list[str] = []
+    session.events.register("before-send.s3", lambda request, **_: urls.append(request.url))
     with pytest.raises(
         StorageError, match=rf"{URI}/x cannot be written: Could not connect .*; check that the server"
     ):
         library.Prefix(URI).write("x", b"")
-    assert len(seen) == sent
+    assert len(urls) == sent
 
 
 FAULTS = [
     *product(
         ["wrong key", "server down", "no credentials"], ["write", "upload", "read", "holds", "sizes", "delete"]
     ),
-    # Asked for an object or to delete one, a server answers as if only the object were missing.
+    # For a request about one object, a server only answers that the object is missing.
     *product(["missing bucket"], ["write", "upload", "read", "sizes"]),
 ]
 
@@ -315,14 +306,14 @@ def test_every_failure_names_the_object_and_what_to_do(
 def test_a_secret_that_cannot_be_sent_is_not_shown(
     bucket: Any, monkeypatch: pytest.MonkeyPatch, session: boto3.Session
 ) -> None:
-    """A line end in a token, as in a secret that was made from a file."""
+    """A token with a line end, as in a Secret that was made from a file."""
     monkeypatch.setenv("AWS_SESSION_TOKEN", "very-secret\n")
     with pytest.raises(StorageError, match=rf"{URI}/x cannot be written") as refusal:
         library.Prefix(URI).write("x", b"")
     assert "very-secret" not in "".join(traceback.format_exception(refusal.value))
 
 
-def test_objects_by_their_names_below_a_prefix(bucket: Any) -> None:
+def test_objects_are_named_below_their_prefix(bucket: Any) -> None:
     put(bucket, **{"p/a": "1", "p/b/c": "22", "p/": "", "p2/x": "x", "p": "x"})
     for uri in (f"{URI}/p", f"{URI}/p/"):
         prefix = library.Prefix(uri)

@@ -1,4 +1,4 @@
-"""What a configuration may set of the quickstart's tiny model."""
+"""What a configuration says of the quickstart: the settings of the tiny model, and the synthetic tasks."""
 
 from typing import Annotated, Self
 
@@ -31,15 +31,15 @@ class TinyModel(Schema):
     rows_per_task: Count = 4000
     """Conversations of each synthetic task to train on."""
     right_answers: Fraction = 0.5
-    """Share of the training text that gives the right answer: the base knows the forms, not the preference."""
+    """Share of the training texts with the right answer; the others have a wrong answer of the same form."""
 
     @model_validator(mode="after")
-    def _heads_divide_the_model(self) -> Self:
+    def _check_limits(self) -> Self:
         if self.hidden_size % (2 * self.heads):
             raise ValueError(f"'hidden_size' must be a multiple of twice 'heads', {2 * self.heads}")
-        most = min(task.prompts for task in SYNTHETIC_TASKS.values())
-        if self.rows_per_task > most:
-            raise ValueError(f"'rows_per_task' may be {most} at most, the prompts of the smallest task")
+        limit = min(task.prompts for task in SYNTHETIC_TASKS.values())
+        if self.rows_per_task > limit:
+            raise ValueError(f"'rows_per_task' may be {limit} at most, the prompts of the smallest task")
         return self
 
 

@@ -1,4 +1,4 @@
-"""What runs again after a change, and what does not: real steps, real files, kfp's runner and our cache."""
+"""Which stages run again after a change: real stages, real files, kfp's runner and the stage cache."""
 
 import builtins
 import copy
@@ -24,7 +24,7 @@ from pipelines.local.runner import run_dag
 ROOT = Path(__file__).parents[2]
 BASE, DATA = "prepare_base_model", {"prepare_data", "reference_logps", "evaluate reference"}
 OWN = {"train_specialist own", "evaluate specialist-own", "specialist_losses own"}
-SPECIALISTS = {*OWN, *(step.replace("own", "format") for step in OWN)}
+SPECIALISTS = {*OWN, *(stage.replace("own", "format") for stage in OWN)}
 AMA_R, UNIFORM = {"train_generalist ama-r", "evaluate ama-r"}, {"train_generalist uniform", "evaluate uniform"}
 MERGE = {"merge_specialists linear", "evaluate linear"}
 AFTER_SPECIALISTS = {"gather_specialists", *AMA_R, *UNIFORM, *MERGE, "compare"}
@@ -33,7 +33,7 @@ ALL = {BASE, *DATA, *AFTER_DATA}
 
 
 class World(NamedTuple):
-    """What an experiment reads, and what a change may touch."""
+    """An experiment and its files, which a change edits."""
 
     folder: Path
     experiment: dict[str, Any]
@@ -48,13 +48,13 @@ class World(NamedTuple):
         return self.folder / "base"
 
     def result(self, run_path: str) -> Path:
-        """What the first run made, where its step left it."""
-        return made(self.folder / "first", run_path)[0]
+        """The path of a result of the first run."""
+        return result_of(self.folder / "first", run_path)[0]
 
 
-def made(attempt: Path, run_path: str) -> tuple[Path, dict[str, Any]]:
+def result_of(attempt: Path, run_path: str) -> tuple[Path, dict[str, Any]]:
     """Path and metadata of a result of a run."""
-    return next(found for found in list_artifacts(attempt) if found[1].get("run_path") == run_path)
+    return next(result for result in list_artifacts(attempt) if result[1].get("run_path") == run_path)
 
 
 def set_(*keys: str | int, value: Any) -> Callable[[World], None]:
@@ -140,7 +140,7 @@ CHANGES: dict[str, tuple[Callable[[World], None], set[str]]] = {
             "compare",
         },
     ),
-    "where the pods run": (set_("cluster", value={"default": {"cpu": 4}}), set()),
+    "resources of the pods": (set_("cluster", value={"default": {"cpu": 4}}), set()),
     "seed": (set_("seed", value=6), ALL),
     "data": (further_row, ALL - {BASE}),
     "the base model's content": (other_weights, ALL),
@@ -152,17 +152,17 @@ CHANGES: dict[str, tuple[Callable[[World], None], set[str]]] = {
     "an altered file": (flipped_bit, {*AMA_R, "compare"}),
     "a deleted result": (deleted_result, {"reference_logps"}),
 }
-TRAINED_AGAIN = {
+RETRAINED = {
     "a deleted file": ("train_specialist own", "models/specialist-own"),
     "an altered file": ("train_generalist ama-r", "models/ama-r"),
 }
-"""The step that makes again what was lost, and its model: the same to the last bit, but its metadata say how
-long it took. If that is not the same to a tenth of a second, what reads them runs again, and makes the same."""
+"""The stage that computes a lost result again, and its model. The model is the same to the last bit, but its
+metadata hold the duration. Stages that read the metadata run again if that differs by a tenth of a second."""
 
 
 @pytest.fixture(scope="module")
 def patch() -> Iterator[pytest.MonkeyPatch]:
-    """kfp's local runner keeps its settings in its modules."""
+    """Restores the settings that kfp's local runner keeps in its modules."""
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in (
             (kfp_cache, "get_local_cache"),
@@ -208,7 +208,7 @@ def first(
 
 
 def run(folder: Path, name: str, experiment: dict[str, Any], patch: pytest.MonkeyPatch) -> set[str]:
-    """Run an experiment into a folder of its own; return the steps that ran, as `STAGE NAME`."""
+    """Run an experiment into a new folder; return the stages that ran, as `STAGE NAME`."""
     logs = folder / f"logs-{name}"
     logs.mkdir()
     patch.setenv(LOGS_VARIABLE, str(logs))
@@ -223,33 +223,33 @@ def run(folder: Path, name: str, experiment: dict[str, Any], patch: pytest.Monke
             shared_cache=folder / "shared",
         )
     )
-    assert builtins.print is before, "of steps that overlap kfp would leave a print that indents"
+    assert builtins.print is before, "kfp leaves an indenting print after stages that overlap"
     events = files.read_jsonl(logs / EVENTS_FILE)
     finished = {f"{event['stage']} {event['name']}".strip() for event in events if event["event"] == "finished"}
     cached = {f"{event['stage']} {event['name']}".strip() for event in events if event["event"] == "cached"}
     assert not finished & cached
-    assert "validate_config" in finished, "the sources are looked at each time"
+    assert "validate_config" in finished, "each run checks the sources"
     return finished - {"validate_config"}
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_change_runs_again_what_depends_on_it_and_nothing_else(
+def test_a_change_runs_the_stages_that_depend_on_it_and_no_others(
     name: str, first: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, experiment = first
-    shutil.copytree(folder, tmp_path / "kept")
+    shutil.copytree(folder, tmp_path / "unchanged")
     change, expected = CHANGES[name]
     try:
         world = World(folder, copy.deepcopy(experiment), monkeypatch)
         change(world)
         ran = run(folder, "again", world.experiment, monkeypatch)
-        if name in TRAINED_AGAIN:
-            step, model = TRAINED_AGAIN[name]
-            before, after = (made(folder / attempt, model)[1] for attempt in ("first", "again"))
-            expected = {step} if after == before else expected
+        if name in RETRAINED:
+            stage, model = RETRAINED[name]
+            before, after = (result_of(folder / attempt, model)[1] for attempt in ("first", "again"))
+            expected = {stage} if after == before else expected
         assert ran == expected
         board = {path.name: path for path, _ in list_artifacts(folder / "again")}["leaderboard"]
         assert {entry["model"] for entry in files.read_json(board)} >= {"reference", "specialist-own", "ama-r"}
     finally:
         shutil.rmtree(folder)
-        shutil.copytree(tmp_path / "kept", folder)
+        shutil.copytree(tmp_path / "unchanged", folder)

@@ -112,8 +112,8 @@ def fit(horizons: tuple[int, ...], suboptimality: Floats) -> Floats:
 def interval(values: Floats) -> dict[str, float]:
     """The mean of independent values, shape (n,) with n > 1, and its 95 % t-interval."""
     mean = float(np.mean(values))
-    low, high = stats.t.interval(0.95, len(values) - 1, loc=mean, scale=stats.sem(values))
-    return {"mean": mean, "low": float(low), "high": float(high)}
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
 def curves(results: Mapping[str, Floats], gap: float) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a training needs, as small as it can be: a model of some thousand weights and two tasks of 30 pairs."""
+"""Makes the smallest models, data and configurations, for tests and benchmarks."""
 
 import atexit
 import shutil
@@ -20,39 +20,43 @@ from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.storage import files
 
 if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
     from automixalign.training.specialist import SpecialistTraining
 
 TASKS = ("format", "refusal")
 MAX_LENGTH = 64
 
 
-def write_base_model(folder: Path) -> None:
-    """A Llama of random weights, with a tokenizer that has a token a character and a chat template."""
+def llama(seed: int = 0, **config: Any) -> "LlamaForCausalLM":
+    """A Llama with random weights of a seed; `config` changes its shape."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    torch.manual_seed(seed)
+    shape = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": False,
+    }
+    return LlamaForCausalLM(LlamaConfig(**{**shape, **config}))
+
+
+def write_base_model(folder: Path) -> None:
+    """Write a tiny Llama, and a tokenizer with one token a character and a chat template."""
     from automixalign.quickstart.tiny_model import build_tokenizer
 
     tokenizer = build_tokenizer()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    llama(vocab_size=len(tokenizer), **ids).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def data_settings() -> DataSettings:
-    """Of two synthetic tasks, `format` and `refusal`."""
+    """The settings of two synthetic tasks of 30 pairs, `format` and `refusal`."""
     return DataSettings.model_validate(
         {
             "seed": 0,
@@ -65,7 +69,7 @@ def data_settings() -> DataSettings:
 
 
 def prepare(settings: DataSettings, base_model: Path, folder: Path) -> dict[str, Any]:
-    """The prepared splits of any tasks, for the tokenizer of a base model; returns the card."""
+    """Prepare the tasks of some settings with the tokenizer of a base model; return the card."""
     from automixalign.models.load import load_tokenizer
 
     return prepare_data(
@@ -74,7 +78,7 @@ def prepare(settings: DataSettings, base_model: Path, folder: Path) -> dict[str,
 
 
 def write_data(base_model: Path, folder: Path) -> None:
-    """Prepared splits of the two tasks."""
+    """Prepare the two tasks."""
     prepare(data_settings(), base_model, folder)
 
 
@@ -98,12 +102,12 @@ def prepare_source(source: Path, base_model: Path, folder: Path, max_length: int
 
 
 def write_references(data: Path, base_model: Path, folder: Path) -> None:
-    """The reference log-probabilities of the two tasks."""
+    """Write the reference log-probabilities of the two tasks."""
     write_reference_logps(ScoringSettings(seed=0, batch_size=16, precision="fp32"), data, base_model, folder)
 
 
 def write_losses(data: Path, reference_logps: Path, folder: Path) -> list[Path]:
-    """Made-up specialist losses of the two tasks, some above and some below ln 2: a cache a task."""
+    """Write a cache a task of made-up specialist losses, some above and some below ln 2; return the caches."""
     generator = np.random.default_rng(0)
     for task in TASKS:
         tables, means = {}, {}
@@ -117,7 +121,7 @@ def write_losses(data: Path, reference_logps: Path, folder: Path) -> list[Path]:
 
 
 class World(NamedTuple):
-    """What every step of a tiny experiment reads; not to be changed."""
+    """The inputs of the stages of a tiny experiment. Do not change the files."""
 
     base_model: Path
     data: Path
@@ -127,7 +131,7 @@ class World(NamedTuple):
 
 @cache
 def world() -> World:
-    """One for this process, removed at its end."""
+    """The inputs of this process, which removes them when it ends."""
     folder = Path(tempfile.mkdtemp(prefix="ama-tiny-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     base_model, data, reference_logps = folder / "model", folder / "data", folder / "reference_logps"
@@ -138,7 +142,7 @@ def world() -> World:
 
 
 def specialist_training(output: Path, steps: int = 3, **options: Any) -> "SpecialistTraining":
-    """Of the specialist of `format`; `options` are keys of `training`."""
+    """A training of the specialist of `format`; `options` are keys of `training`."""
     from automixalign.config.training import SpecialistSettings
     from automixalign.training.specialist import SpecialistTraining
 

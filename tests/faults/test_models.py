@@ -13,11 +13,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from automixalign.merging.merge import merge_specialists
 from automixalign.models.load import load_full_model
 from automixalign.system.errors import AutoMixAlignError, ModelError
+from benchmarks import tiny
 from tests.faults.command_line import CommandLine, experiment
 from tests.faults.common import Damage, assert_empty, cut, prepare, raises, remove, write
 from tests.faults.test_rows import GOOD, SOURCE, lines, message, pair
@@ -102,8 +103,7 @@ def with_adapter(model: Any) -> Any:
 
 
 def wide_llama() -> LlamaForCausalLM:
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=50, **sizes))
+    return tiny.llama(vocab_size=50, hidden_size=32, intermediate_size=64)
 
 
 def gpt2(_: Path) -> GPT2LMHeadModel:

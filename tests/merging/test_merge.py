@@ -29,7 +29,6 @@ from transformers import (
     AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
@@ -39,6 +38,7 @@ from automixalign.merging.inputs import fold
 from automixalign.merging.merge import merge_specialists
 from automixalign.method.merge_methods import EXCLUDED, MERGE_METHODS, check, resolve
 from automixalign.system.errors import ModelError
+from benchmarks import tiny
 
 Weights = dict[str, torch.Tensor]
 REGISTRY = {method.spec.name: method.spec for method in registered_methods()}
@@ -48,8 +48,8 @@ TEMPLATE = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
 def build(
     seed: int, *, tied: bool = False, hidden: int = 16, heads: int = 2, layers: int = 2, bias: bool = False
 ) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
+    return tiny.llama(
+        seed,
         vocab_size=12,
         hidden_size=hidden,
         intermediate_size=24,
@@ -64,7 +64,6 @@ def build(
         eos_token_id=1,
         pad_token_id=2,
     )
-    return LlamaForCausalLM(config)
 
 
 def save(model: LlamaForCausalLM, folder: Path) -> Path:

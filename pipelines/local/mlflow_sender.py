@@ -89,4 +89,4 @@ class MlflowSender:
         if not missing and not self._process.returncode:
             return None
         folder = self.spool.folder.parent.parent
-        return f"MLflow did not take everything ({missing} stages wait; {reason}): `ama sync {folder}`"
+        return f"MLflow did not take everything ({missing} records wait; {reason}): `ama sync {folder}`"

@@ -1,4 +1,4 @@
-"""A run's tasks as they change, in the events that `pipelines.local.display` shows."""
+"""Follow a run on the server, and report its tasks as the events that `pipelines.local.display` shows."""
 
 import re
 import time
@@ -14,18 +14,18 @@ from automixalign.steps.events import stage_title
 from automixalign.system.errors import AutoMixAlignError
 from pipelines.submit.server import Server, ServerError
 
-TRIES = 8
-"""So many times in a row a run is looked at in vain, before it is given up."""
-LONGEST_WAIT = 60.0
+MAX_FAILURES = 8
+"""How many requests in a row may fail before the following stops."""
+MAX_WAIT_SECONDS = 60.0
 _ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 _EVENTS = {"SUCCEEDED": "finished", "FAILED": "failed"}
 _DRIVER = "-driver"
-_UNSET = 1971
-"""A server's time before this year stands for none."""
+_FIRST_YEAR = 1971
+"""The server reports a time that is not known as one before this year."""
 
 
-class LostSightError(AutoMixAlignError):
-    """The run goes on, but it cannot be followed."""
+class FollowingError(AutoMixAlignError):
+    """The run cannot be followed any longer; it continues on the server."""
 
 
 class Outcome(NamedTuple):
@@ -33,27 +33,27 @@ class Outcome(NamedTuple):
 
     state: str
     message: str
-    """What the server says of it, often nothing."""
+    """The server's message, often empty."""
     failed: list[tuple[str, str]]
-    """The steps that failed, each with what the server says of it: nothing, up to KFP 2.17."""
+    """Title and server message of each failed stage; up to KFP 2.17 the message is empty."""
 
     @property
     def succeeded(self) -> bool:
-        """Whether every step did its work."""
+        """Whether every stage succeeded."""
         return self.state == "SUCCEEDED"
 
 
 def follow(server: Server, run_id: str, show: Callable[[list[dict[str, Any]]], None], poll: float) -> Outcome:
-    """Look at a run until it has ended.
+    """Request the state of a run until the run ends.
 
     Args:
         server: has the run.
         run_id: the run.
-        show: is called with the new events after every look.
-        poll: seconds between two looks; after one in vain, twice as long as before.
+        show: called with the new events after every request.
+        poll: seconds between two requests. The wait doubles after each failed request.
 
     Raises:
-        LostSightError: the server does not show the run any more.
+        FollowingError: the server no longer returns the run.
     """
     tasks, failures = Tasks(), 0
     while True:
@@ -61,12 +61,12 @@ def follow(server: Server, run_id: str, show: Callable[[list[dict[str, Any]]], N
             run = server.run(run_id)
         except ServerError as error:
             failures += 1
-            if failures == TRIES or not error.may_pass:
-                message = f"{error}\nthe run itself goes on; look at it there: {server.link(run_id)}"
-                raise LostSightError(message) from error
+            if failures == MAX_FAILURES or not error.is_temporary:
+                message = f"{error}\nthe run itself continues; open it at {server.link(run_id)}"
+                raise FollowingError(message) from error
             if failures == 1:
-                show([_warning(f"{error}; trying again")])
-            time.sleep(min(poll * 2**failures, LONGEST_WAIT))
+                show([_warning(f"{error}; retrying")])
+            time.sleep(min(poll * 2**failures, MAX_WAIT_SECONDS))
             continue
         failures = 0
         show(list(tasks.changes(run)))
@@ -76,74 +76,74 @@ def follow(server: Server, run_id: str, show: Callable[[list[dict[str, Any]]], N
 
 
 class Tasks:
-    """What is known of a run's tasks.
+    """The known states of a run's tasks.
 
-    The server says neither which iteration of a loop a task belongs to nor what it works on, so tasks of one
-    name are numbered as they start.
+    The server reports neither the loop iteration of a task nor its inputs. Tasks with the same name are
+    therefore numbered in the order of their start.
     """
 
     def __init__(self) -> None:
         self._run_state = ""
         self._states: dict[str, str] = {}
         self._numbers: dict[str, int] = {}
-        self._seen: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
 
     def changes(self, run: api.V2beta1Run) -> Iterator[dict[str, Any]]:
-        """The events since the last look."""
+        """The events since the last call."""
         if run.state != self._run_state and run.state in ("CANCELING", "PAUSED"):
             yield _warning(f"the run is {run.state}")
         self._run_state = run.state
-        for step, task in _steps(run):
+        for stage, task in _stage_tasks(run):
             before = self._states.get(task.task_id)
             if task.state != before and task.state in ("RUNNING", *_EVENTS):
                 self._states[task.task_id] = task.state
-                yield from self._change(step, task, before)
+                yield from self._change(stage, task, before)
 
     def failed(self, run: api.V2beta1Run) -> list[tuple[str, str]]:
-        """The steps that failed, as they were called in the events, each with what the server says of it."""
+        """Title and server message of each failed stage."""
         return [
-            (stage_title(step, self._number(step, task)), _message(task))
-            for step, task in _steps(run)
+            (stage_title(stage, self._number(stage, task)), _message(task))
+            for stage, task in _stage_tasks(run)
             if task.state == "FAILED"
         ]
 
     def _change(
-        self, step: str, task: api.V2beta1PipelineTaskDetail, before: str | None
+        self, stage: str, task: api.V2beta1PipelineTaskDetail, before: str | None
     ) -> Iterator[dict[str, Any]]:
-        event = {"stage": step, "name": self._number(step, task)}
-        began = _time(task.start_time) or time.time()
+        event = {"stage": stage, "name": self._number(stage, task)}
+        start = _time(task.start_time) or time.time()
         if before != "RUNNING":
-            yield {**event, "event": "started", "time": began}
+            yield {**event, "event": "started", "time": start}
         if task.state in _EVENTS:
-            ended = _time(task.end_time) or time.time()
-            yield {**event, "event": _EVENTS[task.state], "time": max(ended, began)}
+            end = _time(task.end_time) or time.time()
+            yield {**event, "event": _EVENTS[task.state], "time": max(end, start)}
 
-    def _number(self, step: str, task: api.V2beta1PipelineTaskDetail) -> str:
+    def _number(self, stage: str, task: api.V2beta1PipelineTaskDetail) -> str:
         if task.task_id not in self._numbers:
-            self._seen[step] += 1
-            self._numbers[task.task_id] = self._seen[step]
+            self._counts[stage] += 1
+            self._numbers[task.task_id] = self._counts[stage]
         number = self._numbers[task.task_id]
         return str(number) if number > 1 else ""
 
 
-def _steps(run: api.V2beta1Run) -> list[tuple[str, api.V2beta1PipelineTaskDetail]]:
-    """The tasks that are steps of the DAG, in the order in which they started."""
+def _stage_tasks(run: api.V2beta1Run) -> list[tuple[str, api.V2beta1PipelineTaskDetail]]:
+    """The tasks that are stages of the DAG, in the order of their start."""
     tasks = (run.run_details.task_details if run.run_details else None) or []
     tasks = sorted(tasks, key=lambda task: _time(task.start_time) or float("inf"))
-    return [(step, task) for task in tasks if (step := _step(task))]
+    return [(stage, task) for task in tasks if (stage := _stage(task))]
 
 
-def _step(task: api.V2beta1PipelineTaskDetail) -> str | None:
-    """The step that a task is, None for what the server adds: loops, a step's pods, the whole.
+def _stage(task: api.V2beta1PipelineTaskDetail) -> str | None:
+    """The stage of a task; None for tasks that the server adds: loops, pods, the whole pipeline.
 
-    Up to KFP 2.17 it goes by its key in the DAG (`train-specialist`); its display name is understood, too.
-    A step's driver prepares its pod; it is shown only where it fails, because the step then never starts.
+    Up to KFP 2.17 a task has its key in the DAG as name (`train-specialist`). The display name works, too.
+    A stage's driver prepares its pod. It is shown only if it fails, because the stage then never starts.
     """
     name = re.sub(r"[ _]", "-", str(task.display_name).lower())
-    step = re.sub(r"-\d+$", "", name.removesuffix(_DRIVER)).replace("-", "_")
+    stage = re.sub(r"-\d+$", "", name.removesuffix(_DRIVER)).replace("-", "_")
     if name.endswith(_DRIVER):
-        return f"{step}{_DRIVER}" if task.state == "FAILED" else None
-    return step if step in get_args(Stage) else None
+        return f"{stage}{_DRIVER}" if task.state == "FAILED" else None
+    return stage if stage in get_args(Stage) else None
 
 
 def _message(of: api.V2beta1Run | api.V2beta1PipelineTaskDetail) -> str:
@@ -151,7 +151,7 @@ def _message(of: api.V2beta1Run | api.V2beta1PipelineTaskDetail) -> str:
 
 
 def _time(time_: datetime | None) -> float | None:
-    return time_.timestamp() if time_ is not None and time_.year >= _UNSET else None
+    return time_.timestamp() if time_ is not None and time_.year >= _FIRST_YEAR else None
 
 
 def _warning(message: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is sent to a server, and under which names."""
+"""The request for a run: pipeline version, parameters and names."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from components import image
 from pipelines.submit.server import Server
 
 
-class Sent(NamedTuple):
-    """What became of a submission."""
+class StartedRun(NamedTuple):
+    """The result of a submission."""
 
     run_id: str
     uploaded: bool
-    """Whether the pipeline was uploaded; the server had this version already if not."""
+    """False if the server already had this version of the pipeline."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """One run to be made."""
+    """One run to start."""
 
     experiment: Experiment
     run_name: str
@@ -36,7 +36,7 @@ class Submission:
 
     @property
     def version(self) -> str:
-        """The name of the pipeline's version, by its content: the same pipeline is uploaded once."""
+        """The name of the pipeline's version. It holds a digest, so equal pipelines are uploaded once."""
         return f"{__version__}-{hashlib.sha256(self.package.read_bytes()).hexdigest()[:12]}"
 
     @property
@@ -44,11 +44,11 @@ class Submission:
         """The pipeline's parameters."""
         return {"config": self.experiment.model_dump_json()}
 
-    def send(self, server: Server) -> Sent:
-        """Upload the version unless it is there, and start the run.
+    def send(self, server: Server) -> StartedRun:
+        """Upload the pipeline version unless the server has it, and start the run.
 
         Raises:
-            ServerError: the server refuses, or goes away.
+            ServerError: the server refuses, or cannot be reached.
         """
         pipeline_id = server.pipeline_id(self.pipeline_name)
         version_id, uploaded = server.version_id(pipeline_id, self.version, self.package)
@@ -60,10 +60,10 @@ class Submission:
             runtime_config=api.V2beta1RuntimeConfig(parameters=self.parameters),
             service_account=self.service_account,
         )
-        return Sent(server.start(run), uploaded)
+        return StartedRun(server.start(run), uploaded)
 
     def facts(self) -> dict[str, str]:
-        """What is sent, for people; Secrets by their names, for nobody here knows their values."""
+        """The request as text for people. Secrets appear by name; this machine does not know their values."""
         cluster = self.experiment.cluster
         secrets = [cluster.secrets.s3, cluster.secrets.mlflow, cluster.secrets.hub, *cluster.image_pull_secrets]
         return {

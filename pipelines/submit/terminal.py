@@ -1,4 +1,4 @@
-"""What the terminal shows of a submission, and the exit status it gives."""
+"""What the terminal shows of a submission, and its exit status."""
 
 import signal
 import time
@@ -12,54 +12,54 @@ from pipelines.submit.following import Outcome, follow
 from pipelines.submit.server import Access, Server
 from pipelines.submit.submission import Submission
 
-_NO_REASON = "the server gives no reason; the step's log does"
+_NO_REASON = "the server gives no reason; read the stage's log"
 
 
 def show_dry_run(console: Console, submission: Submission, access: Access) -> None:
-    """What would be sent, and where to."""
+    """Show what would be sent, and to which server."""
     console.print("dry run: nothing is sent", highlight=False)
-    for what, value in {**access.facts(), **submission.facts()}.items():
-        _print(console, f"  {what:<13}{value}")
+    for title, value in {**access.facts(), **submission.facts()}.items():
+        _print(console, f"  {title:<13}{value}")
     console.print("  config:", highlight=False)
     for line in dump_yaml(submission.experiment).splitlines():
         _print(console, f"    {line}")
 
 
 def send_and_follow(console: Console, server: Server, submission: Submission, poll: float | None) -> int:
-    """Start the run and show how it goes on until it has ended.
+    """Start the run and show its progress until it ends.
 
     Args:
-        console: where to.
-        server: takes the run.
-        submission: the run.
-        poll: seconds between two looks at it; None leaves it to itself.
+        console: where to print.
+        server: runs the pipeline.
+        submission: the run to start.
+        poll: seconds between two status requests; None to not follow the run.
 
     Returns:
-        The exit status: 0 for a run that succeeded or was left to itself, 1 for one that did not succeed,
-        130 after Ctrl-C, which the run does not notice.
+        The exit status: 0 if the run succeeded or is not followed, 1 if it did not succeed, 130 after Ctrl-C.
+        Ctrl-C does not stop the run.
 
     Raises:
-        ServerError: the run cannot be made.
-        LostSightError: it was, but cannot be followed.
+        ServerError: the run cannot be started.
+        FollowingError: the run has started, but cannot be followed.
     """
-    sent = submission.send(server)
-    link = server.link(sent.run_id)
-    upload = "uploaded" if sent.uploaded else "is there already"
+    started = submission.send(server)
+    link = server.link(started.run_id)
+    upload = "uploaded" if started.uploaded else "is already on the server"
     _print(console, f"{submission.pipeline_name} {submission.version} {upload}")
     _print(console, f"{submission.run_name}: {link}")
     if poll is None:
         return 0
     try:
-        from pipelines.local import display  # takes seconds, which the run need not wait for
+        from pipelines.local import display  # slow to import; the run has already started
 
         progress = display.Progress(console, display.count_stages(submission.experiment))
         with progress.live:
-            outcome = follow(server, sent.run_id, progress.show, poll)
+            outcome = follow(server, started.run_id, progress.show, poll)
     except KeyboardInterrupt:
-        _print(console, f"no longer following; the run goes on: {link}")
+        _print(console, f"no longer following; the run continues: {link}")
         return 128 + signal.SIGINT
     except SystemExit:
-        _print(console, f"no longer following; the run goes on: {link}")
+        _print(console, f"no longer following; the run continues: {link}")
         raise
     return _show_end(console, outcome, submission.run_name, time.time() - progress.started, link)
 

@@ -283,9 +283,9 @@ def test_ama_sync_sends_what_a_run_could_not(uri: str, tmp_path: Path) -> None:
     spool.close("FINISHED")
     result = CliRunner().invoke(cli.app, ["sync", str(folder)])
     assert result.exit_code == 0
-    assert result.output.endswith("sent 2 of 2 steps\n")
+    assert result.output.endswith("sent 2 of 2 records\n")
     assert statuses(uri) == dict.fromkeys(("run", "train [a]", "train [b]"), "FINISHED")
-    with pytest.raises(ConfigError, match="is no run folder"):
+    with pytest.raises(ConfigError, match="is not a run folder"):
         CliRunner().invoke(cli.app, ["sync", str(tmp_path)], catch_exceptions=False)
 
 

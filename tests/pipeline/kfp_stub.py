@@ -1,21 +1,20 @@
-"""A Kubeflow Pipelines server for the tests, which no live one was there for.
+"""A Kubeflow Pipelines server for the tests; no live server was available.
 
-It is a real HTTP server, and it is held to kfp's own packages, so that it cannot drift from them:
+It is a real HTTP server. kfp's own packages check it, so it cannot differ from them:
 
-- paths, query parameters, and the types of bodies and answers are those of kfp_server_api's operations;
-- every body is checked against its model, field by field, and a field that the model does not have is refused;
-- every answer is made of models, checked in the same way, and must come back as it was;
-- an uploaded package must be one that kfp's own loader takes, and a run's parameters those of the package.
+- kfp_server_api's operations give the paths, the query parameters, and the types of bodies and answers;
+- every body must match its model field by field; an unknown field is refused;
+- every answer is made of models and must be equal after a round trip through JSON;
+- kfp's own loader must accept an uploaded package, and a run's parameters must match the package.
 
-What the models do not say follows the source of the 2.17 server: a run's tasks are all nodes of its workflow
-(drivers, executors, loops) in no order, one that has not ended ends in the year 1, and none has an error.
+What the models do not specify follows the source of the 2.17 server: a run's tasks are all nodes of its
+workflow (drivers, executors, loops) in no order, a task that has not ended ends in the year 1, and no task has
+an error.
 """
 
-import email.parser
 import json
 import re
 import ssl
-import sys
 import threading
 import urllib.parse
 import uuid
@@ -23,23 +22,33 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import kfp_server_api as api
+import werkzeug
 import yaml
 from google.protobuf import json_format
 from kfp import components
 from kfp.pipeline_spec import pipeline_spec_pb2
+from werkzeug.serving import WSGIRequestHandler, make_server
 
 NEVER = datetime(1, 1, 1, tzinfo=UTC)
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 _NATIVE = {"str": str, "int": int, "bool": bool, "float": (int, float), "datetime": str, "object": object}
-_OF_THE_CLIENT = {"async_req", "_preload_content", "_request_timeout", "_return_http_data_only"}
-_WHOLE = ("automixalign-x7k2p", "root", "for-loop-1", "iteration-iterations(0:0)", "iteration-item")
-_WHOLE_DRIVERS = ("root-driver", "iteration-driver")
+_CLIENT_ARGUMENTS = {"async_req", "_preload_content", "_request_timeout", "_return_http_data_only"}
 _GRPC_CODES = {400: 3, 401: 16, 403: 7, 404: 5, 409: 6}
+_OPERATIONS = {
+    "healthz_service_get_healthz": api.HealthzServiceApi,
+    "experiment_service_list_experiments": api.ExperimentServiceApi,
+    "experiment_service_create_experiment": api.ExperimentServiceApi,
+    "pipeline_service_list_pipelines": api.PipelineServiceApi,
+    "pipeline_service_create_pipeline": api.PipelineServiceApi,
+    "pipeline_service_list_pipeline_versions": api.PipelineServiceApi,
+    "upload_pipeline_version": api.PipelineUploadServiceApi,
+    "run_service_create_run": api.RunServiceApi,
+    "run_service_get_run": api.RunServiceApi,
+}
 
 
 class RefusedError(Exception):
@@ -51,7 +60,7 @@ class RefusedError(Exception):
 
 
 class Task(NamedTuple):
-    """A step of the DAG in a look at a run."""
+    """A stage of the DAG in one state of a run."""
 
     name: str
     state: str
@@ -59,8 +68,8 @@ class Task(NamedTuple):
     seconds: float = 7.5
 
 
-class Look(NamedTuple):
-    """What a client sees when it looks at a run. A task keeps its place in the list from look to look."""
+class RunState(NamedTuple):
+    """The answer to one request for a run. A task keeps its place in the list from answer to answer."""
 
     state: str
     tasks: Sequence[Task] = ()
@@ -68,7 +77,7 @@ class Look(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What a client asked."""
+    """A request of the client."""
 
     operation: str
     query: dict[str, str]
@@ -76,7 +85,7 @@ class Request(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """An operation of the API, as kfp_server_api calls it."""
+    """An operation of the API, read from kfp_server_api."""
 
     method: str
     path: "re.Pattern[str]"
@@ -86,88 +95,88 @@ class Operation(NamedTuple):
 
 
 class _Recorder(api.ApiClient):  # type: ignore[misc]
-    """Takes down what an operation would send."""
+    """Records what an operation would send."""
 
-    def call_api(self, resource_path: str, method: str, *arguments: Any, **named: Any) -> None:
-        self.called = (resource_path, method, arguments[1], named["body"], named["response_type"])
+    def call_api(self, resource_path: str, method: str, *arguments: Any, **keywords: Any) -> None:
+        self.called = (resource_path, method, arguments[1], keywords["body"], keywords["response_type"])
 
 
-def operation(service: Any, name: str) -> Operation:
-    """What kfp_server_api knows of an operation."""
+@cache
+def operation(name: str) -> Operation:
+    """The operation of this name, as kfp_server_api sends it."""
     recorder = _Recorder()
-    method = getattr(service(recorder), name)
+    method = getattr(_OPERATIONS[name](recorder), name)
     types = dict(re.findall(r":type (\w+): (\w+)", method.__doc__))
-    given = {key: f"<{key}>" for key in types if key not in _OF_THE_CLIENT}
-    method(**given)
+    arguments = {key: f"<{key}>" for key in types if key not in _CLIENT_ARGUMENTS}
+    method(**arguments)
     path, verb, query, body, answer = recorder.called
-    pattern = "".join(
-        f"(?P<{part[1:-1]}>[^/:]+)" if part.startswith("{") else re.escape(part)
-        for part in re.split(r"(\{\w+\})", path)
-    )
-    body_type = next((types[key] for key, value in given.items() if value == body), None)
+    pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/:]+)", re.escape(path))
+    body_type = next((types[key] for key, value in arguments.items() if value == body), None)
     return Operation(verb, re.compile(pattern), frozenset(key for key, _ in query), body_type, answer)
 
 
 def read(data: Any, kind: str, where: str = "body") -> Any:
-    """A model from JSON that has to be of its type in every field.
+    """A model from JSON.
 
     Raises:
-        RefusedError: it is not.
+        RefusedError: a field is unknown or has another type.
     """
     _check(data, kind, where)
     return api.ApiClient().deserialize(SimpleNamespace(data=json.dumps(data)), kind)
 
 
 def write(model: Any, kind: str) -> bytes:
-    """The JSON of a model, which has to come back as the same model."""
+    """The JSON of a model; reading it must give an equal model."""
     data = api.ApiClient().sanitize_for_serialization(model)
     assert read(data, kind, kind) == model
     return json.dumps(data).encode()
 
 
 def _check(data: Any, kind: str, where: str) -> None:
-    if of := re.fullmatch(r"list\[(.*)\]", kind):
-        _must(isinstance(data, list), where, kind)
+    if match := re.fullmatch(r"list\[(.*)\]", kind):
+        _require(isinstance(data, list), where, kind)
         for number, item in enumerate(data):
-            _check(item, of[1], f"{where}.{number}")
-    elif of := re.fullmatch(r"dict\(str, (.*)\)", kind):
-        _must(isinstance(data, dict), where, kind)
+            _check(item, match[1], f"{where}.{number}")
+    elif match := re.fullmatch(r"dict\(str, (.*)\)", kind):
+        _require(isinstance(data, dict), where, kind)
         for key, item in data.items():
-            _check(item, of[1], f"{where}.{key}")
+            _check(item, match[1], f"{where}.{key}")
     elif kind in _NATIVE:
-        _must(isinstance(data, _NATIVE[kind]) and (kind in ("bool", "object") or data is not True), where, kind)
+        _require(
+            isinstance(data, _NATIVE[kind]) and (kind in ("bool", "object") or data is not True), where, kind
+        )
         if kind == "datetime":
             datetime.fromisoformat(data)
     elif values := getattr(getattr(api.models, kind), "allowable_values", None):
-        _must(data in values, where, f"one of {values}")
+        _require(data in values, where, f"one of {values}")
     else:
         model = getattr(api.models, kind)
         types = {key: model.openapi_types[name] for name, key in model.attribute_map.items()}
-        _must(isinstance(data, dict), where, kind)
+        _require(isinstance(data, dict), where, kind)
         for key, item in data.items():
-            _must(key in types, f"{where}.{key}", f"a field of {kind}")
+            _require(key in types, f"{where}.{key}", f"a field of {kind}")
             _check(item, types[key], f"{where}.{key}")
 
 
-def _must(holds: bool, where: str, what: str) -> None:
+def _require(holds: bool, where: str, expected: str) -> None:
     if not holds:
-        raise RefusedError(400, f"{where} is not {what}")
+        raise RefusedError(400, f"{where} is not {expected}")
 
 
 class Stub:
-    """The server's content, what it was asked, and what it will say.
+    """The server's content, the requests so far, and the answers to come.
 
     Attributes:
-        looks: what the next looks at a run see, the last of them for good; an HTTP status instead is an error,
-            and a callable is called first.
-        token: the only one that is let in, if any.
-        refusals: operation -> status and message of the error it gives.
-        multi_user: whether a namespace has to be named.
-        prefix: the path before the API; anything else is answered with a page.
+        states: answers to the next requests for a run; the last one repeats. An HTTP status is an error; a
+            callable is called for the answer.
+        token: the only token that is accepted, if any.
+        refusals: operation -> status and message of its error.
+        multi_user: whether a namespace is required.
+        prefix: the path of the API; every other path is answered with a page.
     """
 
     def __init__(self) -> None:
-        self.looks: list[Look | int | Callable[[], Look | int]] = [Look("SUCCEEDED")]
+        self.states: list[RunState | int | Callable[[], RunState | int]] = [RunState("SUCCEEDED")]
         self.token: str | None = None
         self.refusals: dict[str, tuple[int, str]] = {}
         self.multi_user = False
@@ -180,57 +189,46 @@ class Stub:
         self.packages: dict[str, str] = {}
         self.runs: dict[str, Any] = {}
         self.faults: list[str] = []
-        services = {
-            api.HealthzServiceApi: ["healthz_service_get_healthz"],
-            api.ExperimentServiceApi: [
-                "experiment_service_list_experiments",
-                "experiment_service_create_experiment",
-            ],
-            api.PipelineServiceApi: [
-                "pipeline_service_list_pipelines",
-                "pipeline_service_create_pipeline",
-                "pipeline_service_list_pipeline_versions",
-            ],
-            api.PipelineUploadServiceApi: ["upload_pipeline_version"],
-            api.RunServiceApi: ["run_service_create_run", "run_service_get_run"],
-        }
-        self._operations = {
-            name: operation(service, name) for service, names in services.items() for name in names
-        }
 
     @property
-    def asked(self) -> list[str]:
-        """The operations that were asked for, in order."""
+    def operations(self) -> list[str]:
+        """The operations that were requested, in order."""
         return [request.operation for request in self.requests]
 
-    def answer(self, method: str, url: str, headers: Mapping[str, str], body: bytes) -> bytes:
+    @property
+    def run_links(self) -> list[str]:
+        """The addresses of the runs in the user interface."""
+        return [f"{self.url}/#/runs/details/{run_id}" for run_id in self.runs]
+
+    def answer(self, request: werkzeug.Request) -> bytes:
         """The JSON for a request.
 
         Raises:
-            RefusedError: with the status and message for one that cannot be met.
+            RefusedError: the server answers with an error.
         """
-        path, _, query_string = url.partition("?")
-        name, found = self._find(method, path)
-        known = self._operations[name]
-        query = dict(urllib.parse.parse_qsl(query_string, strict_parsing=bool(query_string)))
-        self.requests.append(Request(name, query, headers))
-        if self.token and headers.get("authorization") != f"Bearer {self.token}":
-            raise RefusedError(401, f"Request header error: {headers.get('authorization')} is not known")
+        name, arguments = self._find(request.method, request.path.removeprefix(self.prefix))
+        known = operation(name)
+        query = dict(urllib.parse.parse_qsl(request.query_string.decode(), strict_parsing=bool(request.args)))
+        self.requests.append(Request(name, query, request.headers))
+        authorization = request.headers.get("authorization")
+        if self.token and authorization != f"Bearer {self.token}":
+            raise RefusedError(401, f"Request header error: {authorization} is not known")
         if name in self.refusals:
             raise RefusedError(*self.refusals[name])
         if unknown := query.keys() - known.query:
             raise RefusedError(400, f"{name} has no query parameters {unknown}")
-        content = (read(json.loads(body), known.body),) if known.body else ()
         if name.startswith("upload_"):
-            content = (_uploaded_file(headers, body),)
-        model = getattr(self, f"_{name}")(*content, **found.groupdict(), **query)
+            content = [_uploaded_file(request)]
+        else:
+            content = [read(json.loads(request.get_data()), known.body)] if known.body else []
+        model = getattr(self, f"_{name}")(*content, **arguments, **query)
         assert type(model).__name__ == known.answer
         return write(model, known.answer)
 
-    def _find(self, method: str, path: str) -> tuple[str, "re.Match[str]"]:
-        for name, known in self._operations.items():
-            if known.method == method and (found := known.path.fullmatch(path)):
-                return name, found
+    def _find(self, method: str, path: str) -> tuple[str, dict[str, str]]:
+        for name in _OPERATIONS:
+            if operation(name).method == method and (match := operation(name).path.fullmatch(path)):
+                return name, match.groupdict()
         raise RefusedError(404, f"Not Found: {method} {path}")
 
     def _healthz_service_get_healthz(self) -> Any:
@@ -238,8 +236,8 @@ class Stub:
 
     def _experiment_service_list_experiments(self, filter: str, namespace: str = "") -> Any:
         self._check_namespace(namespace)
-        found = _filtered(self.experiments, filter, namespace=namespace)
-        return api.V2beta1ListExperimentsResponse(experiments=found, total_size=len(found or []))
+        found, size = _filtered(self.experiments, filter, namespace=namespace)
+        return api.V2beta1ListExperimentsResponse(experiments=found, total_size=size)
 
     def _experiment_service_create_experiment(self, experiment: Any) -> Any:
         self._check_namespace(experiment.namespace)
@@ -248,8 +246,8 @@ class Stub:
         return experiment
 
     def _pipeline_service_list_pipelines(self, filter: str, namespace: str = "") -> Any:
-        found = _filtered(self.pipelines, filter, namespace=namespace)
-        return api.V2beta1ListPipelinesResponse(pipelines=found, total_size=len(found or []))
+        found, size = _filtered(self.pipelines, filter, namespace=namespace)
+        return api.V2beta1ListPipelinesResponse(pipelines=found, total_size=size)
 
     def _pipeline_service_create_pipeline(self, pipeline: Any) -> Any:
         pipeline.name = pipeline.name or pipeline.display_name
@@ -258,8 +256,8 @@ class Stub:
         return pipeline
 
     def _pipeline_service_list_pipeline_versions(self, pipeline_id: str, filter: str) -> Any:
-        found = _filtered(self.versions, filter, pipeline_id=pipeline_id)
-        return api.V2beta1ListPipelineVersionsResponse(pipeline_versions=found, total_size=len(found or []))
+        found, size = _filtered(self.versions, filter, pipeline_id=pipeline_id)
+        return api.V2beta1ListPipelineVersionsResponse(pipeline_versions=found, total_size=size)
 
     def _upload_pipeline_version(self, package: str, name: str, pipelineid: str) -> Any:
         if pipelineid not in self.pipelines:
@@ -290,15 +288,14 @@ class Stub:
     def _run_service_get_run(self, run_id: str) -> Any:
         if run_id not in self.runs:
             raise RefusedError(404, f"Run {run_id} not found")
-        look = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
-        if callable(look):
-            look = look()
-        if isinstance(look, int):
-            raise RefusedError(look, "the database is away")
+        state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        if callable(state):
+            state = state()
+        if isinstance(state, int):
+            raise RefusedError(state, "the database is away")
         run = self.runs[run_id]
-        run.state = look.state
-        run.error = api.GoogleRpcStatus(code=13, message=look.error) if look.error else None
-        nodes = [node for place, task in enumerate(look.tasks) for node in _nodes(run_id, place, task)]
+        run.state, run.error = state.state, _error(state.error)
+        nodes = [node for number, task in enumerate(state.tasks) for node in _nodes(run_id, number, task)]
         run.run_details = api.V2beta1RunDetails(task_details=sorted(nodes, key=lambda node: node.task_id))
         return run
 
@@ -307,44 +304,46 @@ class Stub:
             raise RefusedError(400, "Invalid input error: a namespace is required in multi-user mode")
 
 
-def _add(things: dict[str, Any], thing: Any, unique: bool = True) -> str:
-    same = [old for old in things.values() if old.display_name == thing.display_name]
-    scope = "pipeline_id" if hasattr(thing, "pipeline_version_id") else "namespace"
-    if unique and any(getattr(old, scope) == getattr(thing, scope) for old in same):
-        raise RefusedError(409, f"Already exist error: the name {thing.display_name} is taken")
+def _add(objects: dict[str, Any], new: Any, unique: bool = True) -> str:
+    """Add an object under a new id; its name must be unique in its namespace or pipeline."""
+    scope = "pipeline_id" if hasattr(new, "pipeline_version_id") else "namespace"
+    same = [old for old in objects.values() if old.display_name == new.display_name] if unique else []
+    if any(getattr(old, scope) == getattr(new, scope) for old in same):
+        raise RefusedError(409, f"Already exist error: the name {new.display_name} is taken")
     identity = str(uuid.uuid4())
-    things[identity] = thing
+    objects[identity] = new
     return identity
 
 
-def _filtered(things: dict[str, Any], text: str, **equal: str) -> list[Any] | None:
-    """As the server does: equality of one field, and no list at all where nothing is found."""
-    predicates = read(json.loads(text), "V2beta1Filter", "filter").predicates
-    found = list(things.values())
-    for predicate in predicates:
+def _filtered(objects: dict[str, Any], text: str, **scope: str) -> tuple[list[Any] | None, int]:
+    """The objects that match the filter, and their number; like the server, None instead of an empty list."""
+    conditions = dict(scope)
+    for predicate in read(json.loads(text), "V2beta1Filter", "filter").predicates:
         if predicate.operation != "EQUALS":
             raise RefusedError(400, f"the stub knows no filter {predicate.operation}")
-        found = [thing for thing in found if getattr(thing, predicate.key) == predicate.string_value]
-    for key, value in equal.items():
-        found = [thing for thing in found if (getattr(thing, key) or "") == value]
-    return found or None
+        conditions[predicate.key] = predicate.string_value
+    found = list(objects.values())
+    for key, value in conditions.items():
+        found = [each for each in found if (getattr(each, key) or "") == value]
+    return found or None, len(found)
 
 
-def _uploaded_file(headers: Mapping[str, str], body: bytes) -> str:
-    head = f"Content-Type: {headers['content-type']}\r\n\r\n".encode()
-    form = email.parser.BytesParser().parsebytes(head + body)
-    parts = {part.get_param("name", header="content-disposition"): part for part in form.get_payload()}
-    if parts.keys() != {"uploadfile"} or not str(parts["uploadfile"].get_filename()).endswith(".yaml"):
+def _error(message: str) -> Any:
+    return api.GoogleRpcStatus(code=13, message=message) if message else None
+
+
+def _uploaded_file(request: werkzeug.Request) -> str:
+    if list(request.files) != ["uploadfile"] or not str(request.files["uploadfile"].filename).endswith(".yaml"):
         raise RefusedError(400, "Failed to read pipeline from file")
-    return bytes(parts["uploadfile"].get_payload(decode=True)).decode()
+    return request.files["uploadfile"].read().decode()
 
 
 @cache  # the loader takes half a second
 def _parse_package(package: str) -> dict[str, Any]:
-    """The pipeline spec of a package that kfp can load.
+    """The pipeline spec of a package.
 
     Raises:
-        RefusedError: it cannot.
+        RefusedError: kfp cannot load the package.
     """
     try:
         components.load_component_from_text(package)
@@ -368,33 +367,35 @@ def _check_parameters(spec: dict[str, Any], given: Mapping[str, Any]) -> None:
             raise RefusedError(400, f"Invalid input error: the parameter {name} is not a string")
 
 
-def _nodes(run_id: str, place: int, task: Task) -> Iterator[Any]:
-    """The workflow's nodes around a step, and those that are always there."""
-    begin = START + timedelta(seconds=10 * place)
-    over = task.state not in ("PENDING", "RUNNING")
+def _nodes(run_id: str, number: int, task: Task) -> Iterator[Any]:
+    """The workflow's nodes around a stage; the first stage also brings the nodes that are always there."""
+    start = START + timedelta(seconds=10 * number)
+    is_over = task.state not in ("PENDING", "RUNNING")
     states = {task.name: task.state, f"{task.name}-driver": "SUCCEEDED", "executor": task.state}
-    if place == 0:
+    if number == 0:
         around = ("automixalign-x7k2p", "root", "for-loop-1", "iteration-iterations(0:0)", "iteration-item")
-        states |= dict.fromkeys(around, "RUNNING") | {
-            "root-driver": "SUCCEEDED",
-            "iteration-driver": "SUCCEEDED",
-        }
+        states |= dict.fromkeys(around, "RUNNING") | dict.fromkeys(
+            ("root-driver", "iteration-driver"), "SUCCEEDED"
+        )
     for name, state in states.items():
-        own = name == task.name
+        is_stage = name == task.name
         yield api.V2beta1PipelineTaskDetail(
             run_id=run_id,
-            task_id=str(uuid.uuid5(uuid.NAMESPACE_OID, f"{run_id} {place} {name}")),
+            task_id=str(uuid.uuid5(uuid.NAMESPACE_OID, f"{run_id} {number} {name}")),
             display_name=name,
             create_time=START,
-            start_time=begin,
-            end_time=begin + timedelta(seconds=task.seconds) if over and own else NEVER,
+            start_time=start,
+            end_time=start + timedelta(seconds=task.seconds) if is_over and is_stage else NEVER,
             state=state,
             execution_id="0",
-            error=api.GoogleRpcStatus(code=13, message=task.error)
-            if task.error and name == task.name
-            else None,
+            error=_error(task.error) if is_stage else None,
             child_tasks=[api.PipelineTaskDetailChildTask(pod_name="automixalign-x7k2p-123")],
         )
+
+
+class _QuietHandler(WSGIRequestHandler):
+    def log(self, *_: Any) -> None:
+        """Print nothing."""
 
 
 @contextmanager
@@ -402,54 +403,24 @@ def kfp_stub(tls: ssl.SSLContext | None = None) -> Iterator[Stub]:
     """A running server, on 127.0.0.1 and a free port."""
     stub = Stub()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    @werkzeug.Request.application
+    def application(request: werkzeug.Request) -> werkzeug.Response:
+        if not request.path.startswith(f"{stub.prefix}/"):
+            return werkzeug.Response("<html>Kubeflow Central Dashboard</html>", mimetype="text/html")
+        try:
+            return werkzeug.Response(stub.answer(request), mimetype="application/json")
+        except RefusedError as error:
+            body = {"error": str(error), "code": _GRPC_CODES.get(error.status, 13), "message": str(error)}
+            if "/upload" in request.path:
+                body = {"error_message": str(error), "error_details": str(error)}
+            return werkzeug.Response(json.dumps(body), error.status, mimetype="application/json")
+        except Exception as error:
+            stub.faults.append(repr(error))
+            raise
 
-        def do_GET(self) -> None:
-            self._answer()
-
-        def do_POST(self) -> None:
-            self._answer()
-
-        def _answer(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            if not self.path.startswith(f"{stub.prefix}/"):
-                self._send(200, b"<html>Kubeflow Central Dashboard</html>", "text/html")
-                return
-            try:
-                content = stub.answer(self.command, self.path.removeprefix(stub.prefix), self.headers, body)
-                self._send(200, content)
-            except RefusedError as error:
-                said = {"error": str(error), "code": _GRPC_CODES.get(error.status, 13), "message": str(error)}
-                if "/upload" in self.path:
-                    said = {"error_message": str(error), "error_details": str(error)}
-                self._send(error.status, json.dumps(said).encode())
-            except Exception as error:
-                if not isinstance(error, OSError):
-                    stub.faults.append(repr(error))
-                raise
-
-        def _send(self, status: int, content: bytes, kind: str = "application/json") -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    class Server(ThreadingHTTPServer):
-        block_on_close = False  # a client may keep its connection
-
-        def handle_error(self, request: Any, client_address: Any) -> None:
-            """Only what is the stub's own fault: clients may go when they like."""
-            if not isinstance(sys.exception(), OSError):
-                super().handle_error(request, client_address)
-
-    server = Server(("127.0.0.1", 0), Handler)
-    if tls:
-        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    server = make_server(
+        "127.0.0.1", 0, application, threaded=True, request_handler=_QuietHandler, ssl_context=tls
+    )
     stub.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

@@ -5,59 +5,17 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from automixalign import __version__
 from automixalign.config.experiment import parse_experiment
-from pipelines import cli
 from pipelines.cli.options import load_experiment
-
-Data = dict[str, Any]
+from tests.pipeline.conftest import Ama, Ended
 
 ROW = '{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    status: int
-    out: str
-    err: str
-
-
-Ama = Callable[..., Ended]
-
-
-@pytest.fixture
-def ama(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Ama:
-    """Run `ama` in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("TERM", "dumb")
-
-    def call(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["ama", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        printed = capsys.readouterr()
-        return Ended(int(ended.value.code or 0), printed.out, printed.err)
-
-    return call
-
-
-@pytest.fixture
-def written(tmp_path: Path, experiment_data: Data) -> Path:
-    path = tmp_path / "my.yaml"
-    path.write_text(yaml.safe_dump(experiment_data))
-    return path
 
 
 def test_version(ama: Ama) -> None:
@@ -119,9 +77,9 @@ def test_examples_in_the_help_use_known_options(ama: Ama, command: str) -> None:
     assert [option for option in used if not re.search(rf"(?<!\S){option}(?!\S)", explained)] == []
 
 
-def test_validate_prints_a_configuration_that_parses_again(ama: Ama, written: Path, tmp_path: Path) -> None:
+def test_validate_prints_a_configuration_that_parses_again(ama: Ama, config: Path, tmp_path: Path) -> None:
     sets = ["--set", "training.beta=0.25", "-s", "methods.1.c=1e-1", "--set", "seed=3"]
-    first = ama("validate", "--config", str(written), *sets)
+    first = ama("validate", "--config", config, *sets)
     assert (first.status, first.err) == (0, "")
     experiment = parse_experiment(yaml.safe_load(first.out), "printed")
     assert (experiment.training.beta, experiment.methods[1].c, experiment.seed) == (0.25, 0.1, 3)
@@ -137,12 +95,12 @@ def test_validate_prints_every_default(ama: Ama, preset: str) -> None:
     assert "warmup_steps" in printed["training"]
 
 
-def test_tasks_from_the_command_line(ama: Ama, written: Path, tmp_path: Path) -> None:
+def test_tasks_from_the_command_line(ama: Ama, config: Path, tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     rows = "".join(ROW.replace('"p"', f'"{number}"') for number in range(3))
     for name in ("a=b.jsonl", "new/x.jsonl"):
         (tmp_path / name).write_text(rows)
-    ended = ama("validate", "-c", str(written), "-t", "format=a=b.jsonl", "--task", "new=./new")
+    ended = ama("validate", "-c", config, "-t", "format=a=b.jsonl", "--task", "new=./new")
     assert ended.status == 0, ended.err
     tasks = yaml.safe_load(ended.out)["tasks"]
     assert [(task["name"], task["source"]) for task in tasks] == [
@@ -207,10 +165,10 @@ def test_refusals(ama: Ama, tmp_path: Path, command: str, arguments: list[str], 
     ],
 )
 def test_broken_data_is_found_before_the_run(
-    ama: Ama, written: Path, tmp_path: Path, command: str, text: str, message: str
+    ama: Ama, config: Path, tmp_path: Path, command: str, text: str, message: str
 ) -> None:
     (tmp_path / "bad.jsonl").write_text(text)
-    ended = ama(command, "-c", str(written), "-t", "format=bad.jsonl")
+    ended = ama(command, "-c", config, "-t", "format=bad.jsonl")
     assert ended.status == 2
     assert ended.err.startswith(message)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "my.yaml"]
@@ -241,14 +199,14 @@ def test_an_unknown_command(ama: Ama) -> None:
 
 
 @pytest.mark.parametrize("what", ["folder", "file"])
-def test_run_refuses_a_place_that_is_taken(ama: Ama, written: Path, tmp_path: Path, what: str) -> None:
+def test_run_refuses_a_place_that_is_taken(ama: Ama, config: Path, tmp_path: Path, what: str) -> None:
     output = tmp_path / "out"
     if what == "folder":
         output.mkdir()
         (output / "notes.txt").write_text("mine")
     else:
         output.write_text("mine")
-    ended = ama("run", "-c", str(written), "--output", "out")
+    ended = ama("run", "-c", config, "--output", "out")
     assert ended.status == 2
     assert "error: --output out holds something already; name a new folder" in ended.err
     kept = output / "notes.txt" if what == "folder" else output
@@ -256,35 +214,35 @@ def test_run_refuses_a_place_that_is_taken(ama: Ama, written: Path, tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my.yaml", "out"]
 
 
-def test_run_refuses_a_place_that_cannot_be_written_to(ama: Ama, written: Path, tmp_path: Path) -> None:
+def test_run_refuses_a_place_that_cannot_be_written_to(ama: Ama, config: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    ended = ama("run", "-c", str(written), "--output", "file/out")
+    ended = ama("run", "-c", config, "--output", "file/out")
     assert ended.status == 2
     assert "error: --output file/out cannot be written to: " in ended.err
 
 
-def test_run_refuses_what_only_a_cluster_can_do(ama: Ama, written: Path, tmp_path: Path) -> None:
+def test_run_refuses_what_only_a_cluster_can_do(ama: Ama, config: Path, tmp_path: Path) -> None:
     sets = ["training.nodes=2", "training.batch_size=16", "cluster.train_job={storage: 's3://bucket/jobs'}"]
     options = [part for value in sets for part in ("--set", value)]
-    ended = ama("run", "-c", str(written), "--output", "out", *options)
+    ended = ama("run", "-c", config, "--output", "out", *options)
     assert ended.status == 2
     assert "training.nodes: 2 nodes need a cluster with Kubeflow Trainer" in ended.err
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["pipeline.json", "pipeline", "file/pipeline.yaml"])
-def test_compile_refuses(ama: Ama, written: Path, tmp_path: Path, name: str) -> None:
+def test_compile_refuses(ama: Ama, config: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")
-    ended = ama("compile", "-c", str(written), "--output", name)
+    ended = ama("compile", "-c", config, "--output", name)
     assert ended.status == 2
     assert f"error: --output {name}" in ended.err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", written.name]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", config.name]
 
 
 def test_compile_writes_the_pipeline_of_an_experiment_and_warns_of_a_tag(
-    ama: Ama, written: Path, tmp_path: Path
+    ama: Ama, config: Path, tmp_path: Path
 ) -> None:
-    ended = ama("compile", "-c", str(written), "--output", "pipeline.yaml")
+    ended = ama("compile", "-c", config, "--output", "pipeline.yaml")
     assert ended.status == 0
     assert "warning: the image automixalign:" in ended.err
     assert "name it by digest (AMA_IMAGE=" in ended.err

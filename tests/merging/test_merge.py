@@ -84,7 +84,7 @@ def save_base(model: LlamaForCausalLM, folder: Path) -> Path:
 
 
 def tuned(base: Path, seed: int) -> LlamaForCausalLM:
-    """The base with every weight moved a little, as DPO would."""
+    """The base with a small change of every weight."""
     model = LlamaForCausalLM.from_pretrained(base)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -97,15 +97,28 @@ def weights(folder: Path) -> Weights:
     return load_file(folder / "model.safetensors")
 
 
-def assert_equal(found: Weights, expected: Weights) -> None:
-    assert found.keys() == expected.keys()
+def merge(
+    base: Path,
+    models: Mapping[str, Path],
+    method: str,
+    output: Path,
+    seed: int = 0,
+    parameters: Mapping[str, float] | None = None,
+) -> Weights:
+    """Merge models into `output`; return the weights."""
+    merge_specialists(base, models, method, parameters or {}, output, seed)
+    return weights(output)
+
+
+def assert_equal(actual: Weights, expected: Weights) -> None:
+    assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=0, msg=name)
+        torch.testing.assert_close(actual[name], tensor, atol=1e-6, rtol=0, msg=name)
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models@v1+x")  # both characters mean something to mergekit
+    return tmp_path_factory.mktemp("models@v1+x")  # both characters are syntax to mergekit
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +154,7 @@ def merged(base: Path, specialists: dict[str, Path], tmp_path: Path) -> Callable
     def run(method: str, models: int = 3, seed: int = 0, **parameters: float) -> Weights:
         chosen = dict(list(specialists.items())[:models])
         folder = tmp_path / f"{method}-{len(list(tmp_path.iterdir()))}"
-        merge_specialists(base, chosen, method, parameters, folder, seed)
-        return weights(folder)
+        return merge(base, chosen, method, folder, seed, parameters)
 
     return run
 
@@ -179,7 +191,7 @@ class TestTable:
 
     @pytest.mark.parametrize("name", MERGE_METHODS)
     @pytest.mark.parametrize("models", [1, 2, 3, 4])
-    def test_numbers_of_specialists_are_those_mergekit_takes(self, name: str, models: int) -> None:
+    def test_accepts_as_many_specialists_as_mergekit(self, name: str, models: int) -> None:
         spec = MERGE_METHODS[name]
         inputs = [*range(models), *(["base"] if spec.needs_base else [])]
         base_id = "base" if spec.needs_base else 0 if spec.first_is_base else None
@@ -301,7 +313,7 @@ class TestAgainstOracles:
         assert_equal(merged("nearswap", 2, t=10.0), second)
 
     @pytest.mark.parametrize("method", [name for name, spec in MERGE_METHODS.items() if spec.min_models == 1])
-    def test_one_unpruned_specialist_comes_out_as_it_went_in(
+    def test_one_unpruned_specialist_stays_unchanged(
         self, merged: Callable[..., Weights], specialists: dict[str, Path], method: str
     ) -> None:
         limits = MERGE_METHODS[method].limits
@@ -311,7 +323,7 @@ class TestAgainstOracles:
 
 
 def ties(base: torch.Tensor, models: list[torch.Tensor], density: float) -> torch.Tensor:
-    """TIES one weight at a time: trim, elect sign, disjoint mean (https://arxiv.org/abs/2306.01708)."""
+    """TIES by single weights: trim, elect sign, disjoint mean (https://arxiv.org/abs/2306.01708)."""
     kept: list[list[float]] = []
     for model in models:
         delta = (model - base).flatten().tolist()
@@ -369,26 +381,21 @@ class TestResult:
         for method in ("linear", "ties", "multislerp", "model_stock"):
             results = []
             for kind, models in {"full": folded, "lora": adapters, "mixed": mixed}.items():
-                output = tmp_path / f"{method}-{kind}"
-                merge_specialists(base, models, method, {}, output, 0)
-                results.append(weights(output))
+                results.append(merge(base, models, method, tmp_path / f"{method}-{kind}"))
             assert_equal(results[1], results[0])
             assert_equal(results[2], results[0])
         assert not list(tmp_path.glob(".*"))
 
     @pytest.mark.parametrize("method", MERGE_METHODS)
-    def test_weights_no_specialist_changed_stay(
+    def test_weights_that_no_specialist_changed_stay(
         self, base: Path, adapters: dict[str, Path], tmp_path: Path, method: str
     ) -> None:
         """An adapter's task vectors are zero outside its modules, and so are their norms."""
-        output = tmp_path / "merged"
-        merge_specialists(base, several(adapters, method), method, {}, output, 0)
-        found, start = weights(output), weights(base)
-        for name, tensor in start.items():
-            touched = "q_proj" in name or "down_proj" in name
-            torch.testing.assert_close(torch.isfinite(found[name]).all(), torch.tensor(True))
-            if not touched:
-                torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-5, msg=name)
+        result = merge(base, several(adapters, method), method, tmp_path / "merged")
+        for name, tensor in weights(base).items():
+            assert torch.isfinite(result[name]).all()
+            if "q_proj" not in name and "down_proj" not in name:
+                torch.testing.assert_close(result[name], tensor, atol=1e-5, rtol=1e-5, msg=name)
 
     def test_bfloat16_base_is_merged_in_float32(
         self, base: Path, specialists: dict[str, Path], tmp_path: Path
@@ -398,36 +405,35 @@ class TestResult:
             model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
             models[task] = save(model, tmp_path / task)
         start = models.pop("base")
-        merge_specialists(start, models, "task_arithmetic", {}, tmp_path / "merged", 0)
+        result = merge(start, models, "task_arithmetic", tmp_path / "merged")
         rounded = [weights(folder) for folder in models.values()]
-        found = weights(tmp_path / "merged")
         for name, origin in weights(start).items():
             deltas = torch.stack([m[name].float() - origin.float() for m in rounded])
-            assert torch.equal(found[name], (origin.float() + deltas.sum(dim=0)).bfloat16()), name
+            assert torch.equal(result[name], (origin.float() + deltas.sum(dim=0)).bfloat16()), name
         assert AutoConfig.from_pretrained(tmp_path / "merged").dtype == torch.bfloat16
 
     def test_a_retrained_folder_is_read_again(
         self, base: Path, specialists: dict[str, Path], tmp_path: Path
     ) -> None:
-        """mergekit keeps the files of a path open for the life of the process."""
+        """mergekit keeps the files of a path open until the process ends."""
         cached = len(LoaderCache.loaders)
         for task in ("maths", "chat"):
             folder = tmp_path / "model"
             save(LlamaForCausalLM.from_pretrained(specialists[task]), folder)
-            merge_specialists(base, {"x": folder, "y": folder}, "linear", {}, tmp_path / task, 0)
-            assert_equal(weights(tmp_path / task), weights(specialists[task]))
+            result = merge(base, {"x": folder, "y": folder}, "linear", tmp_path / task)
+            assert_equal(result, weights(specialists[task]))
         assert len(LoaderCache.loaders) == cached
 
 
 class TestSameBits:
-    """What is merged a tensor at a time is what mergekit and peft make of whole models, to the last bit."""
+    """A merge by single tensors equals those of mergekit and peft with whole models, to the last bit."""
 
     @pytest.mark.parametrize("method", MERGE_METHODS)
     def test_as_mergekit_writes_it(
         self, base: Path, specialists: dict[str, Path], tmp_path: Path, method: str
     ) -> None:
         chosen = several(specialists, method)
-        merge_specialists(base, chosen, method, {}, tmp_path / "ours", 5)
+        ours = merge(base, chosen, method, tmp_path / "ours", seed=5)
         spec, (shared, per_model) = MERGE_METHODS[method], resolve(method, {})
         first, *inputs = (ModelReference(model=ModelPath(path=str(path))) for path in (base, *chosen.values()))
         configuration = MergeConfiguration(
@@ -440,7 +446,7 @@ class TestSameBits:
         )
         options = MergeOptions(device="cpu", random_seed=5, write_model_card=False)
         run_merge(configuration, str(tmp_path / "mergekit"), options)
-        assert_same_bits(weights(tmp_path / "ours"), weights(tmp_path / "mergekit"))
+        assert_same_bits(ours, weights(tmp_path / "mergekit"))
 
     @pytest.mark.parametrize(
         ("options", "streamed"),
@@ -503,18 +509,18 @@ class TestSameBits:
         loader = fold(base, adapter, folder, dtype)
         model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
         PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(whole)
-        found = {name: loader.get_tensor(name) for name in loader.index.tensor_paths}
-        assert_same_bits({name: tensor.to(dtype) for name, tensor in found.items()}, weights(whole))
+        folded = {name: loader.get_tensor(name) for name in loader.index.tensor_paths}
+        assert_same_bits({name: tensor.to(dtype) for name, tensor in folded.items()}, weights(whole))
         assert folder.is_symlink() == streamed
-        assert any(not torch.equal(found[name], tensor) for name, tensor in weights(base).items())
+        assert any(not torch.equal(folded[name], tensor) for name, tensor in weights(base).items())
 
-    def test_no_page_of_a_file_stays(
+    def test_a_file_leaves_memory_after_use(
         self, base: Path, adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(merge_inputs, "UNUSED_BYTES", 1)
-        model = Path(shutil.copytree(base, tmp_path / "base"))  # that nothing else has open
+        model = Path(shutil.copytree(base, tmp_path / "base"))  # no other loader has it open
         loader = fold(model, adapters["chat"], tmp_path / "folded", torch.float32)
-        name = "model.layers.0.self_attn.k_proj.weight"  # which the adapter leaves alone
+        name = "model.layers.0.self_attn.k_proj.weight"  # the adapter does not change it
         tensor = loader.get_tensor(name)
         assert tensor is not None
         assert torch.equal(tensor, weights(base)[name])
@@ -525,11 +531,11 @@ class TestSameBits:
         assert str(model) not in mapped.read_text()
 
 
-def assert_same_bits(found: Weights, expected: Weights) -> None:
-    assert found.keys() == expected.keys()
+def assert_same_bits(actual: Weights, expected: Weights) -> None:
+    assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype
-        assert torch.equal(found[name], tensor), name
+        assert actual[name].dtype == tensor.dtype
+        assert torch.equal(actual[name], tensor), name
 
 
 class TestTiedEmbeddings:
@@ -556,10 +562,9 @@ class TestTiedEmbeddings:
         save_file(tensors, double / "model.safetensors", metadata={"format": "pt"})
         models = {str(seed): save(tuned(tied_base, seed), tmp_path / str(seed)) for seed in (1, 2)}
         for method in ("linear", "dare_ties"):
-            merge_specialists(double, models, method, {}, tmp_path / method, 0)
-            merge_specialists(tied_base, models, method, {}, tmp_path / f"{method}-once", 0)
+            expected = merge(tied_base, models, method, tmp_path / f"{method}-once")
+            assert_equal(merge(double, models, method, tmp_path / method), expected)
             self.assert_tied(tmp_path / method)
-            assert_equal(weights(tmp_path / method), weights(tmp_path / f"{method}-once"))
 
     @staticmethod
     def assert_tied(folder: Path) -> None:
@@ -588,8 +593,8 @@ class TestSeed:
     def test_gives_the_same_weights_in_another_process(
         self, base: Path, specialists: dict[str, Path], tmp_path: Path
     ) -> None:
-        """mergekit collects models and tensors in sets: the draws must not follow their order."""
-        merge_specialists(base, specialists, "dare_ties", {}, tmp_path / "here", 2**40 + 1)
+        """mergekit keeps models and tensors in sets; the draws must not depend on their order."""
+        expected = merge(base, specialists, "dare_ties", tmp_path / "here", seed=2**40 + 1)
         code = (
             "import sys; from pathlib import Path;"
             "from automixalign.merging.merge import merge_specialists;"
@@ -602,53 +607,37 @@ class TestSeed:
             check=True,
             env={**os.environ, "PYTHONHASHSEED": "123"},
         )
-        found, expected = weights(tmp_path / "there"), weights(tmp_path / "here")
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        result = weights(tmp_path / "there")
+        assert all(torch.equal(result[name], expected[name]) for name in expected)
+
+
+def deeper_adapter(base: Path, folder: Path) -> Path:
+    get_peft_model(build(1, layers=3), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(folder)
+    return folder
+
+
+def other(**options: Any) -> Callable[[Path, Path], Path]:
+    return lambda base, folder: save(build(1, **options), folder)
+
+
+MISFITS = {
+    "shapes": (other(hidden=32), r"task 't' .*lm_head.weight is \[12, 32\] instead of \[12, 16\]; .* more$"),
+    "tied among untied": (other(tied=True), r"task 't' .*tie_word_embeddings is True instead of F"),
+    "heads, of equal shapes": (other(heads=4), r"task 't' .*num_attention_heads is 4 instead of 2"),
+    "adapter of a deeper model": (deeper_adapter, r"task 't' .* 2 weights fit no module.*layers\.2\."),
+}
 
 
 class TestRefusals:
-    def test_other_shapes(self, base: Path, specialists: dict[str, Path], tmp_path: Path) -> None:
-        wide = save(build(1, hidden=32), tmp_path / "wide")
-        message = r"task 'wide' .*lm_head.weight is \[12, 32\] instead of \[12, 16\]; .* more$"
+    @pytest.mark.parametrize("kind", MISFITS)
+    def test_a_specialist_that_does_not_fit(
+        self, kind: str, base: Path, specialists: dict[str, Path], tmp_path: Path
+    ) -> None:
+        make, message = MISFITS[kind]
+        models = {**specialists, "t": make(base, tmp_path / "bad")}
         with pytest.raises(ModelError, match=message):
-            merge_specialists(base, {**specialists, "wide": wide}, "ties", {}, tmp_path / "out", 0)
-        assert [entry.name for entry in tmp_path.iterdir()] == ["wide"]
-
-    def test_tied_among_untied(self, base: Path, tmp_path: Path) -> None:
-        tied = save(build(1, tied=True), tmp_path / "tied")
-        with pytest.raises(ModelError, match=r"task 't' .*tie_word_embeddings is True instead of F"):
-            merge_specialists(base, {"t": tied}, "linear", {}, tmp_path / "out", 0)
-
-    def test_other_heads_of_equal_shapes(self, base: Path, tmp_path: Path) -> None:
-        other = save(build(1, heads=4), tmp_path / "heads")
-        with pytest.raises(ModelError, match=r"task 'h' .*num_attention_heads is 4 instead of 2"):
-            merge_specialists(base, {"h": other}, "linear", {}, tmp_path / "out", 0)
-
-    def test_adapter_of_another_model(self, adapters: dict[str, Path], tmp_path: Path) -> None:
-        wide = save_base(build(1, hidden=32), tmp_path / "wide")
-        with pytest.raises(ModelError, match=r"task 'maths' .* is no adapter of .*size mismatch"):
-            merge_specialists(wide, adapters, "linear", {}, tmp_path / "out", 0)
-
-    def test_adapter_of_a_deeper_model(self, base: Path, tmp_path: Path) -> None:
-        deep = build(1, layers=3)
-        peft = get_peft_model(deep, LoraConfig(r=2, target_modules=["q_proj"]))
-        peft.save_pretrained(tmp_path / "deep")
-        with pytest.raises(ModelError, match=r"task 'd' .* 2 weights fit no module.*layers\.2\."):
-            merge_specialists(base, {"d": tmp_path / "deep"}, "linear", {}, tmp_path / "out", 0)
-
-    def test_a_specialist_cut_short(self, base: Path, specialists: dict[str, Path], tmp_path: Path) -> None:
-        cut = Path(shutil.copytree(specialists["chat"], tmp_path / "cut"))
-        whole = (cut / "model.safetensors").read_bytes()
-        (cut / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(ModelError, match=r"cut/model.safetensors cannot be read: "):
-            merge_specialists(base, {"c": cut}, "linear", {}, tmp_path / "out", 0)
-        assert [entry.name for entry in tmp_path.iterdir()] == ["cut"]
-
-    def test_folder_without_a_model(self, base: Path, tmp_path: Path) -> None:
-        (tmp_path / "empty").mkdir()
-        with pytest.raises(ModelError, match=r"empty holds neither a config.json nor an adapter_c"):
-            merge_specialists(base, {"e": tmp_path / "empty"}, "linear", {}, tmp_path / "out", 0)
-        assert not (tmp_path / "out").exists()
+            merge_specialists(base, models, "linear", {}, tmp_path / "out", 0)
+        assert [entry.name for entry in tmp_path.iterdir()] == ["bad"]
 
     def test_pickled_weights(self, base: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
         for source, name in ((base, "config.json"), (adapters["chat"], "adapter_config.json")):
@@ -660,14 +649,12 @@ class TestRefusals:
             with pytest.raises(ModelError, match=r"model\.safetensors"):
                 merge_specialists(base, {"p": folder}, "linear", {}, tmp_path / "out", 0)
 
-    def test_a_step_that_is_tried_again_replaces_what_it_made(
+    def test_a_retry_replaces_the_result(
         self, base: Path, specialists: dict[str, Path], tmp_path: Path
     ) -> None:
-        merge_specialists(base, specialists, "linear", {}, tmp_path / "out", 0)
-        before = weights(tmp_path / "out")
+        before = merge(base, specialists, "linear", tmp_path / "out")
         (tmp_path / "out" / "left-over").touch()
-        merge_specialists(base, specialists, "linear", {}, tmp_path / "out", 0)
-        assert_equal(weights(tmp_path / "out"), before)
+        assert_equal(merge(base, specialists, "linear", tmp_path / "out"), before)
         assert not (tmp_path / "out" / "left-over").exists()
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

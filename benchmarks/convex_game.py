@@ -1,25 +1,26 @@
-"""A convex instance of AutoMixAlign's minimax problem whose exact value is known, with a proof of it.
+"""Defines a convex instance of AutoMixAlign's minimax problem, solves it, and proves its value.
 
-The policy is linear: pair z has a feature difference phi_z in R^d, L(theta, z) = log(1 + exp(-phi_z . theta))
-with beta folded into phi, and theta stays in the ball of radius R. Task i has n_i pairs, its specialist theta_i
-is the exact minimiser of their mean loss, and with h_z(theta) = L(theta, z) - L(theta_i, z)
+The policy is linear. Pair z has a feature difference phi_z in R^d that includes beta, and its loss is
+L(theta, z) = log(1 + exp(-phi_z . theta)). theta stays in the ball of radius R. Task i has n_i pairs, and its
+specialist theta_i minimises their mean loss exactly. With h_z(theta) = L(theta, z) - L(theta_i, z), the
+excess is
 
     F_i(theta) = (1/n_i) sum_{z of task i} max(h_z(theta), 0)       convex: a mean of maxima of convex functions
 
-The value P* of  min_theta max_i F_i(theta)  comes from an interior point method, which is not trusted:
-`certify` bounds P* from both sides by plain arithmetic. At any feasible theta, max_i F_i(theta) is an upper
-bound. For the lower one take alpha in the simplex and u_z in [0, 1]. Everywhere in the ball
+An interior point method finds the value P* of  min_theta max_i F_i(theta). Nobody needs to trust it: `certify`
+bounds P* from both sides by plain arithmetic. At any feasible theta, max_i F_i(theta) is an upper bound. For a
+lower bound, take alpha in the simplex and u_z in [0, 1]. Everywhere in the ball
 
     max_i F_i  >=  G := sum_i alpha_i/n_i sum_z u_z h_z  >=  G(theta) - ||grad G(theta)|| (R + ||theta||)
 
-the first since max_i F_i >= alpha . F and max(h, 0) >= u h, the second since G is convex. Rounding in double
-precision, a few hundred terms of order 1/n_i, stays far below the gap that is asked for.
+The first inequality holds because max_i F_i >= alpha . F and max(h, 0) >= u h, the second because G is convex.
+Rounding in double precision, of a few hundred terms of order 1/n_i, stays far below `GAP`.
 
-Smoothing. The mixers play alpha = (1-c) q + c/k, so they solve the game in which every alpha_i is at least c/k.
-When the multipliers alpha* of the minimax lie strictly inside that set, both games have the same solutions. The
-value is the same, for (theta*, alpha*) is a saddle point of both. And a minimiser theta' of the restricted game
-has alpha . F(theta') <= P* for every alpha near alpha*, with equality at alpha*, so all its F_i(theta') are P*.
-`solve` raises unless every alpha*_i is at least `MARGIN` times c/k.
+Smoothing: the mixers play alpha = (1-c) q + c/k, so they solve the game in which every alpha_i is at least
+c/k. Both games have the same solutions if the multipliers alpha* of the minimax are strictly inside that set.
+The values are equal, because (theta*, alpha*) is a saddle point of both. A minimiser theta' of the restricted
+game has alpha . F(theta') <= P* for every alpha near alpha*, with equality at alpha*, so every F_i(theta') is
+P*. `solve` raises an error unless every alpha*_i is at least `MARGIN` times c/k.
 """
 
 from dataclasses import dataclass
@@ -31,16 +32,16 @@ from automixalign.method.mixer import Floats, Ints
 from automixalign.method.mixers import AdaptiveOptions
 
 PROBLEM_SEED = 0
-"""Of the fixed problem: the first, from 0 on, at which all tasks are active with `MARGIN`."""
+"""The first seed for which all tasks are active with `MARGIN`."""
 SIZES = (60, 90, 130, 200)
 DIMENSION = 8
 RADIUS = 5.0
 SHARED, OWN = 1.5, 2.0
-"""Lengths of the part of a task's true direction that all tasks share, and of the part of its own."""
+"""Lengths of the two parts of a task's true direction: the one that all tasks share, and its own."""
 GAP = 1e-9
-"""The certified gap stays below it."""
+"""The certified gap must be smaller."""
 MARGIN = 3.0
-"""How many times c/k each multiplier of the minimax is at least."""
+"""Every multiplier of the minimax must be at least this many times c/k."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,10 @@ def slope(margin: Floats) -> Floats:
 
 
 def fixed_game() -> Game:
-    """The problem of the benchmark: four tasks that conflict, with labels as noisy as the loss assumes.
+    """The problem of the benchmark: four conflicting tasks, with labels as noisy as the loss assumes.
 
     Raises:
-        RuntimeError: a specialist was not found, or lies outside the ball.
+        RuntimeError: a specialist was not found, or is outside the ball.
     """
     random, k = np.random.default_rng(PROBLEM_SEED), len(SIZES)
     own, shared = random.standard_normal((k, DIMENSION)), random.standard_normal(DIMENSION)
@@ -134,11 +135,12 @@ def specialist(features: Floats, radius: float) -> Floats:
     raise RuntimeError(f"no specialist within the ball of radius {radius}")
 
 
-def certify(game: Game, theta: Floats, alpha: Floats, kept: Floats) -> tuple[float, float]:
+def certify(game: Game, theta: Floats, alpha: Floats, clip: Floats) -> tuple[float, float]:
     """An upper bound of P*, and how far below it P* may lie; see the module.
 
     Args:
-        alpha: shape (k,). kept: u, shape (N,).
+        alpha: shape (k,).
+        clip: u, shape (N,).
 
     Raises:
         ValueError: theta, alpha or u is not feasible.
@@ -146,9 +148,9 @@ def certify(game: Game, theta: Floats, alpha: Floats, kept: Floats) -> tuple[flo
     norm = float(np.linalg.norm(theta))
     if norm > game.radius or alpha.min() < 0 or abs(alpha.sum() - 1) > 1e-14:
         raise ValueError("theta is not in the ball or alpha is not in the simplex")
-    if kept.min() < 0 or kept.max() > 1:
+    if clip.min() < 0 or clip.max() > 1:
         raise ValueError("a clip multiplier is not in [0, 1]")
-    weight = (alpha / game.sizes)[game.task] * kept
+    weight = (alpha / game.sizes)[game.task] * clip
     gradient = -game.features.T @ (weight * slope(game.features @ theta))
     lower = weight @ game.difference(theta) - np.linalg.norm(gradient) * (game.radius + norm)
     upper = game.excess(theta).max()
@@ -162,8 +164,8 @@ def solve(game: Game, smoothing: float = AdaptiveOptions().c) -> Saddle:
         RuntimeError: the gap is not below `GAP`, or smoothing by `smoothing` could move the solution.
         ValueError: the solution is not in the ball.
     """
-    theta, alpha, kept = _interior_point(game)
-    value, gap = certify(game, theta, alpha, kept)
+    theta, alpha, clip = _interior_point(game)
+    value, gap = certify(game, theta, alpha, clip)
     if not gap < GAP:
         raise RuntimeError(f"the minimax is certified to {gap:.1e} only")
     check_smoothing(alpha, smoothing)
@@ -171,10 +173,10 @@ def solve(game: Game, smoothing: float = AdaptiveOptions().c) -> Saddle:
 
 
 def check_smoothing(alpha: Floats, smoothing: float) -> None:
-    """See that smoothing the weights by the constant c leaves the minimax with multipliers alpha where it is.
+    """Check that smoothing the weights by the constant c does not move the minimax with multipliers alpha.
 
     Raises:
-        RuntimeError: it may not.
+        RuntimeError: it may move the minimax.
     """
     if alpha.min() < MARGIN * smoothing / len(alpha):
         raise RuntimeError(f"smoothing by {smoothing} is too close to moving the minimax: alpha* = {alpha}")
@@ -247,12 +249,12 @@ def _interior_point(game: Game, accuracy: float = 1e-12) -> tuple[Floats, Floats
         step = 0.99 * min(1.0, float(np.min(-multipliers[falling] / change[falling], initial=1.0)))
         before = program.residual(x, multipliers, barrier)
         while step > 1e-12:
-            there = x + step * move, multipliers + step * change
-            feasible = program.constraints(there[0]).max() < 0
-            if feasible and program.residual(*there, barrier) <= (1 - 0.01 * step) * before:
+            trial = x + step * move, multipliers + step * change
+            feasible = program.constraints(trial[0]).max() < 0
+            if feasible and program.residual(*trial, barrier) <= (1 - 0.01 * step) * before:
                 break
             step /= 2
         x, multipliers = x + step * move, multipliers + step * change
     alpha = multipliers[2 * program.pairs :] / multipliers[2 * program.pairs :].sum()
-    kept = multipliers[: program.pairs] * (game.sizes / alpha)[game.task]
-    return x[: program.d], alpha, np.clip(kept, 0, 1)
+    clip = multipliers[: program.pairs] * (game.sizes / alpha)[game.task]
+    return x[: program.d], alpha, np.clip(clip, 0, 1)

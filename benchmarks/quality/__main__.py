@@ -8,20 +8,18 @@ folder. `--json FILE` keeps the results of FILE, except those of arms that have 
 `python -m benchmarks.quality.page` makes the page.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from automixalign.scoring.metrics import over_tasks
 from automixalign.storage import files
+from benchmarks import harness
 from benchmarks.quality import sweep
 from benchmarks.quality.setups import SETUPS
 from benchmarks.quality.statistics import interval
 from benchmarks.quality.store import write_results
+from benchmarks.quality.tables import estimate
 
 _COLUMNS = (
     ("mean excess", 1, "excess"),
@@ -32,11 +30,10 @@ _COLUMNS = (
 
 def main() -> None:
     """Tune, run, print a table, and write the results as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = sweep.parser(__doc__)
     parser.add_argument("--setup", choices=SETUPS, required=True)
     parser.add_argument("--seeds", type=parse_seeds, default="10", help="N for 0 to N - 1, or a list: 3,4")
     parser.add_argument("--data", type=Path, help="folder with TASK.jsonl, for the setups on SmolLM2")
-    sweep.add_arguments(parser)
     options = parser.parse_args()
     before = files.read_json(options.json) if options.json and options.json.exists() else None
     with sweep.pool(options.jobs, options.output) as workers:
@@ -64,18 +61,16 @@ def format_seeds(seeds: list[int]) -> str:
 
 
 def _show(setup: str, results: dict[str, Any]) -> None:
-    table = Table(title=f"{setup}, test split, mean of {len(results['seeds'])} seeds")
-    for column in ("arm", "worst excess", "95 %", *(title for title, _, _ in _COLUMNS)):
-        table.add_column(column)
+    rows = []
     for arm in dict.fromkeys(row["arm"] for row in results["rows"]):
         views = [over_tasks(row["tasks"]) for row in results["rows"] if row["arm"] == arm]
-        worst = interval([worst["excess"] for worst, _ in views])
-        cells = [f"{worst.mean:.3f}", "" if worst.low is None else f"{worst.low:.3f} {worst.high:.3f}"]
+        cells = [arm, estimate(interval([worst["excess"] for worst, _ in views]))]
         for _, number, metric in _COLUMNS:
             values = [view[number][metric] for view in views if metric in view[number]]
             cells.append(f"{sum(values) / len(values):.3f}" if values else "")
-        table.add_row(arm, *cells)
-    Console(width=120).print(table)
+        rows.append(cells)
+    title = f"{setup}, test split, mean of {len(results['seeds'])} seeds"
+    harness.show(title, ["arm", "worst excess [95 %]", *(column for column, _, _ in _COLUMNS)], rows)
 
 
 if __name__ == "__main__":

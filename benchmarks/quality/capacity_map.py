@@ -8,7 +8,6 @@ Nothing is tuned: AMA-R has its default eta and c, every LoRA rank the setup's l
 fine-tuning a fifth of it.
 """
 
-import argparse
 import itertools
 import sys
 from functools import partial
@@ -46,9 +45,8 @@ _METHODS = (Arm("uniform", "uniform"), Arm("ama-r", "ama-r"))
 
 def main() -> None:
     """Run every cell and write the results as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = sweep.parser(__doc__)
     parser.add_argument("--seeds", type=int, default=2)
-    sweep.add_arguments(parser)
     options = parser.parse_args()
     rows = rows_of(options.json)
     new = [seed for seed in range(options.seeds) if seed not in {row["seed"] for row in rows}]

@@ -6,18 +6,15 @@ The runs use the tuning seeds of a setup, of which no other result is reported. 
 training, so each weight has specialists of its own.
 """
 
-import argparse
 import itertools
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from automixalign.data.store import TEST
 from automixalign.scoring.metrics import over_tasks
+from benchmarks import harness
 from benchmarks.quality import sweep
 from benchmarks.quality.arms import Arm, Options
 from benchmarks.quality.setups import SETUPS
@@ -32,9 +29,8 @@ _METRICS = ("excess", "pass_rate")
 
 def main() -> None:
     """Run the grids, print their means, and write them as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = sweep.parser(__doc__)
     parser.add_argument("--setup", choices=["synthetic-conflict", "reasoning-gym"], required=True)
-    sweep.add_arguments(parser)
     options = parser.parse_args()
     seeds = SETUPS[options.setup].tuning_seeds
     with sweep.pool(options.jobs, options.output) as workers:
@@ -47,10 +43,8 @@ def main() -> None:
         }
         for runs in zip(*by_seed, strict=True)
     ]
-    table = Table(*rows[0], title=f"{options.setup}, {len(seeds)} tuning seeds, test split")
-    for row in rows:
-        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(width=140).print(table)
+    cells = [[f"{cell:.3f}" if isinstance(cell, float) else cell for cell in row.values()] for row in rows]
+    harness.show(f"{options.setup}, {len(seeds)} tuning seeds, test split", list(rows[0]), cells)
     if options.json:
         command = f"python -m benchmarks.quality.defaults --setup {options.setup}"
         write_results(options.json, {"command": command, "setup": options.setup, "rows": rows})

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from automixalign.config.training import specialist_name
 from automixalign.data.store import TEST, VALIDATION
 from automixalign.system import orphans
+from benchmarks import harness
 from benchmarks.quality.arms import REFERENCE, Arm, Merge, Options
 from benchmarks.quality.setups import SETUPS, Setup
 from benchmarks.quality.store import Store
@@ -31,11 +32,12 @@ Tuned = dict[str, dict[str, Any]]
 _ROW_KEYS = ("arm", "family", "steps", "tokens", "seconds", "options")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that all commands of the benchmark share."""
-    parser.add_argument("--json", type=Path, help="results; those of the same experiment in it are kept")
-    parser.add_argument("--output", type=Path, default=Path("runs/quality"), help="folder of all models")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, each with a seed")
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the arguments that all commands of the benchmark share."""
+    made = harness.parser(description)
+    made.add_argument("--output", type=Path, default=Path("runs/quality"), help="folder of all models")
+    made.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, each with a seed")
+    return made
 
 
 @contextmanager

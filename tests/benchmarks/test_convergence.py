@@ -1,4 +1,4 @@
-"""The convex benchmark: its certificate, its fit, and that the package's mixers go where it says."""
+"""The convex benchmark: its certificate, its fit, and the convergence of the package's mixers."""
 
 from pathlib import Path
 
@@ -44,17 +44,17 @@ def test_any_feasible_multipliers_give_a_lower_bound(game: Game, saddle: Saddle)
         assert upper - gap <= saddle.value <= upper + saddle.gap
 
 
-def test_what_is_not_feasible_certifies_nothing(game: Game, saddle: Saddle) -> None:
-    kept = np.ones(len(game.task))
+def test_an_infeasible_point_is_refused(game: Game, saddle: Saddle) -> None:
+    clip = np.ones(len(game.task))
     with pytest.raises(ValueError, match="ball"):
-        certify(game, saddle.theta + game.radius, saddle.alpha, kept)
+        certify(game, saddle.theta + game.radius, saddle.alpha, clip)
     with pytest.raises(ValueError, match="simplex"):
-        certify(game, saddle.theta, saddle.alpha * 1.1, kept)
+        certify(game, saddle.theta, saddle.alpha * 1.1, clip)
     with pytest.raises(ValueError, match="clip"):
-        certify(game, saddle.theta, saddle.alpha, kept * 1.1)
+        certify(game, saddle.theta, saddle.alpha, clip * 1.1)
 
 
-def test_smoothing_that_could_move_the_minimax_is_refused(saddle: Saddle) -> None:
+def test_smoothing_that_may_move_the_minimax_is_refused(saddle: Saddle) -> None:
     check_smoothing(saddle.alpha, 0.1)
     with pytest.raises(RuntimeError, match="smoothing"):
         check_smoothing(saddle.alpha, 0.5)
@@ -75,7 +75,7 @@ def test_the_fit_recovers_a_power_law() -> None:
     np.testing.assert_allclose(convergence.fit(convergence.HORIZONS, values), exponents, rtol=1e-12)
 
 
-def test_the_interval_is_student_s() -> None:
+def test_the_interval_is_that_of_student() -> None:
     found = convergence.interval(np.array([0.0, 2.0]))
     assert found["mean"] == 1
     assert found["high"] == pytest.approx(1 + 12.7062, abs=1e-4)
@@ -89,7 +89,7 @@ def test_a_suboptimality_within_the_gap_is_refused() -> None:
 
 
 @pytest.mark.parametrize("method", ["ama-r", "ama-s"])
-def test_a_short_run_is_reproducible_and_gets_nearer(game: Game, saddle: Saddle, method: str) -> None:
+def test_a_short_run_is_reproducible_and_comes_closer(game: Game, saddle: Saddle, method: str) -> None:
     first, again = (convergence.run(game, saddle.value, method, 0, (10, 300)) for _ in range(2))
     np.testing.assert_array_equal(first, again)
     start = game.excess(np.zeros_like(saddle.theta)).max() - saddle.value

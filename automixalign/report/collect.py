@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from automixalign import __version__
 from automixalign.config.experiment import ComparisonSettings
 from automixalign.config.file import dump_yaml
 from automixalign.report import leaderboard
@@ -12,12 +13,13 @@ from automixalign.report.curves import curves
 from automixalign.report.data_facts import data_facts, gap_warnings
 from automixalign.report.leaderboard import Entry
 from automixalign.report.limits import accuracy_errors, limits
-from automixalign.report.versions import versions
 from automixalign.scoring.metrics import BETTER
 from automixalign.storage import files
+from automixalign.system.provenance import versions
 
 CARD = "card.json"
 
+_PACKAGES = ("python", "torch", "transformers", "trl", "peft", "mergekit", "kfp")
 _COSTS = ("steps", "pairs", "tokens", "seconds", "trained_parameters")
 
 
@@ -74,7 +76,7 @@ def collect(settings: ComparisonSettings, entries: list[Entry], results: RunResu
         },
         "stages": None,
         "config": dump_yaml(experiment),
-        "versions": versions(),
+        "versions": {"automixalign": __version__, **{name: versions()[name] for name in _PACKAGES}},
         "library": settings.code,
         "limits": limits(experiment, results.costs, tasks),
         "accuracy_errors": accuracy_errors(tasks, entries),

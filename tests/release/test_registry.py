@@ -3,10 +3,8 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -25,7 +23,7 @@ from automixalign.release.register import gate, register
 from automixalign.steps.tracking.spool import FOLDER, RUN_ID, URI
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError
-from benchmarks.servers.mlflow_server import server
+from benchmarks.servers.mlflow_server import running, server
 from benchmarks.servers.mlflow_store import sqlite_store
 from benchmarks.servers.ports import free_port
 
@@ -172,36 +170,13 @@ def test_the_champion_is_served_as_a_chat(
 ) -> None:
     """MLflow's server gives the model's answer. It always samples, so the temperature is almost 0."""
     register_best(entry("full", 0.1))
-    port = free_port()
-    arguments = ["models", "serve", "-m", "models:/assistant@champion", "--env-manager", "local"]
-    with (tmp_path / "serve.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *arguments, "--host", "127.0.0.1", "--port", str(port)],
-            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + 90
-        while True:
-            assert process.poll() is None, (tmp_path / "serve.log").read_text()
-            assert time.monotonic() < deadline, "the model server did not start"
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=2)
-                break
-            except OSError:
-                time.sleep(0.2)
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/invocations",
-            json.dumps({"messages": QUESTION, "max_tokens": 12, "temperature": 1e-3}).encode(),
-            {"Content-Type": "application/json"},
-        )
+    command = ["models", "serve", "-m", "models:/assistant@champion", "--env-manager", "local"]
+    body = json.dumps({"messages": QUESTION, "max_tokens": 12, "temperature": 1e-3}).encode()
+    with running(command, free_port(), tmp_path / "serve.log", "ping") as uri:
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{uri}/invocations", body, headers)  # noqa: S310  our own server
         with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310  our own server
             (completion,) = json.loads(answer.read())
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
     expected = greedy(load_full_model(candidates["full"]), base_model)
     assert completion["choices"][0]["message"]["content"] == expected
 

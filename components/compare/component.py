@@ -44,8 +44,8 @@ def compare(
 
     evaluations = [reference, *specialists, *generalists, *(merges or [])]
     logs = {log.metadata["model"]: log for log in [*trajectories, *specialist_trajectories]}
-    outputs = {"leaderboard.json": leaderboard, "plots": plots, "leaderboard.md": markdown}
-    outputs |= {"report/index.html": page, "report/data.json": facts}
+    outputs = {"leaderboard": leaderboard, "markdown": markdown, "plots": plots, "page": page, "facts": facts}
+    run_paths = ("leaderboard.json", "leaderboard.md", "plots", "report/index.html", "report/data.json")
     with run_step("compare", reads=[*evaluations, *logs.values(), data, *losses], writes=outputs.values()):
         results = RunResults(
             evaluations=[Path(artifact.path) for artifact in evaluations],
@@ -54,14 +54,8 @@ def compare(
             data=Path(data.path),
             losses=[Path(artifact.path) for artifact in losses],
         )
-        paths = ReportPaths(
-            leaderboard=Path(leaderboard.path),
-            markdown=Path(markdown.path),
-            plots=Path(plots.path),
-            page=Path(page.path),
-            facts=Path(facts.path),
-        )
+        paths = ReportPaths(**{name: Path(artifact.path) for name, artifact in outputs.items()})
         entries = compare(ComparisonSettings.model_validate_json(settings), results, paths)
         metrics.metadata.update(summary_metrics(entries))
-        for name, artifact in outputs.items():
-            artifact.metadata["run_path"] = name
+        for artifact, run_path in zip(outputs.values(), run_paths, strict=True):
+            artifact.metadata["run_path"] = run_path

@@ -43,7 +43,8 @@ _HOW_TO_READ = f"""How to read the tables:
 _MAP_TEXT = f"""## Where AMA-R differs from uniform mixing
 
 `{{command}}`; {{seeds}}. Capacity is the rank of the adapters; `{FULL}` trains all weights. AMA-R is better
-where the plot is blue. The map has many cells of few seeds: it shows where to look, and has no p.
+where the plot is blue; a cell has its mean difference and the number of seeds on which AMA-R is better. So many
+cells of few seeds show where to look. They have no p; `map.json` holds their numbers.
 
 ![AMA-R minus uniform by capacity, steps and tasks]({{plot}})
 """
@@ -85,7 +86,6 @@ def page(results: Path = RESULTS) -> str:
     if cells:
         plot, seeds = f"{folder}/{_MAP}.png", tables.seeds(len(cells.seeds))
         text += _MAP_TEXT.format(command=cells.command, seeds=seeds, plot=plot).splitlines()
-        text += ["", *tables.capacity_map(cells)]
     text += _defaults(results.with_name(f"{folder}-defaults"))
     return "\n".join(text).rstrip() + "\n"
 
@@ -128,7 +128,7 @@ def write(results: Path = RESULTS) -> Path:
             families = [setup.family(each.arm) for each in comparisons]
             plots.forest(comparisons, families, title, results / f"{setup.name}.png")
     cells = read_map(results)
-    if cells and cells.metrics("worst"):
+    if cells and cells.worst_metrics():
         plots.heat_maps(cells, results / f"{_MAP}.png")
     path = results.with_suffix(".md")
     files.write_text(path, page(results))

@@ -68,7 +68,7 @@ def _draw_differences(
 
 def heat_maps(cells: CapacityMap, path: Path) -> None:
     """Plot AMA-R minus uniform: a row a metric, a column a number of tasks; blue means that AMA-R is better."""
-    metrics, counts = cells.metrics("worst"), cells.axis("tasks")
+    metrics, counts = cells.worst_metrics(), cells.axis("tasks")
     ranks, steps = cells.axis("rank"), cells.axis("steps")
     size = (2.2 + len(counts) * (0.8 + 0.75 * len(steps)), len(metrics) * (1.1 + 0.45 * len(ranks)))
     figure = Figure(figsize=size, layout="constrained")

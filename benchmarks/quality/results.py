@@ -1,6 +1,5 @@
 """Reads the committed results of the benchmark, and compares arms with each other seed by seed."""
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,18 +261,13 @@ class CapacityMap:
             of_method = values.setdefault(cell, {}).setdefault(method, {})
             if seed in of_method:
                 raise ValueError(f"{file}: seed {seed} has two rows of {method} at {cell}")
-            measured = (key for key in row if key.startswith(("worst_", "mean_")) and row[key] is not None)
+            measured = (key for key in row if key.startswith("worst_") and row[key] is not None)
             of_method[seed] = {key: row[key] for key in measured}
         return cls(content["command"], content["seeds"], values)
 
     def axis(self, name: str) -> list[Any]:
         """The values of `tasks`, `rank` or `steps` in ascending order; full rank comes last."""
         return sorted({getattr(cell, name) for cell in self.values}, key=lambda value: (value == FULL, value))
-
-    def cells(self) -> list[Cell]:
-        """The measured cells in the order of their axes."""
-        every = itertools.product(*(self.axis(name) for name in Cell._fields))
-        return [Cell(*cell) for cell in every if cell in self.values]
 
     def _seeds(self, cell: Cell, method: str, metric: str) -> Values:
         rows = self.values.get(cell, {}).get(method, {})
@@ -284,11 +278,7 @@ class CapacityMap:
         uniform, ama = (self._seeds(cell, method, metric) for method in MAP_METHODS)
         return _paired(ama, uniform, metric.endswith(HIGHER_IS_BETTER))
 
-    def mean(self, cell: Cell, method: str, metric: str) -> float | None:
-        """The mean of one method over seeds."""
-        return _mean(self._seeds(cell, method, metric).values())
-
-    def metrics(self, over: str) -> list[str]:
-        """The measured metrics that begin with `worst` or `mean`."""
+    def worst_metrics(self) -> list[str]:
+        """The measured metrics of the worst task."""
         rows = (row for methods in self.values.values() for rows in methods.values() for row in rows.values())
-        return list(dict.fromkeys(metric for row in rows for metric in row if metric.startswith(over)))
+        return list(dict.fromkeys(metric for row in rows for metric in row if metric.startswith("worst")))

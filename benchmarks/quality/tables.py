@@ -6,10 +6,8 @@ from typing import Any
 from benchmarks.quality.results import (
     AMA,
     BASELINE,
-    MAP_METHODS,
     TOTAL,
     WORST_EXCESS,
-    CapacityMap,
     Comparison,
     Measure,
     Pairs,
@@ -250,26 +248,6 @@ def late(setup: SetupResults) -> list[str]:
     head = ["arm", *(f"`{task}`" for task in setup.tasks)]
     title = "Last quarter of the steps: task weight / pairs a step / training excess"
     return folded(title, table(head, rows)) if rows else []
-
-
-def capacity_map(cells: CapacityMap) -> list[str]:
-    """Every cell of the capacity map, one row a cell."""
-    worst, means = cells.metrics("worst"), cells.metrics("mean")
-    head = ["tasks", "rank", "steps"]
-    for metric in worst:
-        head += [f"{metric.replace('_', ' ')}: `uniform`", "`ama-r`", "`ama-r` - `uniform`", "better on"]
-    head += [f"{metric.replace('_', ' ')}: `uniform`, `ama-r`" for metric in means]
-    rows = []
-    for cell in cells.cells():
-        row = [str(part) for part in cell]
-        for metric in worst:
-            row += [number(cells.mean(cell, method, metric)) for method in MAP_METHODS]
-            paired = cells.paired(cell, metric)
-            row += [estimate(paired.difference, signed=True), wins(paired)] if paired else ["", ""]
-        for metric in means:
-            row.append(", ".join(number(cells.mean(cell, method, metric)) for method in MAP_METHODS))
-        rows.append(row)
-    return folded("Cell by cell", table(head, rows))
 
 
 DEFAULTS_VIEWS = ("worst excess", "average excess", "worst pass_rate", "average pass_rate")

@@ -113,8 +113,16 @@ class Experiment:
     def evaluate(self) -> None:
         from automixalign.scoring.evaluate import evaluate
 
-        places = (self.data, self.reference_logps, self.base, self.base, self.folder / "evaluation")
-        evaluate(self.plan.evaluation, "ama-r", "generalist", *places)
+        evaluate(
+            self.plan.evaluation,
+            name="ama-r",
+            family="generalist",
+            data=self.data,
+            reference_logps=self.reference_logps,
+            base_model=self.base,
+            model=self.base,
+            output=self.folder / "evaluation",
+        )
 
     def losses(self) -> None:
         """The base model takes the place of every specialist."""

@@ -154,7 +154,7 @@ class SeedModels:
 
         def make(new: Path) -> None:
             paths = {"specialist": specialist / _MODEL, "evaluation": scores, "output": new}
-            write_specialist_losses(settings, task, **self._of_task(task), **paths)
+            write_specialist_losses(settings, task=task, **self._of_task(task), **paths)
 
         return self.store.result("losses", [settings, task, specialist], make)
 

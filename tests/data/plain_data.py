@@ -1,9 +1,10 @@
-"""What `automixalign.data` does, as plainly as it can be said: all in memory, and one pair after the other."""
+"""What `automixalign.data` does, in the plainest way: all in memory, one pair after the other."""
 
 import random
 from collections import Counter
 from collections.abc import Iterable
 from hashlib import sha256
+from itertools import takewhile
 from typing import Any
 
 from automixalign.config.data import DataSettings, SplitSpec
@@ -17,7 +18,7 @@ Parts = dict[str, list[Pair]]
 
 
 def clean(rows: Iterable[Row]) -> tuple[list[Pair], Counter[str]]:
-    """The pairs that are left, and how many were dropped."""
+    """The usable pairs, and the number of pairs read and dropped."""
     counts: Counter[str] = Counter(read=0, identical_sides=0, duplicate=0, contradictory=0)
     pairs: dict[str, Pair] = {}
     for row in rows:
@@ -32,9 +33,9 @@ def clean(rows: Iterable[Row]) -> tuple[list[Pair], Counter[str]]:
     sides: dict[Any, set[str]] = {}
     for pair in pairs.values():
         sides.setdefault(_unordered(pair), set()).add(text_of(pair.chosen))
-    kept = [pair for pair in pairs.values() if len(sides[_unordered(pair)]) == 1]
-    counts["contradictory"] = len(pairs) - len(kept)
-    return kept, counts
+    usable = [pair for pair in pairs.values() if len(sides[_unordered(pair)]) == 1]
+    counts["contradictory"] = len(pairs) - len(usable)
+    return usable, counts
 
 
 def _stripped(turn: Turn) -> Any:
@@ -48,14 +49,14 @@ def _unordered(pair: Pair) -> Any:
 
 
 def split(tasks: dict[str, list[Pair]], spec: SplitSpec, seed: int) -> dict[str, Parts] | str:
-    """{task: {split: pairs}}, or the task that leaves one empty."""
+    """Task -> split -> pairs; or the name of a task that leaves a split empty."""
     assigned: dict[str, str] = {}
     result = {}
     for task, pairs in tasks.items():
         groups: dict[str, list[Pair]] = {}
         for pair in pairs:
             groups.setdefault(pair.prompt_key, []).append(pair)
-        room = {TEST: share(len(pairs), spec.test), VALIDATION: share(len(pairs), spec.validation)}
+        room = {TEST: round_up(len(pairs) * spec.test), VALIDATION: round_up(len(pairs) * spec.validation)}
         parts: Parts = {name: [] for name in SPLITS}
         for prompt in sorted(groups, key=lambda prompt: sha256(f"{seed}\0{prompt}".encode()).digest()):
             if prompt not in assigned:
@@ -69,13 +70,12 @@ def split(tasks: dict[str, list[Pair]], spec: SplitSpec, seed: int) -> dict[str,
     return result
 
 
-def share(count: int, of_all: float) -> int:
-    """Rounded up."""
-    return -int(-round(count * of_all, 6) // 1)
+def round_up(count: float) -> int:
+    return -int(-round(count, 6) // 1)
 
 
 def tokenize(tokenizer: Any, pair: Pair, max_length: int) -> Tokens | None:
-    """The ids of a pair, whole ones cut; None if there is no room for an answer."""
+    """The ids of a pair, cut at `max_length`; None if the prompt leaves no room for an answer."""
     prompt = _ids(tokenizer, pair.prompt, None)
     chosen, rejected = (_ids(tokenizer, pair.prompt, side) for side in (pair.chosen, pair.rejected))
     start = min(_common(prompt, chosen), _common(prompt, rejected))
@@ -90,29 +90,27 @@ def _ids(tokenizer: Any, prompt: Turn, side: Turn | None) -> list[int]:
         end = "" if side is None or str(side).endswith(tokenizer.eos_token) else tokenizer.eos_token
         return list(tokenizer(f"{prompt}{side or ''}{end}")["input_ids"])
     messages = [*prompt, *(side or [])]
-    found = tokenizer.apply_chat_template(messages, add_generation_prompt=side is None, return_dict=True)
-    return list(found["input_ids"])
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=side is None, return_dict=True)
+    return list(ids["input_ids"])
 
 
 def _common(left: list[int], right: list[int]) -> int:
-    shared = 0
-    while shared < min(len(left), len(right)) and left[shared] == right[shared]:
-        shared += 1
-    return shared
+    return sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(left, right, strict=False)))
 
 
 def prepare(settings: DataSettings, tokenizer: Any) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """The rows of every split of every task."""
     pairs, tokens = {}, {}
     for task in settings.tasks:
-        kept, _ = clean(read_rows(task, settings.seed))
-        if task.limit is not None and len(kept) > task.limit:
+        usable, _ = clean(read_rows(task, settings.seed))
+        if task.limit is not None and len(usable) > task.limit:
             draw = random.Random(f"limit:{settings.seed}:{task.name}")
-            kept = [kept[place] for place in sorted(draw.sample(range(len(kept)), task.limit))]
-        for pair in kept:
-            tokens[pair.pair_id] = tokenize(tokenizer, pair, settings.max_length)
-        found = [(pair, tokens[pair.pair_id]) for pair in kept]
-        pairs[task.name] = [pair for pair, ids in found if ids is not None and ids.chosen != ids.rejected]
+            usable = [usable[index] for index in sorted(draw.sample(range(len(usable)), task.limit))]
+        pairs[task.name] = []
+        for pair in usable:
+            ids = tokens[pair.pair_id] = tokenize(tokenizer, pair, settings.max_length)
+            if ids is not None and ids.chosen != ids.rejected:
+                pairs[task.name].append(pair)
     splits = split(pairs, settings.split, settings.seed)
     assert isinstance(splits, dict)
     result = {}

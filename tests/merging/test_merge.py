@@ -324,14 +324,14 @@ class TestAgainstOracles:
 
 def ties(base: torch.Tensor, models: list[torch.Tensor], density: float) -> torch.Tensor:
     """TIES by single weights: trim, elect sign, disjoint mean (https://arxiv.org/abs/2306.01708)."""
-    kept: list[list[float]] = []
+    trimmed: list[list[float]] = []
     for model in models:
         delta = (model - base).flatten().tolist()
         largest = sorted(range(len(delta)), key=lambda i: -abs(delta[i]))
         chosen = set(largest[: max(1, int(density * len(delta)))])
-        kept.append([value if i in chosen else 0.0 for i, value in enumerate(delta)])
+        trimmed.append([value if i in chosen else 0.0 for i, value in enumerate(delta)])
     merged = []
-    for values in zip(*kept, strict=True):
+    for values in zip(*trimmed, strict=True):
         positive = sum(values) >= 0
         agreeing = [value for value in values if value != 0 and (value > 0) == positive]
         merged.append(sum(agreeing) / len(agreeing) if agreeing else 0.0)

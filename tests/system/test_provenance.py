@@ -1,4 +1,4 @@
-"""What determines a result besides a step's inputs; that a step's settings hold it, test_caching.py shows."""
+"""The digest of the environment; tests/pipeline/test_caching.py shows that a stage's settings hold it."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ def digest(*packages: Path) -> str:
     return done.stdout
 
 
-def test_with_another_version_of_a_package_it_is_another_environment(tmp_path: Path) -> None:
+def test_another_version_of_a_package_is_another_environment(tmp_path: Path) -> None:
     for name in ("scipy", "unheard_of"):
         info = tmp_path / name / f"{name}-1.99.0.dist-info"
         info.mkdir(parents=True)

@@ -45,7 +45,7 @@ def pages() -> dict[Path, str]:
         component = _load(name)
         rows.append([f"[{name}]({name}/README.md)", _parsed(component).short_description or ""])
         texts[_FOLDER / name / "README.md"] = _page(name, component)
-    intro = "Each component is a thin typed function that calls the library `automixalign`; `pipelines/` connects them."
+    intro = "Each component is a thin typed function over the library `automixalign`; `pipelines/` wires them."
     texts[_FOLDER / "README.md"] = _join("# Components", _GENERATED, intro, _table(index, rows))
     return texts
 

@@ -1,6 +1,6 @@
-"""Experiments whose compiled pipelines are kept, and what a reader wants to see of one: `golden/NAME.yaml`.
+"""Experiments, and readable excerpts of their compiled pipelines in `golden/NAME.yaml`.
 
-`python tests/pipeline/compiled.py` (part of `make compile`) writes them again after a change that was meant.
+`python tests/pipeline/compiled.py` (part of `make compile`) writes them again after an intended change.
 """
 
 import tempfile
@@ -71,17 +71,21 @@ EXPERIMENTS = {
 }
 
 
+def compile_experiment(experiment: Experiment, folder: Path) -> list[Any]:
+    """The documents of an experiment's compiled pipeline."""
+    write_pipeline(experiment, folder / "pipeline.yaml")
+    return list(yaml.safe_load_all((folder / "pipeline.yaml").read_text()))
+
+
 @cache
 def pipeline(name: str) -> list[Any]:
-    """The documents of a compiled pipeline: its spec and what the platform is asked for."""
+    """The documents of a compiled pipeline: its spec and its Kubernetes settings."""
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / f"{name}.yaml"
-        write_pipeline(EXPERIMENTS[name], place)
-        return list(yaml.safe_load_all(place.read_text()))
+        return compile_experiment(EXPERIMENTS[name], Path(folder))
 
 
 def summary(documents: list[Any]) -> dict[str, Any]:
-    """What depends on the configuration: each task's retries and caching, each container's resources."""
+    """What the configuration sets: retries and caching of each task, resources of each container."""
     spec, platform = documents[0], documents[1]["platforms"]["kubernetes"]
     dags = {"root": spec["root"]} | {k: c for k, c in spec["components"].items() if "dag" in c}
     tasks = {

@@ -1,8 +1,7 @@
-"""A real run of the whole DAG through kfp's SubprocessRunner, and what it leaves in the run folder."""
+"""A real run of the whole DAG through kfp's SubprocessRunner, and the content of its run folder."""
 
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -20,23 +19,14 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from automixalign.report.run_folder import WORK
+from automixalign.storage import files
 from automixalign.storage.files import digest
 from automixalign.storage.publication import Manifest, fetch
 from pipelines.local.outputs import list_artifacts
+from tests.faults.command_line import ama
 
 TASKS = ("arithmetic", "own")
 BETA = 0.3
-
-
-def ama(*arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-c", "from pipelines.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "COLUMNS": "100", **environment},
-    )
 
 
 def configuration(base_model: Path, own: Path) -> dict[str, Any]:
@@ -77,22 +67,27 @@ def configuration(base_model: Path, own: Path) -> dict[str, Any]:
 
 
 def own_rows() -> list[dict[str, Any]]:
-    """Plain-text preferences whose prompts share nothing with the synthetic task's."""
+    """Plain-text preferences; no prompt is also in the synthetic task."""
     return [
         {"prompt": f"say {word}:", "chosen": f" {word}!", "rejected": f" {word[::-1]}?"}
         for word in (f"word{number}" for number in range(30))
     ]
 
 
+def write_config(folder: Path, base_model: Path, rows: list[dict[str, Any]], **changes: Any) -> Path:
+    """Write the rows and a configuration that reads them."""
+    files.write_jsonl(folder / "own.jsonl", rows)
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(configuration(base_model, folder / "own.jsonl") | changes))
+    return config
+
+
 @pytest.fixture(scope="module")
 def run_folder(base_model: Path, s3: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     s3.create_bucket(Bucket="pipeline-run")
     folder = tmp_path_factory.mktemp("pipeline")
-    own = folder / "own.jsonl"
-    own.write_text("".join(json.dumps(row) + "\n" for row in own_rows()))
-    config = folder / "config.yaml"
-    changes = {"registry": {"name": "test"}, "output": "s3://pipeline-run/models"}
-    config.write_text(yaml.safe_dump(configuration(base_model, own) | changes))
+    release = {"registry": {"name": "test"}, "output": "s3://pipeline-run/models"}
+    config = write_config(folder, base_model, own_rows(), **release)
     done = ama("run", "--config", config, "--output", folder / "run")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "smallest worst-task excess" in done.stdout
@@ -141,18 +136,18 @@ def test_the_leaderboard_can_be_recomputed_from_the_saved_models(run_folder: Pat
             rows = pq.read_table(run_folder / "data" / task / "test.parquet").to_pylist()
             margins = [BETA * (log_ratio(model, row) - log_ratio(reference, row)) for row in rows]
             losses[name, task] = [math.log1p(math.exp(-margin)) for margin in margins]
-            found = entry["tasks"][task]
-            assert found["margin"] == pytest.approx(sum(margins) / len(rows), abs=1e-4)
-            assert found["loss"] == pytest.approx(sum(losses[name, task]) / len(rows), abs=1e-4)
+            measured = entry["tasks"][task]
+            assert measured["margin"] == pytest.approx(sum(margins) / len(rows), abs=1e-4)
+            assert measured["loss"] == pytest.approx(sum(losses[name, task]) / len(rows), abs=1e-4)
             if name != "reference":
                 share = sum(margin > 0 for margin in margins) / len(rows)
-                assert found["accuracy"] == pytest.approx(share)
-            assert ("pass_rate" in found) == (task == "arithmetic")
+                assert measured["accuracy"] == pytest.approx(share)
+            assert ("pass_rate" in measured) == (task == "arithmetic")
     for name, entry in board.items():
         excesses = []
         for task in TASKS:
             pairs = zip(losses[name, task], losses[f"specialist-{task}", task], strict=True)
-            excess = [max(mine - known, 0) for mine, known in pairs]
+            excess = [max(loss - specialist_loss, 0) for loss, specialist_loss in pairs]
             excesses.append(sum(excess) / len(excess))
             assert entry["tasks"][task]["excess"] == pytest.approx(excesses[-1], abs=1e-4)
         assert entry["worst"]["excess"] == pytest.approx(max(excesses), abs=1e-4)
@@ -161,11 +156,11 @@ def test_the_leaderboard_can_be_recomputed_from_the_saved_models(run_folder: Pat
     assert board["specialist-own"]["tasks"]["own"]["loss"] < math.log(2), "training taught nothing"
 
 
-def test_metadata_are_what_a_cluster_takes(run_folder: Path) -> None:
-    """KFP's launcher fails a step whose artifact has a null among its metadata."""
-    found = dict(list_artifacts(run_folder.resolve() / WORK))
-    assert len(found) >= 30
-    for path, metadata in found.items():
+def test_a_cluster_accepts_the_metadata(run_folder: Path) -> None:
+    """KFP's launcher fails a stage if an artifact's metadata contain a null."""
+    metadata_by_path = dict(list_artifacts(run_folder.resolve() / WORK))
+    assert len(metadata_by_path) >= 30
+    for path, metadata in metadata_by_path.items():
         assert not [key for key, value in metadata.items() if value is None], path
 
 
@@ -183,8 +178,8 @@ def test_specialist_losses_are_cross_fitted_as_configured(run_folder: Path) -> N
         assert manifest["gap"] == pytest.approx(gap)
 
 
-def test_mlflow_has_the_run_its_steps_and_the_registered_model(run_folder: Path) -> None:
-    """In the run folder's own store; nothing is left to be sent."""
+def test_mlflow_has_the_run_its_stages_and_the_registered_model(run_folder: Path) -> None:
+    """In the run folder's own store; no record waits."""
     client = mlflow.MlflowClient(f"sqlite:///{run_folder}/mlflow.db")
     experiment = client.get_experiment_by_name("automixalign")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
@@ -215,7 +210,7 @@ def test_mlflow_has_the_run_its_steps_and_the_registered_model(run_folder: Path)
 
 
 def test_models_and_report_are_published(run_folder: Path, tmp_path: Path) -> None:
-    """What is fetched from S3 and verified there is what lies in the run folder."""
+    """A verified download from S3 is equal to the run folder."""
     manifest = fetch("s3://pipeline-run/models", tmp_path / "fetched")
     assert manifest == Manifest.model_validate_json((run_folder / "publication.json").read_text())
     for name in ("reference", "uniform", "ama-s", "linear"):
@@ -224,7 +219,7 @@ def test_models_and_report_are_published(run_folder: Path, tmp_path: Path) -> No
         assert (tmp_path / "fetched" / name).read_bytes() == (run_folder / name).read_bytes()
 
 
-def test_the_data_is_whole_and_no_prompt_leaks(run_folder: Path) -> None:
+def test_the_data_is_complete_and_no_prompt_leaks(run_folder: Path) -> None:
     for task, count in zip(TASKS, (40, 30), strict=True):
         prompts: dict[str, set[str]] = {}
         total = 0
@@ -244,7 +239,7 @@ def test_the_data_is_whole_and_no_prompt_leaks(run_folder: Path) -> None:
         assert not prompts["train"] & prompts["validation"]
 
 
-def test_trajectories_and_the_rest_have_their_stable_places(run_folder: Path) -> None:
+def test_trajectories_and_other_files_have_stable_paths(run_folder: Path) -> None:
     for method in ("uniform", "ama-s"):
         rows = [json.loads(line) for line in (run_folder / "trajectories" / f"{method}.jsonl").open()]
         assert [row["step"] for row in rows] == list(range(1, 9))
@@ -252,7 +247,7 @@ def test_trajectories_and_the_rest_have_their_stable_places(run_folder: Path) ->
             assert sum(row["weights"].values()) == pytest.approx(1)
             assert sum(row["pairs"].values()) == 4
     assert rows[-1]["weights"] != {"arithmetic": 0.5, "own": 0.5}
-    for place in (
+    for path in (
         "config.yaml",
         "leaderboard.md",
         "report/index.html",
@@ -260,9 +255,9 @@ def test_trajectories_and_the_rest_have_their_stable_places(run_folder: Path) ->
         "plots/task_weights.png",
         "logs/kfp.log",
     ):
-        assert (run_folder / place).stat().st_size > 0, place
+        assert (run_folder / path).stat().st_size > 0, path
     linked = run_folder / "models" / "uniform" / "adapter_model.safetensors"
-    assert linked.stat().st_nlink == 2, "big files are linked, not copied"
+    assert linked.stat().st_nlink == 2, "big files are links, not copies"
 
 
 def test_the_report_knows_what_every_training_cost(run_folder: Path) -> None:
@@ -282,56 +277,44 @@ def test_the_report_knows_what_every_training_cost(run_folder: Path) -> None:
     assert {**rebuilt, "stages": None, "warnings": []} == {**facts, "warnings": []}
 
 
-def test_a_broken_row_is_refused_before_the_first_step(base_model: Path, tmp_path: Path) -> None:
+def test_a_broken_row_is_refused_before_the_first_stage(base_model: Path, tmp_path: Path) -> None:
     rows = own_rows()
     del rows[6]["chosen"]
-    own = tmp_path / "broken.jsonl"
-    own.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(configuration(base_model, own)))
+    config = write_config(tmp_path, base_model, rows)
     refused = ama("run", "--config", config, "--output", tmp_path / "run")
     assert refused.returncode == 2
-    assert f"{own}:7: the field 'chosen' is missing" in refused.stderr
+    assert f"{tmp_path}/own.jsonl:7: the field 'chosen' is missing" in refused.stderr
     assert not (tmp_path / "run").exists()
 
 
 def test_ending_a_run_ends_its_stages(base_model: Path, tmp_path: Path) -> None:
-    own = tmp_path / "own.jsonl"
-    own.write_text("".join(json.dumps(row) + "\n" for row in own_rows()))
-    config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(configuration(base_model, own)))
-    command = "from pipelines.cli import main; main()"
-    run = subprocess.Popen(
-        [sys.executable, "-c", command, "run", "--config", str(config), "--output", str(tmp_path / "run")],
-        stdout=subprocess.DEVNULL,
-    )
+    config = write_config(tmp_path, base_model, own_rows())
+    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "run", "--config", str(config)]
+    run = subprocess.Popen([*command, "--output", str(tmp_path / "run")], stdout=subprocess.DEVNULL)
     events = tmp_path / "run" / "logs" / "events.jsonl"
     deadline = time.monotonic() + 300
     while not re.search(r'"stage": "(?!validate).*"started"', events.read_text() if events.exists() else ""):
         assert run.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    started = psutil.Process(run.pid).children(recursive=True)
-    assert len(started) >= 4, "the process that runs the DAG, its fork server, a stage, and the MLflow sender"
+    processes = psutil.Process(run.pid).children(recursive=True)
+    assert len(processes) >= 4, "the process that runs the DAG, its fork server, a stage, and the MLflow sender"
     run.terminate()
     assert run.wait(30) == 143
-    _, alive = psutil.wait_procs(started, 10)
+    _, alive = psutil.wait_procs(processes, 10)
     assert not alive
 
 
-def test_a_failing_step_is_named_with_the_end_of_its_log(base_model: Path, tmp_path: Path) -> None:
-    own = tmp_path / "own.jsonl"
+def test_a_failed_stage_is_named_with_the_end_of_its_log(base_model: Path, tmp_path: Path) -> None:
     first, *others = own_rows()
-    rows = [first, *(row | {"prompt": row["prompt"] * 9} for row in others)]  # which are too long
-    own.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(configuration(base_model, own)))
+    too_long = [row | {"prompt": row["prompt"] * 9} for row in others]
+    config = write_config(tmp_path, base_model, [first, *too_long])
     failed = ama("run", "--config", config, "--output", tmp_path / "run")
     assert failed.returncode == 1
     assert "prepare_data failed" in failed.stderr
     assert "task own: 1 usable pairs with 1 prompts leave its train split empty" in failed.stderr
-    assert "Traceback" in failed.stderr, "the end of the step's log"
-    assert (tmp_path / "run" / "models" / "reference" / "config.json").exists(), "finished steps are kept"
+    assert "Traceback" in failed.stderr, "the end of the stage's log"
+    assert (tmp_path / "run" / "models" / "reference" / "config.json").exists(), "results of finished stages"
     assert not (tmp_path / "run" / "leaderboard.json").exists()
 
 

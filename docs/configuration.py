@@ -192,7 +192,7 @@ def _merges() -> Iterator[str]:
     head = ["Method", "Specialists", "Parameters with defaults", "Source"]
     rows = []
     for name, spec in MERGE_METHODS.items():
-        rows.append([f"`{name}`", spec.accepts, _parameters(spec) or _NONE, f"<{spec.reference}>"])
+        rows.append([f"`{name}`", spec.accepts, _parameters(spec) or _NONE, f"<{spec.paper}>"])
     yield _table(head, rows)
 
 

@@ -1,14 +1,12 @@
-"""The ways mergekit can merge specialists of one base model, and what each accepts.
+"""mergekit's methods of merging specialists of one base model, and the parameters of each.
 
-Import-light on purpose: the configuration schema checks merges with it, without torch or mergekit.
+The configuration checks merges with this module, so it imports neither torch nor mergekit.
 
-Every specialist gets the same weight, 1, unless a merge has `weights` by task. Whether the weights are
-normalised follows mergekit:
-`linear`, `ties` and `della` divide by their sum (an average of models or of task vectors);
-`task_arithmetic`, `dare_*`, `della_linear` and `breadcrumbs*` add the whole task vectors up. Set
-`normalize`, `weight` or `lambda` to change that: `task_arithmetic` with `normalize: 1` is the
-average of the task vectors. Flags are the numbers 0 and 1. Methods that drop part of a task vector
-keep half of it (`density` 0.5); everything else is mergekit's default, where it has one.
+Every specialist has the merge weight 1, unless a merge has `weights` by task. As in mergekit, `linear`, `ties`
+and `della` divide by the sum of the weights (an average of models or of task vectors), while `task_arithmetic`,
+`dare_*`, `della_linear` and `breadcrumbs*` add the task vectors. `normalize`, `weight` and `lambda` change
+that: `task_arithmetic` with `normalize: 1` averages the task vectors. Flags are the numbers 0 and 1. Methods
+that drop part of a task vector keep half of it (`density` 0.5). All other defaults are mergekit's.
 
 mergekit's guide: https://github.com/arcee-ai/mergekit/blob/main/docs/merge_methods.md
 """
@@ -23,12 +21,12 @@ GUIDE = "https://github.com/arcee-ai/mergekit/blob/main/docs/merge_methods.md"
 
 @dataclass(frozen=True)
 class Limits:
-    """The values a parameter may take: `low` to `high`, both included unless said otherwise."""
+    """The values of a parameter: from `low` to `high`, both included."""
 
     low: float = -math.inf
     high: float = math.inf
     above_low: bool = False
-    """`low` itself is not allowed."""
+    """Excludes `low` itself."""
     kind: Literal["number", "integer", "flag"] = "number"
 
     def allow(self, value: float) -> bool:
@@ -38,7 +36,7 @@ class Limits:
         return (value > self.low if self.above_low else value >= self.low) and value <= self.high
 
     def convert(self, value: float) -> float:
-        """`value` as mergekit wants it: a bool for a flag, an int for an integer."""
+        """`value` in mergekit's type: a bool for a flag, an int for an integer."""
         if self.kind == "flag":
             return bool(value)
         return int(value) if self.kind == "integer" else float(value)
@@ -46,10 +44,10 @@ class Limits:
     def __str__(self) -> str:
         if self.kind == "flag":
             return "0 or 1"
-        what = "an integer" if self.kind == "integer" else "a number"
+        noun = "an integer" if self.kind == "integer" else "a number"
         if math.isfinite(self.high):
-            return f"{what} in {'(' if self.above_low else '['}{self.low:g}, {self.high:g}]"
-        return f"{what} {'above' if self.above_low else 'of at least'} {self.low:g}"
+            return f"{noun} in {'(' if self.above_low else '['}{self.low:g}, {self.high:g}]"
+        return f"{noun} {'above' if self.above_low else 'of at least'} {self.low:g}"
 
 
 FLAG = Limits(0, 1, kind="flag")
@@ -61,17 +59,18 @@ SHARE = Limits(0, 1, above_low=True)
 
 @dataclass(frozen=True)
 class MergeMethodSpec:
-    """One merge method of mergekit, as far as merging specialists of one base goes."""
+    """A merge method of mergekit, for specialists of one base model."""
 
     name: str
-    reference: str
+    paper: str
+    """Address of the paper or page that describes it."""
     needs_base: bool
-    """The base model takes part, as mergekit's `base_model`: the method works on task vectors."""
+    """The method works on task vectors, so it needs mergekit's `base_model`."""
     limits: Mapping[str, Limits]
-    """Every parameter the method knows, with its range."""
+    """The range of every parameter."""
     default_parameters: Mapping[str, float] = field(default_factory=dict)
     per_model_parameters: Mapping[str, float] = field(default_factory=dict)
-    """Defaults of the parameters mergekit reads for each model; all specialists get one value."""
+    """Defaults of the parameters that mergekit reads for each model; all specialists get the same value."""
     min_models: int = 1
     max_models: int | None = None
     first_is_base: bool = False
@@ -94,7 +93,7 @@ class MergeMethodSpec:
 
 def _task_vectors(
     name: str,
-    paper: str,
+    arxiv: str,
     *,
     signs: bool = False,
     normalize: bool = False,
@@ -103,12 +102,18 @@ def _task_vectors(
 ) -> MergeMethodSpec:
     """A method of mergekit's family "generalised task arithmetic".
 
-    `signs`: it elects a sign for each weight, as TIES does. `prune`: the parameters of its pruning.
-    mergekit takes all parameters for the whole family; those a method ignores are left out here.
+    Args:
+        name: mergekit's name.
+        arxiv: the number of its paper.
+        signs: the method elects a sign for each weight, as TIES does.
+        normalize: default of the flag.
+        rescale: default of the flag.
+        prune: the parameters of its pruning. mergekit accepts them for the whole family, but other methods
+            ignore them.
     """
     return MergeMethodSpec(
         name=name,
-        reference=f"https://arxiv.org/abs/{paper}",
+        paper=f"https://arxiv.org/abs/{arxiv}",
         needs_base=True,
         default_parameters={
             "normalize": normalize,
@@ -130,7 +135,7 @@ def _task_vectors(
 _SPECS = (
     MergeMethodSpec(
         name="linear",
-        reference="https://arxiv.org/abs/2203.05482",
+        paper="https://arxiv.org/abs/2203.05482",
         needs_base=False,
         default_parameters={"normalize": True},
         per_model_parameters={"weight": 1.0},
@@ -138,7 +143,7 @@ _SPECS = (
     ),
     MergeMethodSpec(
         name="slerp",
-        reference="https://en.wikipedia.org/wiki/Slerp",
+        paper="https://en.wikipedia.org/wiki/Slerp",
         needs_base=False,
         first_is_base=True,
         min_models=2,
@@ -148,7 +153,7 @@ _SPECS = (
     ),
     MergeMethodSpec(
         name="nuslerp",
-        reference=f"{GUIDE}#nuslerp-nuslerp",
+        paper=f"{GUIDE}#nuslerp-nuslerp",
         needs_base=True,  # optional in mergekit; with it, the task vectors are interpolated
         min_models=2,
         max_models=2,
@@ -158,7 +163,7 @@ _SPECS = (
     ),
     MergeMethodSpec(
         name="multislerp",
-        reference="https://goddard.blog/posts/multislerp-wow-what-a-cool-idea",
+        paper="https://goddard.blog/posts/multislerp-wow-what-a-cool-idea",
         # Optional in mergekit, but three or more task vectors that are zero, as those of the
         # tensors a LoRA adapter leaves alone, are an error there. Whole weights are never zero.
         needs_base=False,
@@ -168,7 +173,7 @@ _SPECS = (
     ),
     MergeMethodSpec(
         name="karcher",
-        reference="https://arxiv.org/abs/2603.04972",
+        paper="https://arxiv.org/abs/2603.04972",
         needs_base=False,
         default_parameters={"max_iter": 10, "tol": 1e-5},
         limits={"max_iter": Limits(1, kind="integer"), "tol": POSITIVE},
@@ -183,7 +188,7 @@ _SPECS = (
     _task_vectors("breadcrumbs_ties", "2312.06795", signs=True, density=0.5, gamma=0.01),
     MergeMethodSpec(
         name="sce",
-        reference="https://arxiv.org/abs/2408.07990",
+        paper="https://arxiv.org/abs/2408.07990",
         needs_base=True,
         min_models=2,  # it selects by the variance between specialists
         default_parameters={"select_topk": 1.0},
@@ -191,7 +196,7 @@ _SPECS = (
     ),
     MergeMethodSpec(
         name="model_stock",
-        reference="https://arxiv.org/abs/2403.19522",
+        paper="https://arxiv.org/abs/2403.19522",
         needs_base=True,
         min_models=2,
         default_parameters={"filter_wise": False},
@@ -199,14 +204,14 @@ _SPECS = (
     ),
     MergeMethodSpec(
         name="ram",
-        reference="https://arxiv.org/abs/2601.13572",
+        paper="https://arxiv.org/abs/2601.13572",
         needs_base=True,
         default_parameters={"epsilon": 1e-5},
         limits={"epsilon": NOT_NEGATIVE},
     ),
     MergeMethodSpec(
         name="ramplus_tl",
-        reference="https://arxiv.org/abs/2601.13572",
+        paper="https://arxiv.org/abs/2601.13572",
         needs_base=True,
         default_parameters={"r": 0.1, "alpha": 0.2, "epsilon": 1e-5},
         # mergekit divides by epsilon where the specialists share no position: it may not be 0.
@@ -214,7 +219,7 @@ _SPECS = (
     ),
     MergeMethodSpec(
         name="arcee_fusion",
-        reference=f"{GUIDE}#arcee-fusion-arcee_fusion",
+        paper=f"{GUIDE}#arcee-fusion-arcee_fusion",
         needs_base=False,
         first_is_base=True,
         min_models=2,
@@ -223,7 +228,7 @@ _SPECS = (
     ),
     MergeMethodSpec(
         name="nearswap",
-        reference="https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001",
+        paper="https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001",
         needs_base=False,
         first_is_base=True,
         min_models=2,
@@ -243,9 +248,10 @@ EXCLUDED: dict[str, str] = {
 
 
 def check(name: str, models: int, parameters: Mapping[str, float]) -> None:
-    """Raise ValueError unless `name` can merge `models` specialists with these parameters.
+    """Check that a method can merge `models` specialists with these parameters.
 
-    The message names the method, what is wrong and what is allowed.
+    Raises:
+        ValueError: it cannot; the message names the method and what is allowed.
     """
     if name in EXCLUDED:
         raise ValueError(f"{name} cannot merge specialists: {EXCLUDED[name]}; use {_known()}")
@@ -265,9 +271,10 @@ def check(name: str, models: int, parameters: Mapping[str, float]) -> None:
 
 
 def resolve(name: str, parameters: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
-    """The parameters of the whole merge and those of each specialist: `parameters` over defaults.
+    """Complete parameters that passed `check` with the defaults.
 
-    Assumes that `check` passed. Flags come out as bools.
+    Returns:
+        The parameters of the whole merge, and those of each specialist; flags are bools.
     """
     spec = MERGE_METHODS[name]
     per_model = dict(spec.per_model_parameters)

@@ -354,7 +354,7 @@ class TestResult:
         assert all(changed)
         assert info["tasks"] == list(chosen)
         assert info["method"] == method
-        assert info["reference"] == MERGE_METHODS[method].reference
+        assert info["reference"] == MERGE_METHODS[method].paper
         assert [entry.name for entry in tmp_path.iterdir()] == ["merged"]
 
     @pytest.mark.parametrize("method", ["linear", "ties"])  # without and with mergekit's base_model

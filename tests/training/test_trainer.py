@@ -1,8 +1,9 @@
 """The trainer against TRL's own DPOTrainer and against the definition of its objective."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from automixalign.training.trainer import MixingTrainer
 
 ROWS = 12
 TASKS = ("left", "right")
+Tasks = dict[str, Dataset]
+Train = Callable[..., tuple[torch.Tensor, list[dict[str, Any]], MixingTrainer]]
 MIXERS = registered_mixers()
 DPO = Loss()
 
@@ -51,7 +54,7 @@ def pairs(seed: int, base_model: Path) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def tasks(base_model: Path) -> dict[str, Dataset]:
+def tasks(base_model: Path) -> Tasks:
     return {task: pairs(seed, base_model) for seed, task in enumerate(TASKS)}
 
 
@@ -74,10 +77,10 @@ def settings(folder: Path, **options: Any) -> DPOConfig:
     )
 
 
-def train(
+def train_in(
     base_model: Path,
     folder: Path,
-    tasks: dict[str, Dataset],
+    tasks: Tasks,
     method: str,
     specialist_loss: float | list[float] = 0.0,
     config: dict[str, Any] | None = None,
@@ -113,69 +116,61 @@ def train(
     return weights, files.read_jsonl(log), trainer
 
 
+@pytest.fixture
+def train(base_model: Path, tmp_path: Path) -> Train:
+    """`train_in` with the tiny base model, in the folder of the test."""
+    return partial(train_in, base_model, tmp_path)
+
+
 @pytest.mark.parametrize("method", MIXERS)
-def test_every_loss_is_ln_2_before_the_first_step(
-    method: str, base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
-) -> None:
-    _, log, _ = train(base_model, tmp_path, tasks, method)
-    seen = [loss for loss in log[0]["loss"].values() if loss is not None]
-    assert seen == pytest.approx([math.log(2)] * len(seen), abs=1e-6)
+def test_every_loss_is_ln_2_before_the_first_step(method: str, train: Train, tasks: Tasks) -> None:
+    _, log, _ = train(tasks, method)
+    losses = [loss for loss in log[0]["loss"].values() if loss is not None]
+    assert losses == pytest.approx([math.log(2)] * len(losses), abs=1e-6)
     assert sum(log[0]["pairs"].values()) == 4
     assert [row["step"] for row in log] == [1, 2, 3, 4]
 
 
-def test_eta_zero_is_uniform_mixing_bit_for_bit(
-    base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
-) -> None:
-    uniform, _, _ = train(base_model, tmp_path, tasks, "uniform-clip", 0.5)
-    ama_r, log, _ = train(base_model, tmp_path, tasks, "ama-r", 0.5, eta=0.0)
+def test_eta_zero_is_uniform_mixing_bit_for_bit(train: Train, tasks: Tasks) -> None:
+    uniform, _, _ = train(tasks, "uniform-clip", 0.5)
+    ama_r, log, _ = train(tasks, "ama-r", 0.5, eta=0.0)
     assert torch.equal(uniform, ama_r)
     assert log[-1]["weights"] == pytest.approx(dict.fromkeys(TASKS, 0.5))
 
 
-def test_eta_zero_is_uniform_mixing_for_three_tasks_too(
-    base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
-) -> None:
+def test_eta_zero_is_uniform_mixing_for_three_tasks_too(train: Train, base_model: Path, tasks: Tasks) -> None:
     """1/3 has no exact double; what the trainer multiplies by is single."""
     three = {**tasks, "middle": pairs(2, base_model)}
     config = {"per_device_train_batch_size": 7}
-    uniform, _, _ = train(base_model, tmp_path, three, "uniform-clip", 0.5, config)
-    ama_r, _, _ = train(base_model, tmp_path, three, "ama-r", 0.5, config, eta=0.0)
+    uniform, _, _ = train(three, "uniform-clip", 0.5, config)
+    ama_r, _, _ = train(three, "ama-r", 0.5, config, eta=0.0)
     assert torch.equal(uniform, ama_r)
 
 
-def test_without_specialists_eta_zero_is_uniform_dpo(
-    base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
-) -> None:
-    uniform, _, _ = train(base_model, tmp_path, tasks, "uniform", 0.5)
-    raw, log, _ = train(base_model, tmp_path, tasks, "ama-r", 0.5, raw_loss=True, eta=0.0)
+def test_without_specialists_eta_zero_is_uniform_dpo(train: Train, tasks: Tasks) -> None:
+    uniform, _, _ = train(tasks, "uniform", 0.5)
+    raw, log, _ = train(tasks, "ama-r", 0.5, raw_loss=True, eta=0.0)
     assert torch.equal(uniform, raw)
-    _, log, _ = train(base_model, tmp_path, tasks, "ama-r", 0.5, raw_loss=True, eta=0.5)
+    _, log, _ = train(tasks, "ama-r", 0.5, raw_loss=True, eta=0.5)
     alpha = {task: math.exp(0.5 * loss) for task, loss in log[0]["loss"].items()}
     expected = {task: 0.9 * value / sum(alpha.values()) + 0.05 for task, value in alpha.items()}
     assert log[1]["weights"] == pytest.approx(expected), "the update sees the loss itself"
 
 
-def test_an_unclipped_gradient_is_that_of_the_loss(
-    base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
-) -> None:
+def test_an_unclipped_gradient_is_that_of_the_loss(train: Train, tasks: Tasks) -> None:
     """Where every specialist is far ahead, nothing is clipped; where it is behind, only the option trains."""
-    uniform, _, _ = train(base_model, tmp_path, tasks, "uniform")
+    uniform, _, _ = train(tasks, "uniform")
     for known in (0.0, 100.0):
-        found, _, _ = train(
-            base_model, tmp_path, tasks, "ama-r-ablation", known, unclipped_gradient=True, eta=0.0
-        )
+        found, _, _ = train(tasks, "ama-r-ablation", known, unclipped_gradient=True, eta=0.0)
         assert torch.allclose(uniform, found, atol=1e-6)
 
 
-def test_the_task_clip_changes_only_the_weights_update(
-    base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
-) -> None:
+def test_the_task_clip_changes_only_the_weights_update(train: Train, tasks: Tasks) -> None:
     """Half of each task's pairs are behind their specialist, half are far ahead: so is the task as a whole."""
     known = [0.0, 10.0] * (ROWS // 2)
     config = {"max_steps": 3, "per_device_train_batch_size": 24}  # every step holds every pair
-    _, plain, _ = train(base_model, tmp_path, tasks, "ama-r", known, config, eta=0.5)
-    _, clipped, _ = train(base_model, tmp_path, tasks, "ama-r-ablation", known, config, eta=0.5, task_clip=True)
+    _, plain, _ = train(tasks, "ama-r", known, config, eta=0.5)
+    _, clipped, _ = train(tasks, "ama-r-ablation", known, config, eta=0.5, task_clip=True)
     assert plain[0]["excess"] == clipped[0]["excess"]
     assert plain[0]["clipped"] == dict.fromkeys(TASKS, 0.5)
     assert plain[-1]["weights"] != dict.fromkeys(TASKS, 0.5)
@@ -186,29 +181,27 @@ class Iterates(TrainerCallback):
     """The policy after every step."""
 
     def __init__(self) -> None:
-        self.seen: list[torch.Tensor] = []
+        self.policies: list[torch.Tensor] = []
 
     def on_step_end(self, *_: Any, model: Any, **__: Any) -> None:
-        self.seen.append(torch.cat([p.detach().flatten().clone() for p in model.parameters()]))
+        self.policies.append(torch.cat([p.detach().flatten().clone() for p in model.parameters()]))
 
 
 @pytest.mark.parametrize(("share", "count"), [(1.0, 5), (0.5, 3), (0.01, 1)])
 def test_averaged_iterates_are_the_mean_of_the_last_policies(
-    share: float, count: int, base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+    share: float, count: int, train: Train, tasks: Tasks
 ) -> None:
     """ceil(share x 5) of them; the training itself goes on from the iterates, not from their mean."""
-    seen = Iterates()
+    iterates = Iterates()
     config = {"max_steps": 5}
-    averaged, _, _ = train(
-        base_model, tmp_path, tasks, "ama-r", 0.3, config, average_iterates=share, callbacks=[seen]
-    )
-    plain, _, _ = train(base_model, tmp_path, tasks, "ama-r", 0.3, config)
-    assert torch.equal(plain, seen.seen[-1])
-    assert torch.allclose(averaged, torch.stack(seen.seen[-count:]).mean(0), atol=1e-7)
+    averaged, _, _ = train(tasks, "ama-r", 0.3, config, average_iterates=share, callbacks=[iterates])
+    plain, _, _ = train(tasks, "ama-r", 0.3, config)
+    assert torch.equal(plain, iterates.policies[-1])
+    assert torch.allclose(averaged, torch.stack(iterates.policies[-count:]).mean(0), atol=1e-7)
 
 
 def test_data_without_specialist_losses_serve_only_methods_that_need_none(
-    base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+    base_model: Path, tmp_path: Path, tasks: Tasks
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(base_model)
@@ -240,14 +233,12 @@ class Prepared(DPOTrainer):
 
 @pytest.mark.parametrize("loss_type", ["ipo", "hinge", "apo_zero"])
 def test_other_losses_train_as_trl_trains_them(
-    loss_type: str, base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+    loss_type: str, train: Train, base_model: Path, tmp_path: Path, tasks: Tasks
 ) -> None:
     """Without clipping or weighting, three steps of our trainer are three steps of TRL's on the same pairs."""
     config = {"max_steps": 3, "per_device_train_batch_size": ROWS}
     one = {"left": tasks["left"]}  # every step holds every pair
-    ours, log, _ = train(
-        base_model, tmp_path, one, "uniform", config=config, loss=Loss.model_validate({"loss_type": loss_type})
-    )
+    ours, log, _ = train(one, "uniform", config=config, loss=Loss.model_validate({"loss_type": loss_type}))
     theirs = Prepared(
         AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32),
         args=settings(tmp_path, loss_type=[loss_type], **config),
@@ -261,22 +252,20 @@ def test_other_losses_train_as_trl_trains_them(
 
 
 @pytest.mark.parametrize("method", ["ama-r", "ama-s"])
-def test_one_task_is_clipped_dpo(
-    method: str, base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
-) -> None:
+def test_one_task_is_clipped_dpo(method: str, train: Train, tasks: Tasks) -> None:
     """With k = 1 and specialist losses of 0, nothing is clipped: plain DPO on the same draws."""
     one = {"left": tasks["left"]}
-    plain, _, _ = train(base_model, tmp_path, one, "uniform")
-    clipped, log, _ = train(base_model, tmp_path, one, method, eta=0.5)
+    plain, _, _ = train(one, "uniform")
+    clipped, log, _ = train(one, method, eta=0.5)
     assert torch.allclose(plain, clipped, atol=1e-7)
     assert all(row["weights"] == {"left": pytest.approx(1.0)} for row in log)
 
 
-def test_no_excess_no_change(base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]) -> None:
+def test_no_excess_no_change(train: Train, base_model: Path, tasks: Tasks) -> None:
     """Where the specialist is worse on every pair, e = 0 everywhere and the gradient is zero."""
     before = load_full_model(base_model)
     start = torch.cat([p.detach().flatten() for p in before.parameters()])
-    after, log, _ = train(base_model, tmp_path, tasks, "ama-r", 100.0)
+    after, log, _ = train(tasks, "ama-r", 100.0)
     assert torch.equal(start, after)
     assert log[-1]["clipped"] == dict.fromkeys(TASKS, 1.0)
     assert log[-1]["excess"] == dict.fromkeys(TASKS, 0.0)
@@ -284,10 +273,10 @@ def test_no_excess_no_change(base_model: Path, tmp_path: Path, tasks: dict[str, 
 
 @pytest.mark.parametrize("nll", [0.0, 0.3])
 def test_loss_and_gradient_are_trl_s_for_equal_weights(
-    nll: float, base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
+    nll: float, train: Train, base_model: Path, tmp_path: Path, tasks: Tasks
 ) -> None:
     """One batch through TRL's DPOTrainer, with TRL's own reference pass, and through ours."""
-    _, _, ours = train(base_model, tmp_path, tasks, "uniform", config={"max_steps": 1}, nll_weight=nll)
+    _, _, ours = train(tasks, "uniform", config={"max_steps": 1}, nll_weight=nll)
     theirs = DPOTrainer(
         str(base_model),
         args=settings(tmp_path, loss_type=["sigmoid", "sft"], loss_weights=[1.0, nll]),
@@ -320,15 +309,11 @@ def _bare(row: dict[str, Any]) -> dict[str, Any]:
     return {key: row[key] for key in ("prompt_ids", "chosen_ids", "rejected_ids")}
 
 
-def test_permuting_the_tasks_permutes_the_result(
-    base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
-) -> None:
+def test_permuting_the_tasks_permutes_the_result(train: Train, tasks: Tasks) -> None:
     """Where every step holds every pair, only the order of the tasks differs, and that must not matter."""
     config = {"per_device_train_batch_size": 2 * ROWS}
-    forth, log, _ = train(base_model, tmp_path, tasks, "ama-r", 0.4, config, eta=0.5)
-    back, back_log, _ = train(
-        base_model, tmp_path, dict(reversed(tasks.items())), "ama-r", 0.4, config, eta=0.5
-    )
+    forth, log, _ = train(tasks, "ama-r", 0.4, config, eta=0.5)
+    back, back_log, _ = train(dict(reversed(tasks.items())), "ama-r", 0.4, config, eta=0.5)
     assert torch.allclose(forth, back, atol=1e-5)
     assert log[-1]["weights"]["left"] != log[-1]["weights"]["right"]
     for row, other in zip(log, back_log, strict=True):
@@ -336,14 +321,12 @@ def test_permuting_the_tasks_permutes_the_result(
 
 
 @pytest.mark.parametrize("method", ["ama-r", "ama-s"])
-def test_accumulation_follows_the_same_trajectory(
-    method: str, base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
-) -> None:
+def test_accumulation_follows_the_same_trajectory(method: str, train: Train, tasks: Tasks) -> None:
     """Eight pairs at once are two pairs four times."""
     at_once = {"per_device_train_batch_size": 8}
-    whole, log, _ = train(base_model, tmp_path, tasks, method, 0.2, at_once, eta=0.5)
+    whole, log, _ = train(tasks, method, 0.2, at_once, eta=0.5)
     in_parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
-    parts, parts_log, _ = train(base_model, tmp_path, tasks, method, 0.2, in_parts, eta=0.5)
+    parts, parts_log, _ = train(tasks, method, 0.2, in_parts, eta=0.5)
     assert torch.allclose(whole, parts, atol=1e-6)
     assert log[-1]["weights"] != log[0]["weights"]
     for left, right in zip(log, parts_log, strict=True):
@@ -351,10 +334,8 @@ def test_accumulation_follows_the_same_trajectory(
         assert left["weights"] == pytest.approx(right["weights"], abs=1e-6)
 
 
-def test_the_objective_is_the_weighted_clipped_excess(
-    base_model: Path, tmp_path: Path, tasks: dict[str, Dataset]
-) -> None:
-    _, _, trainer = train(base_model, tmp_path, tasks, "ama-r", config={"max_steps": 1})
+def test_the_objective_is_the_weighted_clipped_excess(train: Train, tasks: Tasks) -> None:
+    _, _, trainer = train(tasks, "ama-r", config={"max_steps": 1})
     rows = [
         tasks["left"][row] | {"task": row % 2, "weight": weight, "specialist_loss": known}
         for row, (weight, known) in enumerate([(0.5, 0.1), (1.5, 0.9), (0.5, 0.2), (1.5, 0.3)])

@@ -1,14 +1,14 @@
-"""A cluster with Kubeflow Trainer for the tests, which no live one was there for.
+"""A stub of a cluster with Kubeflow Trainer.
 
-It is a real HTTP server for the few calls that a TrainJob needs, and it *runs* the job: a process a node, with
-the command and the environment of the manifest, and what Trainer's runtime adds. It refuses as a cluster does:
+It is an HTTP server for the requests that a TrainJob needs, and it *runs* the job: a process for each node,
+with the command and environment of the manifest and of Trainer's runtime. It refuses what a cluster refuses:
 
-- every field of a TrainJob has to be in the API's models (the server does so under `fieldValidation=Strict`);
-- what Trainer's webhook and the rules of its CRD say of names, runtimes, patches and reserved variables;
-- the pod that comes out of runtime and patches has to be one, by the schema of Kubernetes.
+- a field that is not in the API's models (as the server does under `fieldValidation=Strict`);
+- names, runtimes, patches and reserved variables, by the rules of Trainer's webhook and CRD;
+- a pod, made of runtime and patches, that does not match the schema of Kubernetes.
 
-A job that is deleted keeps its name until its nodes have ended, as under foreground deletion. A node that fails
-does not make the job fail: Kubernetes would start it again and again, for some ten minutes.
+A deleted job keeps its name until its nodes have ended, as under foreground deletion. A node that fails does
+not make the job fail: Kubernetes restarts it for some ten minutes.
 """
 
 import copy
@@ -30,8 +30,9 @@ from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
-import yaml
 from kubeflow_trainer_api import models
+
+from automixalign.config.cluster import TrainJobRequest
 
 Document = dict[str, Any]
 NAMESPACE = "team-a"
@@ -46,6 +47,28 @@ _RUNTIME = {
 }
 """The replicated job of Trainer's own `torch-distributed`."""
 _GRACE_SECONDS = 20
+_KUBECONFIG = """
+apiVersion: v1
+kind: Config
+current-context: here
+clusters: [{{name: here, cluster: {{server: "{url}"}}}}]
+users: [{{name: me, user: {{}}}}]
+contexts: [{{name: here, context: {{cluster: here, user: me, namespace: {namespace}}}}}]
+"""
+
+
+def request(pod: Document, **changes: Any) -> TrainJobRequest:
+    """What a stage's pod knows of its TrainJob."""
+    given = {
+        "storage": "s3://jobs/here",
+        "image": "registry.example/automixalign@sha256:0",
+        "pod": pod,
+        "secrets": {},
+        "environment": "automixalign-env",
+        "image_pull_secrets": [],
+        **changes,
+    }
+    return TrainJobRequest.model_validate(given)
 
 
 class RefusedError(Exception):
@@ -57,17 +80,17 @@ class RefusedError(Exception):
 
 
 class Stub:
-    """The cluster's content, what it was asked, and how it behaves.
+    """The cluster's content, its requests, and its behaviour.
 
     Attributes:
         secrets, config_maps: name -> key -> value, in the namespace.
         faults: verb -> the next errors, status and message; an empty message is no JSON.
-        statuses: where no node is run, what the next looks at a job see, the last of them for good; a callable
-            is called first.
-        asked: verb and name of every request that was met.
-        created: every TrainJob as it came.
-        killed: the nodes that did not end when they were asked to.
-        broken: what went wrong in the stub itself.
+        statuses: if set, no node runs; the next requests see these statuses, and the last one for ever. A
+            callable returns its status.
+        requests: verb and name of every successful request.
+        created: every TrainJob as it was sent.
+        killed: the nodes that SIGTERM did not end.
+        errors: the errors of the stub itself.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -78,56 +101,48 @@ class Stub:
         self.runtimes = {"torch-distributed"}
         self.faults: dict[str, list[tuple[int, str]]] = {}
         self.statuses: list[Document | Callable[[], Document]] = []
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.created: list[Document] = []
         self.jobs: dict[str, Document] = {}
         self.killed: list[str] = []
-        self.broken: list[str] = []
+        self.errors: list[str] = []
         self._nodes: dict[str, list[subprocess.Popen[bytes]]] = {}
 
     def answer(self, method: str, url: str, body: bytes) -> Document:
-        """What the server says.
+        """The answer to a request.
 
         Raises:
-            RefusedError: with the status and message for a request that cannot be met.
+            RefusedError: the server refuses it.
         """
         path, _, query = url.partition("?")
         options = dict(urllib.parse.parse_qsl(query))
-        found = _PATH.fullmatch(path)
+        match = _PATH.fullmatch(path)
         verb = {"POST": "create", "GET": "get", "DELETE": "delete"}.get(method)
-        if not found or verb is None or (verb == "create") == bool(found[1]):
+        if not match or verb is None or (verb == "create") == bool(match[1]):
             raise RefusedError(404, f"the server could not find the requested resource: {method} {path}")
         if faults := self.faults.get(verb):
             raise RefusedError(*faults.pop(0))
-        answer = (
-            self._create(json.loads(body), options)
-            if verb == "create"
-            else getattr(self, f"_{verb}")(found[1], options)
-        )
-        self.asked.append(f"{verb} {answer['metadata']['name']}")
+        subject = json.loads(body) if verb == "create" else match[1]
+        answer: Document = getattr(self, f"_{verb}")(subject, options)
+        self.requests.append(f"{verb} {answer['metadata']['name']}")
         return answer
 
     def _create(self, job: Document, options: Document) -> Document:
-        if options.get("fieldValidation") != "Strict":
-            raise RefusedError(400, "the stub wants to be asked to be strict")
-        if _known(job) != job:
-            raise RefusedError(400, "strict decoding error: unknown field")
+        _must(options.get("fieldValidation") == "Strict", 400, "the stub needs fieldValidation=Strict")
+        _must(_known(job) == job, 400, "strict decoding error: unknown field")
         name = job["metadata"]["name"]
         _must(re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", name), 422, "metadata.name must match RFC 1035")
         # The name of a pod is also its host's.
         _must(len(f"{name}-node-0-0-abcde") <= 63, 422, "the names of pods are too long")
         runtime = job["spec"]["runtimeRef"]
         denied = 'admission webhook "validator.trainjob.trainer.kubeflow.org" denied the request: '
-        if (runtime["kind"], runtime["name"]) not in {
-            ("ClusterTrainingRuntime", each) for each in self.runtimes
-        }:
-            text = "specified clusterTrainingRuntime must be created before the TrainJob is created"
-            raise RefusedError(403, denied + text)
+        exists = runtime["kind"] == "ClusterTrainingRuntime" and runtime["name"] in self.runtimes
+        text = "specified clusterTrainingRuntime must be created before the TrainJob is created"
+        _must(exists, 403, denied + text)
         names = {variable["name"] for variable in job["spec"]["trainer"]["env"]}
         _must(not names & _RESERVED, 403, f"{denied}must not have reserved envs")
         pod = _pod(copy.deepcopy(job), denied)
-        if name in self.jobs:
-            raise RefusedError(409, f'trainjobs.trainer.kubeflow.org "{name}" already exists')
+        _must(name not in self.jobs, 409, f'trainjobs.trainer.kubeflow.org "{name}" already exists')
         self.created.append(copy.deepcopy(job))
         job["metadata"] |= {"uid": str(uuid.uuid4()), "namespace": NAMESPACE}
         self.jobs[name] = job
@@ -138,7 +153,9 @@ class Stub:
     def _get(self, name: str, options: Document) -> Document:
         job = self._find(name)
         if name in self._nodes:
-            job["status"] = self._status(self._nodes[name])
+            ended = all(node.poll() == 0 for node in self._nodes[name])
+            complete = condition("Complete", "AllJobsCompleted", "jobset completed successfully")
+            job["status"] = complete if ended else running(1)
         else:
             status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
             job["status"] = status() if callable(status) else status
@@ -154,14 +171,14 @@ class Stub:
         return job
 
     def _find(self, name: str) -> Document:
-        if name not in self.jobs:
-            raise RefusedError(404, f'trainjobs.trainer.kubeflow.org "{name}" not found')
+        _must(name in self.jobs, 404, f'trainjobs.trainer.kubeflow.org "{name}" not found')
         return self.jobs[name]
 
     def _run(self, job: Document, container: Document) -> list["subprocess.Popen[bytes]"]:
         trainer, port = job["spec"]["trainer"], _free_port()
         environment = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(Path(__file__).parents[2]),
             "HOME": str(self.folder),
             "TMPDIR": str(self.folder),
             "HF_HUB_OFFLINE": "1",
@@ -174,41 +191,34 @@ class Stub:
         }
         nodes = []
         for rank in range(trainer["numNodes"]):
-            log = self.folder / f"node-{rank}.log"
-            with log.open("wb") as out:
-                nodes.append(
-                    subprocess.Popen(
-                        container["command"],
-                        env={**environment, "PET_NODE_RANK": str(rank)},
-                        cwd=self.folder,
-                        stdout=out,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,
-                    )
+            with (self.folder / f"node-{rank}.log").open("wb") as log:
+                node = subprocess.Popen(
+                    container["command"],
+                    env={**environment, "PET_NODE_RANK": str(rank)},
+                    cwd=self.folder,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
                 )
+            nodes.append(node)
         return nodes
 
     def _values(self, variables: Sequence[Document]) -> dict[str, str]:
         values = {}
         for variable in variables:
-            (kind, source), *_ = variable.get("valueFrom", {"value": variable}).items()
-            store = {"secretKeyRef": self.secrets, "configMapKeyRef": self.config_maps}.get(kind)
-            if store is None:
+            if "value" in variable:
                 values[variable["name"]] = variable["value"]
-            elif source["key"] in store.get(source["name"], {}):
-                values[variable["name"]] = store[source["name"]][source["key"]]
+                continue
+            ((kind, source),) = variable["valueFrom"].items()
+            content = {"secretKeyRef": self.secrets, "configMapKeyRef": self.config_maps}[kind]
+            if source["key"] in content.get(source["name"], {}):
+                values[variable["name"]] = content[source["name"]][source["key"]]
             else:
                 assert source["optional"]
         return values
 
-    def _status(self, nodes: "Sequence[subprocess.Popen[bytes]]") -> Document:
-        codes = [node.poll() for node in nodes]
-        if all(code == 0 for code in codes):
-            return condition("Complete", "AllJobsCompleted", "jobset completed successfully")
-        return running(1)
-
     def _end(self, name: str) -> None:
-        """As a node's machine does: the first process is asked, and all are killed after a while."""
+        """End the nodes as Kubernetes does: SIGTERM to the first process, SIGKILL to all after a while."""
         nodes = self._nodes.pop(name, [])
         for node in nodes:
             node.terminate()
@@ -245,7 +255,7 @@ def running(ready: int) -> Document:
 
 
 def _known(job: Document) -> Document:
-    """What the API's models know of a TrainJob, as it would come back."""
+    """The fields of a TrainJob that the API's models know."""
     try:
         model = models.TrainerV1alpha1TrainJob.from_dict(job)
         return json.loads(json.dumps(model.to_dict(), default=lambda time: f"{time:%Y-%m-%dT%H:%M:%SZ}"))
@@ -254,12 +264,11 @@ def _known(job: Document) -> Document:
 
 
 def _pod(job: Document, denied: str) -> Document:
-    """The pod of a node: the runtime's, patched, with what the trainer says."""
+    """The pod of a node: that of the runtime, with the patches and the trainer's fields."""
     pod = copy.deepcopy(_RUNTIME["template"]["spec"]["template"])
     (container,) = pod["spec"]["containers"]
-    managers = [patch["manager"] for patch in job["spec"]["runtimePatches"]]
-    for patch, manager in zip(job["spec"]["runtimePatches"], managers, strict=True):
-        domain, _, path = manager.partition("/")
+    for patch in job["spec"]["runtimePatches"]:
+        domain, _, path = patch["manager"].partition("/")
         _must(path and re.fullmatch("[a-z0-9.-]+", domain), 422, "manager must be a domain-prefixed path")
         for replicated in patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]:
             _must(replicated["name"] == "node", 403, f"{denied}must not have a job that is not in the runtime")
@@ -267,9 +276,8 @@ def _pod(job: Document, denied: str) -> Document:
             _must(template.get("metadata", {}).keys() <= {"labels", "annotations"}, 422, "metadata")
             pod["metadata"] = template.get("metadata", {})
             for each in template["spec"].pop("containers"):
-                _must(
-                    each["name"] == "node", 403, f"{denied}must not have a container that is not in the runtime"
-                )
+                unknown = f"{denied}must not have a container that is not in the runtime"
+                _must(each["name"] == "node", 403, unknown)
                 _must("env" not in each, 403, f"{denied}must not have envs for the node container")
                 container.update(each)
             pod["spec"].update(template["spec"])
@@ -297,7 +305,7 @@ def _free_port() -> int:
 
 @contextmanager
 def trainer_stub(folder: Path) -> Iterator[Stub]:
-    """A cluster on 127.0.0.1; `folder/kubeconfig` leads to it, and its nodes have files and logs there."""
+    """A cluster on 127.0.0.1. `folder` gets its kubeconfig, and the files and logs of its nodes."""
     stub = Stub(folder)
 
     class Handler(BaseHTTPRequestHandler):
@@ -308,7 +316,7 @@ def trainer_stub(folder: Path) -> Iterator[Stub]:
             except RefusedError as error:
                 status, answer = error.status, {"kind": "Status", "status": "Failure", "message": str(error)}
             except Exception as error:
-                stub.broken.append(repr(error))
+                stub.errors.append(repr(error))
                 raise
             text = b"page not found" if answer.get("message") == "" else json.dumps(answer).encode()
             self.send_response(status)
@@ -326,16 +334,7 @@ def trainer_stub(folder: Path) -> Iterator[Stub]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     stub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    context = {"cluster": "here", "user": "me", "namespace": NAMESPACE}
-    kubeconfig = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "here",
-        "clusters": [{"name": "here", "cluster": {"server": stub.url}}],
-        "users": [{"name": "me", "user": {}}],
-        "contexts": [{"name": "here", "context": context}],
-    }
-    (folder / "kubeconfig").write_text(yaml.safe_dump(kubeconfig))
+    (folder / "kubeconfig").write_text(_KUBECONFIG.format(url=stub.url, namespace=NAMESPACE))
     try:
         yield stub
     finally:
@@ -343,4 +342,4 @@ def trainer_stub(folder: Path) -> Iterator[Stub]:
         server.shutdown()
         thread.join()
         server.server_close()
-    assert not stub.broken
+    assert not stub.errors

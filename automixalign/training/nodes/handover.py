@@ -1,12 +1,12 @@
-"""A training on its way to the nodes of a TrainJob and back, through a prefix of S3 that all of them reach.
+"""A training on its way to the nodes of a TrainJob and back, through an S3 prefix that all of them reach.
 
-    files/SHA256                an input file by its content, so that several trainings share it
-    trainings/ID/training.json  what is to be trained, and from which files
-    trainings/ID/errors/        what a node failed with, TIME-NODE.json: the first by name came first
-    trainings/ID/result/        a publication (see `publish`): model, trajectory, facts
+    files/SHA256                an input file by its content; several trainings share it
+    trainings/ID/training.json  the training and the names of its input files
+    trainings/ID/errors/        TIME-NODE.json: the error of a node; the first name is the first error
+    trainings/ID/result/        a publication (`storage/publication`): model, trajectory, facts
 
-ID stands for everything that determines the training, so that a second attempt finds what the first one left.
-Only errors are ever deleted: let a lifecycle rule of the bucket end the rest.
+ID is made of everything that determines the training, so a second attempt finds the files of the first one.
+Only errors are deleted: use a lifecycle rule of the bucket for the rest.
 """
 
 import hashlib
@@ -28,46 +28,49 @@ from automixalign.training.job import JOB, RESULT, Job, Training
 
 _TRAINING = "training.json"
 _MODEL, _TRAJECTORY = "model", "trajectory.jsonl"
-_NAME = 24
-"""So many characters of a step's name are part of an ID."""
+_MAX_NAME = 24
+"""Characters of a stage's name in an ID."""
 
 
 class Handover(Schema):
-    """A training, with every path relative to a folder that a node makes."""
+    """A training whose paths are relative to the folder of a node."""
 
     library: str
-    """Digest of the code that hands it over."""
+    """Digest of the sender's code."""
     job: Job
     inputs: Manifest
 
     @property
     def id(self) -> str:
-        """A DNS label of at most 41 characters: the step's name, and a digest of all that counts."""
+        """A DNS label of at most 41 characters: the stage's name, and a digest of the rest."""
         digest = hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
-        name = re.sub("[^a-z0-9]+", "-", self.job.name.lower()).strip("-")[:_NAME].rstrip("-")
+        name = re.sub("[^a-z0-9]+", "-", self.job.name.lower()).strip("-")[:_MAX_NAME].rstrip("-")
         return f"{name}-{digest}" if name else digest
 
 
 def pack(training: Training) -> tuple[Handover, dict[str, Path]]:
-    """A training as it is handed over, and its input files by their names in it.
+    """Prepare a training for the nodes.
+
+    Returns:
+        The handover, and the path of each of its input files.
 
     Raises:
-        StorageError: an input holds no file.
+        StorageError: an input folder holds no file.
     """
     sources: dict[str, Path] = {}
     outputs = {"output": _MODEL, "trajectory": _TRAJECTORY}
 
-    def place(name: str, path: Path) -> Path:
+    def relocate(name: str, path: Path) -> Path:
         if name in outputs:
             return Path(outputs[name])
-        found = _files_below(path)
-        if not found:
-            raise StorageError(f"{name}: there is no file in {path}; did the step before it end well?")
-        sources.update({f"inputs/{name}/{file.relative_to(path).as_posix()}": file for file in found})
+        paths = _files_below(path)
+        if not paths:
+            raise StorageError(f"{name}: there is no file in {path}; did the stage that writes it succeed?")
+        sources.update({f"inputs/{name}/{file.relative_to(path).as_posix()}": file for file in paths})
         return Path("inputs") / name
 
-    job = Job.of(_relocated(training, place))
-    # A set has no order of its own, and the ID is to be the same in every process.
+    job = Job.of(_relocated(training, relocate))
+    # The order of a set differs between processes; the ID must not.
     unordered = {name: sorted(value) for name, value in training if isinstance(value, frozenset)}
     job = job.model_copy(update={"training": {**job.training, **unordered}})
     entries = {
@@ -78,7 +81,7 @@ def pack(training: Training) -> tuple[Handover, dict[str, Path]]:
 
 
 class Exchange:
-    """The place of one training, `s3://.../trainings/ID`. Every method raises `StorageError` where S3 fails."""
+    """One training in S3, `s3://.../trainings/ID`. Every method raises `StorageError` if S3 fails."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -88,29 +91,29 @@ class Exchange:
 
     @classmethod
     def of(cls, handover: Handover, storage: str) -> Self:
-        """The place of a training below a prefix that all trainings use."""
+        """The exchange of a training below the prefix of all trainings."""
         return cls(f"{storage.rstrip('/')}/trainings/{handover.id}")
 
     def send(self, handover: Handover, sources: Mapping[str, Path]) -> None:
-        """Upload what is not there yet; the description comes last."""
+        """Upload the missing input files, then the description."""
         for name, entry in handover.inputs.files.items():
             if not self._files.holds(entry.sha256, entry.size, entry.sha256):
                 self._files.upload(entry.sha256, sources[name], entry.size, entry.sha256)
         self._own.write(_TRAINING, handover.model_dump_json(indent=2).encode())
 
     def receive(self, folder: Path) -> Training:
-        """Fetch the training's inputs into a folder of this machine, and leave its `job.json` there.
+        """Download the inputs into a folder of this machine, and write `job.json` there.
 
         Raises:
-            ConfigError: other code than this has handed it over.
+            ConfigError: the sender runs other code.
         """
         text = self._own.read(_TRAINING)
         if text is None:
-            raise StorageError(f"{self._own.uri(_TRAINING)} is not there; start the training's step again")
+            raise StorageError(f"{self._own.uri(_TRAINING)} does not exist; start the training's stage again")
         handover = Handover.model_validate_json(text)
         if handover.library != library_digest():
             raise ConfigError(
-                f"the node runs other code ({library_digest()}) than the step that started it "
+                f"the node runs other code ({library_digest()}) than the stage that started it "
                 f"({handover.library}): name the image by its digest, so that all pods run the same"
             )
         for name, entry in handover.inputs.files.items():
@@ -120,20 +123,20 @@ class Exchange:
         files.write_text(folder / JOB, job.model_dump_json())
         return training
 
-    def give_back(self, folder: Path) -> None:
-        """Publish what was trained in a folder that `receive` has filled."""
-        places = {name: folder / name for name in (_MODEL, _TRAJECTORY, RESULT)}
-        publish.publish(places, self._result, run=self.uri, replace=True)
+    def upload_result(self, folder: Path) -> None:
+        """Upload the result of the training in a folder that `receive` has filled."""
+        paths = {name: folder / name for name in (_MODEL, _TRAJECTORY, RESULT)}
+        publish.publish(paths, self._result, run=self.uri, replace=True)
 
     def is_finished(self) -> bool:
-        """Whether a result is there, whole."""
+        """Whether S3 holds a complete result."""
         return s3.Prefix(self._result).read(publish.MANIFEST) is not None
 
-    def take(self, training: Training) -> dict[str, Any]:
-        """Put model and trajectory where the training wants them; return its facts."""
-        beside = training.output.parent
-        beside.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".result.", dir=beside) as scratch:
+    def download_result(self, training: Training) -> dict[str, Any]:
+        """Download model and trajectory to the paths of the training; return its facts."""
+        parent = training.output.parent
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".result.", dir=parent) as scratch:
             result = Path(scratch) / "result"
             publish.fetch(self._result, result)
             files.link(result / _MODEL, training.output)
@@ -141,42 +144,45 @@ class Exchange:
             facts: dict[str, Any] = files.read_json(result / RESULT)
         return facts
 
-    def tell(self, error: AutoMixAlignError, node: str, nanoseconds: int) -> None:
-        """Leave what a node failed with, and when, for the step that waits."""
+    def report_error(self, error: AutoMixAlignError, node: str, nanoseconds: int) -> None:
+        """Upload the error of a node and its time, for the waiting stage."""
         text = json.dumps([type(error).__name__, str(error)], ensure_ascii=False)
         self._errors.write(f"{nanoseconds:020d}-{node}.json", text.encode())
 
     def first_error(self) -> AutoMixAlignError | None:
-        """The error that came first, if a node has told one; further ones are notes of it."""
-        told = {name: self._errors.read(name) for name in sorted(self._errors.sizes())}
-        found = [(name, *json.loads(text)) for name, text in told.items() if text]
-        if not found:
+        """The error that a node reported first, with the others as its notes; None without errors."""
+        texts = {name: self._errors.read(name) for name in sorted(self._errors.sizes())}
+        reports = [(name, *json.loads(text)) for name, text in texts.items() if text]
+        if not reports:
             return None
-        (_, kind, message), *others = found
+        (_, kind, message), *others = reports
         error = (errors.error_class(kind) or TrainingError)(message)
         for name, other, text in others:
             node = name.removesuffix(".json").rpartition("-")[2]
             error.add_note(f"then node {node} failed with {other}: {text}")
         return error
 
-    def forget_errors(self) -> None:
-        """Delete what an earlier attempt failed with."""
+    def delete_errors(self) -> None:
+        """Delete the errors of an earlier attempt."""
         for name in self._errors.sizes():
             self._errors.delete(name)
 
 
 def _files_below(folder: Path) -> list[Path]:
-    """Every file but the hidden ones."""
-    found = (file for file in folder.rglob("*") if file.is_file())
-    return sorted(file for file in found if not any(p.startswith(".") for p in file.relative_to(folder).parts))
+    """The files in a folder and its subfolders, without hidden ones."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in paths if not any(p.startswith(".") for p in path.relative_to(folder).parts))
 
 
-def _relocated(training: Training, place: Callable[[str, Path], Path]) -> Training:
-    """The training with every path changed; those of a list are called by the field's name and their number."""
+def _relocated(training: Training, relocate: Callable[[str, Path], Path]) -> Training:
+    """The training with every path changed by `relocate`, which also gets the name of its field.
+
+    The name of a path in a list is FIELD/NUMBER.
+    """
     changed: dict[str, Path | list[Path]] = {}
     for name, value in training:
         if isinstance(value, Path):
-            changed[name] = place(name, value)
+            changed[name] = relocate(name, value)
         elif isinstance(value, list) and all(isinstance(path, Path) for path in value):
-            changed[name] = [place(f"{name}/{number}", path) for number, path in enumerate(value)]
+            changed[name] = [relocate(f"{name}/{number}", path) for number, path in enumerate(value)]
     return training.model_copy(update=changed)

@@ -1,8 +1,8 @@
-"""The TrainJob of a training, as Kubernetes takes it; for Kubeflow Trainer 2.3.
+"""The manifest of a training's TrainJob, for Kubeflow Trainer 2.3.
 
-Its `runtimePatches` came with 2.2, whose API is not yet that of 2.3; before, there were `podTemplateOverrides`.
-What is not said here is the runtime's: those that start PyTorch call container and replicated job `node`, and
-there Trainer alone sets PET_NNODES, PET_NPROC_PER_NODE, PET_NODE_RANK, PET_MASTER_ADDR and PET_MASTER_PORT.
+Older versions have another API: no `runtimePatches` before 2.2, and others in 2.2. The runtime sets everything
+else. Runtimes that start PyTorch call the container and the replicated job `node`; Trainer itself sets
+PET_NNODES, PET_NPROC_PER_NODE, PET_NODE_RANK, PET_MASTER_ADDR and PET_MASTER_PORT there.
 """
 
 import hashlib
@@ -16,25 +16,25 @@ from automixalign.system.errors import ConfigError
 Document = dict[str, Any]
 
 DIGEST = "automixalign/manifest"
-"""Annotation that tells whether a TrainJob found under the name is the one that is wanted."""
+"""Annotation with the digest of the spec: it shows whether an existing TrainJob is the requested one."""
 _NODE = "node"
 _PART = {"app.kubernetes.io/part-of": "automixalign"}
 _NO_MESH = {"sidecar.istio.io/inject": "false"}
-"""A proxy beside each node would stand between the processes, and never end."""
+"""A proxy beside each node would intercept the processes' connections, and never end."""
 
 
 def render(request: TrainJobRequest, name: str, uri: str, nodes: int, processes: int) -> Document:
     """The TrainJob that runs a training on several nodes.
 
     Args:
-        request: what the step's pod was told of it.
-        name: of the TrainJob, a DNS label of at most 48 characters: pods and their names are made of it.
-        uri: where the training was handed over (see `handover`).
-        nodes: pods.
-        processes: of each pod.
+        request: what the stage's pod knows of the job.
+        name: name of the TrainJob, a DNS label of at most 48 characters; the pods' names begin with it.
+        uri: where the nodes find the training (`handover`).
+        nodes: number of pods.
+        processes: number of processes in each pod.
 
     Raises:
-        ConfigError: the API has no field for something in it.
+        ConfigError: the API lacks a field of the manifest.
     """
     trainer: Document = {
         "image": request.image,
@@ -68,10 +68,10 @@ def render(request: TrainJobRequest, name: str, uri: str, nodes: int, processes:
 
 
 def check(manifest: Document) -> Document:
-    """Hold a TrainJob against the API's models: every field must be known and of its type.
+    """Check a TrainJob against the API's models; return it.
 
     Raises:
-        ConfigError: it does not fit.
+        ConfigError: a field is unknown or of another type.
     """
     from kubeflow_trainer_api import models
 
@@ -79,13 +79,13 @@ def check(manifest: Document) -> Document:
         known = models.TrainerV1alpha1TrainJob.from_dict(manifest).to_dict()
     except ValueError as error:
         raise ConfigError(f"cluster: it makes no TrainJob: {error}") from error
-    if known != manifest:  # the models pass over what they do not know
+    if known != manifest:  # the models drop unknown fields
         raise ConfigError(f"cluster: the API of TrainJobs has no field for a part of {json.dumps(manifest)}")
     return manifest
 
 
 def _environment(request: TrainJobRequest, processes: int) -> list[Document]:
-    """What a node needs to reach S3, and no more: it speaks to no hub, and the step tells MLflow."""
+    """The variables with which a node reaches S3. It needs neither a hub nor MLflow, which the stage serves."""
     sources = {
         "secretKeyRef": (request.secrets.s3, SECRET_KEYS["s3"]),
         "configMapKeyRef": (
@@ -113,7 +113,7 @@ def _resources(pod: Pod) -> Document:
     limits = {"cpu": pod.cpu_limit, "memory": pod.memory}
     if pod.accelerators:
         limits[pod.accelerator] = str(pod.accelerators)
-    # Kubernetes would take a request that is not named from its limit; Trainer would start one process a node.
+    # Without requests, Kubernetes uses the limits, but Trainer starts one process a node.
     requests = {**limits, "cpu": pod.cpu or pod.cpu_limit}
     both = {
         kind: {key: value for key, value in amounts.items() if value}

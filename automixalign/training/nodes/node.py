@@ -1,8 +1,9 @@
-"""A node of a training that Kubeflow Trainer runs: `python -m automixalign.training.nodes.node s3://.../trainings/ID`.
+"""A node of a training that Kubeflow Trainer runs: `python -m automixalign.training.nodes.node
+s3://.../trainings/ID`.
 
-It fetches what is to be trained (see `handover`), starts a worker a process by torchrun, to which Trainer's
-runtime says in `PET_*` variables how many nodes there are, which this one is and where the first is, and gives
-back what the first worker has made. Where it fails, it tells the step that waits.
+It downloads the training (`handover`) and starts a worker for each process by torchrun. Trainer's runtime
+passes the number of nodes, the rank of this one and the address of the first in `PET_*` variables. The first
+node uploads the result. A node that fails uploads its error for the waiting stage.
 """
 
 import os
@@ -13,11 +14,12 @@ import time
 from pathlib import Path
 
 from automixalign.system.errors import AutoMixAlignError
+from automixalign.training import worker
 from automixalign.training.job import error_of
 from automixalign.training.nodes.handover import Exchange
 
 _JOIN_SECONDS = 1800
-"""So long the nodes wait for each other; some fetch an image of gigabytes first."""
+"""Nodes wait at most this long for each other: some pull an image of gigabytes first."""
 
 
 def run(uri: str) -> None:
@@ -31,12 +33,12 @@ def run(uri: str) -> None:
             training = exchange.receive(folder)
             _start_workers(folder, training.settings.training.processes)
             if node == "0":
-                exchange.give_back(folder)
+                exchange.upload_result(folder)
         except SignalException:
-            raise  # whoever ended this node knows why
+            raise  # the node was ended from outside
         except Exception as failure:
             error = failure if isinstance(failure, AutoMixAlignError) else error_of(folder, failure)
-            exchange.tell(error, node, _failed_at(folder))
+            exchange.report_error(error, node, _failure_time(folder))
             raise
 
 
@@ -45,15 +47,15 @@ def _start_workers(folder: Path, processes: int) -> None:
     from torch.distributed.run import main
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
-    main(["--rdzv-conf", f"timeout={_JOIN_SECONDS}", "--module", "automixalign.training.worker", str(folder)])
+    main(["--rdzv-conf", f"timeout={_JOIN_SECONDS}", "--module", worker.__name__, str(folder)])
 
 
-def _failed_at(folder: Path) -> int:
-    """When the first worker failed, in nanoseconds; now, where none did."""
+def _failure_time(folder: Path) -> int:
+    """When the first worker failed, in nanoseconds; now, if no worker reported an error."""
     return min((file.stat().st_mtime_ns for file in folder.glob("error-*.json")), default=time.time_ns())
 
 
 if __name__ == "__main__":
-    # The first process of a container is not ended by a signal that it does not handle.
+    # The first process of a container ignores every signal that it has no handler for.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     run(sys.argv[1])

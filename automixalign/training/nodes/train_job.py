@@ -1,11 +1,11 @@
-"""Hand a training to Kubeflow Trainer, which runs it on several nodes, and wait for it.
+"""Have Kubeflow Trainer run a training on several nodes, and wait for it.
 
-The Kubeflow SDK's client would do less: it has to read the cluster's runtimes, and its jobs have fewer fields.
-kfp's TaskConfig hands a pod's settings on as the component says, not as an experiment does.
+The Kubeflow SDK's client does not serve: it must read the cluster's runtimes, and its jobs have fewer fields.
+Nor does kfp's TaskConfig: it passes the settings of a pod on as the component says, not as an experiment does.
 
-A TrainJob is called after everything that determines the training. Where the step that waits is started again,
-it finds the result, or follows the job that is still running. A job whose step has ended, well or not, is
-deleted: the pods of a failed one would be gone anyway, and what its nodes failed with is told by then.
+The name of a TrainJob is made of everything that determines the training. A stage that is started again finds
+the result, or follows the job that is still running. The stage deletes its job in the end, also a failed one:
+its pods end anyway, and its nodes have reported their errors.
 """
 
 import os
@@ -31,27 +31,27 @@ from automixalign.training.nodes.manifest import DIGEST, render
 from automixalign.training.nodes.server import RefusedError, TrainJobs, UnavailableError
 
 _POLL_SECONDS = 10.0
-_WAITS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0, 60.0)
-"""Seconds before each further question to a server that does not answer."""
-_GONE_SECONDS = 600.0
-"""So long an earlier job of the name may take to be gone."""
+_RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0, 60.0)
+"""The pauses before each further request to a server that does not answer."""
+_DELETION_SECONDS = 600.0
+"""An earlier job of the same name may take this long to end."""
 _T = TypeVar("_T")
 
 
 class _LostError(TrainingError):
-    """The job may well go on, but nobody can tell."""
+    """The server no longer answers; the job may still run."""
 
 
 def run(training: Training) -> dict[str, Any]:
-    """Run a training as a TrainJob on `training.nodes`, and wait for its end.
+    """Run a training as a TrainJob on `training.nodes` nodes, and wait for its end.
 
     Returns:
-        What the first process returned. Model and trajectory are where the training wants them.
+        What the training returned in the first process.
 
     Raises:
-        ConfigError: there is no cluster, or it takes no such job.
-        AutoMixAlignError: what a node failed with first; a TrainingError where that is not known.
-        StorageError: inputs or result cannot be stored or fetched.
+        ConfigError: there is no cluster, or it refuses the job.
+        AutoMixAlignError: the first error of a node; a TrainingError if the nodes reported none.
+        StorageError: S3 cannot store the inputs or read the result.
     """
     request, size = _request(training), training.settings.training
     handover, sources = pack(training)
@@ -60,28 +60,28 @@ def run(training: Training) -> dict[str, Any]:
         jobs = TrainJobs()
         exchange.send(handover, sources)
         manifest = render(request, f"train-{handover.id}", exchange.uri, size.nodes, size.processes)
-        _Following(jobs, exchange, manifest).run()
-    return exchange.take(training)
+        _RunningJob(jobs, exchange, manifest).run()
+    return exchange.download_result(training)
 
 
 def _request(training: Training) -> TrainJobRequest:
-    given = os.environ.get(TRAIN_JOB)
-    if given is None:
+    text = os.environ.get(TRAIN_JOB)
+    if text is None:
         nodes = training.settings.training.nodes
         raise ConfigError(
             f"training.nodes: {nodes} nodes need Kubeflow Trainer, and so a cluster: "
             "run it there (`ama submit`), or set training.nodes: 1"
         )
     try:
-        return TrainJobRequest.model_validate_json(given)
+        return TrainJobRequest.model_validate_json(text)
     except ValidationError as error:
         raise ConfigError(
             f"{TRAIN_JOB} is not what this version writes: {describe(error)}; compile the pipeline again"
         ) from error
 
 
-class _Following:
-    """One TrainJob, from its creation to its end."""
+class _RunningJob:
+    """A TrainJob from its creation to its end."""
 
     def __init__(self, jobs: TrainJobs, exchange: Exchange, manifest: dict[str, Any]) -> None:
         self.jobs, self.exchange, self.manifest = jobs, exchange, manifest
@@ -94,60 +94,60 @@ class _Following:
                 self._start()
                 self._wait()
             except (RefusedError, _LostError):
-                raise  # there is no job, or nobody to delete it
+                raise  # no job exists, or the server cannot delete it
             except BaseException:
                 self._delete()
                 raise
             self._delete()
 
     def _start(self) -> None:
-        """Create the job, or find the one that an earlier attempt has left running."""
-        give_up = time.monotonic() + _GONE_SECONDS
+        """Create the job, or find the running job of an earlier attempt."""
+        deadline = time.monotonic() + _DELETION_SECONDS
         while True:
-            left = _answer_of(lambda: self.jobs.get(self.name))
-            if left is None:
-                _answer_of(self.exchange.forget_errors)
-                if _answer_of(lambda: self.jobs.create(self.manifest)):
-                    return self._say(f"was created; {self._where_logs_are()}")
-            elif self._is_wanted(left):
-                return self._say(f"runs already; {self._where_logs_are()}")
-            elif time.monotonic() > give_up:
-                raise TrainingError(f"{self.title}: an earlier one of this name is not gone; delete it")
-            elif not left["metadata"].get("deletionTimestamp"):
-                self._say("is there, but has ended or is not as it is wanted now: it is deleted first")
-                _answer_of(lambda: self.jobs.delete(self.name))
+            job = _retry(lambda: self.jobs.get(self.name))
+            if job is None:
+                _retry(self.exchange.delete_errors)
+                if _retry(lambda: self.jobs.create(self.manifest)):
+                    return self._log(f"was created; {self._logs_command()}")
+            elif self._is_current(job):
+                return self._log(f"runs already; {self._logs_command()}")
+            elif time.monotonic() > deadline:
+                raise TrainingError(f"{self.title}: an earlier job of this name still exists; delete it")
+            elif not job["metadata"].get("deletionTimestamp"):
+                self._log("exists, but has ended or has other settings: it is deleted first")
+                _retry(lambda: self.jobs.delete(self.name))
             time.sleep(_POLL_SECONDS)
 
-    def _is_wanted(self, job: dict[str, Any]) -> bool:
-        """Whether a job that was found is the same one, and goes on."""
-        found = job["metadata"]
-        if (found.get("annotations") or {}).get(DIGEST) != self.manifest["metadata"]["annotations"][DIGEST]:
+    def _is_current(self, job: dict[str, Any]) -> bool:
+        """Whether an existing job has the same manifest, and still runs."""
+        metadata = job["metadata"]
+        if (metadata.get("annotations") or {}).get(DIGEST) != self.manifest["metadata"]["annotations"][DIGEST]:
             return False
         ended = _conditions(job).keys() & {"Complete", "Failed"}
-        return not ended and not found.get("deletionTimestamp")
+        return not ended and not metadata.get("deletionTimestamp")
 
     def _wait(self) -> None:
-        said = ""
+        logged = ""
         while True:
-            job = _answer_of(lambda: self.jobs.get(self.name))
-            if job is None and _answer_of(self.exchange.is_finished):
-                return  # another run of the same training waited for the same job, and was quicker
+            job = _retry(lambda: self.jobs.get(self.name))
+            if job is None and _retry(self.exchange.is_finished):
+                return  # another run of the same training waited for the job, and deleted it
             if job is None:
-                raise TrainingError(f"{self.title} was deleted before its end; start the step again")
+                raise TrainingError(f"{self.title} was deleted before its end; start the stage again")
             conditions = _conditions(job)
             if "Complete" in conditions:
                 return
-            # Kubernetes would start that node alone again; it is kfp that starts all of them, with the step.
-            if error := _answer_of(self.exchange.first_error):
+            # Kubernetes would restart that node only; kfp restarts all of them, with the stage.
+            if error := _retry(self.exchange.first_error):
                 raise error
             if failed := conditions.get("Failed"):
                 raise TrainingError(
-                    f"{self.title} failed ({failed.get('reason')}): {failed.get('message')}; no node said why: "
-                    "it may have been ended for its memory or its time (`cluster.steps`), or found no image"
+                    f"{self.title} failed ({failed.get('reason')}): {failed.get('message')}; no node reported "
+                    "an error: one may have exceeded its memory or time (`cluster.steps`), or found no image"
                 )
-            if (state := self._state(job, conditions)) != said:
-                self._say(state)
-                said = state
+            if (state := self._state(job, conditions)) != logged:
+                self._log(state)
+                logged = state
             time.sleep(_POLL_SECONDS)
 
     def _state(self, job: dict[str, Any], conditions: dict[str, Any]) -> str:
@@ -162,51 +162,51 @@ class _Following:
         try:
             self.jobs.delete(self.name)
         except (RefusedError, UnavailableError) as error:
-            current_step().warn(f"{self.title} is left over and has to be deleted: {error}")
+            current_step().warn(f"{self.title} could not be deleted; delete it: {error}")
 
-    def _where_logs_are(self) -> str:
+    def _logs_command(self) -> str:
         return (
             f"its logs: kubectl logs --namespace {self.jobs.namespace} --container node --prefix --follow "
             f"--selector jobset.sigs.k8s.io/jobset-name={self.name}"
         )
 
-    def _say(self, what: str) -> None:
-        logger.info("%s %s", self.title, what)
+    def _log(self, state: str) -> None:
+        logger.info("%s %s", self.title, state)
 
 
 def _conditions(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Those that hold, by their type."""
-    found = (job.get("status") or {}).get("conditions") or []
-    return {each["type"]: each for each in found if each["status"] == "True"}
+    """The conditions of a job that are true, by type."""
+    conditions = (job.get("status") or {}).get("conditions") or []
+    return {each["type"]: each for each in conditions if each["status"] == "True"}
 
 
-def _answer_of(question: Callable[[], _T]) -> _T:
-    """Ask the cluster or S3, and again where they are away for a while."""
-    for wait in (*_WAITS, None):
+def _retry(request: Callable[[], _T]) -> _T:
+    """The answer of the cluster or S3 to a request, repeated while they do not answer."""
+    for pause in (*_RETRY_SECONDS, None):
         try:
-            return question()
+            return request()
         except (UnavailableError, StorageError) as error:
-            if wait is None:
-                advice = "the TrainJob may go on: start the step again to follow it"
+            if pause is None:
+                advice = "the TrainJob may go on: start the stage again to follow it"
                 raise _LostError(f"{error}; {advice}") from error
-            if wait == _WAITS[0]:
+            if pause == _RETRY_SECONDS[0]:
                 current_step().warn(f"{error}; asking again")
-            time.sleep(wait)
+            time.sleep(pause)
     raise AssertionError
 
 
 @contextmanager
 def _sigterm_as_exit() -> Iterator[None]:
-    """Who ends the step ends the job, too: SIGTERM raises, as Ctrl-C does."""
+    """SIGTERM raises, as Ctrl-C does, so that a stage that is ended deletes its job."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread has signals
+        yield  # only the main thread receives signals
         return
 
-    def leave(number: int, _: FrameType | None) -> None:
+    def end(number: int, _: FrameType | None) -> None:
         sys.exit(128 + number)
 
-    kept = signal.signal(signal.SIGTERM, leave)
+    previous = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, kept)
+        signal.signal(signal.SIGTERM, previous)

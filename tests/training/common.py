@@ -1,0 +1,61 @@
+"""Generalists of the tiny tasks, and the comparison of two trainings."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from automixalign.config.methods import GeneralistSettings
+from automixalign.storage import files
+from automixalign.training.generalist import GeneralistTraining
+
+STEPS = 4
+CLOCK = {"seconds": 0, "tokens_per_second": 0}
+"""The facts in which equal trainings differ."""
+
+
+def generalist(
+    output: Path, inputs: dict[str, Any], method: dict[str, Any] | None = None, **training: Any
+) -> GeneralistTraining:
+    """A training of `STEPS` steps into `output/model` and `output/log.jsonl`."""
+    settings = {
+        "seed": 1,
+        "training": {"batch_size": 8, "learning_rate": 1e-2, **training},
+        "budget": {"steps": STEPS},
+        "method": method or {"method": "ama-r", "eta": 0.5},
+    }
+    return GeneralistTraining(
+        settings=GeneralistSettings.model_validate(settings),
+        **inputs,
+        output=output / "model",
+        trajectory=output / "log.jsonl",
+    )
+
+
+def assert_same(
+    one: Path, other: Path, atol: float = 1e-6, largest: float | None = None, log_atol: float = 1e-6
+) -> None:
+    """Assert that two trainings agree in their weights and their logs.
+
+    Args:
+        one: the output of a training.
+        other: the output of the other.
+        atol: tolerance of the weights.
+        largest: tolerance of the 1 % of the weights that differ most; by default `atol`.
+        log_atol: tolerance of the logs.
+    """
+    (file,), (other_file,) = ((folder / "model").glob("*.safetensors") for folder in (one, other))
+    weights, others = load_file(file), load_file(other_file)
+    assert weights.keys() == others.keys()
+    apart = torch.cat([(tensor - others[name]).abs().flatten() for name, tensor in weights.items()])
+    assert apart.quantile(0.99) <= atol
+    assert apart.max() <= (largest or atol)
+    rows, other_rows = (files.read_jsonl(folder / "log.jsonl") for folder in (one, other))
+    assert [row["step"] for row in other_rows] == list(range(1, STEPS + 1))
+    for row, other_row in zip(rows, other_rows, strict=True):
+        assert row["pairs"] == other_row["pairs"], "the processes' slices together are one process's batch"
+        for key in ("weights", "loss", "excess", "margin"):
+            assert row[key] == pytest.approx(other_row[key], abs=log_atol)
+    assert rows[-1]["weights"] != rows[0]["weights"]

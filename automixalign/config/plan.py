@@ -19,7 +19,11 @@ from automixalign.config.training import SpecialistLossesSettings, SpecialistSet
 from automixalign.quickstart.spec import synthetic_name
 from automixalign.system.provenance import code_digest, environment_digest
 
-_TRAINING = ("automixalign.training.launch", "automixalign.training.worker")
+_TRAINING = (
+    "automixalign.training.launch",
+    "automixalign.training.nodes.node",
+    "automixalign.training.worker",
+)
 _VERIFIERS = "automixalign.scoring.verifiers.*"
 
 MODULES: Mapping[Stage, Sequence[str]] = {
@@ -45,7 +49,7 @@ MODULES: Mapping[Stage, Sequence[str]] = {
     ),
     "merge_specialists": ("automixalign.config.merges", "automixalign.merging.merge"),
     "evaluate": ("automixalign.config.evaluation", "automixalign.scoring.evaluate", _VERIFIERS),
-    "compare": ("automixalign.config.experiment", "automixalign.method.mixers", "automixalign.report.compare"),
+    "compare": ("automixalign.config.experiment", "automixalign.report.compare"),
     "register": ("automixalign.config.experiment", "automixalign.release.register"),
     "publish": ("automixalign.config.release", "automixalign.release.publish"),
 }

@@ -75,21 +75,14 @@ def register(
         number = _find_version(registry, spec.name, tags)
         if number is None:
             uri = _store(target, registry, model, base_model, entry["model"])
-            created = registry.create_model_version(
-                spec.name, uri, tags=tags, model_id=uri.removeprefix("models:/")
-            )
-            number = str(created.version)
+            model_id = uri.removeprefix("models:/")
+            number = str(registry.create_model_version(spec.name, uri, tags=tags, model_id=model_id).version)
         reasons = gate(spec, entry, tags, _champion(registry, spec.name))
         registry.set_registered_model_alias(spec.name, CANDIDATE, number)
         if not reasons:
             registry.set_registered_model_alias(spec.name, CHAMPION, number)
-    result = {
-        "name": spec.name,
-        "model": entry["model"],
-        "version": number,
-        "champion": not reasons,
-        "reasons": reasons,
-    }
+    result: dict[str, Any] = {"name": spec.name, "model": entry["model"], "version": number}
+    result |= {"champion": not reasons, "reasons": reasons}
     files.write_json(output, result)
     record = current_step().record
     record.add_params(result)
@@ -120,9 +113,8 @@ def gate(
         reasons.append(
             "the champion was measured on other data; set registry.beat_champion to false to replace it"
         )
-    elif worst > float(champion[_TAG + "worst_excess"]):
-        held = float(champion[_TAG + "worst_excess"])
-        reasons.append(f"its worst-task excess {worst:.4f} is above the champion's {held:.4f}")
+    elif worst > (limit := float(champion[_TAG + "worst_excess"])):
+        reasons.append(f"its worst-task excess {worst:.4f} is above the champion's {limit:.4f}")
     return reasons
 
 
@@ -176,10 +168,9 @@ def _champion(registry: Any, name: str) -> dict[str, str] | None:
 def _find_version(registry: Any, name: str, tags: Mapping[str, str]) -> str | None:
     """The version of this model and data, if an earlier run created it."""
     same = (_TAG + "model", _TAG + "data")
-    for candidate in registry.search_model_versions(f"name = '{name}'"):
-        if all(candidate.tags.get(key) == tags[key] for key in same):
-            return str(candidate.version)
-    return None
+    versions = registry.search_model_versions(f"name = '{name}'")
+    matching = (each for each in versions if all(each.tags.get(key) == tags[key] for key in same))
+    return next((str(each.version) for each in matching), None)
 
 
 def _store(target: spool.Target, registry: Any, model: Path, base_model: Path, name: str) -> str:

@@ -85,15 +85,10 @@ def _model(name: str, boards: Sequence[Mapping[str, Any]], baseline: str) -> dic
         "each": each,
         "difference": None if name == baseline else interval(differences),
         "wins": sum(difference < 0 for difference in differences),
-        **{
-            f"{view}_{metric}": _mean([entry[view].get(metric) for entry in entries])
-            for view, metric in (
-                ("worst", "excess"),
-                ("average", "excess"),
-                ("worst", "accuracy"),
-                ("worst", "pass_rate"),
-            )
-        },
+        "worst_excess": statistics.fmean(each),
+        "average_excess": _mean([entry["average"]["excess"] for entry in entries]),
+        "worst_accuracy": _mean([entry["worst"].get("accuracy") for entry in entries]),
+        "worst_pass_rate": _mean([entry["worst"].get("pass_rate") for entry in entries]),
     }
 
 

@@ -249,10 +249,10 @@ def test_a_tokenizer_without_padding_pads_with_the_end_of_sequence(cli: CommandL
     assert AutoTokenizer.from_pretrained(cli.folder / "out").pad_token == "<eos>"
 
 
-def test_a_name_that_no_hub_accepts_is_refused_by_prepare_base_model(cli: CommandLine) -> None:
+def test_a_name_that_no_hub_accepts_is_refused(cli: CommandLine) -> None:
     cli.configure(experiment({"base_model": "-inf"}))
-    cli.accepts()
-    with raises(ModelError, "base_model.source: -inf"):
+    cli.refuses("base_model.source: -inf does not exist")
+    with raises(ModelError, "base_model.source: -inf does not exist"):
         prepare("-inf", cli.folder / "out")
 
 

@@ -11,15 +11,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _CONTEXT_FREE = {
-    "BertPreTokenizer",
-    "ByteLevel",
-    "CharDelimiterSplit",
-    "Digits",
-    "Punctuation",
-    "Split",
-    "UnicodeScripts",
-    "Whitespace",
-    "WhitespaceSplit",
+    *("BertPreTokenizer", "ByteLevel", "CharDelimiterSplit", "Digits", "Punctuation"),
+    *("Split", "UnicodeScripts", "Whitespace", "WhitespaceSplit"),
 }
 """Pre-tokenizers that treat a piece of text alike wherever it is in the whole text."""
 _MAX_THREADS = 4

@@ -96,7 +96,6 @@ def read_pairs(
     """Read and clean the pairs of a task, and draw `task.limit` of them.
 
     Args:
-        task: the task.
         seed: the seed of the draw and of the split.
         verifiers: by name; the task's verifier is among them.
         file: takes all pairs, and gives the clean ones. Without it, the source is read twice.

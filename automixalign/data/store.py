@@ -50,9 +50,6 @@ def read_split(data: Path, task: str, split: str, columns: Sequence[str] | None 
     """Read the pairs of one split: `pair_id`, `task`, text and `*_ids` of three turns, `answer`, `swapped`.
 
     Args:
-        data: the prepared data.
-        task: the task.
-        split: the split.
         columns: read these columns only.
     """
     return files.read_table(split_path(data, task, split), None if columns is None else list(columns))

@@ -31,7 +31,6 @@ def write_splits(
     """Write the splits of a task.
 
     Args:
-        task: the task.
         seed: draws the pairs that `label_noise` swaps.
         rows: the usable pairs.
         ranks: the ranks of these pairs, in rising order.

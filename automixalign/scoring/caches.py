@@ -58,8 +58,6 @@ def read_cache(cache: Path, split: str, *columns: str) -> pa.Table:
     """Read one split of a cache: `pair_id`, `chosen_logps`, `rejected_logps`; of a specialist's also `loss`.
 
     Args:
-        cache: the cache.
-        split: the split.
         columns: required besides `pair_id`.
 
     Raises:
@@ -90,8 +88,6 @@ def read_scores(evaluation: Path, task: str, *columns: str) -> pa.Table:
     """Read an evaluation's scores of a task: `pair_id`, `chosen_logps`, `rejected_logps`, `margin`, `loss`.
 
     Args:
-        evaluation: the folder that `evaluate` wrote.
-        task: the task.
         columns: required besides `pair_id`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Caches are joined by pair id, and refused where they do not fit."""
+"""Caches are joined by pair id, and refused if they belong to other data."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Scoring: log-probabilities as TRL computes them."""
+"""The scorer gives the log-probabilities that TRL computes."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,7 @@ from automixalign.system.errors import ModelError
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_log_probabilities_are_trl_s(batch_size: int, base_model: Path, two_tasks: Path) -> None:
+def test_log_probabilities_are_those_of_trl(batch_size: int, base_model: Path, two_tasks: Path) -> None:
     table = read_split(two_tasks, "format", "train")
     chosen, rejected = Scorer(load_full_model(base_model), batch_size, "fp32").logps(table)
     model = load_full_model(base_model)

@@ -32,7 +32,7 @@ from automixalign.system.provenance import versions
         ("number", "1,,2", "2", True),
         ("number", "1,2345", "2345", True),
         ("number", "12,345,678", "12345678", True),
-        # Other digits, and more of them than a float can tell apart.
+        # Other digits, and more digits than a float distinguishes.
         ("number", "\u0663", "3", True),
         ("number", "9" * 400, "8" * 400, False),
         ("number", "9007199254740993", "9007199254740992", False),

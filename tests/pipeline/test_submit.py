@@ -52,6 +52,12 @@ class Submit:
     def to_stub(self, *arguments: object) -> Ended:
         return self("--host", self.stub.url, *arguments)
 
+    def refuses(self, *arguments: object) -> str:
+        """The error of a command that ends with the status 2."""
+        ended = self(*arguments)
+        assert ended.status == 2
+        return ended.err
+
 
 @pytest.fixture(autouse=True)
 def clean_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -203,10 +209,9 @@ def test_following_stops_if_the_server_stays_away(
 ) -> None:
     monkeypatch.setattr(following, "MAX_WAIT_SECONDS", 0.02)
     stub.states = [RunState("RUNNING"), 500]
-    ended = submit.to_stub()
-    assert ended.status == 2
-    assert f"{stub.url} has an internal error: 500" in ended.err
-    assert f"the run itself continues; open it at {stub.url}/#/runs/" in ended.err
+    error = submit.refuses("--host", stub.url)
+    assert f"{stub.url} has an internal error: 500" in error
+    assert f"the run itself continues; open it at {stub.url}/#/runs/" in error
     assert stub.operations.count("run_service_get_run") == 1 + following.MAX_FAILURES
 
 
@@ -392,9 +397,7 @@ def test_a_wrong_token_is_refused_at_once_and_not_printed(stub: Stub, submit: Su
 
 def test_a_missing_token(stub: Stub, submit: Submit) -> None:
     stub.token = "some"
-    ended = submit.to_stub()
-    assert ended.status == 2
-    assert "refuses the credentials (401" in ended.err
+    assert "refuses the credentials (401" in submit.refuses("--host", stub.url)
 
 
 @pytest.mark.parametrize(
@@ -418,17 +421,14 @@ def test_a_refusal_quotes_the_server(
     stub: Stub, submit: Submit, operation_name: str, status: int, message: str, expected: str
 ) -> None:
     stub.refusals[operation_name] = (status, message)
-    ended = submit.to_stub()
-    assert ended.status == 2
-    assert ended.err.startswith(f"error: {stub.url} {expected}")
+    assert submit.refuses("--host", stub.url).startswith(f"error: {stub.url} {expected}")
 
 
 def test_a_name_that_the_server_has_twice_is_refused(stub: Stub, submit: Submit) -> None:
     for name in ("one", "two"):
         stub.pipelines[name] = api.V2beta1Pipeline(pipeline_id=name, name=name, display_name="automixalign")
-    ended = submit.to_stub()
-    assert ended.status == 2
-    assert "the server has 2 pipelines 'automixalign'; choose another name with --pipeline-name" in ended.err
+    message = "the server has 2 pipelines 'automixalign'; choose another name with --pipeline-name"
+    assert message in submit.refuses("--host", stub.url)
 
 
 def test_links_lead_to_the_user_interface_at_another_address(
@@ -441,9 +441,7 @@ def test_links_lead_to_the_user_interface_at_another_address(
 
 def test_the_namespace_is_sent_with_every_object_that_has_one(stub: Stub, submit: Submit) -> None:
     stub.multi_user = True
-    refused = submit.to_stub()
-    assert refused.status == 2
-    assert "a namespace is required in multi-user mode" in refused.err
+    assert "a namespace is required in multi-user mode" in submit.refuses("--host", stub.url)
     assert submit.to_stub("--namespace", "me").status == 0
     assert [experiment.namespace for experiment in stub.experiments.values()] == ["me"]
     assert [pipeline.namespace for pipeline in stub.pipelines.values()] == [None, "me"]
@@ -452,24 +450,18 @@ def test_the_namespace_is_sent_with_every_object_that_has_one(stub: Stub, submit
 def test_a_page_is_not_an_answer(stub: Stub, submit: Submit) -> None:
     """A dashboard or its login page answers every request with a page and the status 200."""
     stub.prefix = "/pipeline"
-    ended = submit.to_stub()
-    assert ended.status == 2
-    assert f"{stub.url} answers with a page (text/html" in ended.err
+    assert f"{stub.url} answers with a page (text/html" in submit.refuses("--host", stub.url)
     assert submit("--host", f"{stub.url}/pipeline/").status == 0
 
 
 def test_another_kind_of_server(stub: Stub, submit: Submit) -> None:
-    ended = submit("--host", f"{stub.url}/elsewhere")
-    assert ended.status == 2
-    assert "refuses: 404 Not Found" in ended.err
+    assert "refuses: 404 Not Found" in submit.refuses("--host", f"{stub.url}/elsewhere")
 
 
 def test_a_server_that_does_not_exist(submit: Submit) -> None:
-    ended = submit("--host", "http://127.0.0.1:9")
-    assert ended.status == 2
-    cannot = "error: http://127.0.0.1:9 cannot be reached (Failed to establish a new connection: "
-    assert ended.err.startswith(cannot)
-    assert "check --host" in ended.err
+    error = submit.refuses("--host", "http://127.0.0.1:9")
+    assert "http://127.0.0.1:9 cannot be reached (Failed to establish a new connection: " in error
+    assert "check --host" in error
 
 
 @pytest.mark.parametrize(
@@ -484,9 +476,7 @@ def test_a_server_that_does_not_exist(submit: Submit) -> None:
     ],
 )
 def test_options_that_contradict_each_other(submit: Submit, arguments: tuple[str, ...], message: str) -> None:
-    ended = submit(*arguments)
-    assert ended.status == 2
-    assert message in ended.err
+    assert message in submit.refuses(*arguments)
 
 
 class Pair(NamedTuple):
@@ -554,24 +544,24 @@ def test_a_client_certificate_is_accepted(trusted: Trusted, submit: Submit) -> N
     assert f"{trusted.stub.url}/#/runs/details/" in ended.out
 
 
-@pytest.mark.parametrize("has_certificate", [False, True])
-def test_a_wrong_client_certificate_is_refused(trusted: Trusted, submit: Submit, has_certificate: bool) -> None:
-    options = cert_options(trusted.stranger if has_certificate else None)
-    ended = submit("--host", trusted.stub.url, "--ssl-ca-cert", trusted.authority.cert, *options)
-    assert (ended.status, trusted.stub.requests) == (2, [])
-    assert trusted.stub.url in ended.err
-    assert "--client-cert" in ended.err
+@pytest.mark.parametrize("client", [None, "stranger"])
+def test_a_wrong_client_certificate_is_refused(trusted: Trusted, submit: Submit, client: str | None) -> None:
+    options = cert_options(trusted.stranger if client else None)
+    error = submit.refuses("--host", trusted.stub.url, "--ssl-ca-cert", trusted.authority.cert, *options)
+    assert trusted.stub.requests == []
+    assert trusted.stub.url in error
+    assert "--client-cert" in error
 
 
-@pytest.mark.parametrize("has_authority", [False, True])
+@pytest.mark.parametrize("authority", [None, "stranger"])
 def test_a_server_of_an_unknown_authority_is_not_trusted(
-    trusted: Trusted, submit: Submit, has_authority: bool
+    trusted: Trusted, submit: Submit, authority: str | None
 ) -> None:
-    options = ("--ssl-ca-cert", trusted.stranger.cert) if has_authority else ()
-    ended = submit("--host", trusted.stub.url, *options, *cert_options(trusted.client))
-    assert (ended.status, trusted.stub.requests) == (2, [])
-    assert f"no trusted connection to {trusted.stub.url}" in ended.err
-    assert "--ssl-ca-cert" in ended.err
+    options = ("--ssl-ca-cert", trusted.stranger.cert) if authority else ()
+    error = submit.refuses("--host", trusted.stub.url, *options, *cert_options(trusted.client))
+    assert trusted.stub.requests == []
+    assert f"no trusted connection to {trusted.stub.url}" in error
+    assert "--ssl-ca-cert" in error
 
 
 def test_a_kubeconfig_gives_server_and_credentials(

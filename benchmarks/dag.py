@@ -1,24 +1,23 @@
-"""Where the time of a whole local run goes, and what starting it again costs.
+"""Measure where the time of a whole local run goes, and the cost of running it again.
 
     python -m benchmarks.dag [--preset quickstart] [--repeats 3] [--json FILE] [-- OPTIONS]
 
-Three commands in turn: a first run that takes nothing from other runs, the same command again, and a run that
-differs in one generalist's eta and may take the rest from the first. OPTIONS go to `ama run`, which is what
-`make run` calls. Every moment of a run's wall clock counts once, as the first of these that is true of it:
+It runs three commands: a first run that uses no results of other runs, the same command again, and a run with
+another eta for one generalist, which can use the other results of the first. OPTIONS go to `ama run`.
 
-- `compute`: a step's library function is at work: the step has begun (event `started`) and not ended, and its
-  process does not import;
-- `imports`: a process of the run imports: the command, the one that goes through the DAG, the fork server, a
-  step, the one that sends to MLflow;
-- `kfp`: the process that goes through the DAG has been told what to do and lives: compiling, what lies between
-  two steps, looking up cached results and verifying them, starting and ending the steps' processes;
-- `idle`: the rest: Python's start, the checks of configuration and data, linking the results, what MLflow has
-  not yet been told, the leaderboard.
+Each moment of a run's wall clock belongs to the first of these parts that fits:
 
-`two` is the part of `compute` with two steps at work: kfp runs two iterations of a loop at a time, and siblings
-outside of loops one after another, so what is missing are steps that had no partner. `cores` is the CPU seconds
-of all processes of the run per second, of the cores that there are. Imports are found by sampling every process
-50 times a second (`sampled/sitecustomize.py`).
+- `compute`: a stage's library function works: between the events `started` and `finished`, without imports;
+- `imports`: a process of the run imports: the command, the process that runs the DAG, the fork server, a stage,
+  or the process that sends to MLflow;
+- `kfp`: the process that runs the DAG is alive: it compiles, looks up and verifies cached results, and starts
+  and ends the stages' processes;
+- `idle`: the rest: Python's start, the checks of configuration and data, links to the results, the last records
+  for MLflow, and the leaderboard.
+
+`two` is the part of `compute` with two stages at work: kfp runs two iterations of a loop at a time, and other
+stages one after another. `cores` is the CPU seconds of all processes per second. `sampled/sitecustomize.py`
+detects imports: it samples every process 50 times a second.
 """
 
 import argparse
@@ -43,43 +42,43 @@ from automixalign.steps.events import EVENTS_FILE, parse_events
 from automixalign.storage import files
 
 PARTS = ("compute", "imports", "kfp", "idle")
-SEEN = ("wall", *PARTS, "two", "cores")
+MEASURES = ("wall", *PARTS, "two", "cores")
 _SAMPLED = Path(__file__).parent / "sampled"
-_TICK = 0.01
-_GAP = 2.0
-"""Seconds that a process may hold the interpreter within one sample; after more it has ended."""
+_TICK_SECONDS = 0.01
+_GAP_SECONDS = 2.0
+"""A process without a sample for longer than this has end."""
 _CHILD_SUBREAPER = 36
 
 
 def timed_run(folder: Path, options: list[str], cache: Path) -> dict[str, float]:
-    """Seconds of one `ama run` into a folder, divided."""
+    """Seconds of one `ama run` into a folder, by part."""
     log = folder / run_folder.LOGS / EVENTS_FILE
     before = log.stat().st_size if log.exists() else 0
     command = ["run", "--output", str(folder), *options]
     with tempfile.TemporaryDirectory(prefix="ama-samples-") as samples:
         path = os.pathsep.join([str(_SAMPLED), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-        cpu, began = _cpu(), time.time()
+        cpu, start = _cpu(), time.time()
         subprocess.run(
             [sys.executable, "-c", "from pipelines.cli import main; main()", *command],
             check=True,
             stdout=subprocess.DEVNULL,
             env={**os.environ, "AMA_CACHE": str(cache), "AMA_SAMPLES": samples, "PYTHONPATH": path},
         )
-        ended = time.time()
+        end = time.time()
         _reap()
         processes = [_Process(file) for file in Path(samples).iterdir()]
     events = parse_events(log.read_bytes()[before:])
-    told = max(file.stat().st_mtime for file in (folder / run_folder.WORK).glob("attempt-*/attempt.json"))
-    parts = _divided(began, ended, events, processes, told)
-    return {"wall": ended - began, **parts, "cores": (_cpu() - cpu) / (ended - began)}
+    dag_start = max(file.stat().st_mtime for file in (folder / run_folder.WORK).glob("attempt-*/attempt.json"))
+    parts = _parts(start, end, events, processes, dag_start)
+    return {"wall": end - start, **parts, "cores": (_cpu() - cpu) / (end - start)}
 
 
 class _Process:
-    """What was sampled of one process."""
+    """The samples of one process."""
 
     def __init__(self, file: Path) -> None:
         command, *lines = file.read_text(encoding="utf-8").splitlines()
-        self.id, self.goes_through_the_dag = int(file.name), " -m pipelines" in command
+        self.id, self.runs_the_dag = int(file.name), " -m pipelines" in command
         samples = [line.split() for line in lines if line.count(" ") == 1]
         self.times = [float(moment) for moment, _ in samples]
         self.states = [state == "1" for _, state in samples]
@@ -87,52 +86,52 @@ class _Process:
     def imports(self, moment: float) -> bool:
         """Whether the sample before this moment or the one after it saw an import."""
         at = bisect.bisect(self.times, moment)
-        if not 0 < at < len(self.times) or self.times[at] - self.times[at - 1] > _GAP:
+        if not 0 < at < len(self.times) or self.times[at] - self.times[at - 1] > _GAP_SECONDS:
             return False
         return self.states[at - 1] or self.states[at]
 
 
-def _divided(
-    began: float, ended: float, events: list[dict[str, Any]], processes: list[_Process], told: float
+def _parts(
+    start: float, end: float, events: list[dict[str, Any]], processes: list[_Process], dag_start: float
 ) -> dict[str, float]:
-    """Part -> seconds, and how long two steps were at work."""
+    """Part -> seconds; `two` is the time with two stages at work."""
     by_id = {process.id: process for process in processes}
-    over = max(process.times[-1] for process in processes if process.goes_through_the_dag)
-    open_, steps = dict[tuple[str, str], tuple[float, int]](), list[tuple[float, float, int]]()
+    dag_end = max(process.times[-1] for process in processes if process.runs_the_dag)
+    open_, stages = dict[tuple[str, str], tuple[float, int]](), list[tuple[float, float, int]]()
     for event in events:
         key = event["stage"], event["name"]
         if event["event"] == "started":
             open_[key] = event["time"], event["process"]
         elif event["event"] == "finished":
             since, process = open_.pop(key)
-            steps.append((since, event["time"], process))
+            stages.append((since, event["time"], process))
     parts = dict.fromkeys((*PARTS, "two"), 0.0)
-    for tick in range(int((ended - began) / _TICK)):
-        moment = began + tick * _TICK
-        at_work = [
+    for tick in range(int((end - start) / _TICK_SECONDS)):
+        moment = start + tick * _TICK_SECONDS
+        working = [
             process
-            for since, until, process in steps
+            for since, until, process in stages
             if since <= moment < until and not (process in by_id and by_id[process].imports(moment))
         ]
-        parts["two"] += _TICK * (len(at_work) > 1)
-        if at_work:
+        parts["two"] += _TICK_SECONDS * (len(working) > 1)
+        if working:
             part = "compute"
         elif any(process.imports(moment) for process in processes):
             part = "imports"
         else:
-            part = "kfp" if told <= moment <= over else "idle"
-        parts[part] += _TICK
+            part = "kfp" if dag_start <= moment <= dag_end else "idle"
+        parts[part] += _TICK_SECONDS
     return parts
 
 
 def _cpu() -> float:
-    """CPU seconds of all processes below this one that have ended."""
+    """CPU seconds of all child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def _reap() -> None:
-    """Wait for processes that outlived the one that started them, so that their time counts."""
+    """Wait for processes that outlive their parent, so that their CPU time counts."""
     with suppress(ChildProcessError):
         while True:
             os.waitpid(-1, 0)
@@ -141,23 +140,27 @@ def _reap() -> None:
 def measure(preset: str, repeats: int, options: list[str]) -> dict[str, dict[str, float]]:
     """Medians over the repeats: command -> part -> seconds."""
     ctypes.CDLL(None).prctl(_CHILD_SUBREAPER, 1, 0, 0, 0)
-    seen: dict[str, list[dict[str, float]]] = {}
-    given = ["--preset", preset, *options]
-    changed = [*given, "--set", "methods.3.eta=0.04"]
+    runs_by_command: dict[str, list[dict[str, float]]] = {}
+    options_of_first = ["--preset", preset, *options]
+    changed = [*options_of_first, "--set", "methods.3.eta=0.04"]
     for _ in range(repeats):
-        with tempfile.TemporaryDirectory(prefix="ama-dag-") as place:
-            first, cache = Path(place) / "first", Path(place) / "cache"
-            seen.setdefault("first run", []).append(timed_run(first, given, cache))
-            seen.setdefault("the same command again", []).append(timed_run(first, given, cache))
-            seen.setdefault("another eta", []).append(timed_run(Path(place) / "other", changed, cache))
+        with tempfile.TemporaryDirectory(prefix="ama-dag-") as folder:
+            first, cache = Path(folder) / "first", Path(folder) / "cache"
+            runs_by_command.setdefault("first run", []).append(timed_run(first, options_of_first, cache))
+            runs_by_command.setdefault("the same command again", []).append(
+                timed_run(first, options_of_first, cache)
+            )
+            runs_by_command.setdefault("another eta", []).append(
+                timed_run(Path(folder) / "other", changed, cache)
+            )
     return {
-        name: {part: statistics.median(run[part] for run in runs) for part in SEEN}
-        for name, runs in seen.items()
+        name: {part: statistics.median(run[part] for run in runs) for part in MEASURES}
+        for name, runs in runs_by_command.items()
     }
 
 
 def main() -> None:
-    """Measure, print the table, write it as JSON."""
+    """Measure, print a table, and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="quickstart")
     parser.add_argument("--repeats", type=int, default=3)

@@ -1,7 +1,7 @@
-"""`pipelines/dag/backend.md` names every construct of the compiled pipelines, and none besides.
+"""`pipelines/dag/backend.md` names exactly the constructs of the compiled pipelines.
 
-Read from the compiled documents of all kept experiments and the quickstart, so that the list cannot drift. A
-construct is called by its key; a key of it by both, `secretAsEnv: optional`.
+The test reads the compiled documents of all experiments and of the quickstart. A construct has the name of its
+key; a key inside it has both names, `secretAsEnv: optional`.
 """
 
 import re
@@ -25,13 +25,13 @@ FRAME = frozenset(
     parameters pipelineInfo platforms root schemaVersion sdkVersion taskInfo tasks
     """.split()  # noqa: SIM905  thirty names in three lines
 )
-"""Keys of any pipeline, that hold or name constructs and are none themselves."""
+"""Keys of every pipeline that contain or name constructs, but are not constructs."""
 NAMES = frozenset(("artifacts", "components", "executors", "labels", "parameters", "tasks"))
-"""Below these, keys are names that we gave."""
+"""The keys below these are our own names."""
 KINDS = frozenset(("medium", "parameterType", "schemaTitle"))
 """Keys whose values are constructs: `schemaTitle: system.HTML`."""
 NONE, NOT_FOUND = "none known", "not found"
-"""In place of a backend's version: none carries it out; it is not known which was the first."""
+"""Instead of a backend's version: no backend supports it, or the first version is unknown."""
 
 
 def _keys(node: Any, head: str = "", inside: str = "") -> Iterator[str]:
@@ -61,7 +61,7 @@ def _definitions(component: dict[str, Any], place: str) -> Iterator[str]:
 
 
 def _task(key: str, task: dict[str, Any]) -> Iterator[str]:
-    """What a task has, by itself and by how its keys go together."""
+    """The constructs of a task: its keys, and combinations of them."""
     yield from _keys(task)
     sources = [str(source) for source in task.get("inputs", {}).get("artifacts", {}).values()]
     if len(set(sources)) < len(sources):
@@ -91,7 +91,7 @@ def in_use() -> frozenset[str]:
 
 
 def named() -> dict[str, list[str]]:
-    """The constructs of the list -> its row: what they are, where used, since which SDK and backend, source."""
+    """Construct -> its row in the list: what it is, where used, since which SDK and backend, source."""
     rows = {}
     for line in LIST.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]

@@ -74,8 +74,8 @@ def _show_end(console: Console, outcome: Outcome, name: str, seconds: float, lin
     errors.print(line, highlight=False, soft_wrap=True, emoji=False)
     if outcome.message:
         _print(errors, f"  {outcome.message}")
-    for step, message in outcome.failed:
-        _print(errors, f"  {step}: {message or _NO_REASON}")
+    for stage, message in outcome.failed:
+        _print(errors, f"  {stage}: {message or _NO_REASON}")
     _print(errors, f"  {link}")
     return 1
 

@@ -41,10 +41,10 @@ def _gpus(count: int) -> dict[str, Any]:
     return {
         "default": {"cpu": 2, "memory": "8Gi", "scratch": "50Gi", "timeout_seconds": 3600},
         "steps": {
-            **{step: one | nodes for step in ("reference_logps", "evaluate", "specialist_losses")},
+            **{stage: one | nodes for stage in ("reference_logps", "evaluate", "specialist_losses")},
             **{
-                step: many | nodes | {"timeout_seconds": 172800}
-                for step in ("train_specialist", "train_generalist")
+                stage: many | nodes | {"timeout_seconds": 172800}
+                for stage in ("train_specialist", "train_generalist")
             },
         },
     }

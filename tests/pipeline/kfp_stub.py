@@ -69,7 +69,7 @@ class Task(NamedTuple):
 
 
 class RunState(NamedTuple):
-    """The answer to one request for a run. A task keeps its place in the list from answer to answer."""
+    """The answer to one request for a run. A task has the same index in every answer."""
 
     state: str
     tasks: Sequence[Task] = ()
@@ -236,8 +236,8 @@ class Stub:
 
     def _experiment_service_list_experiments(self, filter: str, namespace: str = "") -> Any:
         self._check_namespace(namespace)
-        found, size = _filtered(self.experiments, filter, namespace=namespace)
-        return api.V2beta1ListExperimentsResponse(experiments=found, total_size=size)
+        matches, size = _filtered(self.experiments, filter, namespace=namespace)
+        return api.V2beta1ListExperimentsResponse(experiments=matches, total_size=size)
 
     def _experiment_service_create_experiment(self, experiment: Any) -> Any:
         self._check_namespace(experiment.namespace)
@@ -246,8 +246,8 @@ class Stub:
         return experiment
 
     def _pipeline_service_list_pipelines(self, filter: str, namespace: str = "") -> Any:
-        found, size = _filtered(self.pipelines, filter, namespace=namespace)
-        return api.V2beta1ListPipelinesResponse(pipelines=found, total_size=size)
+        matches, size = _filtered(self.pipelines, filter, namespace=namespace)
+        return api.V2beta1ListPipelinesResponse(pipelines=matches, total_size=size)
 
     def _pipeline_service_create_pipeline(self, pipeline: Any) -> Any:
         pipeline.name = pipeline.name or pipeline.display_name
@@ -256,8 +256,8 @@ class Stub:
         return pipeline
 
     def _pipeline_service_list_pipeline_versions(self, pipeline_id: str, filter: str) -> Any:
-        found, size = _filtered(self.versions, filter, pipeline_id=pipeline_id)
-        return api.V2beta1ListPipelineVersionsResponse(pipeline_versions=found, total_size=size)
+        matches, size = _filtered(self.versions, filter, pipeline_id=pipeline_id)
+        return api.V2beta1ListPipelineVersionsResponse(pipeline_versions=matches, total_size=size)
 
     def _upload_pipeline_version(self, package: str, name: str, pipelineid: str) -> Any:
         if pipelineid not in self.pipelines:
@@ -322,10 +322,10 @@ def _filtered(objects: dict[str, Any], text: str, **scope: str) -> tuple[list[An
         if predicate.operation != "EQUALS":
             raise RefusedError(400, f"the stub knows no filter {predicate.operation}")
         conditions[predicate.key] = predicate.string_value
-    found = list(objects.values())
+    matches = list(objects.values())
     for key, value in conditions.items():
-        found = [each for each in found if (getattr(each, key) or "") == value]
-    return found or None, len(found)
+        matches = [each for each in matches if (getattr(each, key) or "") == value]
+    return matches or None, len(matches)
 
 
 def _error(message: str) -> Any:

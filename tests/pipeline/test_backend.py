@@ -55,9 +55,9 @@ def _dags(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield from (part["dag"] for part in (spec["root"], *spec["components"].values()) if "dag" in part)
 
 
-def _definitions(component: dict[str, Any], place: str) -> Iterator[str]:
+def _definitions(component: dict[str, Any], owner: str) -> Iterator[str]:
     for side in ("input", "output"):
-        yield from _keys(component.get(f"{side}Definitions", {}), f"{place} {side}")
+        yield from _keys(component.get(f"{side}Definitions", {}), f"{owner} {side}")
 
 
 def _task(key: str, task: dict[str, Any]) -> Iterator[str]:
@@ -107,32 +107,32 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def test_the_list_names_every_construct_in_use() -> None:
-    assert not in_use() - named().keys(), f"look up which server brought it, and add it to {LIST.name}"
+    assert not in_use() - named().keys(), f"find the first server that supports it, and add it to {LIST.name}"
 
 
 def test_the_list_names_no_construct_that_is_not_in_use() -> None:
-    assert not named().keys() - in_use(), f"take it off {LIST.name}"
+    assert not named().keys() - in_use(), f"remove it from {LIST.name}"
 
 
-def test_each_row_says_where_it_is_used_since_when_and_how_that_is_known() -> None:
+def test_each_row_is_complete() -> None:
     for what, *cells in named().values():
         assert len(cells) == 4 and all(cells), what
 
 
-def test_the_server_asked_for_is_the_newest_that_a_construct_needs() -> None:
-    asked = re.search(r"\*\*KFP (\S+)\*\*", LIST.read_text())
-    assert asked, "the list says which server it asks for"
+def test_the_required_server_is_the_newest_that_a_construct_needs() -> None:
+    required = re.search(r"\*\*KFP (\S+)\*\*", LIST.read_text())
+    assert required, "the list says which server it requires"
     since = [cells[3] for cells in named().values() if not cells[3].startswith((NONE, NOT_FOUND))]
     needed = max(map(_version, since))
-    assert _version(asked[1]) == needed
+    assert _version(required[1]) == needed
 
 
-def test_every_construct_in_use_is_carried_out_by_some_server() -> None:
+def test_some_server_supports_every_construct_in_use() -> None:
     assert not [cells[0] for cells in named().values() if cells[3].startswith(NONE)]
 
 
 @pytest.mark.parametrize("name", ["one-gpu", "eight-gpus"])
-def test_a_step_that_fails_at_the_end_of_its_time_is_tried_again(name: str) -> None:
+def test_a_stage_that_fails_at_its_time_limit_is_retried(name: str) -> None:
     spec, platform = pipeline(name)
     pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     tried_again = [task for dag in _dags(spec) for task in dag["tasks"].values() if "retryPolicy" in task]

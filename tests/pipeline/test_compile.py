@@ -140,8 +140,8 @@ def test_only_stages_that_depend_on_the_outside_are_never_cached() -> None:
         for task in dag["tasks"].values()
     }
     uncached = {"comp-validate-config", "comp-register", "comp-publish"}
-    steps = {f"comp-{path.parent.name.replace('_', '-')}" for path in COMPONENTS} & cached.keys()
-    assert {step for step in steps if not cached[step]} == uncached
+    stages = {f"comp-{path.parent.name.replace('_', '-')}" for path in COMPONENTS} & cached.keys()
+    assert {stage for stage in stages if not cached[stage]} == uncached
     spec, _ = pipeline("lora")
     assert "enableCache" not in json.dumps(spec["root"]["dag"]["tasks"]["prepare-data"]), "cache: false"
 

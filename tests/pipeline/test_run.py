@@ -184,13 +184,13 @@ def test_mlflow_has_the_run_its_stages_and_the_registered_model(run_folder: Path
     experiment = client.get_experiment_by_name("automixalign")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     parent = runs.pop(run_folder.name)
-    steps = {
+    stages = {
         event["stage"] + (f" [{event['name']}]" if event["name"] else "")
         for event in map(json.loads, (run_folder / "logs" / "events.jsonl").open())
     }
     board = {entry["model"]: entry for entry in json.loads((run_folder / "leaderboard.json").read_text())}
     registration = json.loads((run_folder / "registration.json").read_text())
-    assert runs.keys() == steps | {f"model {registration['model']}"}
+    assert runs.keys() == stages | {f"model {registration['model']}"}
     assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
     assert {run.info.status for run in (parent, *runs.values())} == {"FINISHED"}
     assert parent.data.params["training.beta"] == str(BETA)

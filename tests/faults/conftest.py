@@ -8,7 +8,9 @@ from pathlib import Path
 import boto3
 import pytest
 from hypothesis import HealthCheck, settings
+from mlflow import MlflowClient
 
+from benchmarks.servers.mlflow_store import sqlite_store
 from tests.faults.command_line import CommandLine
 
 settings.register_profile(
@@ -56,6 +58,21 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
 
     return change
+
+
+@pytest.fixture
+def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
+    """Registers a model's folder in an MLflow registry of the test's own; returns its source."""
+    uri = sqlite_store(tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+
+    def register(model: Path) -> str:
+        client = MlflowClient(uri)
+        client.create_registered_model("base")
+        client.create_model_version("base", model.as_uri())
+        return "models:/base/1"
+
+    return register
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -33,7 +32,6 @@ from automixalign.system.errors import CacheError, ModelError, TrainingError
 from automixalign.training.generalist import GeneralistTraining
 from automixalign.training.launch import train
 from benchmarks import tiny
-from benchmarks.servers.mlflow_store import sqlite_store
 from tests.faults.command_line import ama
 from tests.faults.common import assert_empty, evaluate_tiny, prepare, raises
 from tests.report.report_run import report_paths
@@ -90,19 +88,11 @@ def test_a_base_model_on_s3(model: Path, output: Path, s3: Any) -> None:
     assert_empty(output)
 
 
-def test_a_base_model_in_the_registry(
-    model: Path, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_base_model_in_the_registry(model: Path, output: Path, registered: Callable[[Path], str]) -> None:
     spoil(model, NAN)
-    uri = sqlite_store(tmp_path / "mlflow.db")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    client = mlflow.MlflowClient(uri)
-    run = client.create_run(client.create_experiment("e", (tmp_path / "artifacts").as_uri()))
-    client.log_artifacts(run.info.run_id, str(model), "model")
-    client.create_registered_model("base")
-    client.create_model_version("base", f"{run.info.artifact_uri}/model", run.info.run_id)
-    with raises(ModelError, "models:/base/1", f"the weight {NORM} is not finite"):
-        prepare("models:/base/1", output / "model")
+    source = registered(model)
+    with raises(ModelError, source, f"the weight {NORM} is not finite"):
+        prepare(source, output / "model")
     assert_empty(output)
 
 

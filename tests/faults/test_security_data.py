@@ -24,6 +24,7 @@ from automixalign.storage import s3 as s3_storage
 from automixalign.system.errors import AutoMixAlignError, DataError, StorageError
 from benchmarks import tiny
 from tests.faults.common import change_json, code, raises
+from tests.faults.test_rows import message, pair
 
 ROW = {"prompt": "a", "chosen": "b", "rejected": "c"}
 TEMPLATES = "{{ 7*7 }} {% for i in range(9) %}x{% endfor %} {# gone #} ${7*7} %(x)s {0} $HOME `id`"
@@ -60,14 +61,9 @@ def byte_model(tmp_path: Path) -> Path:
 
 def test_templates_in_rows_are_text(byte_model: Path, tmp_path: Path) -> None:
     text = TEMPLATES
-    rows = [
-        {
-            "prompt": [{"role": "system", "content": text}, {"role": "user", "content": f"{number} {text}"}],
-            "chosen": [{"role": "assistant", "content": f"yes {text}"}],
-            "rejected": [{"role": "assistant", "content": f"no {text}"}],
-        }
-        for number in range(10)
-    ]
+    sides = {side: message("assistant", f"{side} {text}") for side in ("chosen", "rejected")}
+    prompts = [message("system", text) + message("user", f"{number} {text}") for number in range(10)]
+    rows = [pair(prompt=prompt, **sides) for prompt in prompts]
     tiny.prepare_rows(rows, byte_model, tmp_path / "data", 4096)
     tokenizer = AutoTokenizer.from_pretrained(byte_model, trust_remote_code=False)
     (row, *_) = files.read_table(tmp_path / "data" / "task" / "train.parquet").to_pylist()

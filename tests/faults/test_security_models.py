@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pytest
 from peft import LoraConfig, get_peft_model
 
@@ -19,8 +18,8 @@ from automixalign.models.load import load_full_model, load_model, load_tokenizer
 from automixalign.models.safety import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from automixalign.system.errors import DataError, ModelError
 from benchmarks import tiny
-from benchmarks.servers.mlflow_store import sqlite_store
 from tests.faults.common import change_json, code, prepare, raises, write_pickle
+from tests.faults.test_rows import pair
 
 Damage = Callable[[Path, Path], object]
 """Damage a valid model folder; the second path is the marker that its code would make."""
@@ -187,20 +186,16 @@ def test_a_pickle_called_gguf(marker: Path, tmp_path: Path) -> None:
 
 
 def test_pickles_in_the_registry(
-    model: Path, marker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, marker: Path, tmp_path: Path, registered: Callable[[Path], str]
 ) -> None:
     """Weights as a pickle, and the pickle of a pyfunc beside them."""
     only_a_pickle(model, marker)
     write_pickle(model / "python_model.pkl", marker)
     flavour = {"loader_module": "mlflow.pyfunc.model", "python_model": "python_model.pkl"}
     (model / "MLmodel").write_text(json.dumps({"flavors": {"python_function": flavour}}))
-    uri = sqlite_store(tmp_path / "mlflow.db")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    client = mlflow.MlflowClient(uri)
-    client.create_registered_model("evil")
-    client.create_model_version("evil", model.as_uri())
-    with raises(ModelError, "models:/evil/1", "is a pickle"):
-        prepare("models:/evil/1", tmp_path / "output")
+    source = registered(model)
+    with raises(ModelError, source, "is a pickle"):
+        prepare(source, tmp_path / "output")
 
 
 def test_a_pickle_in_s3(model: Path, marker: Path, tmp_path: Path, s3: Any) -> None:
@@ -214,15 +209,7 @@ def test_a_pickle_in_s3(model: Path, marker: Path, tmp_path: Path, s3: Any) -> N
 def prepare_with_template(model: Path, output: Path, template: str) -> None:
     """Prepare data for a model with this chat template."""
     (model / "chat_template.jinja").write_text(template)
-    rows = [
-        {
-            "prompt": [{"role": "user", "content": f"{number}+1?"}],
-            "chosen": [{"role": "assistant", "content": f"{number + 1}"}],
-            "rejected": [{"role": "assistant", "content": "0"}],
-        }
-        for number in range(10)
-    ]
-    tiny.prepare_rows(rows, model, output, 64)
+    tiny.prepare_rows([pair(number) for number in range(10)], model, output, 64)
 
 
 @pytest.mark.parametrize(

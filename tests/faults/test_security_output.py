@@ -59,11 +59,15 @@ def test_a_named_error() -> None:
     check_shown(f"{DataError(f'file: {STEERING}')}", MARKUP)
 
 
-def test_the_error_warning_and_log_of_a_stage(tmp_path: Path, environment: Callable[..., None]) -> None:
+def test_the_error_warning_and_log_of_a_stage(
+    tmp_path: Path, environment: Callable[..., None], pytestconfig: pytest.Config
+) -> None:
     environment(**{LOGS_VARIABLE: str(tmp_path), spool.FOLDER: None, spool.URI: None})
     with redirect_stderr(sys.__stderr__), suppress(RuntimeError), run_step("stage") as step:
         step.warn(STEERING)
         raise RuntimeError(STEERING)
+    # xdist cannot send half a surrogate pair, which pytest's report of the log may hold.
+    pytestconfig.pluginmanager.getplugin("logging-plugin").report_handler.reset()
     events = [json.loads(line) for line in (tmp_path / EVENTS_FILE).read_text().splitlines()]
     messages = {event["event"]: event.get("message") or event.get("error") for event in events}
     check_shown(messages["warning"], MARKUP)

@@ -187,7 +187,7 @@ class TestTable:
         if theirs_normalize:
             assert ours.default_parameters["normalize"] == theirs_normalize.default
         if "arxiv" in str(theirs.reference_url):
-            assert ours.reference == theirs.reference_url
+            assert ours.paper == theirs.reference_url
 
     @pytest.mark.parametrize("name", MERGE_METHODS)
     @pytest.mark.parametrize("models", [1, 2, 3, 4])

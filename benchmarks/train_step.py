@@ -33,7 +33,7 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from automixalign.method.losses import Loss
-from automixalign.method.mixer import registered_mixers
+from automixalign.method.mixers import registered_mixers
 from automixalign.models.load import uses_bf16
 from automixalign.quickstart.tiny_model import build_tokenizer
 from automixalign.training.trainer import MixingTrainer

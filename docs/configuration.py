@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from automixalign.config.experiment import Experiment
 from automixalign.method.merge_methods import MERGE_METHODS, MergeMethodSpec
-from automixalign.method.mixer import registered_mixers
+from automixalign.method.mixers import registered_mixers
 from automixalign.system.schema import LARGEST, Schema
 
 PAGE = Path(__file__).with_suffix(".md")

@@ -18,7 +18,7 @@ from automixalign.config.models import BaseModelSpec
 from automixalign.config.release import OutputSpec, RegistrySpec, TrackingSpec
 from automixalign.config.settings import Settings, shorthand
 from automixalign.config.training import BudgetSpec, SpecialistLossesSpec, TrainingSpec, specialist_name
-from automixalign.method.mixer import registered_mixers
+from automixalign.method.mixers import registered_mixers
 from automixalign.quickstart.spec import TINY_POSITIONS
 from automixalign.system.errors import ConfigError
 from automixalign.system.schema import Count, Name, Natural, Schema, describe

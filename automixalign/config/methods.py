@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from automixalign.config.extensions import Extension
 from automixalign.config.training import TrainingSettings
-from automixalign.method.mixer import registered_mixers
+from automixalign.method.mixers import registered_mixers
 from automixalign.system.schema import Name, PositiveFraction, Schema
 
 

@@ -43,7 +43,6 @@ MODULES: Mapping[Stage, Sequence[str]] = {
     ),
     "train_generalist": (
         "automixalign.config.methods",
-        "automixalign.method.mixers",
         "automixalign.training.generalist",
         *_TRAINING,
     ),

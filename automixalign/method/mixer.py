@@ -4,7 +4,6 @@ The algorithm itself is in `automixalign.method.mixers`. To add a mixer, derive 
 decorate it with `register("name")`; the configuration, the DAG and the report then know it by that name.
 """
 
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -78,7 +77,8 @@ class Mixer:
 
 
 _MixerClass = TypeVar("_MixerClass", bound=type[Mixer])
-_REGISTRY: dict[str, type[Mixer]] = {}
+REGISTRY: dict[str, type[Mixer]] = {}
+"""The mixers by name; import `mixers.registered_mixers` to have those of the package in it."""
 
 
 def register(name: str) -> Callable[[_MixerClass], _MixerClass]:
@@ -89,19 +89,12 @@ def register(name: str) -> Callable[[_MixerClass], _MixerClass]:
     """
 
     def add(cls: _MixerClass) -> _MixerClass:
-        other = _REGISTRY.setdefault(name, cls)
+        other = REGISTRY.setdefault(name, cls)
         if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"the mixer {name!r} is defined twice: in {other.__module__} and {cls.__module__}")
         return cls
 
     return add
-
-
-def registered_mixers() -> Mapping[str, type[Mixer]]:
-    """Every mixer by its name: those of the package, then those of imported extensions."""
-    # Imported by name: a specialist uses this module only, and a new mixer must not change its stage's code.
-    importlib.import_module("automixalign.method.mixers")
-    return _REGISTRY
 
 
 class Draws:

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from automixalign.method.mixer import Floats, Ints, Mixer, Options, register
+from automixalign.method.mixer import REGISTRY, Floats, Ints, Mixer, Options, register
 from automixalign.system.schema import Flag, Fraction, NonNegative
 
 
@@ -161,3 +161,8 @@ class Resampling(MultiplicativeWeights):
         # A task without weight is never drawn: its total is 0, and so is its estimate.
         alpha = np.maximum(self.weights(), np.finfo(np.float64).tiny)
         self.add_gain(totals / alpha / counts.sum())
+
+
+def registered_mixers() -> Mapping[str, type[Mixer]]:
+    """Every mixer by its name: the five above, then those of imported extensions."""
+    return REGISTRY

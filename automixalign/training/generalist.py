@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from automixalign.config.methods import GeneralistSettings
 from automixalign.data.store import TRAIN, tasks_of
-from automixalign.method.mixer import registered_mixers
+from automixalign.method.mixers import registered_mixers
 from automixalign.scoring import caches
 from automixalign.system.errors import CacheError
 from automixalign.training.job import Training

@@ -13,7 +13,7 @@ import yaml
 from automixalign.config.experiment import RESERVED, model_names, parse_experiment
 from automixalign.config.file import dump_yaml, override, read_yaml, set_task
 from automixalign.config.plan import Plan
-from automixalign.method.mixer import registered_mixers
+from automixalign.method.mixers import registered_mixers
 from automixalign.preflight.validate import plan
 from automixalign.system.errors import ConfigError
 from pipelines.cli.options import load_experiment, preset_names

@@ -19,7 +19,7 @@ import yaml
 from automixalign.config.experiment import parse_experiment
 from automixalign.config.file import read_yaml
 from automixalign.method.losses import LossType
-from automixalign.method.mixer import registered_mixers
+from automixalign.method.mixers import registered_mixers
 from automixalign.scoring.verifiers.registry import ENTRY_POINTS
 from pipelines import cli
 

@@ -11,7 +11,8 @@ import pytest
 from automixalign.config.experiment import parse_experiment
 from automixalign.config.methods import GeneralistSettings
 from automixalign.config.plan import Plan
-from automixalign.method.mixer import Mixer, registered_mixers
+from automixalign.method.mixer import Mixer
+from automixalign.method.mixers import registered_mixers
 from automixalign.system.errors import ConfigError
 
 MODULE = "benchmarks.mixers"
@@ -48,7 +49,7 @@ def test_settings_alone_bring_the_mixer_into_a_fresh_process(experiment_data: di
     code = (
         "import sys\n"
         "from automixalign.config.methods import GeneralistSettings\n"
-        "from automixalign.method.mixer import registered_mixers\n"
+        "from automixalign.method.mixers import registered_mixers\n"
         "assert 'ama-r-ablation' not in registered_mixers()\n"
         "settings = GeneralistSettings.model_validate_json(sys.argv[1])\n"
         "mixer = registered_mixers()[settings.method.method]([3, 3], 0, **settings.method.options)\n"

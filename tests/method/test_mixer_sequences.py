@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automixalign.method.mixer import registered_mixers
+from automixalign.method.mixers import registered_mixers
 from benchmarks.mixers import AblationOptions
 
 MIXERS = registered_mixers()

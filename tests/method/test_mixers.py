@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from automixalign.method.mixer import Draws, Mixer, register, registered_mixers
+from automixalign.method.mixer import Draws, Mixer, register
+from automixalign.method.mixers import registered_mixers
 
 MIXERS = registered_mixers()
 ADAPTIVE = ("ama-r", "ama-s")

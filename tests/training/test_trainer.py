@@ -16,7 +16,7 @@ from trl import DPOConfig, DPOTrainer
 
 import benchmarks.mixers  # noqa: F401  registers the ablations
 from automixalign.method.losses import Loss
-from automixalign.method.mixer import registered_mixers
+from automixalign.method.mixers import registered_mixers
 from automixalign.models.load import load_full_model
 from automixalign.scoring.logps.forward import packing
 from automixalign.scoring.scorer import Scorer

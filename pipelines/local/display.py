@@ -23,7 +23,7 @@ from pipelines.local.mlflow_sender import STORE
 from pipelines.local.outcome import KFP_LOG, StageFailedError
 
 _REGISTRATION, _PUBLICATION = "registration.json", "publication.json"
-_COLUMNS = {"excess": "excess", "accuracy": "accuracy", "pass_rate": "pass rate"}
+_COLUMNS = {"excess": "\n{}\nexcess", "accuracy": "\n{}\naccuracy", "pass_rate": "{}\npass\nrate"}
 """Metric -> column title. These fit a terminal of 80 columns; the report shows all metrics."""
 
 _MARK = {"finished": "[green]✓[/]", "failed": "[red]✗[/]", "cached": "[green]✓[/]"}
@@ -101,7 +101,7 @@ def show_results(console: Console, folder: Path) -> None:
     for name in header[2:]:
         view, metric = name.split()
         view = "mean" if view == "average" else view
-        table.add_column(f"{view}\n{_COLUMNS[metric]}", justify="right", no_wrap=True)
+        table.add_column(_COLUMNS[metric].format(view), justify="right", no_wrap=True)
     for model, family, *values in rows:
         cells = [f"[bold]{cell.strip('*')}[/]" if cell.startswith("**") else cell for cell in values]
         table.add_row(_text(model), *cells, style="dim" if family in ("reference", "specialist") else None)

@@ -78,7 +78,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise ValueError(_TOO_LONG)
         text = raw.decode("utf-8")
     except OSError as error:
-        raise ConfigError(f"{path!s:.200} cannot be read as YAML: {error.strerror}") from error
+        raise ConfigError(f"{path!s:.200} cannot be read: {error.strerror}") from error
     except ValueError as error:  # not UTF-8, or a NUL in the name
         raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
     data = parse_yaml(text, str(path))
@@ -108,7 +108,7 @@ def override(data: dict[str, Any], key: str, value: Any) -> None:
     """Set a key of a configuration, in place.
 
     Args:
-        key: dots between levels, an index for a list: `methods.2.eta`.
+        key: dots between levels, an index from 0 for a list: `methods.3.eta`.
 
     Raises:
         ConfigError: the key does not lead to a mapping or to an element of a list.
@@ -125,7 +125,10 @@ def override(data: dict[str, Any], key: str, value: Any) -> None:
         else:
             raise TypeError
     except (IndexError, ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"--set {key:.80}: the configuration has no such key") from error
+        hint = ""
+        if isinstance(node, str) and key.startswith(("methods.", "merges.")):
+            hint = f"; {node!r:.80} is a bare name: write {{method: NAME, KEY: VALUE}} in its place"
+        raise ConfigError(f"--set {key:.80}: the configuration has no such key{hint}") from error
 
 
 def set_task(data: dict[str, Any], name: str, source: str) -> None:

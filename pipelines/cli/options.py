@@ -38,7 +38,7 @@ Sets = Annotated[
         "--set",
         "-s",
         metavar="KEY=VALUE",
-        help="Change a key: `training.beta=0.2`, `methods.2.eta=0.1`. Repeatable.",
+        help="Change a key: `training.beta=0.2`, `methods.3.eta=0.1` (the first method is 0). Repeatable.",
     ),
 ]
 NoCache = Annotated[
@@ -64,7 +64,9 @@ def load_experiment(
 
     if preset is not None and file is None:
         if preset not in preset_names():
-            raise ConfigError(f"--preset {preset}: there are: {', '.join(preset_names())}")
+            raise ConfigError(
+                f"--preset {preset}: there is no such preset; there are: {', '.join(preset_names())}"
+            )
         path, source = Path(str(PRESETS / f"{preset}.yaml")), f"--preset {preset}"
     elif file is not None and preset is None:
         path, source = file, str(file)

@@ -107,10 +107,13 @@ def test_tasks_from_the_command_line(ama: Ama, config: Path, tmp_path: Path) -> 
     [
         ([], "error: give one of --preset NAME and --config FILE; presets: quickstart, smollm2"),
         (["-p", "quickstart", "-c", "x.yaml"], "error: give one of --preset NAME and --config FILE"),
-        (["-p", "quikstart"], "error: --preset quikstart: there are: quickstart, smollm2"),
-        (["-p", "../presets/quickstart"], "error: --preset ../presets/quickstart: there are: "),
-        (["-c", "missing.yaml"], "error: missing.yaml cannot be read as YAML: "),
-        (["-c", "."], "error: . cannot be read as YAML: "),
+        (
+            ["-p", "quikstart"],
+            "error: --preset quikstart: there is no such preset; there are: quickstart, smollm2",
+        ),
+        (["-p", "../presets/quickstart"], "error: --preset ../presets/quickstart: there is no such preset; "),
+        (["-c", "missing.yaml"], "error: missing.yaml cannot be read: "),
+        (["-c", "."], "error: . cannot be read: "),
         (["-p", "smollm2"], "tasks: at least one is needed (on the command line: --task NAME=PATH)"),
         (["-p", "quickstart", "-s", "seed"], "error: --set seed: must be of the form KEY=VALUE"),
         (["-p", "quickstart", "-s", "seed="], "error: --set seed=: must be of the form KEY=VALUE"),
@@ -167,7 +170,7 @@ def test_broken_data_is_refused_before_the_run(
 
 
 def test_brackets_in_a_refusal_are_not_markup(ama: Ama) -> None:
-    assert "--preset [bold]x[/]: there are" in ama("validate", "-p", "[bold]x[/]").err
+    assert "--preset [bold]x[/]: there is no such preset" in ama("validate", "-p", "[bold]x[/]").err
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
-"""A node of a training that Kubeflow Trainer runs: `python -m automixalign.training.nodes.node
-s3://.../trainings/ID`.
+"""One node of a training that Kubeflow Trainer runs.
+
+    python -m automixalign.training.nodes.node s3://.../trainings/ID
 
 It downloads the training (`handover`) and starts a worker for each process by torchrun. Trainer's runtime
 passes the number of nodes, the rank of this one and the address of the first in `PET_*` variables. The first

@@ -114,8 +114,7 @@ def fixed_game() -> Game:
     features = random.standard_normal((len(task), DIMENSION))
     agrees = random.random(len(task)) >= slope(np.sum(features * truth[task], axis=1))
     features *= np.where(agrees, 1, -1)[:, None]
-    specialists = np.array([specialist(features[task == i], RADIUS) for i in range(k)])
-    return Game(features, task, specialists, RADIUS)
+    return Game(features, task, np.array([specialist(features[task == i], RADIUS) for i in range(k)]), RADIUS)
 
 
 def specialist(features: Floats, radius: float) -> Floats:

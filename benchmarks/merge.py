@@ -251,8 +251,7 @@ def main() -> None:
             process.submit(build, folder).result()  # children of this process count its pages: keep it small
         for kind in options.kinds:
             for method in options.methods:
-                repeats = options.repeats or REPEATS.get(method, 2)
-                results.append(measure(folder, kind, method, repeats))
+                results.append(measure(folder, kind, method, options.repeats or REPEATS.get(method, 2)))
                 print(json.dumps(results[-1]), file=sys.stderr)
     Console(width=170).print(table_of(results))
     if options.json:

@@ -98,8 +98,7 @@ class Experiment:
             "merges": [],
         }
         self.experiment = parse_experiment(described, "the benchmark")
-        fingerprints = dict.fromkeys(["base_model", *names], "")
-        self.plan = Plan.of(self.experiment, fingerprints)
+        self.plan = Plan.of(self.experiment, dict.fromkeys(["base_model", *names], ""))
 
     def prepare(self) -> None:
 

@@ -72,8 +72,7 @@ GOALS = (
         lambda result: _speed(result, "standard", "trl"),
     ),
     Goal(
-        *("train_step", "against TRL tuned", ">=", 1.5),
-        lambda result: _speed(result, "standard", "trl tuned"),
+        *("train_step", "against TRL tuned", ">=", 1.5), lambda result: _speed(result, "standard", "trl tuned")
     ),
     Goal(
         *("train_step", "6 N tokens of the pairs, of the GEMM rate", ">=", 0.6),

@@ -19,11 +19,7 @@ from automixalign.config.training import SpecialistLossesSettings, SpecialistSet
 from automixalign.quickstart.spec import synthetic_name
 from automixalign.system.provenance import code_digest, environment_digest
 
-_TRAINING = (
-    "automixalign.training.launch",
-    "automixalign.training.nodes.node",
-    "automixalign.training.worker",
-)
+_TRAINING = ("automixalign.training.launch", "automixalign.training.nodes.node", "automixalign.training.worker")
 _VERIFIERS = "automixalign.scoring.verifiers.*"
 
 MODULES: Mapping[Stage, Sequence[str]] = {
@@ -41,11 +37,7 @@ MODULES: Mapping[Stage, Sequence[str]] = {
         "automixalign.training.specialist_losses",
         *_TRAINING,
     ),
-    "train_generalist": (
-        "automixalign.config.methods",
-        "automixalign.training.generalist",
-        *_TRAINING,
-    ),
+    "train_generalist": ("automixalign.config.methods", "automixalign.training.generalist", *_TRAINING),
     "merge_specialists": ("automixalign.config.merges", "automixalign.merging.merge"),
     "evaluate": ("automixalign.config.evaluation", "automixalign.scoring.evaluate", _VERIFIERS),
     "compare": ("automixalign.config.experiment", "automixalign.report.compare"),

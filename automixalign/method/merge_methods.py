@@ -115,11 +115,7 @@ def _task_vectors(
         name=name,
         paper=f"https://arxiv.org/abs/{arxiv}",
         needs_base=True,
-        default_parameters={
-            "normalize": normalize,
-            "lambda": 1.0,
-            **({"rescale": rescale} if prune else {}),
-        },
+        default_parameters={"normalize": normalize, "lambda": 1.0, **({"rescale": rescale} if prune else {})},
         per_model_parameters={"weight": 1.0, **prune},
         limits={
             "normalize": FLAG,
@@ -241,9 +237,7 @@ _SPECS = (
 MERGE_METHODS: dict[str, MergeMethodSpec] = {spec.name: spec for spec in _SPECS}
 """Every method of mergekit that merges specialists of one base, by mergekit's name."""
 
-EXCLUDED: dict[str, str] = {
-    "passthrough": "it stacks layers of one model at a time and merges no weights",
-}
+EXCLUDED: dict[str, str] = {"passthrough": "it stacks layers of one model at a time and merges no weights"}
 """The other methods mergekit registers, and why they cannot merge specialists."""
 
 

@@ -13,12 +13,7 @@ from automixalign.report.curves import Row, last_mean
 from automixalign.scoring import caches
 from automixalign.storage import files
 
-_LOSS_AT_MARGIN_0 = {
-    "sigmoid": math.log(2),
-    "sigmoid_norm": math.log(2),
-    "robust": math.log(2),
-    "hinge": 1.0,
-}
+_LOSS_AT_MARGIN_0 = {"sigmoid": math.log(2), "sigmoid_norm": math.log(2), "robust": math.log(2), "hinge": 1.0}
 """Of the losses that fall with the margin: a larger loss means that the model prefers the rejected answer."""
 
 

@@ -92,11 +92,7 @@ def evaluate(
 
 
 def _verified_answers(
-    settings: EvaluationSettings,
-    task: str,
-    pairs: pa.Table,
-    policy: "PreTrainedModel",
-    base_model: Path,
+    settings: EvaluationSettings, task: str, pairs: pa.Table, policy: "PreTrainedModel", base_model: Path
 ) -> list[dict[str, Any]]:
     """Answer each distinct prompt greedily, and verify the answers."""
     first: dict[tuple[int, ...], dict[str, Any]] = {}

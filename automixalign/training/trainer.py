@@ -233,11 +233,7 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         }
 
     def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """The micro-batch's part of the step's loss, a scalar, from one forward pass.
 

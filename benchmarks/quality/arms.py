@@ -151,8 +151,4 @@ FEW_MERGES = (
     Merge("linear-tuned", "linear", weights=(2.0,)),
     Merge("task_arithmetic-tuned", "task_arithmetic", _lambdas(0.3, 0.5, 0.8)),
 )
-PLAIN_MERGES = (
-    _LINEAR,
-    _TIES,
-    Merge("task_arithmetic-tuned", "task_arithmetic", _lambdas(0.3, 0.5, 0.8, 1.0)),
-)
+PLAIN_MERGES = (_LINEAR, _TIES, Merge("task_arithmetic-tuned", "task_arithmetic", _lambdas(0.3, 0.5, 0.8, 1.0)))

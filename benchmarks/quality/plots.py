@@ -28,8 +28,7 @@ def forest(comparisons: Sequence[Comparison], families: Sequence[str], title: st
     reach = [max(abs(value) for value in each.paired.difference if value is not None) for each in comparisons]
     near = 1.1 * float(np.median(reach))
     limits = [near, None] if 0 < near * _CLOSE_UP_FACTOR < max(reach) else [None]
-    size = (4.5 + 3.5 * len(limits), 1.4 + 0.28 * len(comparisons))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=(4.5 + 3.5 * len(limits), 1.4 + 0.28 * len(comparisons)), layout="constrained")
     panels = figure.subplots(1, len(limits), sharey=True, squeeze=False)[0]
     for axis, limit in zip(panels, limits, strict=True):
         _draw_differences(axis, comparisons, [_COLOURS[family] for family in families], limit)

@@ -124,8 +124,7 @@ class SeedModels:
             facts = train(SpecialistTraining(settings=settings, task=task, **paths, **outputs))
             files.write_json(new / _FACTS, facts)
 
-        inputs = [settings, task, paths["data"], paths["reference_logps"]]
-        return self.store.result("specialist", inputs, make)
+        return self.store.result("specialist", [settings, task, paths["data"], paths["reference_logps"]], make)
 
     def specialist_scores(self, task: str, split: str) -> Path:
         """The evaluation of a specialist on its own task."""
@@ -228,8 +227,7 @@ class SeedModels:
             )
             return folder / _MODEL, {"steps": 0, "tokens": 0, "seconds": round(time.monotonic() - started, 1)}
 
-        inputs = [spec, self.experiment.seed, *folders.values()]
-        return self._measure(merge.name, "merge", inputs, splits, make)
+        return self._measure(merge.name, "merge", [spec, self.experiment.seed, *folders.values()], splits, make)
 
     def _generalist_settings(self, arm: Arm, options: Options) -> GeneralistSettings:
         training, budget = self.experiment.training, self.experiment.budget

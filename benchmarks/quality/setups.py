@@ -133,13 +133,7 @@ def smollm2(
                 for task in names
             ],
             "max_length": max(pairs.max_tokens for pairs in PREFERENCES.values()),
-            "split": {
-                "validation": 0.1,
-                "test": 0.2,
-                "max_train": 480,
-                "max_validation": 40,
-                "max_test": 100,
-            },
+            "split": {"validation": 0.1, "test": 0.2, "max_train": 480, "max_validation": 40, "max_test": 100},
             "training": {
                 "batch_size": 8,
                 "learning_rate": 1e-3,
@@ -264,10 +258,6 @@ SETUPS = {
             drift_pairs=8,
         ),
         _more_on_smollm2("smollm2-hhh", "helpful", "harmless", "honest"),
-        _more_on_smollm2(
-            "smollm2-four",
-            *PREFERENCES,
-            more=(arms.AMA_R_TOTAL_ON_SMOLLM2,),
-        ),
+        _more_on_smollm2("smollm2-four", *PREFERENCES, more=(arms.AMA_R_TOTAL_ON_SMOLLM2,)),
     )
 }

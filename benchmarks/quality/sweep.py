@@ -78,8 +78,7 @@ def seed_models(setup: Setup, seed: int, data: Path | None, output: Path, **trai
     experiment = setup.configured(seed, data, scratch)
     changed = experiment.training.model_copy(update=training)
     experiment = experiment.model_copy(update={"training": changed})
-    store = Store(output / "store")
-    return SeedModels(store, experiment, setup.verifiers(), drift_pairs=setup.drift_pairs)
+    return SeedModels(Store(output / "store"), experiment, setup.verifiers(), drift_pairs=setup.drift_pairs)
 
 
 @dataclass(frozen=True)

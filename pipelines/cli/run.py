@@ -32,8 +32,7 @@ Cache = Annotated[
     ),
 ]
 Retries = Annotated[
-    int,
-    typer.Option("--retries", min=0, max=10, metavar="N", help="How many times to retry a failed stage."),
+    int, typer.Option("--retries", min=0, max=10, metavar="N", help="How many times to retry a failed stage.")
 ]
 
 

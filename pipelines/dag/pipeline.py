@@ -181,10 +181,7 @@ def build_pipeline(experiment: Experiment, add_task: Placement) -> Callable[...,
         to_merge = {"models": first["models"]} if "merges" in parts else {}
         gathered = add_task(gather_specialists, losses=first["losses"], **to_merge).outputs
         trained = generalists(
-            methods=plan["generalists"],
-            evaluation=plan["evaluation"],
-            losses=gathered["all_losses"],
-            **common,
+            methods=plan["generalists"], evaluation=plan["evaluation"], losses=gathered["all_losses"], **common
         ).outputs
         to_compare = {
             "reference": evaluated.outputs["evaluation"],

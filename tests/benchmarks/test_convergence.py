@@ -109,8 +109,7 @@ def test_the_report_shows_and_plots(
 ) -> None:
     values = np.tile(np.power(np.array(convergence.HORIZONS), -0.5), (3, 2, 1))
     values = values * np.array([1.0, 1.1, 1.2])[:, None, None]
-    entries = convergence.curves({"ama-r": values}, saddle.gap)
-    result = convergence.report(game, saddle, entries, 1.0)
+    result = convergence.report(game, saddle, convergence.curves({"ama-r": values}, saddle.gap), 1.0)
     convergence.show(result, Console(width=140))
     assert "-0.500 .. -0.500" in capsys.readouterr().out
     convergence.plot(result, tmp_path / "plots" / "curves.png")

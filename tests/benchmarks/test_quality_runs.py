@@ -138,8 +138,7 @@ class TestSeedModels:
 
     def test_a_merge_with_all_weight_on_one_specialist_is_that_specialist(self, models: SeedModels) -> None:
         row = models.row(Merge("linear", "linear"), {"weights": {"format": 1e6}}, (TEST,))
-        specialist = models.specialist_row("format", (TEST,))
-        assert loss(row, TEST) == pytest.approx(loss(specialist, TEST), abs=1e-4)
+        assert loss(row, TEST) == pytest.approx(loss(models.specialist_row("format", (TEST,)), TEST), abs=1e-4)
         assert row["family"] == "merge"
 
     def test_setups_share_the_tasks_that_they_have_in_common(self, models: SeedModels) -> None:
@@ -299,8 +298,7 @@ def test_a_sweep_tunes_on_validation_and_reports_each_seed(
     assert str(tmp_path) not in json.dumps(results)
     steps = {(row["seed"], row["arm"]): row["steps"] for row in results["rows"]}
     for seed in (0, 1):
-        specialists = sum(steps[seed, arm] for arm in COMMON[1:])
-        assert steps[seed, "more"] == specialists + steps[seed, "uniform"]
+        assert steps[seed, "more"] == sum(steps[seed, arm] for arm in COMMON[1:]) + steps[seed, "uniform"]
     # A new output folder keeps tuning and rows of the file, and makes only the missing seed.
     before = through_json(results, [row for row in results["rows"] if row["seed"] == 1])
     before["rows"][0]["seconds"] = 1234.5

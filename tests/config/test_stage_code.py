@@ -81,8 +81,7 @@ def test_a_line_changes_the_stages_that_import_it(
     assert (package / file).is_file()
     with (package / file).open("a") as out:
         out.write(f"{line}\n")
-    after = digests(experiment_data)
-    assert {stage for stage, digest in after.items() if digest != unchanged[stage]} == stages
+    assert {stage for stage, digest in digests(experiment_data).items() if digest != unchanged[stage]} == stages
 
 
 def test_docstrings_of_classes_functions_and_attributes_do_not_count(

@@ -257,8 +257,7 @@ def test_containers_give_the_same_numbers_as_processes(
     assert {path.stat().st_uid for path in (other / ".kfp").rglob("*")} == {0, 1001}, "no stage ran as root"
     assert containers_of(client, other) == []
     assert not (other / ".kfp" / "scratch").exists()
-    again = in_containers(experiment(), other)
-    out, _ = finish(again, 0)
+    out, _ = finish(in_containers(experiment(), other), 0)
     assert out.count("from cache") == 16, "all except the stages that check sources and the registry"
     assert json.loads((other / "leaderboard.json").read_text()) == boards[1]
 
@@ -309,8 +308,7 @@ def test_a_stage_reaches_s3_and_a_failed_stage_shows_the_end_of_its_log(
     for file in (workspace / "base").iterdir():
         s3.upload_file(str(file), "ready", f"base/{file.name}")
     failing = experiment(base_model="s3://ready/base", max_length=8)
-    run = in_containers(failing, tmp_path / "run", AMA_DOCKER_NETWORK="host")
-    out, err = finish(run, 1)
+    out, err = finish(in_containers(failing, tmp_path / "run", AMA_DOCKER_NETWORK="host"), 1)
     assert "prepare_data failed" in err
     assert "fits max_length=8" in err
     assert "Traceback" in err, "the end of the stage's log"
@@ -332,8 +330,7 @@ def test_a_stage_reaches_s3_and_a_failed_stage_shows_the_end_of_its_log(
 def test_a_run_that_cannot_work_is_refused_before_any_stage(
     environment: dict[str, str], message: str, in_containers: Start, tmp_path: Path
 ) -> None:
-    run = in_containers(LONG, tmp_path / "run", **environment)
-    _, err = finish(run, 2)
+    _, err = finish(in_containers(LONG, tmp_path / "run", **environment), 2)
     assert message in err
     assert not (tmp_path / "run").exists()
 
@@ -343,6 +340,5 @@ def test_a_source_that_stages_may_not_read_is_refused(
 ) -> None:
     shutil.copytree(workspace / "base", tmp_path / "base")
     (tmp_path / "base" / "model.safetensors").chmod(0o600)
-    run = in_containers(experiment(base_model=str(tmp_path / "base")), tmp_path / "run")
-    _, err = finish(run, 2)
+    _, err = finish(in_containers(experiment(base_model=str(tmp_path / "base")), tmp_path / "run"), 2)
     assert f"user 1001 of group 0, who has no access to {tmp_path}/base/model.safetensors: " in err

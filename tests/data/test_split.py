@@ -101,8 +101,7 @@ def test_the_split_does_not_depend_on_the_order_of_rows(
             return str(error)
         return {task: {name: ids(part) for name, part in parts.items()} for task, parts in splits.items()}
 
-    shuffled = {task: order.sample(pairs, len(pairs)) for task, pairs in tasks.items()}
-    assert outcome(shuffled) == outcome(tasks)
+    assert outcome({task: order.sample(pairs, len(pairs)) for task, pairs in tasks.items()}) == outcome(tasks)
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,7 @@ def by_trl(
 
 
 def tokenized(rows: list[Data], tokenizer: Any, max_length: int) -> list[Tokens | None]:
-    chunks = tokens.tokenize(tokenizer, map(parsed, rows), max_length)
-    return [ids for chunk in chunks for _, ids in chunk]
+    return [ids for chunk in tokens.tokenize(tokenizer, map(parsed, rows), max_length) for _, ids in chunk]
 
 
 @pytest.mark.parametrize("which", ["tokenizer", "merging"])

@@ -270,8 +270,7 @@ def test_a_full_disk_for_logs_and_records(disk: Disk, environment: Callable[...,
     disk.free()
     with run_step("merge_specialists", "linear"):
         print("x" * 10_000)
-    lines = (disk.folder / EVENTS_FILE).read_text().splitlines()
-    assert json.loads(lines[-1])["event"] == "finished"
+    assert json.loads((disk.folder / EVENTS_FILE).read_text().splitlines()[-1])["event"] == "finished"
 
 
 @pytest.mark.slow

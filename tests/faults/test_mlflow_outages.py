@@ -157,8 +157,7 @@ def test_the_server_is_gone_before_the_run_ends(
     uri = f"http://127.0.0.1:{port}"
     run_folder.mkdir()
     environment(**{URI: uri})
-    experiment = parse_experiment(tiny.experiment(), "the test")
-    sender = MlflowSender(experiment, run_folder, tmp_path / "mlflow.log")
+    sender = MlflowSender(parse_experiment(tiny.experiment(), "the test"), run_folder, tmp_path / "mlflow.log")
     with ExitStack() as stack:
         if stages_with_server:
             stack.enter_context(server(tmp_path, port, str(tmp_path / "artifacts")))

@@ -63,8 +63,7 @@ def test_templates_in_rows_are_text(byte_model: Path, tmp_path: Path) -> None:
     text = TEMPLATES
     sides = {side: message("assistant", f"{side} {text}") for side in ("chosen", "rejected")}
     prompts = [message("system", text) + message("user", f"{number} {text}") for number in range(10)]
-    rows = [pair(prompt=prompt, **sides) for prompt in prompts]
-    tiny.prepare_rows(rows, byte_model, tmp_path / "data", 4096)
+    tiny.prepare_rows([pair(prompt=prompt, **sides) for prompt in prompts], byte_model, tmp_path / "data", 4096)
     tokenizer = AutoTokenizer.from_pretrained(byte_model, trust_remote_code=False)
     (row, *_) = files.read_table(tmp_path / "data" / "task" / "train.parquet").to_pylist()
     columns = ("prompt_ids", "chosen_ids", "rejected_ids")

@@ -160,8 +160,7 @@ def merged(base: Path, specialists: dict[str, Path], tmp_path: Path) -> Callable
 
 
 def several(specialists: Mapping[str, Path], method: str) -> dict[str, Path]:
-    count = MERGE_METHODS[method].max_models or 3
-    return dict(list(specialists.items())[:count])
+    return dict(list(specialists.items())[: MERGE_METHODS[method].max_models or 3])
 
 
 class TestTable:
@@ -180,8 +179,7 @@ class TestTable:
             ours.default_parameters.keys() | ours.per_model_parameters.keys()
         )
         for key in ours.parameters:
-            per_model = parameters[key].scope != ParameterScope.SHARED
-            assert per_model == (key in ours.per_model_parameters), key
+            assert (parameters[key].scope != ParameterScope.SHARED) == (key in ours.per_model_parameters), key
         assert (theirs.contract.base == BasePolicy.REQUIRED) <= (ours.needs_base or ours.first_is_base)
         theirs_normalize = parameters.get("normalize")
         if theirs_normalize:
@@ -211,8 +209,7 @@ class TestCheck:
     @pytest.mark.parametrize("name", MERGE_METHODS)
     def test_accepts_its_own_defaults(self, name: str) -> None:
         spec = MERGE_METHODS[name]
-        defaults = {**spec.default_parameters, **spec.per_model_parameters}
-        check(name, spec.max_models or 3, defaults)
+        check(name, spec.max_models or 3, {**spec.default_parameters, **spec.per_model_parameters})
 
     @pytest.mark.parametrize(
         ("name", "models", "parameters", "message"),
@@ -222,12 +219,7 @@ class TestCheck:
             ("slerp", 3, {}, r"slerp merges exactly 2 specialists, got 3"),
             ("model_stock", 1, {}, r"model_stock merges at least 2 specialists, got 1"),
             ("linear", 0, {}, r"linear merges at least 1 specialist, got 0"),
-            (
-                "linear",
-                2,
-                {"density": 0.5},
-                r"linear has no parameter 'density'; .*normalize, weig",
-            ),
+            ("linear", 2, {"density": 0.5}, r"linear has no parameter 'density'; .*normalize, weig"),
             ("arcee_fusion", 2, {"t": 0.5}, r"arcee_fusion has no parameter 't'; .* no parameters"),
             ("ties", 2, {"density": 0.0}, r"ties: density must be a number in \(0, 1\], got 0"),
             ("ties", 2, {"density": 1.5}, r"ties: density must be a number in \(0, 1\], got 1.5"),
@@ -235,12 +227,7 @@ class TestCheck:
             ("slerp", 2, {"t": -0.1}, r"slerp: t must be a number in \[0, 1\], got -0.1"),
             ("linear", 2, {"weight": 0}, r"linear: weight must be a number above 0, got 0"),
             ("linear", 2, {"weight": float("nan")}, r"linear: weight must be .*, got nan"),
-            (
-                "karcher",
-                2,
-                {"max_iter": 2.5},
-                r"max_iter must be an integer of at least 1, got 2.5",
-            ),
+            ("karcher", 2, {"max_iter": 2.5}, r"max_iter must be an integer of at least 1, got 2.5"),
             ("della", 2, {"density": 0.1}, r"della: density - epsilon .* got density 0.1 and eps"),
             ("della_linear", 2, {"epsilon": 0.5}, r"della_linear: .* density 0.5 and epsilon 0.5"),
         ],
@@ -260,8 +247,7 @@ class TestCheck:
 class TestAgainstOracles:
     def test_linear_is_the_average(self, merged: Callable[..., Weights], specialists: dict[str, Path]) -> None:
         models = [weights(folder) for folder in specialists.values()]
-        expected = {name: sum(m[name] for m in models) / 3 for name in models[0]}
-        assert_equal(merged("linear"), expected)
+        assert_equal(merged("linear"), {name: sum(m[name] for m in models) / 3 for name in models[0]})
 
     @pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
     def test_a_task_has_a_weight_of_its_own(
@@ -292,11 +278,7 @@ class TestAgainstOracles:
 
     @pytest.mark.parametrize("density", [0.5, 0.2])
     def test_ties_trims_elects_and_merges(
-        self,
-        merged: Callable[..., Weights],
-        base: Path,
-        specialists: dict[str, Path],
-        density: float,
+        self, merged: Callable[..., Weights], base: Path, specialists: dict[str, Path], density: float
     ) -> None:
         start = weights(base)
         models = [weights(folder) for folder in specialists.values()]
@@ -316,8 +298,7 @@ class TestAgainstOracles:
     def test_one_unpruned_specialist_stays_unchanged(
         self, merged: Callable[..., Weights], specialists: dict[str, Path], method: str
     ) -> None:
-        limits = MERGE_METHODS[method].limits
-        whole = {"density": 1.0} if "density" in limits else {}
+        whole = {"density": 1.0} if "density" in MERGE_METHODS[method].limits else {}
         whole |= {"epsilon": 1e-9} if method.startswith("ram") else {}
         assert_equal(merged(method, 1, **whole), weights(specialists["maths"]))
 
@@ -350,8 +331,7 @@ class TestResult:
         assert not report["missing_keys"]
         assert not report["unexpected_keys"]
         assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
-        changed = [weights(output)[n].ne(t).any() for n, t in weights(base).items()]
-        assert all(changed)
+        assert all(weights(output)[n].ne(t).any() for n, t in weights(base).items())
         assert info["tasks"] == list(chosen)
         assert info["method"] == method
         assert info["reference"] == MERGE_METHODS[method].paper
@@ -402,8 +382,7 @@ class TestResult:
     ) -> None:
         models = {}
         for task, folder in {"base": base, **specialists}.items():
-            model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-            models[task] = save(model, tmp_path / task)
+            models[task] = save(LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16), tmp_path / task)
         start = models.pop("base")
         result = merge(start, models, "task_arithmetic", tmp_path / "merged")
         rounded = [weights(folder) for folder in models.values()]
@@ -467,8 +446,7 @@ class TestSameBits:
     def test_an_adapter_is_folded_as_peft_folds_it(
         self, tmp_path: Path, options: dict[str, Any], streamed: bool, dtype: torch.dtype
     ) -> None:
-        biased = options.get("lora_bias", False)
-        model = save(build(4, bias=biased).to(dtype), tmp_path / "base")
+        model = save(build(4, bias=options.get("lora_bias", False)).to(dtype), tmp_path / "base")
         self.check(model, {"target_modules": ["q_proj", "down_proj"], **options}, streamed)
 
     @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float64])
@@ -485,8 +463,7 @@ class TestSameBits:
         self.check(model, {"target_modules": ["q_proj", "lm_head"]}, False)
 
     def test_an_adapter_of_transposed_weights(self, tmp_path: Path) -> None:
-        config = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=12, n_positions=8)
-        model = GPT2LMHeadModel(config)
+        model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=12, n_positions=8))
         model.save_pretrained(tmp_path / "base")
         self.check(tmp_path / "base", {"target_modules": ["c_attn"], "fan_in_fan_out": True}, True)
 
@@ -545,8 +522,7 @@ class TestTiedEmbeddings:
 
     def test_identical_models_keep_their_logits(self, tied_base: Path, tmp_path: Path) -> None:
         models = {"a": tied_base, "b": save(tuned(tied_base, 0), tmp_path / "b")}
-        same = {"a": models["b"], "c": models["b"]}
-        merge_specialists(tied_base, same, "linear", {}, tmp_path / "merged", 0)
+        merge_specialists(tied_base, {"a": models["b"], "c": models["b"]}, "linear", {}, tmp_path / "merged", 0)
         self.assert_tied(tmp_path / "merged")
         tokens = torch.arange(12)[None]
         logits = [

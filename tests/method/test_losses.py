@@ -95,8 +95,7 @@ def test_the_mean_and_its_gradient_are_trl_s(loss_type: str, trl_trainer: DPOTra
 @pytest.mark.parametrize("loss_type", TYPES)
 def test_each_pair_has_a_loss_of_its_own(loss_type: str) -> None:
     """The loss of a pair does not change with the others in its batch, and is finite for a large margin."""
-    generator = torch.Generator().manual_seed(0)
-    chosen, rejected = torch.randn(2, 6, generator=generator, dtype=torch.float64) * 3
+    chosen, rejected = torch.randn(2, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
     tokens = torch.tensor([1, 5, 2, 9, 4, 3])
     loss = Loss(**options(loss_type))
     together = loss.per_pair(chosen, rejected, tokens, tokens.flip(0))

@@ -64,8 +64,7 @@ def test_ama_s_estimates_the_excess_without_bias() -> None:
         before = mixer.state()
         counts = np.bincount(mixer.draw(step, 8), minlength=3)
         mixer.update(counts * truth, counts)
-        gain = np.array(mixer.state()["log_q"]) - np.array(before["log_q"])
-        estimates.append(gain)
+        estimates.append(np.array(mixer.state()["log_q"]) - np.array(before["log_q"]))
         mixer.load(before)
     # log q is normalised, so gains are known up to a constant: compare differences between tasks.
     differences = np.array(estimates)[:, 1:] - np.array(estimates)[:, :1]
@@ -139,8 +138,7 @@ def test_standard_shows_every_pair_once_an_epoch() -> None:
         pairs = set()
         for step in range(4):
             start = sum(draws.drawn) // 4
-            tasks = mixer.draw(start, 4)
-            pairs |= {(task, draws.next(task)) for task in tasks.tolist()}
+            pairs |= {(task, draws.next(task)) for task in mixer.draw(start, 4).tolist()}
             assert step == start % 4
         assert len(pairs) == 16
 

@@ -156,8 +156,7 @@ def write_gguf(path: Path, model: Path, leave_out: str = "") -> None:
 
 def test_a_gguf_file(base_model: Path, tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf", base_model)
-    facts = prepare(tmp_path / "m.gguf", tmp_path / "out")
-    assert facts["architecture"] == "LlamaForCausalLM"
+    assert prepare(tmp_path / "m.gguf", tmp_path / "out")["architecture"] == "LlamaForCausalLM"
     before, after = (load_file(folder / "model.safetensors") for folder in (base_model, tmp_path / "out"))
     assert before.keys() == after.keys()
     for name, weight in before.items():

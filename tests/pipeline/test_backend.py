@@ -123,8 +123,7 @@ def test_the_required_server_is_the_newest_that_a_construct_needs() -> None:
     required = re.search(r"\*\*KFP (\S+)\*\*", LIST.read_text())
     assert required, "the list says which server it requires"
     since = [cells[3] for cells in named().values() if not cells[3].startswith((NONE, NOT_FOUND))]
-    needed = max(map(_version, since))
-    assert _version(required[1]) == needed
+    assert _version(required[1]) == max(map(_version, since))
 
 
 def test_some_server_supports_every_construct_in_use() -> None:

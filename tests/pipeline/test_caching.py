@@ -128,10 +128,7 @@ CHANGES: dict[str, tuple[Callable[[World], None], set[str]]] = {
         {"merge_specialists ties", "evaluate ties", "compare"},
     ),
     "beta": (set_("training", "beta", value=0.2), {"evaluate reference", *AFTER_DATA}),
-    "steps of the generalists": (
-        set_("budget", "generalist", "steps", value=3),
-        {*AMA_R, *UNIFORM, "compare"},
-    ),
+    "steps of the generalists": (set_("budget", "generalist", "steps", value=3), {*AMA_R, *UNIFORM, "compare"}),
     "length of generations": (
         set_("evaluation", "max_new_tokens", value=3),
         {

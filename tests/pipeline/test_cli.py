@@ -208,8 +208,7 @@ def test_run_refuses_an_output_that_cannot_be_written_to(ama: Ama, config: Path,
 
 def test_run_refuses_what_only_a_cluster_can_do(ama: Ama, config: Path, tmp_path: Path) -> None:
     sets = ["training.nodes=2", "training.batch_size=16", "cluster.train_job={storage: 's3://bucket/jobs'}"]
-    options = [part for value in sets for part in ("--set", value)]
-    ended = ama("run", "-c", config, "--output", "out", *options)
+    ended = ama("run", "-c", config, "--output", "out", *[part for value in sets for part in ("--set", value)])
     assert ended.status == 2
     assert "training.nodes: 2 nodes need a cluster with Kubeflow Trainer" in ended.err
     assert not (tmp_path / "out").exists()

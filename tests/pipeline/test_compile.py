@@ -55,8 +55,7 @@ def test_each_container_has_the_settings_of_its_stage(name: str) -> None:
         assert resources.get("resourceCpuRequest") == settings.cpu
         assert resources.get("resourceCpuLimit") == settings.cpu_limit
         assert resources.get("resourceMemoryRequest") == resources.get("resourceMemoryLimit") == settings.memory
-        accelerators = resources.get("accelerator", {}).get("resourceCount", "0")
-        assert int(accelerators) == settings.accelerators
+        assert int(resources.get("accelerator", {}).get("resourceCount", "0")) == settings.accelerators
         volumes = {volume["mountPath"]: volume["sizeLimit"] for volume in pod.get("emptyDirMounts", [])}
         sizes = {"/tmp": settings.scratch, "/dev/shm": settings.shared_memory}  # noqa: S108  paths in a pod
         assert volumes == {path: size for path, size in sizes.items() if size}
@@ -167,8 +166,7 @@ def _data(**changes: Any) -> dict[str, Any]:
 
 
 def _local_spec(experiment: Experiment, folder: Path) -> Any:
-    pipeline = build_pipeline(experiment, LocalPlacement())
-    compiler.Compiler().compile(pipeline, str(folder / "pipeline.yaml"))
+    compiler.Compiler().compile(build_pipeline(experiment, LocalPlacement()), str(folder / "pipeline.yaml"))
     return next(yaml.safe_load_all((folder / "pipeline.yaml").read_text()))
 
 

@@ -75,10 +75,7 @@ def test_s3_gets_its_variables_and_the_files_that_they_name(data: Data, tmp_path
         ({"base_model": "s3://bucket/model"}, {"s3": "base_model.source"}),
         ({"output": "s3://bucket/run"}, {"s3": "output.to"}),
         ({"base_model": "owner/name"}, {"hub": "base_model.source"}),
-        (
-            {"registry": {"name": "m"}, "tracking": {"uri": "https://mlflow.example"}},
-            {"mlflow": "registry"},
-        ),
+        ({"registry": {"name": "m"}, "tracking": {"uri": "https://mlflow.example"}}, {"mlflow": "registry"}),
         ({"base_model": "models:/m/1", "tracking": {"uri": "databricks"}}, {"mlflow": "base_model.source"}),
         ({"registry": {"name": "m"}}, {}),
         ({"tracking": {"uri": "https://mlflow.example"}}, {}),
@@ -118,10 +115,7 @@ def test_what_containers_cannot_reach_is_refused(
 
 @pytest.mark.parametrize(
     ("change", "variable"),
-    [
-        ({"output": "s3://bucket/run"}, "AWS_ENDPOINT_URL"),
-        ({"registry": {"name": "m"}}, "MLFLOW_TRACKING_URI"),
-    ],
+    [({"output": "s3://bucket/run"}, "AWS_ENDPOINT_URL"), ({"registry": {"name": "m"}}, "MLFLOW_TRACKING_URI")],
 )
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
 def test_a_server_on_the_loopback_is_refused_before_the_engine_is_called(

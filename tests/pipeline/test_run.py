@@ -140,8 +140,7 @@ def test_the_leaderboard_can_be_recomputed_from_the_saved_models(run_folder: Pat
             assert measured["margin"] == pytest.approx(sum(margins) / len(rows), abs=1e-4)
             assert measured["loss"] == pytest.approx(sum(losses[name, task]) / len(rows), abs=1e-4)
             if name != "reference":
-                share = sum(margin > 0 for margin in margins) / len(rows)
-                assert measured["accuracy"] == pytest.approx(share)
+                assert measured["accuracy"] == pytest.approx(sum(margin > 0 for margin in margins) / len(rows))
             assert ("pass_rate" in measured) == (task == "arithmetic")
     for name, entry in board.items():
         excesses = []
@@ -174,8 +173,7 @@ def test_specialist_losses_are_cross_fitted_as_configured(run_folder: Path) -> N
         }
         held_out = losses["validation"].to_pylist() + losses["test"].to_pylist()
         train = losses["train"].to_pylist()
-        gap = sum(held_out) / len(held_out) - sum(train) / len(train)
-        assert manifest["gap"] == pytest.approx(gap)
+        assert manifest["gap"] == pytest.approx(sum(held_out) / len(held_out) - sum(train) / len(train))
 
 
 def test_mlflow_has_the_run_its_stages_and_the_registered_model(run_folder: Path) -> None:
@@ -280,8 +278,7 @@ def test_the_report_knows_what_every_training_cost(run_folder: Path) -> None:
 def test_a_broken_row_is_refused_before_the_first_stage(base_model: Path, tmp_path: Path) -> None:
     rows = own_rows()
     del rows[6]["chosen"]
-    config = write_config(tmp_path, base_model, rows)
-    refused = ama("run", "--config", config, "--output", tmp_path / "run")
+    refused = ama("run", "--config", write_config(tmp_path, base_model, rows), "--output", tmp_path / "run")
     assert refused.returncode == 2
     assert f"{tmp_path}/own.jsonl:7: the field 'chosen' is missing" in refused.stderr
     assert not (tmp_path / "run").exists()

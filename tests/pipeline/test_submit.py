@@ -135,8 +135,7 @@ def test_the_run_gets_the_experiment_and_the_package_is_its_pipeline(
     (run,), (package,) = stub.runs.values(), stub.packages.values()
     sent = Experiment.model_validate_json(run.runtime_config.parameters["config"])
     assert sent == parse_experiment({**experiment_data, "seed": 7}, "test")
-    pipeline = next(yaml.safe_load_all(package))
-    assert pipeline["root"]["dag"]["tasks"].keys() >= {"specialists", "compare"}
+    assert next(yaml.safe_load_all(package))["root"]["dag"]["tasks"].keys() >= {"specialists", "compare"}
     assert re.fullmatch(r"tiny-\d{8}-\d{6}", run.display_name)
 
 
@@ -574,10 +573,7 @@ def test_a_kubeconfig_gives_server_and_credentials(
         return base64.b64encode(path.read_bytes()).decode()
 
     cluster = {"server": trusted.stub.url, "certificate-authority-data": pem(trusted.authority.cert)}
-    user = {
-        "client-certificate-data": pem(trusted.client.cert),
-        "client-key-data": pem(trusted.client.key),
-    }
+    user = {"client-certificate-data": pem(trusted.client.cert), "client-key-data": pem(trusted.client.key)}
     kubeconfig = {
         "apiVersion": "v1",
         "kind": "Config",

@@ -73,8 +73,7 @@ def test_the_template_takes_several_turns() -> None:
 @pytest.mark.parametrize(("right_answers", "side"), [(1.0, "chosen"), (0.0, "rejected")])
 def test_base_texts_hold_only_the_side_that_was_asked_for(right_answers: float, side: str) -> None:
     texts = base_texts(["ordering"], 40, right_answers, seed=1)
-    rows = generate("ordering", 40, seed=1, pool="base")
-    assert texts == [[*row["prompt"], *row[side]] for row in rows]
+    assert texts == [[*row["prompt"], *row[side]] for row in generate("ordering", 40, seed=1, pool="base")]
 
 
 def test_base_texts_are_right_as_often_as_asked_for() -> None:
@@ -128,11 +127,7 @@ def test_greedy_generation_is_the_same_alone_and_left_padded(trained: Trained) -
 
     def answers(batch: list[Any]) -> list[str]:
         inputs = tokenizer.apply_chat_template(
-            batch,
-            add_generation_prompt=True,
-            return_dict=True,
-            padding=True,
-            return_tensors="pt",
+            batch, add_generation_prompt=True, return_dict=True, padding=True, return_tensors="pt"
         )
         output = model.generate(**inputs, do_sample=False, max_new_tokens=4)
         new = output[:, inputs["input_ids"].shape[1] :]

@@ -47,8 +47,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name in (RUN_ID, FOLDER):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    client = mlflow.MlflowClient(uri)
-    client.create_experiment("automixalign", (tmp_path / "artifacts").as_uri())
+    mlflow.MlflowClient(uri).create_experiment("automixalign", (tmp_path / "artifacts").as_uri())
     yield uri
     mlflow.set_tracking_uri(None)  # `register` sets it for the process
 
@@ -139,8 +138,7 @@ def test_a_new_process_gets_the_model_token_for_token(
     assert info.saved_input_example_info is not None
     pinned = next((tmp_path / "artifacts").rglob("requirements.txt")).read_text().splitlines()
     assert f"transformers=={version('transformers')}" in pinned
-    weights = list((tmp_path / "artifacts").rglob("*.safetensors"))
-    assert len(weights) == 1, "the weights are stored once"
+    assert len(list((tmp_path / "artifacts").rglob("*.safetensors"))) == 1, "the weights are stored once"
     assert not list((tmp_path / "artifacts").rglob("*.bin"))
 
 
@@ -219,11 +217,7 @@ TAGS = {"automixalign.model": "m", "automixalign.data": "d"}
     ],
 )
 def test_the_gate(
-    spec: dict[str, Any],
-    worst: float,
-    accuracy: float,
-    champion: dict[str, str] | None,
-    reasons: list[str],
+    spec: dict[str, Any], worst: float, accuracy: float, champion: dict[str, str] | None, reasons: list[str]
 ) -> None:
     tags = {f"automixalign.{key}": value for key, value in (champion or {}).items()}
     model = entry("a", worst, accuracy=accuracy)

@@ -48,8 +48,7 @@ def rows(values: list[float | None], pairs: list[int]) -> list[dict[str, Any]]:
 
 
 def test_a_running_mean_is_weighted_by_pairs() -> None:
-    values = [None, None, 1.0, 4.0] + [2.0] * 36
-    curve = curves(rows(values, [0, 0, 3, 1] + [2] * 36))
+    curve = curves(rows([None, None, 1.0, 4.0] + [2.0] * 36, [0, 0, 3, 1] + [2] * 36))
     assert curve["window"] == 2
     # steps 1 and 2 have no pairs; 3: 1; 4: (3 * 1 + 1 * 4) / 4; 5: (4 + 2 * 2) / 3
     assert curve["loss"]["a"][:6] == [None, None, 1.0, 1.75, 2.667, 2.0]
@@ -68,8 +67,7 @@ def test_curves_are_thinned_out_and_keep_both_ends(length: int) -> None:
 
 
 def test_the_mean_of_the_last_quarter_is_weighted_by_pairs() -> None:
-    trajectory = rows([9.0] * 6 + [1.0, 0.0], [1] * 6 + [1, 3])
-    assert last_mean(trajectory, "loss", "a") == 0.25
+    assert last_mean(rows([9.0] * 6 + [1.0, 0.0], [1] * 6 + [1, 3]), "loss", "a") == 0.25
     assert last_mean(rows([None] * 4, [0] * 4), "loss", "a") is None
     assert last_mean(rows([1.0], [1]), "loss", "a") == 1.0
 
@@ -151,8 +149,7 @@ def test_a_rebuilt_report_adds_the_stages_and_warnings_of_the_logs(tmp_path: Pat
         {"event": "finished", "stage": "train_specialist", "name": "alpha", "seconds": 2.5},
     ]
     files.write_jsonl(folder / "logs" / "events.jsonl", events)
-    done = ama(folder)
-    assert done.stdout.strip() == str(folder / runs.PAGE)
+    assert ama(folder).stdout.strip() == str(folder / runs.PAGE)
     after = files.read_json(folder / runs.FACTS)
     assert after == facts_of(folder / runs.PAGE)
     assert after.pop("stages") == [{"stage": "train_specialist", "name": "alpha", "seconds": 2.5}]

@@ -11,8 +11,7 @@ from automixalign.system.errors import CacheError
 
 def test_join_follows_ids_not_rows() -> None:
     cache = pa.table({"pair_id": ["a", "b", "c"], "loss": [1.0, 2.0, 3.0]})
-    joined = caches.join(cache, ["c", "a", "c"], "here")
-    assert joined.column("loss").to_pylist() == [3.0, 1.0, 3.0]
+    assert caches.join(cache, ["c", "a", "c"], "here").column("loss").to_pylist() == [3.0, 1.0, 3.0]
     with pytest.raises(CacheError, match="here: 1 of 2 pairs are missing in the cache, first d"):
         caches.join(cache, ["a", "d"], "here")
     with pytest.raises(CacheError, match="twice"):

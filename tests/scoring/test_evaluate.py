@@ -21,6 +21,5 @@ def test_an_answer_ends_at_the_last_position_of_the_model(
         model.transformer.wte.weight[10:].uniform_(1, 2)
         model.transformer.ln_f.weight.fill_(0)
         model.transformer.ln_f.bias.fill_(1)
-    prompts = [[50] * longest, [60] * 3]
-    texts = generate(model, tokenizer, prompts, EvaluationSpec(max_new_tokens=20))
+    texts = generate(model, tokenizer, [[50] * longest, [60] * 3], EvaluationSpec(max_new_tokens=20))
     assert [len(text) for text in texts] == [tokens, tokens]

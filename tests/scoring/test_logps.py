@@ -56,8 +56,7 @@ def logps_and_gradient(model: Any, batch: PairBatch, **options: Any) -> tuple[to
     """The gradient is that of a sum with another weight for every side."""
     model.zero_grad()
     logps = side_logps(model, batch, **options)
-    weights = torch.linspace(-1, 1, logps.numel()).view_as(logps)
-    (logps * weights).sum().backward()
+    (logps * torch.linspace(-1, 1, logps.numel()).view_as(logps)).sum().backward()
     gradient = torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None])
     return logps.detach(), gradient
 

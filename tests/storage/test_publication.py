@@ -92,8 +92,7 @@ def bucket(client: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     """The bucket, empty again after the test."""
     session = boto3.Session()
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", session)
-    bucket = Bucket(client, session)
-    yield bucket
+    yield Bucket(client, session)
     for item in client.list_objects_v2(Bucket=BUCKET).get("Contents", []):
         client.delete_object(Bucket=BUCKET, Key=item["Key"])
 

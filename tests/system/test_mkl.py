@@ -30,5 +30,4 @@ def test_the_functions_are_those_that_torch_leaves_to_mkl() -> None:
 def test_a_module_that_loads_or_trains_models_loads_the_kernels(module: str) -> None:
     command = [sys.executable, "-c", _CALLED, f"automixalign.{module}"]
     called = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-    in_both_precisions = dict.fromkeys(mkl.FUNCTIONS, 2)
-    assert {name: called.count(name) for name in mkl.FUNCTIONS} == in_both_precisions
+    assert {name: called.count(name) for name in mkl.FUNCTIONS} == dict.fromkeys(mkl.FUNCTIONS, 2)

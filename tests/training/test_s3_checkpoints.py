@@ -123,8 +123,7 @@ def test_an_upload_at_the_end_of_the_training_leaves_nothing(
 def test_a_training_that_fails_stores_its_last_checkpoint_first(
     bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uploads = HeldUploads(monkeypatch)
-    uploads.go.set()
+    HeldUploads(monkeypatch).go.set()
     place = f"s3://{BUCKET}/run/"
     with pytest.raises(KeyError), checkpoint_store(place, "key", tmp_path) as store:
         assert isinstance(store, S3CheckpointStore)

@@ -26,11 +26,7 @@ from benchmarks import tiny
 
 TASK = "format"
 TRAINING = SpecialistSettings.model_validate(
-    {
-        "seed": 0,
-        "training": {"batch_size": 6, "learning_rate": 3e-2},
-        "budget": {"steps": 60},
-    }
+    {"seed": 0, "training": {"batch_size": 6, "learning_rate": 3e-2}, "budget": {"steps": 60}}
 )
 
 
@@ -121,8 +117,7 @@ def test_other_losses_are_cached_as_trained(
             / [len(ids) for ids in pairs.column(side).to_pylist()]
             for logps, side in (("chosen_logps", "chosen_ids"), ("rejected_logps", "rejected_ids"))
         ]
-        expected = (per_token[0] - per_token[1] - 1 / 0.4) ** 2
-        assert caches.column(cache, caches.LOSS) == pytest.approx(expected)
+        assert caches.column(cache, caches.LOSS) == pytest.approx((per_token[0] - per_token[1] - 1 / 0.4) ** 2)
 
 
 def test_a_memorising_specialist_is_warned_about(

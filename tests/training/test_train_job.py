@@ -97,8 +97,7 @@ class Stage:
 @pytest.fixture
 def stage(storage: str, stub: Stub, text_inputs: dict[str, Any], tmp_path: Path) -> Stage:
     training = on_nodes(tmp_path / "out", text_inputs)
-    exchange = Exchange.of(pack(training)[0], storage)
-    return Stage(stub, storage, training, exchange, tmp_path / "trained")
+    return Stage(stub, storage, training, Exchange.of(pack(training)[0], storage), tmp_path / "trained")
 
 
 @pytest.mark.usefixtures("storage")
@@ -183,8 +182,7 @@ def test_an_obsolete_job_is_deleted_first(
     monkeypatch.setenv(TRAIN_JOB, request(pod, storage=stage.storage).model_dump_json())
     assert stage.run() == {"steps": 1}
     assert len(stub.created) == 2
-    limits = stub.created[1]["spec"]["trainer"]["resourcesPerNode"].get("limits", {})
-    assert limits.get("memory") == memory
+    assert stub.created[1]["spec"]["trainer"]["resourcesPerNode"].get("limits", {}).get("memory") == memory
     assert stage.exchange.first_error() is None
 
 

@@ -59,11 +59,7 @@ def tasks(base_model: Path) -> Tasks:
 
 
 def settings(folder: Path, **options: Any) -> DPOConfig:
-    defaults: dict[str, Any] = {
-        "max_steps": 4,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-    }
+    defaults: dict[str, Any] = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-2}
     return DPOConfig(
         output_dir=str(folder),
         use_cpu=True,
@@ -112,8 +108,7 @@ def train_in(
         callbacks=list(callbacks),
     )
     trainer.train()
-    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
-    return weights, files.read_jsonl(log), trainer
+    return torch.cat([p.detach().flatten() for p in model.parameters()]), files.read_jsonl(log), trainer
 
 
 @pytest.fixture
@@ -263,8 +258,7 @@ def test_one_task_is_clipped_dpo(method: str, train: Train, tasks: Tasks) -> Non
 
 def test_no_excess_no_change(train: Train, base_model: Path, tasks: Tasks) -> None:
     """Where the specialist is worse on every pair, e = 0 everywhere and the gradient is zero."""
-    before = load_full_model(base_model)
-    start = torch.cat([p.detach().flatten() for p in before.parameters()])
+    start = torch.cat([p.detach().flatten() for p in load_full_model(base_model).parameters()])
     after, log, _ = train(tasks, "ama-r", 100.0)
     assert torch.equal(start, after)
     assert log[-1]["clipped"] == dict.fromkeys(TASKS, 1.0)
@@ -323,8 +317,7 @@ def test_permuting_the_tasks_permutes_the_result(train: Train, tasks: Tasks) -> 
 @pytest.mark.parametrize("method", ["ama-r", "ama-s"])
 def test_accumulation_follows_the_same_trajectory(method: str, train: Train, tasks: Tasks) -> None:
     """Eight pairs at once are two pairs four times."""
-    at_once = {"per_device_train_batch_size": 8}
-    whole, log, _ = train(tasks, method, 0.2, at_once, eta=0.5)
+    whole, log, _ = train(tasks, method, 0.2, {"per_device_train_batch_size": 8}, eta=0.5)
     in_parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     parts, parts_log, _ = train(tasks, method, 0.2, in_parts, eta=0.5)
     assert torch.allclose(whole, parts, atol=1e-6)
@@ -342,8 +335,7 @@ def test_the_objective_is_the_weighted_clipped_excess(train: Train, tasks: Tasks
     ]
     with torch.no_grad():
         found = trainer.compute_loss(trainer.model, trainer._collate(rows)).item()
-    table = Dataset.from_list(rows).data.table
-    chosen, rejected = Scorer(trainer.model, 8, "fp32").logps(table)
+    chosen, rejected = Scorer(trainer.model, 8, "fp32").logps(Dataset.from_list(rows).data.table)
     ratios = [
         (c - row["ref_chosen_logps"]) - (r - row["ref_rejected_logps"])
         for c, r, row in zip(chosen, rejected, rows, strict=True)

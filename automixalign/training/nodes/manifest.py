@@ -88,10 +88,7 @@ def _environment(request: TrainJobRequest, processes: int) -> list[Document]:
     """The variables with which a node reaches S3. It needs neither a hub nor MLflow, which the stage serves."""
     sources = {
         "secretKeyRef": (request.secrets.s3, SECRET_KEYS["s3"]),
-        "configMapKeyRef": (
-            request.environment,
-            [key for key in ENVIRONMENT_KEYS if key.startswith("AWS_")],
-        ),
+        "configMapKeyRef": (request.environment, [key for key in ENVIRONMENT_KEYS if key.startswith("AWS_")]),
     }
     variables: list[Document] = [
         {"name": key, "valueFrom": {kind: {"name": name, "key": key, "optional": True}}}

@@ -74,7 +74,7 @@ class TrainingSpec(Loss):
     processes: Annotated[Count, Field(le=256)] = 1
     """Processes on one machine, one for each GPU. They share every step; each takes a slice of its pairs."""
     nodes: Count = 1
-    """Machines, each with this many `processes`. More than one need Kubeflow Trainer (`cluster.train_job`)."""
+    """Machines, each with `processes` processes. Several need Kubeflow Trainer (`cluster.train_job`)."""
     fsdp: Flag = False
     """Divide parameters, gradients and optimiser state among the processes (FSDP2, arXiv 2304.11277), for a
     model that does not fit one GPU. Otherwise each process holds all of them."""
@@ -136,7 +136,8 @@ class SpecialistLossesSpec(Schema):
     """Two-fold cross-fitting: a specialist that was trained on one half of a task's training pairs scores the
     other half. Specialists then cost twice as much; use it where they memorise their pairs."""
     warn_gap: Positive = 0.1
-    """Warn where a task's mean held-out loss exceeds that of its training pairs by more than this (in nats)."""
+    """Warn if a specialist's mean loss on held-out pairs exceeds that on its training pairs by more than this
+    (in nats): it has memorised them. This is not the gap between a generalist and a specialist."""
 
 
 class TrainingSettings(Settings):

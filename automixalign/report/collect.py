@@ -10,7 +10,7 @@ from automixalign.config.experiment import ComparisonSettings
 from automixalign.config.file import dump_yaml
 from automixalign.report import leaderboard
 from automixalign.report.curves import curves
-from automixalign.report.data_facts import data_facts, gap_warnings
+from automixalign.report.data_facts import data_facts, memorisation_warnings
 from automixalign.report.leaderboard import Entry
 from automixalign.report.limits import accuracy_errors, limits
 from automixalign.scoring.metrics import BETTER
@@ -68,7 +68,7 @@ def collect(settings: ComparisonSettings, entries: list[Entry], results: RunResu
         },
         "trainings": {name: curves(rows[name]) for name in trained},
         "tasks": tasks,
-        "warnings": gap_warnings(experiment, tasks),
+        "warnings": memorisation_warnings(experiment, tasks),
         "costs": {
             name: {key: results.costs[name][key] for key in _COSTS if key in results.costs[name]}
             for name in trained

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from automixalign.config.experiment import Experiment
-from automixalign.config.training import specialist_name
 from automixalign.data.store import TRAIN
 from automixalign.method.mixers import registered_mixers
 from automixalign.report.curves import Row, last_mean
 from automixalign.scoring import caches
 from automixalign.storage import files
+from automixalign.training.memorisation import memorisation_warning
 
 _LOSS_AT_MARGIN_0 = {"sigmoid": math.log(2), "sigmoid_norm": math.log(2), "robust": math.log(2), "hinge": 1.0}
 """Of the losses that fall with the margin: a larger loss means that the model prefers the rejected answer."""
@@ -43,15 +43,15 @@ def data_facts(
     return facts
 
 
-def gap_warnings(experiment: Experiment, facts: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A warning for each task whose specialist has a gap above `warn_gap`."""
+def memorisation_warnings(experiment: Experiment, facts: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The warnings of the stages `specialist_losses`, from the facts of each task."""
     limit = experiment.specialist_losses.warn_gap
-    return [
-        f"{specialist_name(task['name'])}: its held-out loss is {task['specialist']['gap']:.2f} above its "
-        f"training loss (warn_gap is {limit:g})"
+    warnings = (
+        memorisation_warning(task["name"], specialist["gap"], limit, specialist["cross_fit"])
         for task in facts
-        if task["specialist"]["gap"] > limit
-    ]
+        for specialist in [task["specialist"]]
+    )
+    return [warning for warning in warnings if warning]
 
 
 def _clipping_generalists(experiment: Experiment) -> list[str]:

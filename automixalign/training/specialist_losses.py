@@ -1,7 +1,8 @@
 """The specialist's loss L(theta_i, z) of every pair of its task. The excess is measured from it.
 
 If the losses of held-out pairs are much higher than those of the training pairs, the specialist has memorised
-the latter. The gap between the two is recorded, and a large one causes a warning; `cross_fitting` closes it.
+its training pairs. The manifest records the difference as `gap`, and a large one causes a warning.
+`cross_fitting` avoids it.
 """
 
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from automixalign.config.training import SpecialistLossesSettings, specialist_name
+from automixalign.config.training import SpecialistLossesSettings
 from automixalign.data.store import IDS, SPLITS, TEST, TRAIN, read_split
 from automixalign.models.load import load_model
 from automixalign.scoring import caches
@@ -18,6 +19,7 @@ from automixalign.scoring.scorer import Scorer, pair_losses
 from automixalign.steps.step import current_step
 from automixalign.storage import files
 from automixalign.training.cross_fitting import cross_fitted_scores
+from automixalign.training.memorisation import memorisation_warning
 
 _HELD_OUT = [split for split in SPLITS if split != TRAIN]
 
@@ -46,8 +48,8 @@ def write_specialist_losses(
         output: the folder to write.
 
     Returns:
-        The manifest, with the mean loss of each split and the `gap`: mean loss of the held-out pairs minus mean
-        loss of the training pairs. A gap above `warn_gap` causes a warning.
+        The manifest, with the mean loss of each split and `gap`, the memorisation: mean loss of the held-out
+        pairs minus mean loss of the training pairs. A value above `warn_gap` causes a warning.
 
     Raises:
         CacheError: the evaluation or `reference_logps` lacks a pair.
@@ -80,11 +82,12 @@ def write_specialist_losses(
         tables[split] = scores.append_column(caches.LOSS, pa.array(losses))
     by_split = {split: caches.column(table, caches.LOSS) for split, table in tables.items()}
     held_out = np.concatenate([by_split[split] for split in _HELD_OUT])
-    gap = float(held_out.mean() - by_split[TRAIN].mean())
-    if gap > settings.warn_gap:
-        current_step().warn(_gap_warning(settings, specialist_name(task), gap))
+    memorisation = float(held_out.mean() - by_split[TRAIN].mean())
+    cross_fit = settings.fold is not None
+    if warning := memorisation_warning(task, memorisation, settings.warn_gap, cross_fit):
+        current_step().warn(warning)
     mean_loss = {split: float(losses.mean()) for split, losses in by_split.items() if len(losses)}
-    current_step().record.add_metrics({"mean_loss": mean_loss, "gap": gap})
+    current_step().record.add_metrics({"mean_loss": mean_loss, "gap": memorisation})
     with files.replacing(output) as folder:
         return caches.write_cache(
             folder,
@@ -94,18 +97,7 @@ def write_specialist_losses(
             model=files.digest(specialist),
             precision=settings.precision,
             **settings.loss.model_dump(),
-            cross_fit=settings.fold is not None,
+            cross_fit=cross_fit,
             mean_loss=mean_loss,
-            gap=gap,
+            gap=memorisation,
         )
-
-
-def _gap_warning(settings: SpecialistLossesSettings, name: str, gap: float) -> str:
-    if settings.fold is not None:
-        remedy = "even cross-fitted; the splits differ"
-    else:
-        remedy = "it memorised them; train it less, give it more data or set specialist_losses.cross_fit"
-    return (
-        f"{name}: its held-out loss lies {gap:.2f} above that of its training pairs (warn_gap is "
-        f"{settings.warn_gap:g}): {remedy}"
-    )

@@ -132,7 +132,7 @@ def test_a_memorising_specialist_is_warned_about(
     held_out = np.concatenate([losses["validation"], losses["test"]])
     assert manifest["gap"] == pytest.approx(held_out.mean() - losses["train"].mean())
     assert manifest["gap"] > 0.05
-    assert "warning: specialist-format: its held-out loss lies" in capsys.readouterr().err
+    assert "warning: specialist-format: its held-out loss is" in capsys.readouterr().err
     write(*places, tmp_path / "quiet", warn_gap=10.0)
     assert "warning" not in capsys.readouterr().err
 

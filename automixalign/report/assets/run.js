@@ -166,7 +166,7 @@ function dataSection(run) {
       rows: run.tasks,
     }),
     h("h3", {}, "Estimated noise of the training labels"),
-    note("Two rough estimates. Contradicted: share of the training pairs whose rejected answer the task's specialist prefers. It is too low if the specialist has memorised its pairs (see the gap below). Clipped: share of the pairs in the last quarter of a training whose loss was at or below the specialist's. A method with the clipped excess does not train on these pairs. This share contains the noise and also every clean pair that the model has learnt, so it is usually far too high. Swapped on purpose: the exact share, from label_noise."),
+    note("Two rough estimates. Contradicted: share of the training pairs whose rejected answer the task's specialist prefers. It is too low if the specialist has memorised its pairs (see memorisation below). Clipped: share of the pairs in the last quarter of a training whose loss was at or below the specialist's. A method with the clipped excess does not train on these pairs. This share contains the noise and also every clean pair that the model has learnt, so it is usually far too high. Swapped on purpose: the exact share, from label_noise."),
     table({
       caption: "Estimated share of noisy training pairs",
       columns: [
@@ -178,13 +178,13 @@ function dataSection(run) {
       rows: run.tasks,
     }),
     h("h3", {}, "How far the specialists have memorised their training pairs"),
-    note("Gap: mean loss on the held-out pairs minus mean loss on the training pairs. A large gap means that the specialist has memorised its training pairs. Its losses on them are then too low for a comparison. Cross-fitting avoids this: a specialist trained on one half of the pairs scores the other half. Swapped training pairs make the gap smaller."),
+    note("Memorisation: mean loss on the held-out pairs minus mean loss on the training pairs. A large value means that the specialist has memorised its training pairs. Its losses on them are then too low for a comparison. Cross-fitting avoids this: a specialist trained on one half of the pairs scores the other half. Swapped training pairs make the value smaller."),
     table({
       caption: "Each specialist on its own task",
       columns: [
         name,
         ...["train", "validation", "test"].map(loss),
-        { title: "gap", cell: (task) => signed(task.specialist.gap) },
+        { title: "memorisation", cell: (task) => signed(task.specialist.gap) },
         { title: "cross-fitted", text: true, cell: (task) => (task.specialist.cross_fit ? "yes" : "no") },
       ],
       rows: run.tasks,

@@ -28,8 +28,9 @@ _HEAD = """# Configuration
 This page is for people who write a configuration file. `make pages` generates it from the schema in
 [`automixalign/config`](../automixalign/config); `make test` checks it.
 
-A configuration is a YAML file with the keys below. `ama run --config FILE` runs it, and `--set KEY=VALUE`
-changes a key on the command line: `--set training.beta=0.2`, `--set methods.1.eta=0.05`.
+A configuration is a YAML file with the keys below. `ama run --config FILE` runs it.
+`--set KEY=VALUE` changes a key on the command line: `--set training.beta=0.2`. An entry of a list has a number,
+and the first is 0: `--set methods.3.eta=0.05`.
 `ama validate` prints a configuration with every default. An unknown key or an impossible value is refused
 before any work starts. [`examples/`](../examples) and [`pipelines/presets/`](../pipelines/presets) hold whole
 configurations.
@@ -142,12 +143,13 @@ def _type(schema: dict[str, Any], definitions: dict[str, Any], sections: dict[st
 def _bounds(field: FieldInfo) -> str:
     """The limits of a number in words, such as ", above 0"."""
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    bounds = [
-        f"{words[name]} {limit}"
-        for constraint in _constraints(field.annotation, field.metadata)
-        for name in words
-        if (limit := getattr(constraint, name, None)) not in (None, LARGEST)
-    ]
+    limits: dict[str, list[float]] = {}
+    for constraint in _constraints(field.annotation, field.metadata):
+        for name in words:
+            if (limit := getattr(constraint, name, None)) not in (None, LARGEST):
+                limits.setdefault(name, []).append(limit)
+    tightest = {name: (max if name in ("ge", "gt") else min)(values) for name, values in limits.items()}
+    bounds = [f"{words[name]} {limit}" for name, limit in tightest.items()]
     return f", {' and '.join(bounds)}" if bounds else ""
 
 

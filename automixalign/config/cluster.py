@@ -92,7 +92,7 @@ class Toleration(Schema):
 
 
 class Retries(Schema):
-    """How often Kubeflow retries a failed stage, and how long it waits before."""
+    """How often Kubeflow retries a failed stage, and how long it waits before each retry."""
 
     times: Annotated[int, Field(strict=True, ge=0, le=10)] = 2
     """The largest number of retries."""
@@ -108,12 +108,13 @@ class Pod(Schema):
     cpu: Cpu | None = None
     """Cores requested: `2`, `0.5`, `500m`."""
     cpu_limit: Cpu | None = None
-    """Limit of the cores."""
+    """Limit of the cores, in the same form."""
     memory: Memory | None = None
-    """Request and limit of the memory: `16Gi`. A node short of memory first ends pods above their request."""
+    """Request and limit of the memory: `16Gi`. They are equal, because a node without memory first ends the
+    pods that use more than their request."""
     scratch: Memory | None = None
-    """Size of a volume at /tmp, for caches and temporary files. KFP passes on no request for
-    `ephemeral-storage`; it keeps artifacts in volumes of its own."""
+    """Size of a volume at /tmp, for caches and temporary files. KFP cannot request `ephemeral-storage`. It
+    keeps artifacts in its own volumes."""
     shared_memory: Memory | None = None
     """Size of a memory volume at /dev/shm, which NCCL and data loaders share between processes. It counts
     towards `memory`."""
@@ -148,9 +149,9 @@ class TrainJobSpec(Schema):
     """Trainings on several nodes; each is a TrainJob of [Kubeflow Trainer](https://www.kubeflow.org/docs/components/trainer)."""
 
     storage: Annotated[str, StringConstraints(pattern=r"^s3://[a-z0-9][a-z0-9.-]+(/.*)?$")]
-    """Prefix for the inputs and results of a training, on their way to the nodes and back."""
+    """The `s3://` prefix through which the nodes get their inputs and return their results."""
     runtime: ObjectName = "torch-distributed"
-    """The ClusterTrainingRuntime: one that starts PyTorch."""
+    """Name of a ClusterTrainingRuntime that starts PyTorch."""
 
 
 class TrainJobRequest(TrainJobSpec):
@@ -164,7 +165,7 @@ class TrainJobRequest(TrainJobSpec):
 
 
 class ClusterSpec(Schema):
-    """The part of an experiment that `ama compile` writes into the pipeline."""
+    """What the stages need of a cluster. `ama compile` and `ama submit` write it into the pipeline."""
 
     default: Pod = Pod()
     steps: dict[Stage, Pod] = Field(default_factory=dict)

@@ -43,9 +43,9 @@ class SplitSpec(Schema):
     """Shares of a task's pairs, split by prompt. The caps limit the cost of scoring."""
 
     validation: Annotated[Number, Field(ge=0, lt=1)] = 0.1
-    """Share of the prompts whose pairs validate."""
+    """Share of the pairs held out of training, beside `test`, to see whether a specialist memorises."""
     test: Annotated[Number, Field(gt=0, lt=1)] = 0.1
-    """Share of the prompts whose pairs every model is evaluated on."""
+    """Share of the pairs that every model is evaluated on."""
     max_train: Count | None = None
     """The largest number of training pairs of a task."""
     max_validation: Count | None = None

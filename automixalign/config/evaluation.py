@@ -11,13 +11,13 @@ class EvaluationSpec(Schema):
     batch_size: Count = 32
     """Sequences of one forward pass that computes log-probabilities."""
     precision: Precision = "fp32"
-    """Of all scoring: reference log-probabilities, specialist losses, evaluation."""
+    """Precision of all scoring: reference log-probabilities, specialist losses, evaluation."""
     generate: Flag = True
     """Whether to generate answers and verify them."""
     max_new_tokens: Count = 64
     """The largest number of tokens of a generation."""
     max_prompts: Count | None = None
-    """The largest number of greedy generations of a task."""
+    """The largest number of test prompts of a task to generate for; by default all."""
 
 
 class ScoringSettings(Settings):

@@ -33,13 +33,14 @@ class Experiment(Schema):
     name: Name
     """Names the run folder and the run in MLflow."""
     seed: Natural = 0
-    """Of all random choices."""
+    """The seed of all random choices."""
     extensions: list[Extension] = Field(default_factory=list)
     """Modules that register further mixers. Every process of the run imports them."""
     base_model: Annotated[BaseModelSpec, shorthand("source")]
     tasks: list[TaskSpec]
     max_length: Annotated[Count, Field(ge=8)] = 1024
-    """Tokens of prompt and answer. Longer answers are cut; prompts that fill it are dropped."""
+    """The largest number of tokens of a prompt and an answer together. A longer answer is cut. A pair whose
+    prompt leaves no room for an answer is dropped."""
     split: SplitSpec = SplitSpec()
     training: TrainingSpec
     budget: BudgetSpec

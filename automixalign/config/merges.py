@@ -18,9 +18,9 @@ class MergeSpec(Schema):
     name: Name = ""
     """Its name in the leaderboard; by default the method."""
     parameters: dict[str, Number] = Field(default_factory=dict)
-    """mergekit's parameters of the method, where another value than the default serves."""
+    """Values of mergekit's parameters that differ from the method's defaults."""
     weights: dict[str, Positive] = Field(default_factory=dict)
-    """Task -> mergekit's `weight` of its specialist; the others take that of `parameters`."""
+    """Task -> mergekit's `weight` of its specialist. The others take the `weight` of `parameters`."""
 
     @model_validator(mode="before")
     @classmethod

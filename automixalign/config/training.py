@@ -32,9 +32,9 @@ class Budget(Schema):
     """How long to train: optimiser steps, or epochs over the phase's training pairs."""
 
     steps: Count | None = None
-    """Optimiser steps."""
+    """Optimiser steps. Give either this or `epochs`."""
     epochs: Annotated[Positive, Field(le=10_000)] | None = None
-    """Passes over the training pairs, instead of `steps`."""
+    """Passes over the training pairs."""
     learning_rate: Positive | None = None
     """Replaces `training.learning_rate` for this phase."""
 
@@ -59,9 +59,9 @@ class BudgetSpec(Schema):
     """How long the two phases train; every generalist gets the same."""
 
     specialist: Budget
-    """Of each specialist."""
+    """How long each specialist trains."""
     generalist: Budget
-    """Of each generalist."""
+    """How long each generalist trains."""
 
 
 class TrainingSpec(Loss):
@@ -85,13 +85,13 @@ class TrainingSpec(Loss):
     warmup_steps: Natural = 0
     """Steps over which the learning rate rises from 0."""
     weight_decay: NonNegative = 0.0
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     max_grad_norm: NonNegative = 1.0
     """Norm that gradients are clipped to; 0 does not clip."""
     nll_weight: NonNegative = 0.0
-    """Weight of TRL's `sft` term on the chosen answer, the same for every method: the mean over the tokens of a
-    step, whatever the micro-batches. 0 is plain DPO. With .1 to .5, small models passed 1.4 to 3 times as many
-    generations on both setups that tried it, and the presets for them set .2 (docs/results.md)."""
+    """Weight of TRL's `sft` term, the same for every method: the negative log-likelihood of the chosen answers,
+    as a mean over all tokens of a step. 0 is plain DPO. With .1 to .5, small models passed 1.4 to 3 times as
+    many generations on both setups that tried it. The presets for small models set .2 (docs/results.md)."""
     precision: Precision = "auto"
     """`auto`: bf16 autocast on CUDA that has it, otherwise fp32. CPUs without AMX take longer in bf16; those
     without AVX512-BF16 take tens of times as long."""
@@ -102,7 +102,7 @@ class TrainingSpec(Loss):
     trainable: Annotated[list[str], Field(min_length=1)] | None = None
     """Regular expressions. Full fine-tuning changes only the parameters whose name matches one of them."""
     checkpoint_every: Natural = 50
-    """Steps between checkpoints, where a run keeps any (`automixalign/training/checkpoints.py`); 0 for none."""
+    """Steps between checkpoints; 0 for none. On a cluster, checkpoints need an `output` in S3."""
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:

@@ -75,7 +75,8 @@ class AdaptiveOptions(Options):
     """Smoothing: every task keeps at least c/k of the weight. With a small eta, values from .05 to .3 change
     AMA-R little; a larger c makes up for a large eta (benchmarks/results/quality.md, two setups)."""
     raw_loss: Flag = False
-    """An ablation: L replaces the excess, in the gradient and in the update. No specialist takes part."""
+    """An ablation: the DPO loss replaces the excess, in the gradient and in the update. No specialist
+    takes part."""
 
 
 class MultiplicativeWeights(Mixer):
@@ -108,8 +109,8 @@ class ReweightingOptions(AdaptiveOptions):
     """Options of AMA-R."""
 
     allocate: Flag = False
-    """A step holds about alpha_i B pairs of task i, at least one, instead of B/k. The objective is the same,
-    but a heavy task no longer consists of a few pairs with large weights and a noisy gradient (proportional
+    """A step of B pairs holds about alpha_i B of task i, at least one, instead of B/k. The objective is the
+    same. But the gradient of a task with a large weight is less noisy, because it has more pairs (proportional
     allocation, Neyman 1934; An et al. 2021, arXiv 2009.13447). On both setups where it was tried, it left the
     worst task closer to its specialist (benchmarks/results/quality.md)."""
 

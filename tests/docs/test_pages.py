@@ -141,10 +141,12 @@ def test_the_mixer_of_the_page_works() -> None:
 def test_the_verifier_of_the_page_works() -> None:
     (block,) = re.findall(r"```toml\n(.*?)```", PAGES["docs/extending.md"], re.DOTALL)
     ((group, declared),) = tomllib.loads(block)["project"]["entry-points"].items()
-    is_polite = metadata.EntryPoint("polite", declared["polite"], group).load()
+    ((name, reference),) = declared.items()
+    verifier = metadata.EntryPoint(name, reference, group).load()
     assert group == ENTRY_POINTS
-    assert is_polite("tea, please", "tea")
-    assert not is_polite("tea", "tea")
+    assert verifier("new  delhi", "New Delhi")
+    assert verifier("New Delhi", "New Delhi"), "a verifier must pass the right answer"
+    assert not verifier("Delhi", "New Delhi")
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)

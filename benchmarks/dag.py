@@ -140,22 +140,18 @@ def _reap() -> None:
 def measure(preset: str, repeats: int, options: list[str]) -> dict[str, dict[str, float]]:
     """Medians over the repeats: command -> part -> seconds."""
     ctypes.CDLL(None).prctl(_CHILD_SUBREAPER, 1, 0, 0, 0)
-    runs_by_command: dict[str, list[dict[str, float]]] = {}
+    timings: dict[str, list[dict[str, float]]] = {}
     options_of_first = ["--preset", preset, *options]
     changed = [*options_of_first, "--set", "methods.3.eta=0.04"]
     for _ in range(repeats):
         with tempfile.TemporaryDirectory(prefix="ama-dag-") as folder:
             first, cache = Path(folder) / "first", Path(folder) / "cache"
-            runs_by_command.setdefault("first run", []).append(timed_run(first, options_of_first, cache))
-            runs_by_command.setdefault("the same command again", []).append(
-                timed_run(first, options_of_first, cache)
-            )
-            runs_by_command.setdefault("another eta", []).append(
-                timed_run(Path(folder) / "other", changed, cache)
-            )
+            timings.setdefault("first run", []).append(timed_run(first, options_of_first, cache))
+            timings.setdefault("the same command again", []).append(timed_run(first, options_of_first, cache))
+            timings.setdefault("another eta", []).append(timed_run(Path(folder) / "other", changed, cache))
     return {
         name: {part: statistics.median(run[part] for run in runs) for part in MEASURES}
-        for name, runs in runs_by_command.items()
+        for name, runs in timings.items()
     }
 
 

@@ -15,11 +15,9 @@ from automixalign.storage import files
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """A parser with the option `--json FILE`; shows a module's docstring as its help."""
-    made = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    made.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
-    return made
+    cli = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
+    return cli
 
 
 def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

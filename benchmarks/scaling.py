@@ -59,7 +59,7 @@ STAGES = (
 
 def sizes(most: int) -> list[int]:
     """Numbers of rows: two a power of ten, from 1,000 on."""
-    return [round(1000 * 10 ** (place / 2)) for place in range(2 * round(math.log10(most / 1000)) + 1)]
+    return [round(1000 * 10 ** (half / 2)) for half in range(2 * round(math.log10(most / 1000)) + 1)]
 
 
 class Experiment:
@@ -71,17 +71,12 @@ class Experiment:
 
         os.environ["AMA_CHECKPOINTS"] = str(folder / "checkpoints")
         self.folder = folder
-        self.base, self.data, self.reference_logps = (
-            folder / "base",
-            folder / "data",
-            folder / "reference_logps",
-        )
+        self.base, self.data = folder / "base", folder / "data"
+        self.reference_logps = folder / "reference_logps"
         tiny.write_base_model(self.base)
         names = [f"task-{number:02}" for number in range(tasks)]
         for name in names:
-            source = (
-                {"prompt": f"{name} {row} =", "chosen": f" {row}", "rejected": " no"} for row in range(rows)
-            )
+            source = ({"prompt": f"{name} {n} =", "chosen": f" {n}", "rejected": " no"} for n in range(rows))
             files.write_jsonl(folder / f"{name}.jsonl", ({**row, "answer": "x"} for row in source))
         described = {
             "name": "scaling",
@@ -101,7 +96,6 @@ class Experiment:
         self.plan = Plan.of(self.experiment, dict.fromkeys(["base_model", *names], ""))
 
     def prepare(self) -> None:
-
         tiny.prepare(self.plan.data, self.base, self.data)
 
     def write_reference_logps(self) -> None:
@@ -127,9 +121,7 @@ class Experiment:
         """The base model takes the place of every specialist."""
         from automixalign.training.specialist_losses import write_specialist_losses
 
-        evaluation = self.folder / "evaluation"
         for task in self.plan.tasks:
-            output = self.folder / "losses" / task
             write_specialist_losses(
                 self.plan.specialist_losses,
                 task=task,
@@ -137,8 +129,8 @@ class Experiment:
                 reference_logps=self.reference_logps,
                 base_model=self.base,
                 specialist=self.base,
-                evaluation=evaluation,
-                output=output,
+                evaluation=self.folder / "evaluation",
+                output=self.folder / "losses" / task,
             )
 
     def train(self, steps: int) -> None:
@@ -227,8 +219,8 @@ def cost(tasks: int, rows: int, repeats: int) -> dict[str, float]:
     """The median cost of each stage."""
     runs = []
     for _ in range(repeats):
-        with tempfile.TemporaryDirectory(prefix="ama-scaling-") as place, redirect_stdout(io.StringIO()):
-            runs.append(Experiment(Path(place), tasks, rows).run())
+        with tempfile.TemporaryDirectory(prefix="ama-scaling-") as folder, redirect_stdout(io.StringIO()):
+            runs.append(Experiment(Path(folder), tasks, rows).run())
         gc.collect()
     return {stage: statistics.median(run[stage] for run in runs) for stage in STAGES}
 
@@ -256,12 +248,10 @@ def measure(
     costs: dict[str, list[float]] = {stage: [] for stage in STAGES}
     for point in points:
         tasks, rows = sized(point)
-        found = cost(tasks, rows, repeats)
-        print(
-            f"{axis} {point}: {json.dumps({key: round(value, 3) for key, value in found.items()})}",
-            file=sys.stderr,
-        )
-        for stage, value in found.items():
+        medians = cost(tasks, rows, repeats)
+        rounded = {stage: round(value, 3) for stage, value in medians.items()}
+        print(f"{axis} {point}: {json.dumps(rounded)}", file=sys.stderr)
+        for stage, value in medians.items():
             costs[stage].append(value)
     cells = [point * (point + 2) for point in points]  # reference, a specialist a task, one generalist
     by = {"leaderboard": cells} if axis == "tasks" else {}

@@ -177,9 +177,7 @@ def select_pairs(source: Path, scratch: Path, pair_filter: PairFilter) -> Path:
         tokenizer = _tokenizer(scratch / "tokenizer")
 
         def tokens(row: dict[str, Any]) -> int:
-            sides = (
-                tokenizer.apply_chat_template(row["prompt"] + row[side]) for side in ("chosen", "rejected")
-            )
+            sides = (tokenizer.apply_chat_template(row["prompt"] + row[key]) for key in ("chosen", "rejected"))
             return max(len(side["input_ids"]) for side in sides)
 
         per_prompt: Counter[str] = Counter()

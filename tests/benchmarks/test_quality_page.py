@@ -86,7 +86,7 @@ def row(seed: int, arm: str, pass_rate: bool) -> dict[str, Any]:
 def write_setup(results: Path, name: str, *, seeds: int = 5, pass_rate: bool = True, without: str = "") -> Path:
     rows = [row(seed, arm, pass_rate) for seed in range(seeds) for arm in ARMS if arm != without]
     tried = [{"options": {"eta": eta}, "worst_excess": 0.2 - eta} for eta in (0.01, 0.1, 0.03)]
-    found = {
+    content = {
         "setup": name,
         "command": f"python -m benchmarks.quality {name}",
         "experiment": {},
@@ -97,7 +97,7 @@ def write_setup(results: Path, name: str, *, seeds: int = 5, pass_rate: bool = T
     }
     results.mkdir(parents=True, exist_ok=True)
     file = results / f"{name}.json"
-    file.write_text(json.dumps(found))
+    file.write_text(json.dumps(content))
     file.with_suffix(".pilot.md").write_text("What the pilot showed.\n")
     return file
 
@@ -143,7 +143,7 @@ def setup(file: Path) -> SetupResults:
 
 
 def change(file: Path, edit: Callable[[list[dict[str, Any]]], object]) -> SetupResults:
-    """Edit the rows of a results file in place, and read it."""
+    """Edit the rows of a results file, and read it."""
     content = json.loads(file.read_text())
     edit(content["rows"])
     file.write_text(json.dumps(content))

@@ -75,13 +75,10 @@ class TestStore:
 
 
 def test_results_have_a_row_a_line(tmp_path: Path) -> None:
-    found = {
-        "setup": "s",
-        "tuned": {"a": {"chosen": {}}},
-        "rows": [{"seed": 0, "tasks": {"x": 1.5}}, {"seed": 1}],
-    }
-    write_results(tmp_path / "s.json", found)
-    assert files.read_json(tmp_path / "s.json") == found
+    rows = [{"seed": 0, "tasks": {"x": 1.5}}, {"seed": 1}]
+    results = {"setup": "s", "tuned": {"a": {"chosen": {}}}, "rows": rows}
+    write_results(tmp_path / "s.json", results)
+    assert files.read_json(tmp_path / "s.json") == results
     assert '{"seed": 0, "tasks": {"x": 1.5}},\n{"seed": 1}\n' in (tmp_path / "s.json").read_text()
     write_results(tmp_path / "none.json", {"rows": []})
     assert files.read_json(tmp_path / "none.json") == {"rows": []}
@@ -177,10 +174,9 @@ class TestArms:
     def test_options_are_those_of_the_methods(self, setup: setups.Setup) -> None:
         for arm in setup.generalists:
             for options in arm.candidates or ({},):
-                method = {
-                    key: value for key, value in {**options, **arm.options}.items() if key != "learning_rate"
-                }
-                MethodSpec.model_validate({"method": arm.method, **method})
+                method = {"method": arm.method, **options, **arm.options}
+                method.pop("learning_rate", None)
+                MethodSpec.model_validate(method)
             assert arm.like is None or arm.like in {other.name for other in setup.generalists}
 
     @pytest.mark.parametrize("setup", setups.SETUPS.values(), ids=setups.SETUPS)
@@ -204,7 +200,6 @@ class TestArms:
 
 
 def test_preference_pairs_are_selected_by_source_length_and_prompt(tmp_path: Path) -> None:
-
     def row(prompt: str, chosen: str, source: str) -> dict[str, Any]:
         return {
             "prompt": [{"role": "user", "content": prompt}],
@@ -279,9 +274,7 @@ def test_the_map_keeps_the_rows_of_the_same_experiment(tmp_path: Path) -> None:
 COMMON = ("reference", "specialist-arithmetic", "specialist-format")
 
 
-def test_a_sweep_tunes_on_validation_and_reports_each_seed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sweep_tunes_on_validation_and_reports_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = ({"learning_rate": 1.0}, {"learning_rate": 30.0})
     longer = Arm("more", "uniform", like="uniform", total_compute=True)
     merges = (Merge("linear", "linear"), Merge("tuned", "task_arithmetic", ({"lambda": 0.1}, {"lambda": 50.0})))
@@ -341,22 +334,13 @@ def test_results_of_another_experiment_are_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add_setup(monkeypatch, three_splits(), (), ())
-    other = {
-        "setup": "tiny",
-        "experiment": {},
-        "tuning_seeds": [],
-        "arms": [],
-        "tuned": {},
-        "seeds": [9],
-        "rows": [],
-    }
+    other = {"setup": "tiny", "experiment": {}, "seeds": [9], "tuned": {}}
+    other |= {key: [] for key in ("tuning_seeds", "arms", "rows")}
     assert run_tiny(tmp_path, [0], other)["seeds"] == [0]
     assert "the results are those of another tiny: all of it runs again" in capsys.readouterr().err
 
 
-def test_without_tuning_seeds_a_merge_is_tuned_on_each_seed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_tuning_seeds_each_seed_tunes_a_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tries = ({"lambda": 50.0}, {"lambda": 1.0}, {"lambda": 100.0})
     merge = Merge("tuned", "task_arithmetic", tries)
     setup = add_setup(monkeypatch, three_splits(), (), (merge,))
@@ -377,16 +361,17 @@ def test_seeds_on_the_command_line(text: str, seeds: list[int]) -> None:
     assert command_line.format_seeds(seeds) == text
 
 
+Pairs = dict[str, list[dict[str, Any]]]
+
+
 class TestReasoning:
     @pytest.fixture(scope="class")
-    def pairs(self) -> dict[str, list[dict[str, Any]]]:
+    def pairs(self) -> Pairs:
         pytest.importorskip("reasoning_gym", reason="of the extra `quality`")
         return reasoning.pairs(3)
 
     @pytest.mark.parametrize("family", reasoning.FAMILIES)
-    def test_the_scorer_tells_right_from_wrong(
-        self, family: str, pairs: dict[str, list[dict[str, Any]]]
-    ) -> None:
+    def test_the_scorer_tells_right_from_wrong(self, family: str, pairs: Pairs) -> None:
         passes, rows = registered_verifiers()[reasoning.register()[family]], pairs[family]
         assert len(rows) == reasoning.FAMILIES[family][0] + reasoning.HELD_OUT
         assert len({row["prompt"][0]["content"] for row in rows}) == len(rows)
@@ -394,22 +379,18 @@ class TestReasoning:
         assert not any(passes(row["rejected"][0]["content"], row["answer"]) for row in rows)
 
     @pytest.mark.parametrize("family", reasoning.FAMILIES)
-    def test_no_answer_is_frequent_or_too_long(
-        self, family: str, pairs: dict[str, list[dict[str, Any]]]
-    ) -> None:
+    def test_no_answer_is_frequent_or_too_long(self, family: str, pairs: Pairs) -> None:
         answers = Counter(row["chosen"][0]["content"] for row in pairs[family])
         assert max(answers.values()) < 0.42 * answers.total()
         tokenizer = build_tokenizer()
         assert max(len(tokenizer(answer)["input_ids"]) for answer in answers) < reasoning.MAX_ANSWER_TOKENS
 
-    def test_pairs_depend_on_the_seed_alone(
-        self, pairs: dict[str, list[dict[str, Any]]], tmp_path: Path
-    ) -> None:
+    def test_pairs_depend_on_the_seed_alone(self, pairs: Pairs, tmp_path: Path) -> None:
         assert reasoning.pairs(3) == pairs != reasoning.pairs(4)
         reasoning.write_pairs(tmp_path, pairs)
         assert files.read_jsonl(tmp_path / "gcd.jsonl") == pairs["gcd"]
 
-    def test_seeds_share_problems_only_by_chance(self, pairs: dict[str, list[dict[str, Any]]]) -> None:
+    def test_seeds_share_problems_only_by_chance(self, pairs: Pairs) -> None:
         """A seed shares as many with the next seed as with a distant one: words and small numbers are few."""
 
         def prompts(rows: list[dict[str, Any]]) -> set[str]:
@@ -421,7 +402,7 @@ class TestReasoning:
 
         assert abs(shared(4) - shared(40)) < 0.03 * sum(map(len, pairs.values()))
 
-    def test_the_base_model_has_not_seen_the_pairs(self, pairs: dict[str, list[dict[str, Any]]]) -> None:
+    def test_the_base_model_has_not_seen_the_pairs(self, pairs: Pairs) -> None:
         """It reads every prompt without truncation."""
         texts = reasoning.base_texts(3)
         prompts = {row["prompt"][0]["content"] for rows in pairs.values() for row in rows}

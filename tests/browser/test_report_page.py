@@ -15,9 +15,7 @@ from tests.report.report_run import EVERYWHERE, HOSTILE, hostile_facts, write_ru
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(
-        EXECUTABLE is None, reason="there is no chromium on the PATH; Debian: apt install chromium"
-    ),
+    pytest.mark.skipif(EXECUTABLE is None, reason="no chromium on the PATH; Debian: apt install chromium"),
 ]
 
 VIEWS = [(width, dark) for width in (1280, 400) for dark in (False, True)]
@@ -58,9 +56,7 @@ def column(page: Page, number: int) -> list[str]:
 
 
 def headers(page: Page) -> list[str]:
-    return list(
-        page.run("[...document.querySelectorAll('#leaderboard thead th')].map((head) => head.textContent)")
-    )
+    return list(page.run("[...document.querySelectorAll('#leaderboard thead th')].map((th) => th.textContent)"))
 
 
 @pytest.mark.parametrize("kind", ["run", "comparison"])
@@ -178,9 +174,7 @@ def choose(page: Page, where: str, value: str) -> None:
 
 
 def readouts(page: Page) -> list[str]:
-    return list(
-        page.run("[...document.querySelectorAll('#trajectories .readout')].map((text) => text.textContent)")
-    )
+    return list(page.run("[...document.querySelectorAll('#trajectories .readout')].map((t) => t.textContent)"))
 
 
 def test_pointer_and_arrow_keys_select_a_step(page: Page, reports: dict[str, Path]) -> None:

@@ -36,14 +36,12 @@ def test_presets_parse() -> None:
     assert len(quickstart.tasks) >= 2
     assert all(task.source == f"synthetic:{task.name}" for task in quickstart.tasks)
     assert {"standard", "uniform", "ama-r", "ama-s"} <= {method.method for method in quickstart.methods}
-    smollm2 = load_experiment(
-        "smollm2", None, ["helpful=a.jsonl", "harmless=s3://b/c=d"], ["training.beta=0.2"]
-    )
-    assert [(task.name, task.source) for task in smollm2.tasks] == [
+    preset = load_experiment("smollm2", None, ["helpful=a.jsonl", "harmless=s3://b/c=d"], ["training.beta=0.2"])
+    assert [(task.name, task.source) for task in preset.tasks] == [
         ("helpful", "a.jsonl"),
         ("harmless", "s3://b/c=d"),
     ]
-    assert smollm2.training.beta == 0.2
+    assert preset.training.beta == 0.2
     with pytest.raises(ConfigError, match=r"tasks: at least one is needed .*--task"):
         load_experiment("smollm2")
 
@@ -162,9 +160,7 @@ def test_refusals_name_their_key(experiment_data: Data, changes: Data, message: 
 
 def test_all_faults_are_listed(experiment_data: Data) -> None:
     with pytest.raises(ConfigError) as refusal:
-        parse_experiment(
-            changed(experiment_data, {"training.beta": 0, "sed": 1, "tasks.0.limit": 0}), "my.yaml"
-        )
+        parse_experiment(changed(experiment_data, {"training.beta": 0, "sed": 1, "tasks.0.limit": 0}), "a.yaml")
     assert {line.split(":")[0] for line in str(refusal.value).splitlines()[1:]} == {
         "training.beta",
         "sed",
@@ -344,8 +340,8 @@ def settings_of(data: Data, **fingerprints: str) -> dict[str, Any]:
     return settings
 
 
-def difference(left: dict[str, Any], right: dict[str, Any]) -> set[str]:
-    return {key for key in left.keys() | right.keys() if left.get(key) != right.get(key)}
+def difference(one: Data, other: Data) -> set[str]:
+    return {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
 
 
 STAGES = {

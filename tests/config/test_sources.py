@@ -67,9 +67,7 @@ NOT_IN_IMAGE = (
         ),
     ],
 )
-def test_who_can_reach_a_source(
-    source: str, service: str | None, pod: str | None, container: str | None
-) -> None:
+def test_who_reaches_a_source(source: str, service: str | None, pod: str | None, container: str | None) -> None:
     parsed = parse_base_model(source)
     assert (parsed.service, parsed.unreachable_from("pod")) == (service, pod)
     assert (parsed.unreachable_from("container") or "").startswith(container or "")

@@ -93,9 +93,7 @@ def _install() -> None:
         raise NoEngineError(f"{', '.join(missing)} must be installed, and there is no apt-get")
     with _timed(f"apt-get install {' '.join(missing)}"):
         for command in (["update"], ["install", "--yes", "--no-install-recommends", *missing]):
-            done = _run(
-                ["apt-get", "--quiet", *command], env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-            )
+            done = _run(["apt-get", "-q", *command], env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
             if done.returncode:
                 raise NoEngineError(f"apt-get {' '.join(command)}: {done.stdout[-1000:]}")
 

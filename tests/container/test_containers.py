@@ -291,9 +291,7 @@ def test_a_stage_is_isolated_and_ends_with_its_run(
     assert containers_of(client, tmp_path / "run") == []
 
 
-def test_a_killed_stage_fails_the_run(
-    in_containers: Start, client: docker.DockerClient, tmp_path: Path
-) -> None:
+def test_a_killed_stage_fails_a_run(in_containers: Start, client: docker.DockerClient, tmp_path: Path) -> None:
     """The system kills it when memory runs out; kfp's runner may report a success."""
     run = in_containers(LONG, tmp_path / "run")
     wait_for(run, client, tmp_path / "run", "prepare_base_model").kill()
@@ -335,9 +333,7 @@ def test_a_run_that_cannot_work_is_refused_before_any_stage(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_source_that_stages_may_not_read_is_refused(
-    in_containers: Start, workspace: Path, tmp_path: Path
-) -> None:
+def test_a_source_stages_may_not_read_is_refused(in_containers: Start, workspace: Path, tmp_path: Path) -> None:
     shutil.copytree(workspace / "base", tmp_path / "base")
     (tmp_path / "base" / "model.safetensors").chmod(0o600)
     _, err = finish(in_containers(experiment(base_model=str(tmp_path / "base")), tmp_path / "run"), 2)

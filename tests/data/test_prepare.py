@@ -44,9 +44,7 @@ def source(tmp_path: Path) -> Path:
     return write_rows(tmp_path / "source.jsonl", rows)
 
 
-def test_prepare_data(
-    tmp_path: Path, base_model: Path, source: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_prepare(tmp_path: Path, base_model: Path, source: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     output = tmp_path / "out"
     card = tiny.prepare(settings_for(source), base_model, output)
     assert read_card(output) == card
@@ -62,11 +60,11 @@ def test_prepare_data(
         "cut": 5,
         "over_cap": 0,
     }
-    found = tables(output)
-    assert {split: len(rows) for split, rows in found.items()} == task["pairs"]
-    prompts = {split: {row["prompt"][0]["content"] for row in rows} for split, rows in found.items()}
+    splits = tables(output)
+    assert {split: len(rows) for split, rows in splits.items()} == task["pairs"]
+    prompts = {split: {row["prompt"][0]["content"] for row in rows} for split, rows in splits.items()}
     assert {split: len(texts) for split, texts in prompts.items()} == task["prompts"]
-    rows = [row for part in found.values() for row in part]
+    rows = [row for part in splits.values() for row in part]
     assert len({row["pair_id"] for row in rows}) == 105
     for row in rows:
         assert (row["task"], row["answer"], row["swapped"]) == ("task", "yes", False)

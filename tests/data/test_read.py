@@ -50,10 +50,10 @@ def test_parquet(tmp_path: Path) -> None:
     rows[1]["answer"] = "yes"
     rows[2] |= {"chosen": [assistant("yes"), {"role": "user", "content": "more"}, assistant("yes")]}
     pq.write_table(pa.Table.from_pylist([{"answer": None, **row} for row in rows]), tmp_path / "a.parquet")
-    found = read(tmp_path / "a.parquet")
-    assert [row.data for row in found] == rows
-    assert found[299].where == f"{tmp_path}/a.parquet:300"
-    assert len({parsed(row.data).pair_id for row in found}) == 300
+    read_back = read(tmp_path / "a.parquet")
+    assert [row.data for row in read_back] == rows
+    assert read_back[299].where == f"{tmp_path}/a.parquet:300"
+    assert len({parsed(row.data).pair_id for row in read_back}) == 300
 
 
 def test_a_missing_prompt_in_parquet_is_an_implicit_one(tmp_path: Path) -> None:

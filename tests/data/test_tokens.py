@@ -208,5 +208,5 @@ def test_chunks_are_tokenised_as_one_pair_after_the_other(
     pairs = data.draw(_pairs(conversational))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokens, "_CHUNK_PAIRS", 2)
-        found = [each for chunk in tokens.tokenize(zoo[which], pairs, max_length) for each in chunk]
-    assert found == [(pair, plain_data.tokenize(zoo[which], pair, max_length)) for pair in pairs]
+        actual = [each for chunk in tokens.tokenize(zoo[which], pairs, max_length) for each in chunk]
+    assert actual == [(pair, plain_data.tokenize(zoo[which], pair, max_length)) for pair in pairs]

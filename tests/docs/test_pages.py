@@ -56,9 +56,7 @@ SNIPPETS = [
     if name.startswith("docs/")
 ]
 MODULES_OF_USERS = re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGES["docs/extending.md"], re.DOTALL)
-MIXERS = {
-    name: mixer for name, mixer in registered_mixers().items() if mixer.__module__.startswith("automixalign.")
-}
+MIXERS = {name: cls for name, cls in registered_mixers().items() if cls.__module__.startswith("automixalign.")}
 OPTIONS = {option for mixer in MIXERS.values() for option in mixer.schema.model_fields}
 LOSSES = get_args(get_args(LossType)[0])
 

@@ -29,7 +29,7 @@ def raises(kind: type[AutoMixAlignError], *parts: str) -> Iterator[None]:
 
 
 def assert_empty(folder: Path) -> None:
-    """No file is left in a folder, if there is one."""
+    """Assert that a folder has no file or does not exist."""
     assert not list(folder.glob("*"))
 
 
@@ -76,7 +76,7 @@ def flip(name: str, byte: int = -1) -> Damage:
 
 
 class Bomb:
-    """Unpickled, it makes the folder `marker`, in place of anything worse."""
+    """Unpickled, it makes the folder `marker`, where real code would do worse."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = str(marker)

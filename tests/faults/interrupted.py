@@ -58,7 +58,7 @@ class Fault(NamedTuple):
     call: int
     """The fault happens after this call of it."""
     kind: str = "kill"
-    """`kill`: the process is killed by SIGKILL; `full`: the disk is full from here on."""
+    """`kill`: the process is killed by SIGKILL; `full`: the disk is full from then on."""
     group: int | None = None
     """The process group that is killed instead."""
 

@@ -78,9 +78,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(("damage", "reason"), DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
-    output: Path, damage: Damage, reason: str
-) -> None:
+def test_a_damaged_checkpoint_yields_to_the_one_before(output: Path, damage: Damage, reason: str) -> None:
     damage(checkpoint_folder(output) / "checkpoint-4")
     check_finishes(output, 2, "checkpoint-4 is passed over", reason)
 

@@ -109,7 +109,7 @@ FILES = [
     keys("tasks that differ only in case", {"tasks.1.name": "Arithmetic"}, "'Arithmetic' is used twice"),
     keys("a method used twice", {"methods": ["ama-r", "ama-r"]}, "the name 'ama-r' is used twice"),
     keys("a merge named ama-r", {"merges.0": {"method": "ties", "name": "ama-r"}}, "'ama-r' is used twice"),
-    # Sources and places.
+    # Sources and paths.
     keys("a source with NUL", {"tasks.0": {"name": "a", "source": "a\0.jsonl"}}, "tasks.0.source: "),
     keys("a source of two lines", {"base_model": "a\nb"}, "base_model.source: "),
     keys("no source", {"tasks.0": {"name": "a", "source": ""}}, "tasks.0.source: "),
@@ -124,9 +124,7 @@ FILES = [
     keys("a missing base model", {"base_model": "./none"}, "base_model.source: ./none does not exist"),
     keys("a missing package", {"base_model": "package:none.such/x.gguf"}, "'none.such'", "is not installed"),
     keys("a base model's long name", {"base_model": "./" + "x" * 900}, "base_model.source: ", "too long"),
-    keys(
-        "a password in a URI", {"tracking": {"uri": "https://me:secret@host"}}, "'uri' holds a user or password"
-    ),
+    keys("password in URI", {"tracking": {"uri": "https://me:secret@host"}}, "'uri' holds a user or password"),
     # What does not go together.
     keys("an indivisible batch", {"training.micro_batch_size": 3}, "must be a multiple of 'micro_batch_size'"),
     keys(

@@ -60,8 +60,8 @@ def check_source(name: str, content: bytes) -> None:
     labels = split_tasks({task: np.sort(each) for task, each in ranks.items()}, SplitSpec(test=0.3))
     splits: dict[str, set[int]] = {}
     for task, part in tasks.items():
-        for place, label in zip(np.argsort(ranks[task], kind="stable"), labels[task], strict=True):
-            splits.setdefault(part[place].prompt_key, set()).add(int(label))
+        for row, label in zip(np.argsort(ranks[task], kind="stable"), labels[task], strict=True):
+            splits.setdefault(part[row].prompt_key, set()).add(int(label))
     assert all(len(labels_of_prompt) == 1 for labels_of_prompt in splits.values())
 
 

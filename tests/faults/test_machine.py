@@ -223,9 +223,7 @@ def test_a_disk_that_fills_up_under_a_stage(disk: Disk, stage: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_with_checkpoints(
-    disk: Disk, tmp_path: Path, environment: Callable[..., None]
-) -> None:
+def test_a_disk_that_checkpoints_fill(disk: Disk, tmp_path: Path, environment: Callable[..., None]) -> None:
     """The same training then goes on after the last whole one."""
     environment(**{checkpoints.CHECKPOINTS_VARIABLE: str(disk.folder / "checkpoints")})
     failures = 0

@@ -108,9 +108,7 @@ def check_all_once(uri: str) -> None:
         pytest.param(Fault(answer=WEB_PAGE), "JSON", id="a web page"),
     ],
 )
-def test_a_fault_is_named_and_all_is_sent_after_it(
-    between: Proxy, tmp_path: Path, fault: Fault, part: str
-) -> None:
+def test_a_fault_is_named_and_then_all_is_sent(between: Proxy, tmp_path: Path, fault: Fault, part: str) -> None:
     spool = filled_spool(tmp_path, between.url)
     between.fault = fault
     assert part in (send_waiting(spool) or "")
@@ -257,9 +255,7 @@ def test_a_registry_that_is_down_is_found_by_the_plan(environment: Callable[...,
     "fault",
     [pytest.param(Fault(), id="down"), pytest.param(Fault(answer=BROKEN), id="500", marks=pytest.mark.slow)],
 )
-def test_register_fails_without_the_registry(
-    tmp_path: Path, environment: Callable[..., None], fault: Fault
-) -> None:
+def test_register_needs_the_registry(tmp_path: Path, environment: Callable[..., None], fault: Fault) -> None:
     world, row = tiny.world(), {"excess": 0.1, "accuracy": 0.9}
     board = [{"model": "uniform", "family": "generalist", "worst": row, "average": row}]
     files.write_json(tmp_path / "board.json", board)

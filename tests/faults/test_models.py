@@ -88,7 +88,7 @@ def add_code(model: Path) -> None:
 
 
 def become(made: Callable[[Path], Any]) -> Damage:
-    """Another model in its place."""
+    """Replace it by another model."""
 
     def change(model: Path) -> None:
         other = made(model)
@@ -146,9 +146,7 @@ def configure(cli: CommandLine, rows: bytes = lines(GOOD), **changes: Any) -> No
         bad("no config.json", remove("config.json"), LOADED),
         bad("config.json cut short", cut("config.json", 40), LOADED),
         bad("an unknown architecture", config(model_type="no-such"), LOADED, "no-such"),
-        bad(
-            "an encoder-decoder", config(model_type="t5", architectures=["T5ForConditionalGeneration"]), LOADED
-        ),
+        bad("encoder-decoder", config(model_type="t5", architectures=["T5ForConditionalGeneration"]), LOADED),
         bad("code of its own", add_code, LOADED),
         bad("no weights", remove(WEIGHTS), LOADED, WEIGHTS),
         bad("pickled weights alone", pickle_weights, LOADED, "safetensors"),

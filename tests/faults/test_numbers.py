@@ -118,9 +118,7 @@ DIVERGING: dict[str, tuple[float, int, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("rate", "steps", "options", "part"), DIVERGING.values(), ids=DIVERGING)
-def test_a_specialist_diverges(
-    output: Path, rate: float, steps: int, options: dict[str, Any], part: str
-) -> None:
+def test_specialist_diverges(output: Path, rate: float, steps: int, options: dict[str, Any], part: str) -> None:
     with raises(TrainingError, "step ", part, "lower the learning rate"):
         train(tiny.specialist_training(output, steps, learning_rate=rate, **options))
     assert_empty(output)

@@ -121,14 +121,10 @@ BAD = [
     bad("Python's quotes", lines(GOOD[:1]) + b"{'prompt': 'a'}\n", "own.jsonl:2: not a JSON document"),
     bad("CSV", b"prompt,chosen,rejected\na,b,c\n", "own.jsonl:1: not a JSON document"),
     bad("JSON over several lines", json.dumps(GOOD, indent=1).encode(), "own.jsonl:1: ", "line must be one"),
-    bad(
-        "a JSON array on one line", json.dumps(GOOD).encode(), "own.jsonl:1: a JSON object is needed, not list"
-    ),
+    bad("JSON array on one line", json.dumps(GOOD).encode(), "own.jsonl:1: a JSON object is needed, not list"),
     bad("a row that is null", b"null\n", "own.jsonl:1: a JSON object is needed, not NoneType"),
     bad("a duplicate field", b'{"chosen": "a", "chosen": "b"}', "own.jsonl:1: ", "'chosen' occurs twice"),
-    bad(
-        "a number of 5,000 digits", lines(GOOD[:1]) + b'{"a": ' + b"1" * 5000 + b"}", "own.jsonl:2: not a JSON"
-    ),
+    bad("number of 5,000 digits", lines(GOOD[:1]) + b'{"a": ' + b"1" * 5000 + b"}", "own.jsonl:2: not a JSON"),
     bad("nested 100,000 deep", b"[" * 100_000, "own.jsonl:1: ", "nested too deep"),
     bad("nested just as deep as JSON may be", DEEP, "own.jsonl:1: "),
     bad("a line of more than 64 MiB", b'"' + b"x" * (65 << 20), "own.jsonl:1: the line is longer than 64 MiB"),
@@ -227,9 +223,7 @@ BAD = [
     bad("messages after text", lines([text(), *GOOD]), "task own: mixes plain-text and conversational"),
     # Files and folders.
     bad("no such file", folder({}), "task own: own.jsonl does not exist"),
-    bad(
-        "a wrong suffix", folder({"own.txt": b""}), "own.txt: unknown kind of file", ".jsonl", source="own.txt"
-    ),
+    bad("wrong suffix", folder({"own.txt": b""}), "own.txt: unknown kind of file", ".jsonl", source="own.txt"),
     bad("a folder without data", folder({"data/notes.md": b""}), "data: no .jsonl", source="data"),
     bad(
         "one bad file of a folder",
@@ -244,9 +238,7 @@ BAD = [
     bad_parquet("an empty Parquet file", folder({"own.parquet": b""}), ": not a readable Parquet"),
     bad_parquet("text in its place", folder({"own.parquet": lines(GOOD)}), ": not a readable Parquet"),
     bad_parquet("Parquet cut short", parquet(GOOD, cut=-20), ": not a readable Parquet"),
-    bad_parquet(
-        "Parquet without the columns", parquet([{"question": "a"}]), ":1: the field 'chosen' is missing"
-    ),
+    bad_parquet("Parquet lacks the columns", parquet([{"question": "a"}]), ":1: the field 'chosen' is missing"),
     bad_parquet("Parquet with numbers", parquet([text(chosen=1)]), ":1: 'chosen' must be text"),
     bad("a broken saved data set", saved_data_set(write("state.json", "[]")), SAVED, source="saved"),
     bad("a saved data set cut short", saved_data_set(write("state.json", "{")), SAVED, source="saved"),

@@ -106,9 +106,7 @@ def fault(name: str, value: Fault, *parts: str, slow: bool = False) -> Any:
         fault("busy", Fault(answer=BUSY), "SlowDown", ADVICE, slow=True),
         fault("cut in a single upload", Fault(cut_sent=100_000), ADVICE, slow=True),
         fault("cut in an upload of parts", Fault(cut_sent=2 << 20), ADVICE),
-        fault(
-            "a flipped bit", Fault(flip_sent=150_000), "something on the way changes what is sent", slow=True
-        ),
+        fault("flipped bit", Fault(flip_sent=150_000), "something on the way changes what is sent", slow=True),
     ],
 )
 def test_an_upload_fails_and_leaves_no_publication(stand: Stand, fault: Fault, parts: tuple[str, ...]) -> None:
@@ -144,7 +142,7 @@ def test_an_upload_recovers(stand: Stand, fault: Fault, parts: tuple[str, ...]) 
     [
         fault("cut", Fault(cut_received=1 << 20), ADVICE),
         fault("silent", Fault(stall_received=1 << 20), ADVICE, slow=True),
-        fault("a flipped bit", Fault(flip_received=2 << 20), "is not what was stored"),
+        fault("flipped bit", Fault(flip_received=2 << 20), "is not what was stored"),
     ],
 )
 def test_a_download_fails_and_leaves_no_half_file(stand: Stand, fault: Fault, parts: tuple[str, ...]) -> None:

@@ -45,7 +45,7 @@ def write_rows(path: Path) -> Path:
 def byte_model(tmp_path: Path) -> Path:
     """A tokenizer that knows every byte, with a ChatML template."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: place for place, letter in enumerate(letters)}, merges=[]))
+    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token) for token in ("<|im_start|>", "<|im_end|>")])
@@ -109,9 +109,7 @@ def web_server() -> Iterator[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize("column", ["picture", "prompt"])
-def test_a_picture_by_address_is_not_fetched(
-    tmp_path: Path, web_server: tuple[str, list[str]], column: str
-) -> None:
+def test_no_linked_picture_is_fetched(tmp_path: Path, web_server: tuple[str, list[str]], column: str) -> None:
     address, requests = web_server
     features = {**dict.fromkeys(ROW, datasets.Value("string")), column: datasets.Image()}
     row = {**ROW, column: {"bytes": None, "path": address}}
@@ -205,9 +203,7 @@ def files_below(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("key", "path"), KEYS.items())
-def test_keys_that_lead_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, path: str | None
-) -> None:
+def test_keys_leading_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, path: str | None) -> None:
     monkeypatch.setattr(s3_storage, "_client", lambda: _Listing(key))
     target = tmp_path / "deep" / "target"
     target.mkdir(parents=True)

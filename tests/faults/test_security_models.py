@@ -226,9 +226,7 @@ def prepare_with_template(model: Path, output: Path, template: str) -> None:
         "{{ messages.append(messages[0]) }}",
     ],
 )
-def test_templates_that_do_more_than_write_text(
-    model: Path, marker: Path, tmp_path: Path, template: str
-) -> None:
+def test_templates_that_not_only_write_text(model: Path, marker: Path, tmp_path: Path, template: str) -> None:
     with raises(DataError, "task task", "chat template"):
         prepare_with_template(model, tmp_path / "output", template.replace("MARKER", str(marker)))
 

@@ -89,9 +89,7 @@ def test_a_warning_in_the_progress(console: Console, shown: StringIO) -> None:
     check_shown(shown.getvalue(), MARKUP)
 
 
-def test_messages_of_a_kfp_server(
-    console: Console, shown: StringIO, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_messages_of_kfp_servers(console: Console, shown: StringIO, capsys: pytest.CaptureFixture[str]) -> None:
     outcome = Outcome("FAILED", STEERING, [("step", STEERING)])
     terminal._show_end(console, outcome, "run", 1.0, "http://host/run")
     text = shown.getvalue() + capsys.readouterr().err

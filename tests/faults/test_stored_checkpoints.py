@@ -110,9 +110,7 @@ def random_faults(seed: int) -> list[Fault]:
         kills("before the seal of the second", 2, Fault("file uploaded", 26), slow=False),
         kills("after the seal of the second", 4, Fault("object written", 3), slow=False),
         kills("three times, after one checkpoint each", 6, *(3 * [Fault("object written", 2)])),
-        kills(
-            "while checkpoints are removed", None, *(Fault("object deleted", n) for n in (30, 5, 2)), slow=False
-        ),
+        kills("removing checkpoints", None, *(Fault("object deleted", n) for n in (30, 5, 2)), slow=False),
         *(kills(f"three times at random, seed {seed}", None, *random_faults(seed)) for seed in range(5)),
     ],
 )

@@ -41,6 +41,7 @@ from automixalign.system.errors import ModelError
 from benchmarks import tiny
 
 Weights = dict[str, torch.Tensor]
+TASKS = ("maths", "chat", "safety")
 REGISTRY = {method.spec.name: method.spec for method in registered_methods()}
 TEMPLATE = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
 
@@ -128,15 +129,13 @@ def base(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def specialists(root: Path, base: Path) -> dict[str, Path]:
-    return {
-        task: save(tuned(base, seed), root / task) for seed, task in enumerate(["maths", "chat", "safety"], 1)
-    }
+    return {task: save(tuned(base, seed), root / task) for seed, task in enumerate(TASKS, 1)}
 
 
 @pytest.fixture(scope="module")
 def adapters(root: Path, base: Path) -> dict[str, Path]:
     folders = {}
-    for seed, task in enumerate(["maths", "chat", "safety"]):
+    for seed, task in enumerate(TASKS):
         torch.manual_seed(seed)
         model = get_peft_model(
             LlamaForCausalLM.from_pretrained(base),
@@ -391,9 +390,7 @@ class TestResult:
             assert torch.equal(result[name], (origin.float() + deltas.sum(dim=0)).bfloat16()), name
         assert AutoConfig.from_pretrained(tmp_path / "merged").dtype == torch.bfloat16
 
-    def test_a_retrained_folder_is_read_again(
-        self, base: Path, specialists: dict[str, Path], tmp_path: Path
-    ) -> None:
+    def test_rereads_a_retrained_folder(self, base: Path, specialists: dict[str, Path], tmp_path: Path) -> None:
         """mergekit keeps the files of a path open until the process ends."""
         cached = len(LoaderCache.loaders)
         for task in ("maths", "chat"):
@@ -570,20 +567,16 @@ class TestSeed:
         self, base: Path, specialists: dict[str, Path], tmp_path: Path
     ) -> None:
         """mergekit keeps models and tensors in sets; the draws must not depend on their order."""
-        expected = merge(base, specialists, "dare_ties", tmp_path / "here", seed=2**40 + 1)
+        expected = merge(base, specialists, "dare_ties", tmp_path / "expected", seed=2**40 + 1)
         code = (
             "import sys; from pathlib import Path;"
             "from automixalign.merging.merge import merge_specialists;"
             "base, output, *rest = map(Path, sys.argv[1:]);"
             "merge_specialists(base, {p.name: p for p in rest}, 'dare_ties', {}, output, 2**40 + 1)"
         )
-        arguments = [base, tmp_path / "there", *specialists.values()]
-        subprocess.run(
-            [sys.executable, "-c", code, *map(str, arguments)],
-            check=True,
-            env={**os.environ, "PYTHONHASHSEED": "123"},
-        )
-        result = weights(tmp_path / "there")
+        command = [sys.executable, "-c", code, base, tmp_path / "other", *specialists.values()]
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": "123"})
+        result = weights(tmp_path / "other")
         assert all(torch.equal(result[name], expected[name]) for name in expected)
 
 
@@ -625,13 +618,11 @@ class TestRefusals:
             with pytest.raises(ModelError, match=r"model\.safetensors"):
                 merge_specialists(base, {"p": folder}, "linear", {}, tmp_path / "out", 0)
 
-    def test_a_retry_replaces_the_result(
-        self, base: Path, specialists: dict[str, Path], tmp_path: Path
-    ) -> None:
+    def test_a_retry_replaces_a_result(self, base: Path, specialists: dict[str, Path], tmp_path: Path) -> None:
         before = merge(base, specialists, "linear", tmp_path / "out")
-        (tmp_path / "out" / "left-over").touch()
+        (tmp_path / "out" / "extra").touch()
         assert_equal(merge(base, specialists, "linear", tmp_path / "out"), before)
-        assert not (tmp_path / "out" / "left-over").exists()
+        assert not (tmp_path / "out" / "extra").exists()
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
     def test_what_check_refuses(self, base: Path, specialists: dict[str, Path], tmp_path: Path) -> None:

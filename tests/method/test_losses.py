@@ -75,11 +75,11 @@ def test_the_mean_and_its_gradient_are_trl_s(loss_type: str, trl_trainer: DPOTra
     policy = trl_trainer.model
     policy.load_state_dict(load_full_model(base_model).state_dict())
     inputs = batch(trl_trainer)
-    seen: list[torch.Tensor] = []
-    hook = policy.register_forward_hook(lambda *call: seen.append(call[-1].log_probs.sum(1)))
+    calls: list[torch.Tensor] = []
+    hook = policy.register_forward_hook(lambda *call: calls.append(call[-1].log_probs.sum(1)))
     expected = trl_trainer.compute_loss(policy, {key: value.clone() for key, value in inputs.items()})
     hook.remove()
-    logps, tokens = seen[0].chunk(2), inputs["completion_mask"].sum(1).chunk(2)
+    logps, tokens = calls[0].chunk(2), inputs["completion_mask"].sum(1).chunk(2)
     chosen, rejected = logps[0] - inputs["ref_chosen_logps"], logps[1] - inputs["ref_rejected_logps"]
     assert (chosen - rejected).abs().min() > 0
     per_pair = Loss(**given).per_pair(chosen, rejected, *tokens)

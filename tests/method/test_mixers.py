@@ -55,7 +55,7 @@ def test_ama_r_is_group_dro() -> None:
 
 
 def test_ama_s_estimates_the_excess_without_bias() -> None:
-    """The mean of lambda_hat over many draws lies within five standard errors of the true excess."""
+    """The mean of lambda_hat over many draws is within five standard errors of the true excess."""
     mixer = make("ama-s", [10, 10, 10], eta=1.0, c=0.3)
     mixer.load({**mixer.state(), "log_q": np.log([0.7, 0.2, 0.1]).tolist()})
     truth = np.array([0.2, 1.0, 3.0])

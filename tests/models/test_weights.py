@@ -29,11 +29,11 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     with SafetensorsWriter(tmp_path / "one", [*expected, "one that never came"]) as writer:
         for name, tensor in expected.items():
             writer.add(name, tensor)
-    found = load_file(tmp_path / "one")
-    assert found.keys() == expected.keys()
+    actual = load_file(tmp_path / "one")
+    assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype
-        assert torch.equal(found[name], tensor)
+        assert actual[name].dtype == tensor.dtype
+        assert torch.equal(actual[name], tensor)
     content = (tmp_path / "one").read_bytes()
     length = int.from_bytes(content[:8], "little")
     assert (8 + length) % 64 == 0
@@ -50,14 +50,14 @@ def test_a_file_that_was_given_up_cannot_be_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("place", [0, 40, 99])
-def test_what_is_not_finite_is_noticed(tmp_path: Path, dtype: torch.dtype, value: float, place: int) -> None:
+@pytest.mark.parametrize("index", [0, 40, 99])
+def test_what_is_not_finite_is_noticed(tmp_path: Path, dtype: torch.dtype, value: float, index: int) -> None:
     tensor = torch.linspace(-9, 9, 100, dtype=torch.float32).to(dtype)
     assert is_finite(tensor)
     assert is_finite(tensor[:0])
     save_file({"a": tensor, "b": tensor.clone()}, tmp_path / "model.safetensors")
     assert first_nonfinite_weight(tmp_path) is None
-    tensor[place] = value
+    tensor[index] = value
     assert not is_finite(tensor)
     save_file({"a": torch.ones(2), "b": tensor}, tmp_path / "model.safetensors")
     assert first_nonfinite_weight(tmp_path) == "b"

@@ -309,7 +309,7 @@ def _add(objects: dict[str, Any], new: Any, unique: bool = True) -> str:
     scope = "pipeline_id" if hasattr(new, "pipeline_version_id") else "namespace"
     same = [old for old in objects.values() if old.display_name == new.display_name] if unique else []
     if any(getattr(old, scope) == getattr(new, scope) for old in same):
-        raise RefusedError(409, f"Already exist error: the name {new.display_name} is taken")
+        raise RefusedError(409, f"Already exist error: the name {new.display_name} is in use")
     identity = str(uuid.uuid4())
     objects[identity] = new
     return identity
@@ -368,15 +368,14 @@ def _check_parameters(spec: dict[str, Any], given: Mapping[str, Any]) -> None:
 
 
 def _nodes(run_id: str, number: int, task: Task) -> Iterator[Any]:
-    """The workflow's nodes around a stage; the first stage also brings the nodes that are always there."""
+    """The workflow's nodes around a stage; the first stage also brings the nodes of every workflow."""
     start = START + timedelta(seconds=10 * number)
     is_over = task.state not in ("PENDING", "RUNNING")
     states = {task.name: task.state, f"{task.name}-driver": "SUCCEEDED", "executor": task.state}
     if number == 0:
         around = ("automixalign-x7k2p", "root", "for-loop-1", "iteration-iterations(0:0)", "iteration-item")
-        states |= dict.fromkeys(around, "RUNNING") | dict.fromkeys(
-            ("root-driver", "iteration-driver"), "SUCCEEDED"
-        )
+        states |= dict.fromkeys(around, "RUNNING")
+        states |= dict.fromkeys(("root-driver", "iteration-driver"), "SUCCEEDED")
     for name, state in states.items():
         is_stage = name == task.name
         yield api.V2beta1PipelineTaskDetail(
@@ -404,7 +403,7 @@ def kfp_stub(tls: ssl.SSLContext | None = None) -> Iterator[Stub]:
     stub = Stub()
 
     @werkzeug.Request.application
-    def application(request: werkzeug.Request) -> werkzeug.Response:
+    def serve(request: werkzeug.Request) -> werkzeug.Response:
         if not request.path.startswith(f"{stub.prefix}/"):
             return werkzeug.Response("<html>Kubeflow Central Dashboard</html>", mimetype="text/html")
         try:
@@ -418,9 +417,7 @@ def kfp_stub(tls: ssl.SSLContext | None = None) -> Iterator[Stub]:
             stub.faults.append(repr(error))
             raise
 
-    server = make_server(
-        "127.0.0.1", 0, application, threaded=True, request_handler=_QuietHandler, ssl_context=tls
-    )
+    server = make_server("127.0.0.1", 0, serve, threaded=True, request_handler=_QuietHandler, ssl_context=tls)
     stub.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

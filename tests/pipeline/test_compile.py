@@ -105,9 +105,7 @@ def test_a_training_on_two_nodes_gets_the_request_for_its_job() -> None:
         ({}, set()),
     ],
 )
-def test_checkpoints_are_below_an_output_in_s3(
-    changes: dict[str, Any], stages: set[str], tmp_path: Path
-) -> None:
+def test_checkpoints_are_below_an_s3_output(changes: dict[str, Any], stages: set[str], tmp_path: Path) -> None:
     spec, platform = compile_experiment(parse_experiment(_data(**changes), "test"), tmp_path)
     folders = _variable(spec, checkpoints.CHECKPOINTS_VARIABLE)
     assert folders == {f"exec-{stage}": "s3://results/run/.checkpoints" for stage in stages}

@@ -82,9 +82,7 @@ def test_s3_gets_its_variables_and_the_files_that_they_name(data: Data, tmp_path
     ],
     ids=["model on S3", "output", "hub", "registry", "models:/", "registry of the run", "tracking alone"],
 )
-def test_only_services_that_stages_use_get_a_network(
-    data: Data, change: Data, services: dict[str, str]
-) -> None:
+def test_only_the_services_of_stages_get_a_network(data: Data, change: Data, services: dict[str, str]) -> None:
     assert needs(data | change).services == services
 
 

@@ -94,7 +94,6 @@ def submit(monkeypatch: pytest.MonkeyPatch, ama: Ama, config: Path, stub: Stub) 
 
 
 def test_a_run_is_started_and_followed_to_its_end(stub: Stub, config: Path) -> None:
-    """As a user starts it."""
     validated = Task("validate-config", "SUCCEEDED")
     stub.states = [
         RunState("PENDING"),
@@ -104,15 +103,9 @@ def test_a_run_is_started_and_followed_to_its_end(stub: Stub, config: Path) -> N
         RunState("SUCCEEDED", [validated, Task("prepare-base-model", "SUCCEEDED", seconds=90)]),
     ]
     command = [Path(sys.executable).with_name("ama"), "submit", "--config", config, *QUICK, "--host", stub.url]
-    options = ["--run-name", "first", "--service-account", "trainer"]
-    done = subprocess.run(
-        [*command, *options],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        env={**os.environ, "COLUMNS": "100"},
-    )
+    command += ["--run-name", "first", "--service-account", "trainer"]
+    environment = {**os.environ, "COLUMNS": "100"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
     assert done.returncode == 0
     assert done.stderr.startswith("warning: the image automixalign:")
     (run,), (link,) = stub.runs.values(), stub.run_links
@@ -246,11 +239,9 @@ def test_a_detached_run_is_not_followed(stub: Stub, submit: Submit) -> None:
     assert stub.operations[-1] == "run_service_create_run"
 
 
-def dag_tasks(pipeline: Data) -> dict[str, Data]:
+def dag_tasks(spec: Data) -> dict[str, Data]:
     """All tasks of a compiled pipeline, including those of its loops."""
-    dags = [
-        part["dag"]["tasks"] for part in (pipeline["root"], *pipeline["components"].values()) if "dag" in part
-    ]
+    dags = [part["dag"]["tasks"] for part in (spec["root"], *spec["components"].values()) if "dag" in part]
     return {name: task for dag in dags for name, task in dag.items()}
 
 
@@ -331,7 +322,7 @@ def test_what_a_pod_cannot_reach_is_refused(
 def test_all_faults_are_reported_at_once_and_before_any_request(
     submit: Submit, stub: Stub, config: Path, experiment_data: Data
 ) -> None:
-    faults = {"base_model": "./base", "output": "here", "tasks": [{"name": "a", "source": "a.jsonl"}]}
+    faults = {"base_model": "./base", "output": "results", "tasks": [{"name": "a", "source": "a.jsonl"}]}
     config.write_text(yaml.safe_dump(experiment_data | faults))
     ended = submit.to_stub()
     assert (ended.status, ended.out, stub.requests) == (2, "", [])
@@ -696,13 +687,11 @@ def test_the_stub_refuses_bad_packages_parameters_and_requests(stub: Stub, tmp_p
 
     kfp.compiler.Compiler().compile(small, str(package))
     version = upload(str(package), name="v", pipelineid=pipeline.pipeline_id)
-    experiment = client.experiments.experiment_service_create_experiment(
-        api.V2beta1Experiment(display_name="e")
-    )
+    target = client.experiments.experiment_service_create_experiment(api.V2beta1Experiment(display_name="e"))
     for parameters in ({}, {"word": 1}, {"word": "a", "more": "b"}):
         with pytest.raises(api.ApiException, match="parameter"):
             client.run_pipeline(
-                experiment.experiment_id,
+                target.experiment_id,
                 "run",
                 params=parameters,
                 pipeline_id=pipeline.pipeline_id,

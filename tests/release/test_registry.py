@@ -221,14 +221,12 @@ def test_the_gate(
 ) -> None:
     tags = {f"automixalign.{key}": value for key, value in (champion or {}).items()}
     model = entry("a", worst, accuracy=accuracy)
-    found = gate(RegistrySpec(name="x", **spec), model, TAGS, tags if champion else None)
-    assert len(found) == len(reasons)
-    assert all(reason.startswith(start) for reason, start in zip(found, reasons, strict=True))
+    blockers = gate(RegistrySpec(name="x", **spec), model, TAGS, tags if champion else None)
+    assert len(blockers) == len(reasons)
+    assert all(reason.startswith(start) for reason, start in zip(blockers, reasons, strict=True))
 
 
-def test_without_a_store_nothing_is_register_best(
-    register_best: Register, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_registered_without_store(register_best: Register, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (URI, RUN_ID, FOLDER):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI"):

@@ -129,9 +129,7 @@ def test_a_missing_evaluation_is_refused(folders: dict[str, Path], missing: str,
         (["b1", "b2", "b2"], "specialist of b, test: the cache holds a pair id twice"),
     ],
 )
-def test_a_specialist_with_other_pairs_is_refused(
-    folders: dict[str, Path], ids: Sequence[str], message: str
-) -> None:
+def test_a_specialist_of_other_pairs_fails(folders: dict[str, Path], ids: Sequence[str], message: str) -> None:
     table = pa.table({"pair_id": ids, "loss": [1.0] * len(ids)})
     files.write_table(folders["specialist-b"] / "b.parquet", table)
     with pytest.raises(CacheError, match=message):

@@ -55,9 +55,9 @@ def make_record(stage: str = "train", name: str = "a", of_pipeline: bool = False
 def runs(uri: str, name: str = "automixalign") -> dict[str, Any]:
     """The runs of an experiment by name; no name may occur twice."""
     client = mlflow.MlflowClient(uri)
-    found = client.search_runs([client.get_experiment_by_name(name).experiment_id])
-    by_name = {run.info.run_name: run for run in found}
-    assert len(by_name) == len(found)
+    matches = client.search_runs([client.get_experiment_by_name(name).experiment_id])
+    by_name = {run.info.run_name: run for run in matches}
+    assert len(by_name) == len(matches)
     return by_name
 
 
@@ -109,11 +109,11 @@ def test_the_run_of_the_environment_gets_nested_runs_and_keeps_its_values(
         step.record = make_record("validate_config", "", of_pipeline=True)
     with run_step("train", "a"):
         pass
-    found = runs(uri, "theirs")
-    assert set(found) == {"kfp", "validate_config", "train [a]"}
-    assert found["kfp"].data.params == {"training.beta": "theirs", "methods.0": "x", "methods.1.eta": "1"}
-    assert found["kfp"].info.status == "RUNNING", "its creator ends it"
-    assert found["train [a]"].data.tags["mlflow.parentRunId"] == kfp_run.info.run_id
+    logged = runs(uri, "theirs")
+    assert set(logged) == {"kfp", "validate_config", "train [a]"}
+    assert logged["kfp"].data.params == {"training.beta": "theirs", "methods.0": "x", "methods.1.eta": "1"}
+    assert logged["kfp"].info.status == "RUNNING", "its creator ends it"
+    assert logged["train [a]"].data.tags["mlflow.parentRunId"] == kfp_run.info.run_id
 
 
 def test_without_a_uri_nothing_is_written(tmp_path: Path) -> None:

@@ -80,6 +80,9 @@ class Folder:
         (self.path / name).unlink()
 
 
+Store = Bucket | Folder
+
+
 @pytest.fixture(scope="module")
 def client(s3: Any) -> Any:
     """A client of the server that holds `BUCKET`."""
@@ -98,10 +101,10 @@ def bucket(client: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
 
 
 @pytest.fixture(params=["prefix", "folder"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Bucket | Folder:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """A destination of each kind."""
     if request.param == "folder":
-        return Folder(tmp_path / "deep" / "place")
+        return Folder(tmp_path / "deep" / "store")
     bucket: Bucket = request.getfixturevalue("bucket")
     return bucket
 
@@ -154,20 +157,20 @@ def assert_refused(uri: str, folder: Path, *messages: str) -> None:
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
-def test_there_and_back(place: Bucket | Folder, artifacts: dict[str, Path], tmp_path: Path, slash: str) -> None:
-    manifest = publish(artifacts, place.uri + slash, run="run-1")
-    assert (manifest.run, manifest.files.keys(), place.names()) == ("run-1", NAMES, NAMES | {MANIFEST})
-    assert json.loads(place.read(MANIFEST)) == manifest.model_dump()
+def test_publish_and_fetch(store: Store, artifacts: dict[str, Path], tmp_path: Path, slash: str) -> None:
+    manifest = publish(artifacts, store.uri + slash, run="run-1")
+    assert (manifest.run, manifest.files.keys(), store.names()) == ("run-1", NAMES, NAMES | {MANIFEST})
+    assert json.loads(store.read(MANIFEST)) == manifest.model_dump()
     digest = files.digest(artifacts["models/ama-r"] / "weights.bin")
     assert manifest.files["models/ama-r/weights.bin"].model_dump() == {"size": 100_000, "sha256": digest}
-    assert assert_fetches(place.uri + slash, tmp_path / "new", artifacts) == manifest
+    assert assert_fetches(store.uri + slash, tmp_path / "new", artifacts) == manifest
     assert fetch(str(tmp_path / "new"), tmp_path / "newer") == manifest, "a copy is a publication too"
 
 
 def test_equal_content_has_the_same_digest_wherever_it_is(
     bucket: Bucket, artifacts: dict[str, Path], tmp_path: Path
 ) -> None:
-    digests = [publish(artifacts, uri).digest for uri in (PREFIX, str(tmp_path / "place"))]
+    digests = [publish(artifacts, uri).digest for uri in (PREFIX, str(tmp_path / "store"))]
     digests.append(publish(write_artifacts(tmp_path / "other", **{"board.json": b"1"}), f"{PREFIX}2").digest)
     assert digests[0] == digests[1] != digests[2]
 
@@ -197,29 +200,29 @@ def test_only_files_that_the_server_lacks_are_sent(
 
 
 def test_other_content_is_refused_unless_it_may_replace(
-    place: Bucket | Folder, artifacts: dict[str, Path], tmp_path: Path
+    store: Store, artifacts: dict[str, Path], tmp_path: Path
 ) -> None:
-    first = publish(artifacts, place.uri, run="run-1")
+    first = publish(artifacts, store.uri, run="run-1")
     changed = write_artifacts(tmp_path / "changed", **{"board.json": b"[1]"})
     (changed["models/ama-r"] / "empty").unlink()
-    with pytest.raises(StorageError, match=f"{place.uri}/? holds another publication, of the run 'run-1'; "):
-        publish(changed, place.uri)
-    assert publish(artifacts, place.uri, run="run-2") == fetch(place.uri, tmp_path / "before") == first
-    second = publish(changed, place.uri, run="run-2", replace=True)
+    with pytest.raises(StorageError, match=f"{store.uri}/? holds another publication, of the run 'run-1'; "):
+        publish(changed, store.uri)
+    assert publish(artifacts, store.uri, run="run-2") == fetch(store.uri, tmp_path / "before") == first
+    second = publish(changed, store.uri, run="run-2", replace=True)
     assert second.run == "run-2"
-    assert assert_fetches(place.uri, tmp_path / "after", changed) == second
-    assert place.names() == NAMES - {"models/ama-r/empty"} | {MANIFEST}
-    place.write("leaderboard.json", b"[2]")
-    publish(changed, place.uri)
-    assert place.read("leaderboard.json") == b"[1]", "the content is the same, but was no longer whole"
-    if isinstance(place, Folder):
-        assert [path.name for path in place.path.parent.iterdir()] == ["place"], "no temporary folder is left"
+    assert assert_fetches(store.uri, tmp_path / "after", changed) == second
+    assert store.names() == NAMES - {"models/ama-r/empty"} | {MANIFEST}
+    store.write("leaderboard.json", b"[2]")
+    publish(changed, store.uri)
+    assert store.read("leaderboard.json") == b"[1]", "the content is the same, but was no longer whole"
+    if isinstance(store, Folder):
+        assert [path.name for path in store.path.parent.iterdir()] == ["store"], "no temporary folder remains"
 
 
 def test_checkpoints_beside_a_publication_are_not_part_of_it(
     bucket: Bucket, artifacts: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Trainings store them there; those of another run may remain longer."""
+    """Trainings store them; those of another run may remain longer."""
     checkpoint = ".checkpoints/ama-r-0/checkpoint-2/seal.json"
     bucket.write(checkpoint, b"{}")
     check_writable(PREFIX)
@@ -268,44 +271,42 @@ def test_an_interrupted_replacement_is_never_taken_for_whole(
     assert bucket.uploads() == 0
 
 
-def test_half_a_publication_is_refused(
-    place: Bucket | Folder, artifacts: dict[str, Path], tmp_path: Path
-) -> None:
-    missing = (f"{place.uri} is no publication", "no manifest.json; check the place")
-    assert_refused(place.uri, tmp_path / "new", *missing)
-    publish(artifacts, place.uri)
+def test_half_a_publication_is_refused(store: Store, artifacts: dict[str, Path], tmp_path: Path) -> None:
+    missing = (f"{store.uri} is no publication", "no manifest.json; check the place")
+    assert_refused(store.uri, tmp_path / "new", *missing)
+    publish(artifacts, store.uri)
     for name in ("config.json", "deep/er/a b?#%ä.txt"):
-        place.delete(f"models/ama-r/{name}")
-    place.write("models/ama-r/weights.bin", b"short")
-    place.write("further", b"")
+        store.delete(f"models/ama-r/{name}")
+    store.write("models/ama-r/weights.bin", b"short")
+    store.write("further", b"")
     assert_refused(
-        place.uri,
+        store.uri,
         tmp_path / "new",
         "further is not in its manifest",
         "models/ama-r/config.json is missing",
         "models/ama-r/deep/er/a b?#%ä.txt is missing",
         "models/ama-r/weights.bin has 5 bytes, not 100000",
     )
-    place.delete("further")
-    publish(artifacts, place.uri)
-    assert_fetches(place.uri, tmp_path / "new", artifacts)
+    store.delete("further")
+    publish(artifacts, store.uri)
+    assert_fetches(store.uri, tmp_path / "new", artifacts)
 
 
 @pytest.mark.parametrize("with_metadata", [True, False])
 def test_a_flipped_byte_is_noticed(
-    place: Bucket | Folder, artifacts: dict[str, Path], tmp_path: Path, with_metadata: bool
+    store: Store, artifacts: dict[str, Path], tmp_path: Path, with_metadata: bool
 ) -> None:
     name = "models/ama-r/weights.bin"
-    sha256 = publish(artifacts, place.uri).files[name].sha256
-    content = bytearray(place.read(name))
+    sha256 = publish(artifacts, store.uri).files[name].sha256
+    content = bytearray(store.read(name))
     content[70_000] ^= 1
-    if isinstance(place, Bucket):
-        place.write(name, bytes(content), Metadata={s3.SHA256: sha256} if with_metadata else {})
-        message = f"{place.uri}/{name} is not what was stored: its SHA-256 is"
+    if isinstance(store, Bucket):
+        store.write(name, bytes(content), Metadata={s3.SHA256: sha256} if with_metadata else {})
+        message = f"{store.uri}/{name} is not what was stored: its SHA-256 is"
     else:
-        place.write(name, bytes(content))
-        message = f"{place.uri}/{name} is not what was published: its SHA-256 is"
-    assert_refused(place.uri, tmp_path / "new", message)
+        store.write(name, bytes(content))
+        message = f"{store.uri}/{name} is not what was published: its SHA-256 is"
+    assert_refused(store.uri, tmp_path / "new", message)
 
 
 @pytest.mark.parametrize(
@@ -314,19 +315,17 @@ def test_a_flipped_byte_is_noticed(
 def test_foreign_files_stay(
     bucket: Bucket, artifacts: dict[str, Path], tmp_path: Path, kind: str, name: str
 ) -> None:
-    place = bucket if kind == "prefix" else Folder(tmp_path / "place")
-    place.write(name, b"precious")
-    with pytest.raises(StorageError, match=f"{place.uri}/? holds files of no publication: {name}; "):
-        publish(artifacts, place.uri, replace=True)
-    assert (place.names(), place.read(name)) == ({name}, b"precious")
+    store = bucket if kind == "prefix" else Folder(tmp_path / "store")
+    store.write(name, b"precious")
+    with pytest.raises(StorageError, match=f"{store.uri}/? holds files of no publication: {name}; "):
+        publish(artifacts, store.uri, replace=True)
+    assert (store.names(), store.read(name)) == ({name}, b"precious")
 
 
-def test_a_target_that_is_not_empty_or_not_a_folder_is_refused(
-    artifacts: dict[str, Path], tmp_path: Path
-) -> None:
-    publish(artifacts, str(tmp_path / "place"))
+def test_a_full_target_and_a_file_are_refused(artifacts: dict[str, Path], tmp_path: Path) -> None:
+    publish(artifacts, str(tmp_path / "store"))
     with pytest.raises(StorageError, match=r"artifacts holds something already; "):
-        fetch(str(tmp_path / "place"), tmp_path / "artifacts")
+        fetch(str(tmp_path / "store"), tmp_path / "artifacts")
     (tmp_path / "file").write_text("precious")
     with pytest.raises(StorageError, match=r"file is not a folder; "):
         publish(artifacts, str(tmp_path / "file"), replace=True)
@@ -368,8 +367,8 @@ def test_artifacts_that_are_refused(tmp_path: Path, names: dict[str, str], messa
     for file in ("file", "folder/file"):
         Folder(tmp_path).write(file, b"")
     with pytest.raises(StorageError, match=message):
-        publish({name: tmp_path / path for name, path in names.items()}, str(tmp_path / "place"))
-    assert not (tmp_path / "place").exists()
+        publish({name: tmp_path / path for name, path in names.items()}, str(tmp_path / "store"))
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_file_that_changes_meanwhile(
@@ -387,16 +386,16 @@ def test_a_file_that_changes_meanwhile(
     assert_refused(PREFIX, tmp_path / "new", "is no publication")
 
 
-def test_writable_places(bucket: Bucket, tmp_path: Path) -> None:
-    (tmp_path / "there").mkdir()
-    for place in (PREFIX, f"s3://{BUCKET}", tmp_path / "there", tmp_path / "a" / "b"):
-        check_writable(str(place))
+def test_writable_targets(bucket: Bucket, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for path in (PREFIX, f"s3://{BUCKET}", tmp_path / "empty", tmp_path / "a" / "b"):
+        check_writable(str(path))
     assert bucket.names() == set()
-    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
 @pytest.mark.parametrize(
-    ("place", "message"),
+    ("target", "message"),
     [
         (
             "s3://no-such-bucket/x",
@@ -410,9 +409,9 @@ def test_writable_places(bucket: Bucket, tmp_path: Path) -> None:
         ("/dev/null/x", "^/dev/null/x cannot be written: .*; name another folder"),
     ],
 )
-def test_places_that_are_not_writable(client: Any, place: str, message: str) -> None:
+def test_targets_that_are_not_writable(client: Any, target: str, message: str) -> None:
     with pytest.raises(StorageError, match=message):
-        check_writable(place)
+        check_writable(target)
 
 
 def test_a_server_that_is_killed_during_an_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

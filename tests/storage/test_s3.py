@@ -171,9 +171,7 @@ def session(monkeypatch: pytest.MonkeyPatch) -> boto3.Session:
 
 
 @pytest.mark.parametrize("size", [0, 1, 5_000_000, 12_000_001])
-def test_a_file_goes_there_and_back(
-    bucket: Any, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_upload_and_download(bucket: Any, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Empty, small, whole as a single part, and in three parts."""
     monkeypatch.setattr(library, "_PART_BYTES", 5 << 20)
     (tmp_path / "file").write_bytes(random.Random(size).randbytes(size))
@@ -184,7 +182,7 @@ def test_a_file_goes_there_and_back(
     fetched = library.download(f"{URI}/deep/object", tmp_path / "new")
     assert fetched == tmp_path / "new" / "object"
     assert fetched.read_bytes() == (tmp_path / "file").read_bytes()
-    assert [place.name for place in fetched.parent.iterdir()] == ["object"]
+    assert [path.name for path in fetched.parent.iterdir()] == ["object"]
 
 
 def test_a_flipped_byte_is_noticed_by_the_digest_in_the_metadata(bucket: Any, tmp_path: Path) -> None:
@@ -195,7 +193,7 @@ def test_a_flipped_byte_is_noticed_by_the_digest_in_the_metadata(bucket: Any, tm
         StorageError, match=rf"{URI}/a/b is not what was stored: its SHA-256 is \w+, not {digest}"
     ):
         library.download(f"{URI}/a", tmp_path / "new")
-    assert not [place for place in tmp_path.rglob("*") if place.is_file()]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize(
@@ -273,19 +271,19 @@ FAULTS = [
 def test_every_failure_names_the_object_and_what_to_do(
     bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str, fault: str
 ) -> None:
-    place, advice = f"{URI}/p", "AWS_ACCESS_KEY_ID"
+    uri, advice = f"{URI}/p", "AWS_ACCESS_KEY_ID"
     if fault == "wrong key":
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
     elif fault == "missing bucket":
-        place, advice = "s3://no-such-bucket/p", "bucket"
+        uri, advice = "s3://no-such-bucket/p", "bucket"
     elif fault == "server down":
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:very-secret@127.0.0.1:9")
         advice = "check that the server is up and that AWS_ENDPOINT_URL is its address"
     else:
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    prefix = library.Prefix(place)
+    prefix = library.Prefix(uri)
     (tmp_path / "file").write_bytes(b"x")
     calls: dict[str, Callable[[], object]] = {
         "write": lambda: prefix.write("x", b""),
@@ -298,7 +296,7 @@ def test_every_failure_names_the_object_and_what_to_do(
     with pytest.raises(StorageError) as refusal:
         calls[action]()
     message = str(refusal.value)
-    assert message.startswith(f"{place}/{'' if action == 'sizes' else 'x'} cannot be ")
+    assert message.startswith(f"{uri}/{'' if action == 'sizes' else 'x'} cannot be ")
     assert advice in message.rpartition("; ")[2]
     assert "very-secret" not in "".join(traceback.format_exception(refusal.value))
 

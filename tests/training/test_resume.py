@@ -43,7 +43,7 @@ def test_the_key_names_all_that_determines_a_training(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_cannot_be_read_is_named_and_kept(tmp_path: Path) -> None:
-    """It may be whole: to remove it would be a loss, to pass it over a training anew."""
+    """It may be whole. Without it, the training would start again."""
     (tmp_path / "checkpoint-1").mkdir()
     (tmp_path / "checkpoint-1" / checkpoints.SEAL).symlink_to("/proc/self/mem")  # reading it is an I/O error
     with pytest.raises(StorageError, match=r"checkpoint-1 cannot be read: .*; make it readable, or remove it"):
@@ -60,12 +60,12 @@ def test_a_place_that_takes_nothing_is_named(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize(("environment", "every", "place"), [(None, 5, None), ("", 5, None), ("x", 0, None)])
+@pytest.mark.parametrize(("environment", "every", "location"), [(None, 5, None), ("", 5, None), ("x", 0, None)])
 def test_where_no_checkpoints_are_kept(
-    environment: str | None, every: int, place: str | None, monkeypatch: pytest.MonkeyPatch
+    environment: str | None, every: int, location: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if environment is None:
         monkeypatch.delenv(checkpoints.CHECKPOINTS_VARIABLE, raising=False)
     else:
         monkeypatch.setenv(checkpoints.CHECKPOINTS_VARIABLE, environment)
-    assert checkpoints_location(every) == place
+    assert checkpoints_location(every) == location

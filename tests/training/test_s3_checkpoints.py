@@ -68,7 +68,7 @@ def test_two_checkpoints_stay_and_another_machine_resumes_from_the_last(
     last = elsewhere.last_complete()
     assert last == tmp_path / "elsewhere" / "checkpoint-10"
     assert files.read_json(last / checkpoints.STATE) == {"step": 10}
-    assert checkpoints.CheckpointStore(elsewhere.folder).last_complete() == last, "it is complete here, too"
+    assert checkpoints.CheckpointStore(elsewhere.folder).last_complete() == last, "it is complete locally, too"
     add(elsewhere, 12)
     assert objects(bucket) == keys_of(10, 12)
     elsewhere.remove()
@@ -124,8 +124,7 @@ def test_a_training_that_fails_stores_its_last_checkpoint_first(
     bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     HeldUploads(monkeypatch).go.set()
-    place = f"s3://{BUCKET}/run/"
-    with pytest.raises(KeyError), checkpoint_store(place, "key", tmp_path) as store:
+    with pytest.raises(KeyError), checkpoint_store(f"s3://{BUCKET}/run/", "key", tmp_path) as store:
         assert isinstance(store, S3CheckpointStore)
         add(store, 2, wait=False)
         raise KeyError

@@ -101,10 +101,8 @@ def test_a_specialist_that_is_the_reference_has_a_loss_of_ln_2(
     caches.check_cache(output, two_tasks, TASK)
 
 
-def test_other_losses_are_cached_as_trained(
-    base_model: Path, noisy: Path, memoriser: Path, tmp_path: Path
-) -> None:
-    """IPO needs the lengths of the answers: held against its formula, in numpy."""
+def test_ipo_losses_are_cached(base_model: Path, noisy: Path, memoriser: Path, tmp_path: Path) -> None:
+    """IPO needs the lengths of the answers; numpy computes its formula."""
     output = tmp_path / "losses"
     loss = {"loss_type": "ipo", "beta": 0.2}
     write(base_model, noisy / "data", noisy / "reference_logps", memoriser, output, loss=loss)
@@ -123,8 +121,8 @@ def test_other_losses_are_cached_as_trained(
 def test_a_memorising_specialist_is_warned_about(
     base_model: Path, noisy: Path, memoriser: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    places = base_model, noisy / "data", noisy / "reference_logps", memoriser
-    manifest = write(*places, tmp_path / "losses")
+    sources = base_model, noisy / "data", noisy / "reference_logps", memoriser
+    manifest = write(*sources, tmp_path / "losses")
     losses = {
         split: caches.column(caches.read_cache(tmp_path / "losses", split), caches.LOSS)
         for split in ("train", "validation", "test")
@@ -133,34 +131,34 @@ def test_a_memorising_specialist_is_warned_about(
     assert manifest["gap"] == pytest.approx(held_out.mean() - losses["train"].mean())
     assert manifest["gap"] > 0.05
     assert "warning: specialist-format: its held-out loss is" in capsys.readouterr().err
-    write(*places, tmp_path / "quiet", warn_gap=10.0)
+    write(*sources, tmp_path / "quiet", warn_gap=10.0)
     assert "warning" not in capsys.readouterr().err
 
 
 def test_cross_fitting_scores_each_pair_by_a_specialist_that_never_saw_it(
     base_model: Path, noisy: Path, memoriser: Path, tmp_path: Path
 ) -> None:
-    places = base_model, noisy / "data", noisy / "reference_logps", memoriser
+    sources = base_model, noisy / "data", noisy / "reference_logps", memoriser
     fold = TRAINING.for_a_half()
     assert fold.budget.steps == 30
-    plain = write(*places, tmp_path / "plain")
-    fitted = write(*places, tmp_path / "fitted", fold=fold.model_dump())
+    plain = write(*sources, tmp_path / "plain")
+    fitted = write(*sources, tmp_path / "fitted", fold=fold.model_dump())
     assert (plain["cross_fit"], fitted["cross_fit"]) == (False, True)
     assert fitted["gap"] < plain["gap"] / 3, "the losses of unseen pairs are like those of held-out ones"
     for split in ("validation", "test"):
         assert caches.read_cache(tmp_path / "plain", split) == caches.read_cache(tmp_path / "fitted", split)
-    # Each half against a specialist of the other half, trained here.
+    # Each half against a specialist of the other half, which the test trains.
     train = read_split(noisy / "data", TASK, "train")
     ids = train.column("pair_id").to_pylist()
     cached = caches.read_cache(tmp_path / "fitted", "train")
     assert cached.column("pair_id").to_pylist() == ids
     first, second = halves(train, 0)
-    for seen, unseen in ((first, second), (second, first)):
+    for half, rest in ((first, second), (second, first)):
         model = tmp_path / f"half-{len(list(tmp_path.iterdir()))}"
-        train_it(_specialist(fold, base_model, noisy, model, pair_ids=seen))
-        rows = train.filter(pa.array([pair_id in unseen for pair_id in ids]))
+        train_it(_specialist(fold, base_model, noisy, model, pair_ids=half))
+        rows = train.filter(pa.array([pair_id in rest for pair_id in ids]))
         chosen, _ = Scorer(load_model(model, base_model), 5, "fp32").logps(rows)
-        mine = cached.filter(pa.array([pair_id in unseen for pair_id in ids]))
+        mine = cached.filter(pa.array([pair_id in rest for pair_id in ids]))
         assert caches.column(mine, caches.CHOSEN) == pytest.approx(chosen, abs=1e-6)
 
 

@@ -61,12 +61,8 @@ def storage(stub: Stub, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterato
     """The environment of a stage's pod and of its nodes; the prefix of its trainings."""
     prefix = f"s3://{bucket}/jobs"
     monkeypatch.setenv(TRAIN_JOB, request({"cpu": "1"}, storage=prefix).model_dump_json())
-    secret, settings = (
-        ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
-        ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"),
-    )
-    stub.secrets["automixalign-s3"] = {key: os.environ[key] for key in secret}
-    stub.config_maps["automixalign-env"] = {key: os.environ[key] for key in settings}
+    stub.secrets["automixalign-s3"] = environment("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    stub.config_maps["automixalign-env"] = environment("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
     with run_step("train_generalist", "AMA-R_task"):
         yield prefix
 
@@ -320,9 +316,7 @@ def test_errors_of_several_nodes_come_in_their_order(bucket: str) -> None:
     assert exchange.first_error() is None
 
 
-def test_a_pod_asks_its_own_cluster_as_its_service_account(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pod_asks_its_cluster_as_its_service_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("token", "ca.crt", "namespace"):
         (tmp_path / name).write_text(f"the-{name}")
     monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
@@ -404,9 +398,7 @@ def test_inputs_are_uploaded_once_and_arrive_complete(
         Exchange.of(handover, storage).receive(tmp_path / "another")
 
 
-def test_a_node_with_other_code_refuses_to_train(
-    bucket: str, text_inputs: dict[str, Any], tmp_path: Path
-) -> None:
+def test_other_code_on_a_node_is_refused(bucket: str, text_inputs: dict[str, Any], tmp_path: Path) -> None:
     handover, sources = pack(on_nodes(tmp_path / "out", text_inputs))
     older = handover.model_copy(update={"library": "0" * 16})
     exchange = Exchange.of(older, f"s3://{bucket}")

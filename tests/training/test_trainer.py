@@ -156,8 +156,8 @@ def test_an_unclipped_gradient_is_that_of_the_loss(train: Train, tasks: Tasks) -
     """Where every specialist is far ahead, nothing is clipped; where it is behind, only the option trains."""
     uniform, _, _ = train(tasks, "uniform")
     for known in (0.0, 100.0):
-        found, _, _ = train(tasks, "ama-r-ablation", known, unclipped_gradient=True, eta=0.0)
-        assert torch.allclose(uniform, found, atol=1e-6)
+        unclipped, _, _ = train(tasks, "ama-r-ablation", known, unclipped_gradient=True, eta=0.0)
+        assert torch.allclose(uniform, unclipped, atol=1e-6)
 
 
 def test_the_task_clip_changes_only_the_weights_update(train: Train, tasks: Tasks) -> None:
@@ -289,9 +289,9 @@ def test_loss_and_gradient_are_trl_s_for_equal_weights(
     expected = theirs.compute_loss(theirs.model, theirs.data_collator([_bare(row) for row in rows]))
     expected.backward()
     with packing(ours.policy) as ours.packed:
-        found = ours.compute_loss(ours.model, ours._collate(rows))
-    found.backward()
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+        actual = ours.compute_loss(ours.model, ours._collate(rows))
+    actual.backward()
+    assert actual.item() == pytest.approx(expected.item(), rel=1e-5)
     for (name, left), (_, right) in zip(
         ours.model.named_parameters(), theirs.model.named_parameters(), strict=True
     ):
@@ -334,7 +334,7 @@ def test_the_objective_is_the_weighted_clipped_excess(train: Train, tasks: Tasks
         for row, (weight, known) in enumerate([(0.5, 0.1), (1.5, 0.9), (0.5, 0.2), (1.5, 0.3)])
     ]
     with torch.no_grad():
-        found = trainer.compute_loss(trainer.model, trainer._collate(rows)).item()
+        actual = trainer.compute_loss(trainer.model, trainer._collate(rows)).item()
     chosen, rejected = Scorer(trainer.model, 8, "fp32").logps(Dataset.from_list(rows).data.table)
     ratios = [
         (c - row["ref_chosen_logps"]) - (r - row["ref_rejected_logps"])
@@ -344,4 +344,4 @@ def test_the_objective_is_the_weighted_clipped_excess(train: Train, tasks: Tasks
     expected = sum(
         row["weight"] * max(loss - row["specialist_loss"], 0) for loss, row in zip(losses, rows, strict=True)
     ) / len(rows)
-    assert found == pytest.approx(expected, rel=1e-5)
+    assert actual == pytest.approx(expected, rel=1e-5)

@@ -50,10 +50,10 @@ _GRACE_SECONDS = 20
 _KUBECONFIG = """
 apiVersion: v1
 kind: Config
-current-context: here
-clusters: [{{name: here, cluster: {{server: "{url}"}}}}]
+current-context: local
+clusters: [{{name: local, cluster: {{server: "{url}"}}}}]
 users: [{{name: me, user: {{}}}}]
-contexts: [{{name: here, context: {{cluster: here, user: me, namespace: {namespace}}}}}]
+contexts: [{{name: local, context: {{cluster: local, user: me, namespace: {namespace}}}}}]
 """
 
 
@@ -85,7 +85,7 @@ class Stub:
     Attributes:
         secrets, config_maps: name -> key -> value, in the namespace.
         faults: verb -> the next errors, status and message; an empty message is no JSON.
-        statuses: if set, no node runs; the next requests see these statuses, and the last one for ever. A
+        statuses: if set, no node runs; the next requests see these statuses, and the last one repeats. A
             callable returns its status.
         requests: verb and name of every successful request.
         created: every TrainJob as it was sent.
@@ -328,7 +328,7 @@ def trainer_stub(folder: Path) -> Iterator[Stub]:
         do_GET = do_POST = do_DELETE = do  # noqa: N815  http.server's names
 
         def log_message(self, *arguments: object) -> None:
-            """Say nothing."""
+            """Print nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})

@@ -394,9 +394,7 @@ def complete_data(experiment_data: Data) -> Data:
         ({"name": "other"}, {"comparison", "publication"}),
     ],
 )
-def test_a_change_reaches_the_stages_it_concerns_and_no_other(
-    complete_data: Data, changes: Data, stages: set[str]
-) -> None:
+def test_a_change_reaches_only_its_stages(complete_data: Data, changes: Data, stages: set[str]) -> None:
     """The settings of two stages, comparison and registry, hold the whole experiment."""
     before = settings_of(complete_data)
     assert before.keys() == STAGES | {"tasks.0", "tasks.1"}

@@ -126,9 +126,7 @@ def test_fingerprints_of_sources_without_content_here(folder: Path) -> None:
     assert parse_base_model("models:/name/3").fingerprint() == "models:/name/3"
 
 
-def test_without_the_hub_its_local_copy_gives_the_fingerprint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_hub_a_copy_gives_the_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     source = parse_base_model("owner/model")

@@ -93,9 +93,7 @@ def test_a_folder_of_files_is_read_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["file", "a/b/c", "./a", "../a", "/a", "~/a", "a/b.jsonl", "a/b.parquet"])
-def test_a_missing_path_is_not_searched_on_the_hub(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
-) -> None:
+def test_a_missing_path_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     monkeypatch.chdir(tmp_path)
     for look in (read, lambda source: parse_task("task", source).fingerprint()):
         with pytest.raises(DataError, match=f"task task: {re.escape(source)} does not exist"):

@@ -91,9 +91,7 @@ def test_no_prompt_is_in_two_splits(tasks: dict[str, list[Pair]], spec: SplitSpe
 
 @settings(max_examples=50, deadline=None)
 @given(tasks=_tasks(), seed=st.integers(0, 5), order=st.randoms(use_true_random=False))
-def test_the_split_does_not_depend_on_the_order_of_rows(
-    tasks: dict[str, list[Pair]], seed: int, order: random.Random
-) -> None:
+def test_row_order_changes_no_split(tasks: dict[str, list[Pair]], seed: int, order: random.Random) -> None:
     def outcome(tasks: dict[str, list[Pair]]) -> Any:
         try:
             splits = split_tasks(tasks, SplitSpec(validation=0.2, test=0.2), seed)

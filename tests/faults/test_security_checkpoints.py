@@ -69,9 +69,7 @@ def resumed(interrupted: tuple[Path, bool], base_model: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("interrupted", [False], indirect=True, ids=["full"])
-def test_an_altered_checkpoint_is_not_used_because_of_its_digest(
-    resumed: MixingTrainer, marker: Path, tmp_path: Path
-) -> None:
+def test_a_digest_excludes_an_altered_checkpoint(resumed: MixingTrainer, marker: Path, tmp_path: Path) -> None:
     write_pickle(tmp_path / "training" / "checkpoint-1" / "optimizer.pt", marker)
     resumed.train(resume_from_checkpoint=True)
     log = files.read_jsonl(tmp_path / "training" / checkpoints.TRAJECTORY)

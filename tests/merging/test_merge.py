@@ -349,9 +349,7 @@ class TestResult:
         for name in files - {"model.safetensors"}:
             assert (tmp_path / "merged" / name).read_bytes() == (base / name).read_bytes()
 
-    def test_lora_specialists_are_their_folded_models(
-        self, base: Path, adapters: dict[str, Path], tmp_path: Path
-    ) -> None:
+    def test_adapters_merge_as_if_folded(self, base: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
         folded = {}
         for task, folder in adapters.items():
             model = LlamaForCausalLM.from_pretrained(base)
@@ -376,9 +374,7 @@ class TestResult:
             if "q_proj" not in name and "down_proj" not in name:
                 torch.testing.assert_close(result[name], tensor, atol=1e-5, rtol=1e-5, msg=name)
 
-    def test_bfloat16_base_is_merged_in_float32(
-        self, base: Path, specialists: dict[str, Path], tmp_path: Path
-    ) -> None:
+    def test_bfloat16_merges_in_float32(self, base: Path, specialists: dict[str, Path], tmp_path: Path) -> None:
         models = {}
         for task, folder in {"base": base, **specialists}.items():
             models[task] = save(LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16), tmp_path / task)
@@ -405,9 +401,7 @@ class TestSameBits:
     """A merge by single tensors equals those of mergekit and peft with whole models, to the last bit."""
 
     @pytest.mark.parametrize("method", MERGE_METHODS)
-    def test_as_mergekit_writes_it(
-        self, base: Path, specialists: dict[str, Path], tmp_path: Path, method: str
-    ) -> None:
+    def test_as_mergekit(self, base: Path, specialists: dict[str, Path], tmp_path: Path, method: str) -> None:
         chosen = several(specialists, method)
         ours = merge(base, chosen, method, tmp_path / "ours", seed=5)
         spec, (shared, per_model) = MERGE_METHODS[method], resolve(method, {})
@@ -563,9 +557,7 @@ class TestSeed:
         assert torch.equal(torch.rand(3), expected[0])
         assert random.random() == expected[1]
 
-    def test_gives_the_same_weights_in_another_process(
-        self, base: Path, specialists: dict[str, Path], tmp_path: Path
-    ) -> None:
+    def test_holds_in_another_process(self, base: Path, specialists: dict[str, Path], tmp_path: Path) -> None:
         """mergekit keeps models and tensors in sets; the draws must not depend on their order."""
         expected = merge(base, specialists, "dare_ties", tmp_path / "expected", seed=2**40 + 1)
         code = (
@@ -599,9 +591,7 @@ MISFITS = {
 
 class TestRefusals:
     @pytest.mark.parametrize("kind", MISFITS)
-    def test_a_specialist_that_does_not_fit(
-        self, kind: str, base: Path, specialists: dict[str, Path], tmp_path: Path
-    ) -> None:
+    def test_a_misfit(self, kind: str, base: Path, specialists: dict[str, Path], tmp_path: Path) -> None:
         make, message = MISFITS[kind]
         models = {**specialists, "t": make(base, tmp_path / "bad")}
         with pytest.raises(ModelError, match=message):

@@ -80,9 +80,7 @@ def test_settings_alone_bring_the_mixer_into_a_fresh_process(experiment_data: di
         ),
     ],
 )
-def test_what_is_impossible_is_refused_by_name(
-    experiment_data: dict[str, Any], changes: dict[str, Any], message: str
-) -> None:
+def test_refusals_name_the_key(experiment_data: dict[str, Any], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_experiment({**experiment_data, "extensions": [MODULE], **changes}, "test")
 

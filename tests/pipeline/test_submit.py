@@ -121,9 +121,7 @@ def test_a_run_is_started_and_followed_to_its_end(stub: Stub, config: Path) -> N
     assert stub.experiments[run.experiment_id].display_name == "automixalign"
 
 
-def test_the_run_gets_the_experiment_and_the_package_is_its_pipeline(
-    stub: Stub, submit: Submit, experiment_data: Data
-) -> None:
+def test_a_run_has_the_experiment_and_its_pipeline(stub: Stub, submit: Submit, experiment_data: Data) -> None:
     assert submit.to_stub("--set", "seed=7").status == 0
     (run,), (package,) = stub.runs.values(), stub.packages.values()
     sent = Experiment.model_validate_json(run.runtime_config.parameters["config"])
@@ -196,9 +194,7 @@ def test_a_failed_request_is_repeated(stub: Stub, submit: Submit) -> None:
     assert [re.findall(r"(\d{3}) the database", line) for line in warnings] == [["500"], ["502"]]
 
 
-def test_following_stops_if_the_server_stays_away(
-    stub: Stub, submit: Submit, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_following_stops_without_a_server(stub: Stub, submit: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following, "MAX_WAIT_SECONDS", 0.02)
     stub.states = [RunState("RUNNING"), 500]
     error = submit.refuses("--host", stub.url)
@@ -218,9 +214,7 @@ def test_following_stops_at_once_if_the_run_is_deleted(stub: Stub, submit: Submi
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupt_ends_the_following_and_not_the_run(
-    stub: Stub, submit: Submit, sent: signal.Signals, status: int
-) -> None:
+def test_an_interrupt_does_not_end_a_run(stub: Stub, submit: Submit, sent: signal.Signals, status: int) -> None:
     def interrupt() -> RunState:
         os.kill(os.getpid(), sent)
         return RunState("RUNNING")
@@ -544,9 +538,7 @@ def test_a_wrong_client_certificate_is_refused(trusted: Trusted, submit: Submit,
 
 
 @pytest.mark.parametrize("authority", [None, "stranger"])
-def test_a_server_of_an_unknown_authority_is_not_trusted(
-    trusted: Trusted, submit: Submit, authority: str | None
-) -> None:
+def test_an_unknown_authority_is_not_trusted(trusted: Trusted, submit: Submit, authority: str | None) -> None:
     options = ("--ssl-ca-cert", trusted.stranger.cert) if authority else ()
     error = submit.refuses("--host", trusted.stub.url, *options, *cert_options(trusted.client))
     assert trusted.stub.requests == []

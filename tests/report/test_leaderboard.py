@@ -84,9 +84,7 @@ def test_models_are_in_the_given_order(folders: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_excess_is_clipped_pair_by_pair_and_other_metrics_are_copied(
-    board: list[dict[str, Any]], name: str
-) -> None:
+def test_only_the_excess_is_clipped_pair_by_pair(board: list[dict[str, Any]], name: str) -> None:
     (entry,) = select(board, name)
     model = MODELS[name]
     assert [entry["tasks"][task]["excess"] for task in "ab"] == pytest.approx(model.excess)

@@ -74,9 +74,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     registered_verifiers.cache_clear()
 
 
-def test_an_installed_package_adds_a_verifier(
-    install: Callable[[str], None], experiment_data: dict[str, Any]
-) -> None:
+def test_a_package_adds_a_verifier(install: Callable[[str], None], experiment_data: dict[str, Any]) -> None:
     install("is_polite")
     assert registered_verifiers()["polite"]("water, please", "water")
     assert not registered_verifiers()["polite"]("water", "water")

@@ -130,9 +130,7 @@ def test_a_failed_stage_gets_the_status_failed(tmp_path: Path, monkeypatch: pyte
     assert statuses(f"sqlite:///{tmp_path}/mlflow.db") == {"train [a]": "FAILED"}
 
 
-def test_a_second_attempt_fills_the_run_of_a_half_sent_record(
-    spool: Spool, uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_next_attempt_completes_a_run(spool: Spool, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The store fails between parameters and metrics; at the end there is one run with each point once."""
     spool.add(make_record())
     original, calls = mlflow.MlflowClient.log_batch, list[Any]()
@@ -152,9 +150,7 @@ def test_a_second_attempt_fills_the_run_of_a_half_sent_record(
     assert len(mlflow.MlflowClient(uri).get_metric_history(run_id, "loss/help")) == 1
 
 
-def test_lost_responses_to_creating_a_run_leave_each_run_once(
-    spool: Spool, uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lost_responses_leave_each_run_once(spool: Spool, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The response for the pipeline's run is lost; MLflow itself repeats the call for the stage's run."""
     spool.add(make_record())
     original, calls = mlflow.MlflowClient.create_run, list[Any]()

@@ -167,17 +167,13 @@ def test_publish_and_fetch(store: Store, artifacts: dict[str, Path], tmp_path: P
     assert fetch(str(tmp_path / "new"), tmp_path / "newer") == manifest, "a copy is a publication too"
 
 
-def test_equal_content_has_the_same_digest_wherever_it_is(
-    bucket: Bucket, artifacts: dict[str, Path], tmp_path: Path
-) -> None:
+def test_equal_content_has_equal_digests(bucket: Bucket, artifacts: dict[str, Path], tmp_path: Path) -> None:
     digests = [publish(artifacts, uri).digest for uri in (PREFIX, str(tmp_path / "store"))]
     digests.append(publish(write_artifacts(tmp_path / "other", **{"board.json": b"1"}), f"{PREFIX}2").digest)
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_only_files_that_the_server_lacks_are_sent(
-    bucket: Bucket, artifacts: dict[str, Path], tmp_path: Path
-) -> None:
+def test_only_missing_files_are_sent(bucket: Bucket, artifacts: dict[str, Path], tmp_path: Path) -> None:
     bucket.stop_at = "PutObject manifest.json"
     with pytest.raises(StoppedError):
         publish(artifacts, PREFIX)
@@ -199,9 +195,7 @@ def test_only_files_that_the_server_lacks_are_sent(
     assert bucket.uploads() == 2 + 2
 
 
-def test_other_content_is_refused_unless_it_may_replace(
-    store: Store, artifacts: dict[str, Path], tmp_path: Path
-) -> None:
+def test_other_content_needs_replace(store: Store, artifacts: dict[str, Path], tmp_path: Path) -> None:
     first = publish(artifacts, store.uri, run="run-1")
     changed = write_artifacts(tmp_path / "changed", **{"board.json": b"[1]"})
     (changed["models/ama-r"] / "empty").unlink()
@@ -293,9 +287,7 @@ def test_half_a_publication_is_refused(store: Store, artifacts: dict[str, Path],
 
 
 @pytest.mark.parametrize("with_metadata", [True, False])
-def test_a_flipped_byte_is_noticed(
-    store: Store, artifacts: dict[str, Path], tmp_path: Path, with_metadata: bool
-) -> None:
+def test_a_flipped_byte(store: Store, artifacts: dict[str, Path], tmp_path: Path, with_metadata: bool) -> None:
     name = "models/ama-r/weights.bin"
     sha256 = publish(artifacts, store.uri).files[name].sha256
     content = bytearray(store.read(name))

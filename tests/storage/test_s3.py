@@ -142,9 +142,7 @@ def test_a_missing_object_is_named(bucket: Any, call: str, source: str) -> None:
     ],
 )
 @pytest.mark.usefixtures("new_session")
-def test_a_wrong_setup_is_refused(
-    bucket: Any, monkeypatch: pytest.MonkeyPatch, key: str, value: str, message: str
-) -> None:
+def test_wrong_setups(bucket: Any, monkeypatch: pytest.MonkeyPatch, key: str, value: str, message: str) -> None:
     put(bucket, **{"file.jsonl": rows("one")})
     monkeypatch.setenv(key, value)
     with pytest.raises(StorageError, match=rf"{URI}/file\.jsonl cannot be listed{message}"):
@@ -207,9 +205,7 @@ def test_a_flipped_byte_is_noticed_by_the_digest_in_the_metadata(bucket: Any, tm
         ({"ETag": '"x"', "ContentLength": 6}, "5 bytes arrived of 6"),
     ],
 )
-def test_a_download_is_compared_with_size_and_etag(
-    tmp_path: Path, change: dict[str, Any], message: str | None
-) -> None:
+def test_downloads_match_size_and_etag(tmp_path: Path, change: dict[str, Any], message: str | None) -> None:
     (tmp_path / "file").write_bytes(b"hello")
     head = {"ContentLength": 5, "Metadata": {}, **change}
     if message is None:

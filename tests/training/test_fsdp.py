@@ -47,9 +47,7 @@ def test_a_divided_model_learns_what_a_whole_one_learns_with_a_kill_on_the_way(
     assert_same(tmp_path / "whole", tmp_path / "divided", log_atol=1e-5)
 
 
-def test_an_adapter_of_a_divided_model_learns_what_that_of_a_whole_one_learns(
-    inputs: dict[str, Any], tmp_path: Path
-) -> None:
+def test_adapters_of_divided_and_whole_models_are_equal(inputs: dict[str, Any], tmp_path: Path) -> None:
     """The tolerance is wider: an adapter's first gradients are near 0, where Adam turns rounding into steps."""
     lora = {"rank": 2, "alpha": 4}
     train_whole(tmp_path / "whole", inputs, lora=lora)
@@ -78,9 +76,7 @@ def test_an_adapter_of_a_divided_model_learns_what_that_of_a_whole_one_learns(
         ),
     ],
 )
-def test_what_cannot_go_together_is_refused(
-    changes: dict[str, Any], message: str, experiment_data: dict[str, Any]
-) -> None:
+def test_conflicts_are_refused(changes: dict[str, Any], message: str, experiment_data: dict[str, Any]) -> None:
     experiment_data["training"] |= {"batch_size": 8} | changes.pop("training")
     with pytest.raises(ConfigError, match=message):
         parse_experiment(experiment_data | changes, "test")

@@ -151,9 +151,7 @@ def test_a_failed_upload_causes_a_warning_and_the_next_one_succeeds(
     assert objects(bucket) == keys_of(2, 6)
 
 
-def test_an_error_that_does_not_come_from_s3_is_raised(
-    store: S3CheckpointStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_not_from_s3_is_raised(store: S3CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "_store", lambda *_: 1 / 0)
     add(store, 2, wait=False)
     with pytest.raises(ZeroDivisionError):

@@ -140,9 +140,7 @@ def test_the_error_of_a_node_is_the_error_of_the_stage(
     assert not stub.killed, "SIGTERM ends the nodes"
 
 
-def test_a_stage_that_is_started_again_follows_the_running_job(
-    stage: Stage, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_restarted_stage_follows_the_running_job(stage: Stage, capfd: pytest.CaptureFixture[str]) -> None:
     stub = stage.stub
     stub.statuses = [running(1)]
     stub.faults["get"] = [NOT_FOUND] + [(503, "")] * 4
@@ -269,9 +267,7 @@ def test_a_queue_that_suspends_a_job_is_logged(stage: Stage, capfd: pytest.Captu
     ],
     ids=["get forbidden", "create forbidden", "no Trainer", "old Trainer", "no token", "invalid", "no runtime"],
 )
-def test_a_refusal_of_the_cluster_is_explained(
-    verb: str, fault: tuple[int, str] | None, message: str, stage: Stage
-) -> None:
+def test_refusals_are_explained(verb: str, fault: tuple[int, str] | None, message: str, stage: Stage) -> None:
     if fault is None:
         stage.stub.runtimes = {"deepspeed-distributed"}
     else:
@@ -291,9 +287,7 @@ def test_a_server_that_does_not_answer_for_a_while_is_asked_again(stage: Stage) 
     assert len(stage.stub.created) == 1
 
 
-def test_a_cluster_that_cannot_be_reached_is_named(
-    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreachable_cluster_is_named(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kubeconfig = Path(os.environ["KUBECONFIG"])
     kubeconfig.write_text(kubeconfig.read_text().replace(stage.stub.url, "http://127.0.0.1:9"))
     with pytest.raises(TrainingError, match="the Kubernetes API cannot be reached"):

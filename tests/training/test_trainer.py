@@ -183,9 +183,7 @@ class Iterates(TrainerCallback):
 
 
 @pytest.mark.parametrize(("share", "count"), [(1.0, 5), (0.5, 3), (0.01, 1)])
-def test_averaged_iterates_are_the_mean_of_the_last_policies(
-    share: float, count: int, train: Train, tasks: Tasks
-) -> None:
+def test_the_average_is_that_of_the_last_policies(share: float, count: int, train: Train, tasks: Tasks) -> None:
     """ceil(share x 5) of them; the training itself goes on from the iterates, not from their mean."""
     iterates = Iterates()
     config = {"max_steps": 5}

@@ -109,9 +109,10 @@ def write_scores(path: Path, table: pa.Table) -> None:
 def _read(path: Path, *columns: str) -> pa.Table:
     try:
         table = files.read_table(path)
+        missing = {"pair_id", *columns} - set(table.column_names)  # damaged names are no UTF-8
     except (OSError, ValueError, pa.ArrowException) as error:  # OSError: also a checksum that does not match
         raise CacheError(f"{path}: cannot be read, compute it again: {error}") from error
-    if missing := {"pair_id", *columns} - set(table.column_names):
+    if missing:
         raise CacheError(f"{path}: has no column {', '.join(sorted(missing))}; compute it again")
     kind = table.schema.field("pair_id").type  # Parquet's checksums do not cover the types of columns
     if kind != pa.string():

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from automixalign.config.experiment import ComparisonSettings, parse_experiment
-from automixalign.config.methods import MethodSpec
+from automixalign.config.methods import GeneralistSettings, MethodSpec
 from automixalign.config.models import BaseModelSettings
 from automixalign.config.training import specialist_name
 from automixalign.data.store import TEST, TRAIN, read_split
@@ -188,7 +188,7 @@ def generalist(output: Path, losses: Path) -> GeneralistTraining:
     fields = {
         name: getattr(base, name) for name in ("data", "reference_logps", "base_model", "output", "trajectory")
     }
-    settings = base.settings.model_copy(update={"method": method})
+    settings = GeneralistSettings(**dict(base.settings), method=method)
     return GeneralistTraining(settings=settings, losses=[losses / task for task in tiny.TASKS], **fields)
 
 

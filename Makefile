@@ -26,7 +26,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup run test lint types unit faults test-faults test-containers images image-cpu image-cuda sbom compile pages scan audit clean
+.PHONY: help setup run test lint types unit faults test-slow test-containers images image-cpu image-cuda sbom compile pages scan audit clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -49,7 +49,7 @@ $(STAMP): pyproject.toml constraints.txt
 run: setup ## the whole DAG on this machine, preset quickstart (ARGS='--set ...' adds to the command)
 	$(BIN)/ama run --preset quickstart $(ARGS)
 
-test: setup lint types unit ## lint, types, tests
+test: setup lint types unit ## lint, types, all tests but the slow ones
 
 lint: setup
 	$(BIN)/ruff check .
@@ -65,8 +65,8 @@ unit: setup
 faults: setup ## every fault test, also those that .ci/run leaves out, and a table of the outcomes
 	$(BIN)/python -m pytest tests/faults -m 'not container' --faults-table --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
-test-faults: setup ## the slow fault tests that .ci/run runs: kills, outages, full disks
-	$(BIN)/python -m pytest tests/faults -m 'slow and not soak' --numprocesses $(JOBS) --dist worksteal $(ARGS)
+test-slow: setup ## the slow tests that .ci/run also runs: kills, outages, full disks, whole runs
+	$(BIN)/python -m pytest -m 'slow and not soak' --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
 test-containers: setup ## build the image and run the DAG in containers, with an engine of its own; needs root
 	$(BIN)/python -m pytest tests/container -m container --verbose --capture=no $(ARGS)

@@ -138,6 +138,7 @@ def serve(
     assert pod_sandbox.run(spec, folder).endswith("all of it worked\n")
 
 
+@pytest.mark.slow
 def test_the_local_servers_keep_the_data_of_a_stage_when_they_are_killed(tmp_path: Path) -> None:
     """The second start uses the volumes of the first."""
     documents, values = render("local"), made_up_secrets()
@@ -152,6 +153,7 @@ def test_the_local_servers_keep_the_data_of_a_stage_when_they_are_killed(tmp_pat
 @pytest.mark.skipif(
     POSTGRES is None, reason="MLFLOW WAS NOT STARTED ON POSTGRESQL: no /usr/lib/postgresql/*/bin here"
 )
+@pytest.mark.slow
 def test_mlflow_keeps_its_records_in_postgresql(tmp_path: Path) -> None:
     """The password is in no URI."""
     documents, values = render("local with postgres"), made_up_secrets()

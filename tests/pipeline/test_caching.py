@@ -21,6 +21,7 @@ from pipelines.local.attempt import Attempt
 from pipelines.local.outputs import list_artifacts
 from pipelines.local.runner import run_dag
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 BASE, DATA = "prepare_base_model", {"prepare_data", "reference_logps", "evaluate reference"}
 OWN = {"train_specialist own", "evaluate specialist-own", "specialist_losses own"}

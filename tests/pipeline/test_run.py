@@ -284,6 +284,7 @@ def test_a_broken_row_is_refused_before_the_first_stage(base_model: Path, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_ending_a_run_ends_its_stages(base_model: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, base_model, own_rows())
     command = [sys.executable, "-c", "from pipelines.cli import main; main()", "run", "--config", str(config)]
@@ -302,6 +303,7 @@ def test_ending_a_run_ends_its_stages(base_model: Path, tmp_path: Path) -> None:
     assert not alive
 
 
+@pytest.mark.slow
 def test_a_failed_stage_is_named_with_the_end_of_its_log(base_model: Path, tmp_path: Path) -> None:
     first, *others = own_rows()
     too_long = [row | {"prompt": row["prompt"] * 9} for row in others]

@@ -142,6 +142,7 @@ def test_a_new_process_gets_the_model_token_for_token(
     assert not list((tmp_path / "artifacts").rglob("*.bin"))
 
 
+@pytest.mark.slow
 def test_a_server_with_artifacts_on_s3_serves_the_same_model(
     s3: Any,
     store: str,

@@ -32,6 +32,7 @@ def train_whole(output: Path, inputs: dict[str, Any], **options: Any) -> dict[st
     return generalist(output, inputs, **options).run(output)
 
 
+@pytest.mark.slow
 def test_a_divided_model_learns_what_a_whole_one_learns_with_a_kill_on_the_way(
     inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,7 @@ def test_pairs_must_divide_among_the_processes(experiment_data: dict[str, Any]) 
         parse_experiment(experiment_data, "test")
 
 
+@pytest.mark.slow
 def test_two_processes_killed_from_outside_go_on_to_the_same_bits(tmp_path: Path) -> None:
     """The launching process gets SIGKILL, its workers end with it, a second start completes the training."""
     settings = {

@@ -97,6 +97,7 @@ def stage(storage: str, stub: Stub, text_inputs: dict[str, Any], tmp_path: Path)
 
 
 @pytest.mark.usefixtures("storage")
+@pytest.mark.slow
 def test_two_nodes_train_what_one_process_trains(
     stub: Stub,
     inputs: dict[str, Any],

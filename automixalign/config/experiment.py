@@ -96,7 +96,7 @@ class Experiment(Schema):
                     f"{self.training.processes}; each process takes one"
                 )
         if self.training.nodes > 1 and self.cluster.train_job is None:
-            raise ValueError("training.nodes: more than one need 'cluster.train_job'")
+            raise ValueError("training.nodes: several nodes need 'cluster.train_job'")
         if self.training.nodes > 1 and self.specialist_losses.cross_fit:
             raise ValueError("specialist_losses.cross_fit: its trainings run in one pod; set training.nodes: 1")
         if self.training.fsdp and any(method.average_iterates for method in self.methods):

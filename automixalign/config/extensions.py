@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import AfterValidator, StringConstraints
 
 
-def _imported(name: str) -> str:
+def _import_module(name: str) -> str:
     try:
         importlib.import_module(name)
     except Exception as error:
@@ -26,7 +26,7 @@ def _imported(name: str) -> str:
 
 
 Extension = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"), AfterValidator(_imported)
+    str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"), AfterValidator(_import_module)
 ]
 """The name of an importable module; checking it imports the module."""
 

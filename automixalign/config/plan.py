@@ -46,13 +46,13 @@ MODULES: Mapping[Stage, Sequence[str]] = {
 }
 """What the component of each stage imports, and modules that are started or found by name."""
 _RUN_STEP = "automixalign.steps.step"
-_MADE_NUMBERS = [
+_NUMERIC_MODULES = [
     module
     for stage, modules in MODULES.items()
     if stage not in ("compare", "register", "publish")
     for module in modules
 ]
-"""What makes the numbers of a run. The report and the registry name its digest."""
+"""The modules that determine the numbers of a run. The report and the registry name their digest."""
 
 
 class Plan(BaseModel):
@@ -95,7 +95,7 @@ class Plan(BaseModel):
         specialist = SpecialistSettings(
             **common("train_specialist"), training=training, budget=experiment.budget.specialist
         )
-        unplaced = experiment.model_copy(update={"cluster": ClusterSpec()})
+        without_cluster = experiment.model_copy(update={"cluster": ClusterSpec()})
         return cls(
             base_model=BaseModelSettings(
                 **common("prepare_base_model"),
@@ -142,10 +142,12 @@ class Plan(BaseModel):
                 loss=training.loss,
                 verifiers={task.name: task.verifier for task in experiment.tasks if task.verifier},
             ),
-            comparison=ComparisonSettings(**common("compare", *_MADE_NUMBERS), experiment=unplaced),
+            comparison=ComparisonSettings(**common("compare", *_NUMERIC_MODULES), experiment=without_cluster),
             registry=experiment.registry
             and RegistrySettings(
-                **common("register", *_MADE_NUMBERS), registry=experiment.registry, experiment=unplaced
+                **common("register", *_NUMERIC_MODULES),
+                registry=experiment.registry,
+                experiment=without_cluster,
             ),
             publication=experiment.output
             and PublicationSettings(**common("publish"), output=experiment.output, run=experiment.name),

@@ -30,8 +30,8 @@ _PACKAGE, _REGISTRY = "package:", "models:/"
 _TASK_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _MODEL_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
-Place = Literal["container", "pod"]
-"""Where a stage may run besides a process of this machine: a container beside it, or a pod of a cluster."""
+StageHost = Literal["container", "pod"]
+"""What runs a stage that is no process of this machine: a container on it, or a pod of a cluster."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Source(ABC):
         """
         return None
 
-    def unreachable_from(self, place: Place) -> str | None:
+    def unreachable_from(self, host: StageHost) -> str | None:
         """Why a container or pod cannot read this source, and what to do; None if it can."""
         return None
 
@@ -122,8 +122,8 @@ class LocalSource(Source):
     def fetch(self, scratch: Path) -> Path:
         return self.path
 
-    def unreachable_from(self, place: Place) -> str | None:
-        if place == "container":  # it gets the path as a mount
+    def unreachable_from(self, host: StageHost) -> str | None:
+        if host == "container":  # it gets the path as a mount
             return None
         return f"{self.label} is a path on this machine; copy it to s3:// or name a hub id"
 
@@ -153,8 +153,8 @@ class PackageSource(LocalSource):
             )
         return file
 
-    def unreachable_from(self, place: Place) -> str | None:
-        if place == "container":
+    def unreachable_from(self, host: StageHost) -> str | None:
+        if host == "container":
             return (
                 f"{self.label} is in a package of this environment, not of the image: name the "
                 "file itself, or run without --runner docker"
@@ -281,5 +281,5 @@ def parse_task(name: str, source: str, split: str = "train") -> TaskSource:
 def _exists(source: str) -> bool:
     try:
         return Path(source).exists()
-    except OSError:  # reading the path then says what is wrong
+    except OSError:  # reading the path reports this error
         return True

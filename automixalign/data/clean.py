@@ -21,7 +21,7 @@ _ID, _DIGEST = "S8", "S16"
 
 
 class CleanPairs:
-    """The usable pairs of a task. Iterating reads them, in their order, from where all pairs come from."""
+    """The usable pairs of a task. Iterating reads them in order, from the source of all pairs."""
 
     def __init__(self, all_pairs: Iterable[Pair], usable: Mask, ranks: Ranks, has_messages: Mask) -> None:
         self.ranks = ranks

@@ -59,7 +59,7 @@ def _encode(backend: "Tokenizer", texts: list[str], special_tokens: bool) -> lis
 
 
 def _rust_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer | None":
-    """The tokenizer in Rust, set up as for a call; None if a call does more than use it."""
+    """The tokenizer in Rust, set up as for a call; None if a call also runs other code."""
     from transformers import PreTrainedTokenizerFast
 
     kind = type(tokenizer)

@@ -13,9 +13,9 @@ import pyarrow as pa
 
 _POSITION = "position"
 _BUFFER_BYTES = 16 << 20
-"""Rows in memory, about, before they go to files."""
+"""The approximate size of the rows that memory holds before they go to files."""
 _FILE_BYTES = 8 << 20
-"""Rows of a file, about; one file is in memory while its rows are read."""
+"""The approximate size of a file; one file is in memory while its rows are read."""
 
 Positions = npt.NDArray[np.int32]
 
@@ -28,7 +28,7 @@ class ExternalSort:
     Args:
         folder: a new folder for the files.
         schema: the schema of the rows.
-        row_bytes: the size of a row, about.
+        row_bytes: the approximate size of a row.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema, row_bytes: float) -> None:

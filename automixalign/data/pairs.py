@@ -71,7 +71,7 @@ def parse_row(row: Row) -> Pair:
     if answer is not None:
         _check_text(answer, "answer", where)
     pair_id = hashlib.sha256(_canonical([prompt, chosen, rejected]).encode()).hexdigest()[:16]
-    return Pair(pair_id, prompt, chosen, rejected, answer)
+    return Pair(pair_id, prompt=prompt, chosen=chosen, rejected=rejected, answer=answer)
 
 
 def _turn(value: Any, field: str, where: str) -> Turn:

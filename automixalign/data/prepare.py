@@ -1,7 +1,7 @@
 """The stage `prepare_data`: read, clean, limit, tokenise, split, describe.
 
-Memory holds a few thousand pairs at a time, however many there are. The pairs of a task pass through two files:
-as parsed, and as tokenised. Digests of fixed size stand for them when they are compared, ordered and split.
+Memory holds a few thousand pairs at a time, whatever the size of the data. The pairs of a task pass through two
+files: as parsed, and as tokenised. Digests of fixed size identify the pairs in comparisons, orders and splits.
 """
 
 import random
@@ -62,7 +62,7 @@ def prepare_data(
     """
     with files.replacing(output) as folder, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         tasks = {
-            task.name: _usable_pairs(task, settings, tokenizer, verifiers, Path(scratch))
+            task.name: _usable_pairs(task, settings, tokenizer, verifiers, scratch=Path(scratch))
             for task in settings.tasks
         }
         labels = split_tasks({name: usable.ranks for name, usable in tasks.items()}, settings.split)

@@ -49,34 +49,34 @@ def read_rows(task: TaskSpec, seed: int) -> Iterator[Row]:
             yield Row(f"{task.source}:{number}", data)
     else:
         with tempfile.TemporaryDirectory() as scratch:
-            yield from _read_path(source.fetch(Path(scratch)), named=task.source)
+            yield from _read_path(source.fetch(Path(scratch)), source_name=task.source)
 
 
-def _read_path(path: Path, named: str) -> Iterator[Row]:
+def _read_path(path: Path, source_name: str) -> Iterator[Row]:
     """Read a file by its suffix; a folder is a saved data set or holds data files."""
     if path.is_dir():
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-            yield from _read_saved_dataset(path, named)
+            yield from _read_saved_dataset(path, source_name)
             return
         try:
             data_files = [file for file in files.list_files(path) if file.suffix in DATA_SUFFIXES]
         except OSError as error:  # without the unreadable part, a model would train on a part of the data
-            raise DataError(f"{named}: {error.filename} cannot be read: {error.strerror}") from error
+            raise DataError(f"{source_name}: {error.filename} cannot be read: {error.strerror}") from error
         if not data_files:
-            raise DataError(f"{named}: no {', '.join(DATA_SUFFIXES)} file in this folder")
+            raise DataError(f"{source_name}: no {', '.join(DATA_SUFFIXES)} file in this folder")
         for file in data_files:
-            yield from _read_path(file, named=f"{named.rstrip('/')}/{file.relative_to(path)}")
+            yield from _read_path(file, source_name=f"{source_name.rstrip('/')}/{file.relative_to(path)}")
     elif path.suffix == ".parquet":
-        yield from _read_parquet(path, named)
+        yield from _read_parquet(path, source_name)
     elif path.suffix in DATA_SUFFIXES:
-        yield from _read_json_lines(path, named)
+        yield from _read_json_lines(path, source_name)
     else:
-        raise DataError(f"{named}: unknown kind of file; there are: {', '.join(DATA_SUFFIXES)}")
+        raise DataError(f"{source_name}: unknown kind of file; there are: {', '.join(DATA_SUFFIXES)}")
 
 
-def _read_json_lines(path: Path, named: str) -> Iterator[Row]:
-    for number, raw in enumerate(_lines(path, named), start=1):
-        where = f"{named}:{number}"
+def _read_json_lines(path: Path, source_name: str) -> Iterator[Row]:
+    for number, raw in enumerate(_lines(path, source_name), start=1):
+        where = f"{source_name}:{number}"
         if len(raw) > MAX_LINE_BYTES:
             raise DataError(f"{where}: the line is longer than {MAX_LINE_BYTES >> 20} MiB")
         try:
@@ -97,14 +97,14 @@ def _read_json_lines(path: Path, named: str) -> Iterator[Row]:
             raise DataError(f"{where}: not a JSON document: {error}") from error
 
 
-def _lines(path: Path, named: str) -> Iterator[bytes]:
+def _lines(path: Path, source_name: str) -> Iterator[bytes]:
     """Yield the lines of a file, a line that is too long cut after `MAX_LINE_BYTES` + 1."""
     try:
         with path.open("rb") as stream:
             while line := stream.readline(MAX_LINE_BYTES + 1):
                 yield line
     except OSError as error:
-        raise DataError(f"{named}: cannot be read: {error}") from error
+        raise DataError(f"{source_name}: cannot be read: {error}") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -117,40 +117,40 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _read_parquet(path: Path, named: str) -> Iterator[Row]:
+def _read_parquet(path: Path, source_name: str) -> Iterator[Row]:
     try:
         file = pq.ParquetFile(path)
         columns = [name for name in FIELDS if name in file.schema_arrow.names]
         batches = file.iter_batches(batch_size=256, columns=columns)
-        yield from _rows((data for batch in batches for data in batch.to_pylist()), named)
+        yield from _rows((data for batch in batches for data in batch.to_pylist()), source_name)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"{named}: not a readable Parquet file: {error}") from error
+        raise DataError(f"{source_name}: not a readable Parquet file: {error}") from error
 
 
-def _read_saved_dataset(path: Path, named: str) -> Iterator[Row]:
+def _read_saved_dataset(path: Path, source_name: str) -> Iterator[Row]:
     import datasets
 
-    _check_files_are_inside(path, named)
+    _check_files_are_inside(path, source_name)
     try:
         data = datasets.load_from_disk(str(path))
         parts = data if isinstance(data, dict) else {"": data}
         for part, rows in parts.items():
-            yield from _rows(_with_fields(rows), f"{named}/{part}" if part else named)
+            yield from _rows(_with_fields(rows), f"{source_name}/{part}" if part else source_name)
     except DataError:
         raise
     except Exception as error:  # its JSON and Arrow files can be broken in many ways
-        raise DataError(f"{named}: not a readable saved data set: {error}") from error
+        raise DataError(f"{source_name}: not a readable saved data set: {error}") from error
 
 
-def _check_files_are_inside(path: Path, named: str) -> None:
+def _check_files_are_inside(path: Path, source_name: str) -> None:
     for state in path.rglob("state.json"):
         try:
             names = [file["filename"] for file in files.read_json(state)["_data_files"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{named}: not a readable saved data set: {state.name}: {error!r}") from error
+            raise DataError(f"{source_name}: not a readable saved data set: {state.name}: {error!r}") from error
         for name in names:
             if Path(name).name != name:
-                raise DataError(f"{named}: {state.name} names {name!r}, which is no file of this folder")
+                raise DataError(f"{source_name}: {state.name} names {name!r}, which is no file of this folder")
 
 
 def _read_hub(task: TaskSpec) -> Iterator[Row]:
@@ -173,7 +173,7 @@ def _with_fields(data: Any) -> Iterator[dict[str, Any]]:
         yield from table.to_pylist()
 
 
-def _rows(rows: Iterable[dict[str, Any]], named: str) -> Iterator[Row]:
+def _rows(rows: Iterable[dict[str, Any]], source_name: str) -> Iterator[Row]:
     """Number the rows of a table and remove null fields."""
     for number, row in enumerate(rows, start=1):
-        yield Row(f"{named}:{number}", {key: value for key, value in row.items() if value is not None})
+        yield Row(f"{source_name}:{number}", {key: value for key, value in row.items() if value is not None})

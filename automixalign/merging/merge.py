@@ -89,7 +89,7 @@ def merge_specialists(
     ):
         staged = _stage(base, specialists, Path(staging))
         own = [{"weight": weights[task]} if weights and task in weights else {} for task in specialists]
-        if name := _run(staged, method, parameters, own, merged, seed=seed):
+        if name := _run(staged, method, parameters, own=own, output=merged, seed=seed):
             raise ModelError(
                 f"the merge by {method} of {', '.join(specialists)} overflows: its weight {name} is not "
                 "finite; check the specialists, or choose smaller parameters"

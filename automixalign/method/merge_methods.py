@@ -160,8 +160,8 @@ _SPECS = (
     MergeMethodSpec(
         name="multislerp",
         paper="https://goddard.blog/posts/multislerp-wow-what-a-cool-idea",
-        # Optional in mergekit, but three or more task vectors that are zero, as those of the
-        # tensors a LoRA adapter leaves alone, are an error there. Whole weights are never zero.
+        # With a base, mergekit fails on three or more task vectors that are zero, such as those of tensors that
+        # a LoRA adapter does not change. Whole weights are never zero.
         needs_base=False,
         default_parameters={"normalize_weights": True, "eps": 1e-8},
         per_model_parameters={"weight": 1.0},

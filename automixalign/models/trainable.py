@@ -49,10 +49,10 @@ def lora_config(model: "PreTrainedModel", lora: LoraSpec | None) -> "LoraConfig 
         names = [name for name, _ in model.named_modules() if name]
         for target in lora.target_modules:
             if not any(name == target or name.endswith(f".{target}") for name in names):
-                known = sorted({name.rpartition(".")[2] for name in names if not name[-1].isdigit()})
+                suffixes = sorted({name.rpartition(".")[2] for name in names if not name[-1].isdigit()})
                 raise ConfigError(
                     f"training.lora.target_modules: {target!r} is no module of the base model; "
-                    f"there are: {_shorten(known)}"
+                    f"there are: {_shorten(suffixes)}"
                 )
     return LoraConfig(
         r=lora.rank,

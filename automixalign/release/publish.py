@@ -35,7 +35,7 @@ def publish_run(
         `to`, and how many `files` and `bytes`.
 
     Raises:
-        StorageError: the place holds another publication, or cannot be written.
+        StorageError: the destination holds another publication, or cannot be written.
     """
     manifest = _publish_with_retries(settings.output, settings.run, artifacts, pause_seconds)
     files.write_text(output, manifest.model_dump_json(indent=2) + "\n")

@@ -64,7 +64,7 @@ def register(
     ranked = [entry for entry in entries if entry["model"] in candidates]
     entry = min(ranked, key=lambda entry: float(entry["worst"]["excess"]))
     model = candidates[entry["model"]]
-    tags = _lineage(settings, entry, model, data, base_model)
+    tags = _lineage(settings, entry, model, data=data, base_model=base_model)
 
     from automixalign.steps.tracking.send import client, named_errors
 
@@ -74,7 +74,7 @@ def register(
         _ensure_registered_model(registry, spec.name)
         number = _find_version(registry, spec.name, tags)
         if number is None:
-            uri = _store(target, registry, model, base_model, entry["model"])
+            uri = _store(target, registry, model, base_model, name=entry["model"])
             model_id = uri.removeprefix("models:/")
             number = str(registry.create_model_version(spec.name, uri, tags=tags, model_id=model_id).version)
         reasons = gate(spec, entry, tags, _champion(registry, spec.name))

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from automixalign.config.experiment import ComparisonSettings, model_names
-from automixalign.report import leaderboard, plots
-from automixalign.report import page as report_page
+from automixalign.report import leaderboard, page, plots
 from automixalign.report.collect import RunResults, collect
 from automixalign.scoring.metrics import BETTER
 from automixalign.steps.step import current_step
@@ -53,7 +52,7 @@ def compare(settings: ComparisonSettings, results: RunResults, paths: ReportPath
         for metric in BETTER:
             plots.task_bars(entries, metric, folder / f"{metric}.png")
     files.write_text(paths.markdown, as_markdown(entries))
-    report_page.write(collect(settings, entries, results), paths.page, paths.facts)
+    page.write(collect(settings, entries, results), paths.page, paths.facts)
     record = current_step().record
     record.of_pipeline = True
     record.add_metrics(summary_metrics(entries))

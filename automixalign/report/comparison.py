@@ -102,8 +102,8 @@ def interval(values: Sequence[float]) -> dict[str, float]:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if len(known) == len(values) else None
+    numbers = [value for value in values if value is not None]
+    return statistics.fmean(numbers) if len(numbers) == len(values) else None
 
 
 def _verdict(models: Sequence[Mapping[str, Any]], baseline: str, runs: int) -> str:
@@ -113,12 +113,13 @@ def _verdict(models: Sequence[Mapping[str, Any]], baseline: str, runs: int) -> s
     opening = f"{first['model']} has the smallest mean worst-task excess over {runs} runs, {mean}"
     if first["difference"] is None:
         return f"{opening}; it is the baseline."
-    gap = first["difference"]
-    side = "below" if gap["mean"] < 0 else "above"
-    uncertain = gap["low"] <= 0 <= gap["high"]
+    difference = first["difference"]
+    side = "below" if difference["mean"] < 0 else "above"
+    uncertain = difference["low"] <= 0 <= difference["high"]
     certain = f"its 95 % interval {'contains 0, so this is not certain' if uncertain else 'excludes 0'}"
+    limits = f"{difference['low']:+.3f} to {difference['high']:+.3f}"
     return (
-        f"{opening}: {abs(gap['mean']):.3f} {side} {baseline} ({gap['low']:+.3f} to {gap['high']:+.3f}), "
+        f"{opening}: {abs(difference['mean']):.3f} {side} {baseline} ({limits}), "
         f"better in {first['wins']} of {runs} runs; {certain}."
     )
 

@@ -33,8 +33,8 @@ def limits(
 
 
 def _budget(experiment: Experiment, costs: Mapping[str, Mapping[str, Any]], train_pairs: int) -> str:
-    known = [costs[method.name] for method in experiment.methods if method.name in costs]
-    pairs = [cost["pairs"] for cost in known if "pairs" in cost]
+    training_costs = [costs[method.name] for method in experiment.methods if method.name in costs]
+    pairs = [cost["pairs"] for cost in training_costs if "pairs" in cost]
     size = (
         f" ({max(pairs):,.0f} pairs, {max(pairs) / train_pairs:.1f} times the training data)" if pairs else ""
     )

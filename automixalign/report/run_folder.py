@@ -57,7 +57,7 @@ def claim(folder: Path, experiment: Experiment) -> Iterator[TextIO]:
     try:
         new = not folder.exists()
         if not new and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / WORK).is_dir())):
-            raise ConfigError(f"--output {folder} holds something already; name a new folder")
+            raise ConfigError(f"--output {folder} exists and is not an empty folder; name a new folder")
         (folder / WORK).mkdir(parents=True, exist_ok=True)
         lock = (folder / WORK / LOCK).open("a+", encoding="utf-8")
     except OSError as error:

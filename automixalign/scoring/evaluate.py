@@ -79,7 +79,7 @@ def evaluate(
             caches.write_scores(folder / f"{task}.parquet", scores)
             tasks[task] = pair_metrics(PairScores(losses, margins, chosen_ratio))
             if spec.generate and task in settings.verifiers:
-                answers = _verified_answers(settings, task, pairs, policy, base_model)
+                answers = _verified_answers(settings, task, pairs, policy, base_model=base_model)
                 tasks[task]["pass_rate"] = pass_rate(answer["passed"] for answer in answers)
                 generations += answers
         summary = {"model": name, "family": family, "loss": settings.loss.model_dump(), "tasks": tasks}

@@ -2,7 +2,7 @@
 
 A finished stage writes the SHA-256 of each output into the output's metadata. A stage refuses an input that was
 truncated, altered or replaced since then. The local cache also knows a result by these metadata
-(`pipelines/local/caching.py`).
+(`pipelines/local/stage_cache.py`).
 """
 
 from collections.abc import Iterable

@@ -119,8 +119,8 @@ def run_step(
                     _report_failure(step, error)
                     raise
                 if step.events.folder is not None and outputs:
-                    beside = Path(outputs[0].path).parent
-                    files.write_text(beside / RECORD_FILE, step.record.model_dump_json())
+                    folder = Path(outputs[0].path).parent
+                    files.write_text(folder / RECORD_FILE, step.record.model_dump_json())
             step.events.write("finished", seconds=round(time.monotonic() - started, 2))
     finally:
         _current.reset(token)
@@ -147,4 +147,4 @@ def _report_failure(step: Step, error: BaseException) -> None:
         try:
             report()
         except (OSError, StorageError) as failure:
-            error.add_note(f"it could not be written down: {failure}")
+            error.add_note(f"it could not be reported: {failure}")

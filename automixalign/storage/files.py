@@ -75,7 +75,7 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def table_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """Open such a file to write tables one after the other; it is visible at `path` at once."""
+    """Open a Parquet file to write several tables; it has checksums, and is visible at `path` at once."""
     return pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True)
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 def commit_of(repo: str, kind: Literal["model", "dataset"], revision: str | None = None) -> str | None:
     """Return the commit of a repository's revision.
 
-    If the hub does not answer, it is the commit of the local copy, which is then what gets loaded.
+    Without an answer from the hub, it is the commit of the local copy, which is then loaded.
 
     Returns:
         None if the hub does not answer and there is no local copy. Loading the repository then says why.
@@ -20,5 +20,5 @@ def commit_of(repo: str, kind: Literal["model", "dataset"], revision: str | None
         return str(HfApi().repo_info(repo, repo_type=kind, revision=revision).sha)
     except (OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError):  # OSError: no network
         folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind)
-        reference = folder / "refs" / (revision or "main")
-        return reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
+        ref = folder / "refs" / (revision or "main")
+        return ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision

@@ -114,7 +114,7 @@ def fetch(source: str, folder: Path) -> Manifest:
     """
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise StorageError(f"{folder} holds something already; name a new folder")
+            raise StorageError(f"{folder} exists and is not an empty folder; name a new folder")
         store = _open(source)
         manifest = _checked_manifest(source, store)
         with files.replacing(folder) as temporary:
@@ -197,7 +197,7 @@ def _publish_to_prefix(
     unfinished = _read_document(store, UNFINISHED, _Unfinished)
     present = _visible(store.sizes())
     own = {*(old.files if old else ()), *(unfinished.files if unfinished else ())}
-    _check_destination(store.uri(), old, manifest, _foreign(present, own), replace)
+    _check_destination(store.uri(), old, manifest, foreign=_foreign(present, own), replace=replace)
     missing = [
         name
         for name, entry in manifest.files.items()
@@ -229,7 +229,8 @@ def _publish_to_folder(
 ) -> Manifest:
     store.check()
     old = _read_document(store, MANIFEST, Manifest)
-    _check_destination(store.uri(), old, manifest, _foreign(store.sizes(), old.files if old else ()), replace)
+    foreign = _foreign(store.sizes(), old.files if old else ())
+    _check_destination(store.uri(), old, manifest, foreign=foreign, replace=replace)
     whole = old and all(store.holds(name, entry.size, entry.sha256) for name, entry in old.files.items())
     if old and whole and old.files == manifest.files:
         return old

@@ -123,7 +123,7 @@ def download(uri: str, folder: Path) -> Path:
         if not target.is_relative_to(root):
             raise StorageError(f"s3://{bucket}/{key}: the key leads out of the folder")
         if not key.endswith("/"):
-            _download_object(client, bucket, key, target, None)
+            _download_object(client, bucket, key, target, sha256=None)
     return root / Path(prefix).name if list(keys) == [prefix] else root
 
 
@@ -187,7 +187,7 @@ class Prefix:
 
     def fetch(self, name: str, target: Path, sha256: str) -> None:
         """Download an object to a file, which appears only if its content has this SHA-256."""
-        _download_object(self._client, self.bucket, self._prefix + name, target, sha256)
+        _download_object(self._client, self.bucket, self._prefix + name, target, sha256=sha256)
 
 
 def _unless(code: str, request: Callable[..., Any], **arguments: Any) -> Any:
@@ -307,19 +307,23 @@ def _explained(what: str) -> Iterator[None]:
 
 
 def _advice(error: BaseException) -> str:
-    import botocore.parsers
-    from botocore import exceptions as known
+    from botocore import exceptions, parsers
 
     # boto3 raises an error of its own while it handles the server's.
     for each in (error, getattr(error, "last_exception", None), error.__cause__, error.__context__):
-        if isinstance(each, known.ClientError):
+        if isinstance(each, exceptions.ClientError):
             code = str(each.response.get("Error", {}).get("Code", ""))
             status = each.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             return _ADVICE.get(code, _SERVER if status >= 500 else "")
-        if isinstance(each, (known.NoCredentialsError, known.PartialCredentialsError, known.ProfileNotFound)):
+        if isinstance(
+            each,
+            (exceptions.NoCredentialsError, exceptions.PartialCredentialsError, exceptions.ProfileNotFound),
+        ):
             return _CREDENTIALS
-        if isinstance(each, (known.ConnectionError, known.HTTPClientError, known.IncompleteReadError)):
+        if isinstance(
+            each, (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError)
+        ):
             return _SERVER
-        if isinstance(each, botocore.parsers.ResponseParserError):
+        if isinstance(each, parsers.ResponseParserError):
             return "check that AWS_ENDPOINT_URL is the address of an S3 server"
     return "check AWS_ENDPOINT_URL" if "endpoint" in str(error).lower() else ""

@@ -1,4 +1,4 @@
-"""glibc keeps the memory that tensors on the CPU free, for the tensors of the next optimiser step."""
+"""Keep freed memory in the process, for the tensors of the next optimiser step on the CPU."""
 
 import ctypes
 import sys

@@ -9,7 +9,7 @@ logger = logging.getLogger("automixalign")
 
 
 class _Printer(logging.Handler):
-    """Prints to the stderr of the moment, which tests and the log of a stage replace.
+    """Prints to the current `sys.stderr`, which tests and the log of a stage replace.
 
     Unlike logging's own handler it raises the error of a failed write, so that a full disk is not ignored.
     """

@@ -43,8 +43,8 @@ def code_digest(modules: Iterable[str]) -> str:
     count where one of its modules does.
 
     Args:
-        modules: names from `automixalign` on. `PACKAGE.*` stands for every module of a package, such as one
-            whose registry finds its modules by itself.
+        modules: names from `automixalign` on. `PACKAGE.*` means every module of a package, such as one whose
+            registry finds its modules by itself.
     """
     total = hashlib.sha256()
     for name in sorted(imported_modules(modules)):

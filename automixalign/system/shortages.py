@@ -24,7 +24,9 @@ _OUT_OF_MEMORY = re.compile(
     r"(can't|cannot|unable to|failed to) allocate|out of memory|std::bad_alloc|can't start new thread",
     re.IGNORECASE,
 )
-_DISK_ADVICE = "free some (in a container: raise its limit), or name a place on another disk, and start again"
+_DISK_ADVICE = (
+    "free some space (in a container: raise its limit), or name a folder on another disk, and start again"
+)
 _NEARLY_FULL_BYTES = 1 << 20
 _FOLDER_VARIABLES = ("AMA_LOGS", "AMA_SPOOL", "AMA_CHECKPOINTS")
 
@@ -154,7 +156,7 @@ def _likely_folders() -> list[Path]:
 
 
 def _reason(error: BaseException) -> str:
-    """The system's message for an errno of ours, else the first line of the error's text."""
+    """The system's message for an errno that this module knows, else the first line of the error's text."""
     for each in _causes(error):
         if isinstance(each, OSError) and each.errno in (*_FULL_DISK_ERRNO, errno.ENOMEM):
             return os.strerror(each.errno).lower()

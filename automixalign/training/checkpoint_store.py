@@ -11,7 +11,11 @@ from automixalign.training.s3_checkpoints import S3CheckpointStore
 
 
 def checkpoints_location(every: int) -> str | None:
-    """The folder or `s3://` prefix for checkpoints `every` so many steps; None if none are kept."""
+    """The folder or `s3://` prefix for checkpoints; None if the run keeps none.
+
+    Args:
+        every: optimiser steps between two checkpoints; 0 for none.
+    """
     return os.environ.get(CHECKPOINTS_VARIABLE) or None if every else None
 
 

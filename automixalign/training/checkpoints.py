@@ -74,7 +74,7 @@ class CheckpointStore:
                 return self._fetch(name)
             except DamagedError as damage:
                 current_step().warn(
-                    f"{self._title(name)} is passed over for the checkpoint before it, and removed: {damage}"
+                    f"{self._title(name)} is damaged and was removed ({damage}); the checkpoint before it is used"
                 )
                 self._discard(name)
         return None
@@ -134,7 +134,7 @@ def read_seal(text: bytes | None, sizes: Mapping[str, int]) -> Manifest:
     try:
         seal = Manifest.model_validate_json(text)
     except ValidationError as error:
-        raise DamagedError(f"its {SEAL} is garbled: {describe(error)}") from error
+        raise DamagedError(f"its {SEAL} is invalid: {describe(error)}") from error
     sealed = {name: entry.size for name, entry in seal.files.items()}
     for name in sorted({STATE, *sealed, *sizes} - {SEAL}):
         if name not in sizes:

@@ -1,6 +1,6 @@
 """Two-fold cross-fitting: score each half of a task's training pairs by a specialist of the other half.
 
-A specialist that has passed over a pair several times has memorised it, and its loss there is too low.
+A specialist that was trained on a pair several times has memorised it, and its loss of the pair is too low.
 """
 
 import hashlib

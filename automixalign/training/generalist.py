@@ -30,7 +30,7 @@ class GeneralistTraining(Training):
         tables = self.read_tables()
         sizes = [len(table) for table in tables.values()]
         mixer = registered_mixers()[method.method](sizes, self.settings.seed, **method.options)
-        facts = train_policy(self, tables, mixer, scratch, method.average_iterates)
+        facts = train_policy(self, tables, mixer, scratch, average_iterates=method.average_iterates)
         weights = dict(zip(tables, mixer.weights().round(4).tolist(), strict=True))
         return {**method.model_dump(exclude_none=True), **facts, "weights": weights}
 

@@ -47,8 +47,8 @@ def launch(training: Training) -> dict[str, Any]:
         What the training returned in the first process.
 
     Raises:
-        AutoMixAlignError: the error of the process that failed first, after the others are ended; a
-            TrainingError if it was of no kind of this package.
+        AutoMixAlignError: the error of the process that failed first; a TrainingError if the error came from
+            another package. The other processes have ended.
     """
     processes, nodes = training.settings.training.processes, training.settings.training.nodes
     alone = processes * nodes == 1 or WORLD_SIZE in os.environ

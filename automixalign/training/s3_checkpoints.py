@@ -127,10 +127,10 @@ class S3CheckpointStore(CheckpointStore):
         try:
             self._store(name, checkpoint)
         except StorageError as error:
-            resume = f"go on from {self._uploaded}" if self._uploaded else "begin again"
+            resume = f"resume from {self._uploaded}" if self._uploaded else "start from the beginning"
             current_step().warn(
-                f"{self._title(name)} could not be stored: {error}. The training goes on; killed before the "
-                f"next checkpoint is stored, it would {resume}"
+                f"{self._title(name)} could not be stored: {error}. The training continues; if it is killed "
+                f"before the next checkpoint is stored, it will {resume}"
             )
         finally:
             shutil.rmtree(checkpoint)

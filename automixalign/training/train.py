@@ -151,7 +151,7 @@ def _make_adapter_portable(model: Any) -> None:
 
 
 def _dpo_config(training: Training, steps: int, checkpoints: CheckpointStore, saves: bool) -> "DPOConfig":
-    """TRL's settings of the optimiser and the run. They replace every default of TRL that is not wanted."""
+    """TRL's settings of the optimiser and the run; they replace the defaults of TRL that do not fit."""
     from trl import DPOConfig
 
     settings, spec, world = training.settings, training.settings.training, world_size()

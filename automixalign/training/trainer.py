@@ -1,6 +1,6 @@
 """TRL's DPOTrainer with a mixer that draws the batches and weighs the loss.
 
-It differs from `trl.DPOTrainer` in this, and in nothing else:
+It differs from `trl.DPOTrainer` only in this:
 
 - The pairs arrive tokenised, with their log-probabilities under the reference model. Nothing is prepared again.
 - Where the architecture allows, a forward pass holds the pairs packed: each prompt once, and no padding
@@ -156,7 +156,7 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         if self.average is not None:
             self.average.load(checkpoint, state["averaged"])
         if self.accelerator.is_main_process:
-            logger.info("goes on after step %s, from %s", state["step"], checkpoint)
+            logger.info("resumes after step %s, from %s", state["step"], checkpoint)
             with files.replacing(self.trajectory) as new:
                 shutil.copyfile(checkpoint / TRAJECTORY, new)
 

@@ -1,4 +1,4 @@
-"""Models, leaderboard and report at the place that the configuration names."""
+"""The copy of models, leaderboard and report that others read: the `output` of the configuration."""
 
 from kfp import dsl
 from kfp.dsl import HTML, Artifact, Input, Model, Output

@@ -1,4 +1,4 @@
-"""Import what most stages need; the process that `warm_start` forks the stages from imports this module.
+"""Import what most stages need. `warm_start` forks the stages from a process that has imported this module.
 
 It leaves out what only few stages need: mergekit, mlflow, boto3.
 """

@@ -3,8 +3,7 @@
 from contextlib import nullcontext
 
 from kfp import local
-from kfp.local import cache as kfp_cache
-from kfp.local import logging_utils, subprocess_task_handler
+from kfp.local import cache, logging_utils, subprocess_task_handler
 
 from pipelines.dag.pipeline import build_pipeline
 from pipelines.dag.placement import LocalPlacement
@@ -26,8 +25,8 @@ def run_dag(attempt: Attempt) -> None:
         raise_on_error=True,
         enable_caching=True,
     )
-    cache = StageCache(attempt.cache, attempt.folder, attempt.shared_cache)
-    kfp_cache.get_local_cache = lambda: cache
+    stage_cache = StageCache(attempt.cache, attempt.folder, attempt.shared_cache)
+    cache.get_local_cache = lambda: stage_cache
     subprocess_task_handler.run_local_subprocess = warm_start.run_stage
     # Around each stage kfp replaces `builtins.print` by one that indents. Stages that overlap restore it in the
     # wrong order, so some replacements stay, and each of them makes printing slower.

@@ -76,7 +76,16 @@ class StageCache:
         """kfp's key, with artifacts identified by their metadata."""
         component = re.sub(r"-\d+$", "", component_name)  # kfp numbers the uses of a component
         identities = {name: _identity(value) for name, value in arguments.items()}
-        return str(self.own.compute_key(component, image, full_command, identities, env_vars, custom_cache_key))
+        return str(
+            self.own.compute_key(
+                component_name=component,
+                image=image,
+                full_command=full_command,
+                arguments=identities,
+                env_vars=env_vars,
+                custom_cache_key=custom_cache_key,
+            )
+        )
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The outputs of a stage, linked into this attempt; None if the stage must run."""

@@ -52,11 +52,11 @@ class Submission:
         """
         pipeline_id = server.pipeline_id(self.pipeline_name)
         version_id, uploaded = server.version_id(pipeline_id, self.version, self.package)
-        reference = api.V2beta1PipelineVersionReference(pipeline_id=pipeline_id, pipeline_version_id=version_id)
+        version = api.V2beta1PipelineVersionReference(pipeline_id=pipeline_id, pipeline_version_id=version_id)
         run = api.V2beta1Run(
             display_name=self.run_name,
             experiment_id=server.experiment_id(self.kfp_experiment),
-            pipeline_version_reference=reference,
+            pipeline_version_reference=version,
             runtime_config=api.V2beta1RuntimeConfig(parameters=self.parameters),
             service_account=self.service_account,
         )

@@ -61,7 +61,7 @@ def send_and_follow(console: Console, server: Server, submission: Submission, po
     except SystemExit:
         _print(console, f"no longer following; the run continues: {link}")
         raise
-    return _show_end(console, outcome, submission.run_name, time.time() - progress.started, link)
+    return _show_end(console, outcome, submission.run_name, seconds=time.time() - progress.started, link=link)
 
 
 def _show_end(console: Console, outcome: Outcome, name: str, seconds: float, link: str) -> int:

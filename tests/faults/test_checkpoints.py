@@ -68,11 +68,11 @@ DAMAGES = {
     "a file removed": (remove(OPTIMISER), "is missing"),
     "a file added": (write("pytorch_model.bin", b"x"), "does not belong to it"),
     "no seal": (remove(SEAL), "it was not finished"),
-    "half a seal": (cut(SEAL), f"{SEAL} is garbled"),
+    "half a seal": (cut(SEAL), f"{SEAL} is invalid"),
     "a seal that is no text": (write(SEAL, b"\xff\0"), ""),
-    "a seal of another shape": (write(SEAL, "[1, 2]"), f"{SEAL} is garbled"),
+    "a seal of another shape": (write(SEAL, "[1, 2]"), f"{SEAL} is invalid"),
     "a seal of no files": (write(SEAL, '{"files": {}}'), ""),
-    "a seal of a file elsewhere": (write(SEAL, FOREIGN_FILE), "is garbled"),
+    "a seal of a file elsewhere": (write(SEAL, FOREIGN_FILE), "is invalid"),
     "an empty folder": (lambda folder: (shutil.rmtree(folder), folder.mkdir()), "it was not finished"),
 }
 
@@ -80,14 +80,14 @@ DAMAGES = {
 @pytest.mark.parametrize(("damage", "reason"), DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_checkpoint_yields_to_the_one_before(output: Path, damage: Damage, reason: str) -> None:
     damage(checkpoint_folder(output) / "checkpoint-4")
-    check_finishes(output, 2, "checkpoint-4 is passed over", reason)
+    check_finishes(output, 2, "checkpoint-4 is damaged and was removed", reason)
 
 
 def test_with_all_checkpoints_damaged_the_training_starts_again(output: Path) -> None:
     names = ("checkpoint-4", "checkpoint-2")
     for name in names:
         flip(WEIGHTS)(checkpoint_folder(output) / name)
-    check_finishes(output, 0, *(f"{name} is passed over" for name in names))
+    check_finishes(output, 0, *(f"{name} is damaged and was removed" for name in names))
 
 
 @pytest.mark.parametrize(

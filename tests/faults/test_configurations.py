@@ -203,7 +203,7 @@ def test_options(cli: CommandLine, options: list[str], parts: list[str]) -> None
 @pytest.mark.parametrize(
     ("output", "parts"),
     [
-        ("taken", ["--output taken holds something already"]),
+        ("taken", ["--output taken exists and is not an empty folder"]),
         (f"{CONFIG}/out", [f"--output {CONFIG}/out cannot be written to"]),
         pytest.param("x" * 5000, ["--output", "cannot be written to"], id="a name of 5,000 letters"),
     ],

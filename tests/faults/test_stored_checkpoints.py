@@ -157,9 +157,9 @@ def damaged(name: str, damage: Damage, reason: str = "", slow: bool = True, **op
         damaged("an object removed", delete(TRAJECTORY), "is missing"),
         damaged("an object added", write("x.bin", b"x"), "does not belong"),
         damaged("no seal", delete(SEAL), "it was not finished"),
-        damaged("half a seal", write(SEAL, b'{"version": 1, "fil'), "garbled", slow=False),
-        damaged("a seal of another shape", write(SEAL, b'{"a": 1}'), "garbled"),
-        damaged("a seal of a file elsewhere", write(SEAL, FOREIGN_FILE), "garbled"),
+        damaged("half a seal", write(SEAL, b'{"version": 1, "fil'), "is invalid", slow=False),
+        damaged("a seal of another shape", write(SEAL, b'{"a": 1}'), "is invalid"),
+        damaged("a seal of a file elsewhere", write(SEAL, FOREIGN_FILE), "is invalid"),
         damaged("all checkpoints", flip(WEIGHTS), steps=(4, 2), after=0),
     ],
 )
@@ -172,7 +172,9 @@ def test_a_damaged_checkpoint_is_passed_over(
     (training,) = {key.split("/")[1] for key in store.list_keys()}
     for step in steps:
         damage(store.client, f"{store.name}/{FOLDER}/{training}/checkpoint-{step}/")
-    store.check_finishes([output], after, *(f"checkpoint-{step} is passed over" for step in steps), reason)
+    store.check_finishes(
+        [output], after, *(f"checkpoint-{step} is damaged and was removed" for step in steps), reason
+    )
 
 
 def test_a_server_that_dies_does_not_end_the_training(tmp_path: Path) -> None:
@@ -184,7 +186,7 @@ def test_a_server_that_dies_does_not_end_the_training(tmp_path: Path) -> None:
         assert Store(server, "run").train(output, fault) == 0, (output / LOG).read_text()
     check_undisturbed(EVERYTHING, output)
     log = (output / LOG).read_text()
-    for warning in ("checkpoint-4 could not be stored: ", "go on from checkpoint-2", "could not be removed: "):
+    for warning in ("checkpoint-4 could not be stored: ", "resume from checkpoint-2", "could not be removed: "):
         assert warning in log
 
 
@@ -237,7 +239,7 @@ def test_two_processes_whose_launcher_is_killed(store: Store, tmp_path: Path) ->
     assert process.exitcode == KILLED
     assert store.train(tmp_path / "last", settings=given) == 0
     assert interrupted.results(tmp_path / "last")[:2] == interrupted.results(tmp_path / "whole")[:2]
-    assert "goes on after step " in (tmp_path / "last" / LOG).read_text()
+    assert "resumes after step " in (tmp_path / "last" / LOG).read_text()
     assert store.list_keys() == []
 
 
@@ -273,7 +275,7 @@ def kill_and_retry(folder: Path, environment: dict[str, str], has_checkpoint: Ca
     assert code == 0, (folder / "kfp.log").read_text()
     events = [json.loads(line)["event"] for line in (folder / "logs" / EVENTS_FILE).read_text().splitlines()]
     assert [e for e in events if e in ("started", "failed", "finished")] == ["started", "started", "finished"]
-    (step,) = re.findall(r"goes on after step (\d+)", (folder / "logs" / "train_generalist.log").read_text())
+    (step,) = re.findall(r"resumes after step (\d+)", (folder / "logs" / "train_generalist.log").read_text())
     assert int(step) >= MANY_STEPS // 10
     assert interrupted.results(folder)[:2] == interrupted.undisturbed(given)[:2]
 

@@ -194,7 +194,7 @@ def test_run_refuses_an_output_that_exists(ama: Ama, config: Path, tmp_path: Pat
     (tmp_path / notes).write_text("mine")
     ended = ama("run", "-c", config, "--output", "out")
     assert ended.status == 2
-    assert "error: --output out holds something already; name a new folder" in ended.err
+    assert "error: --output out exists and is not an empty folder; name a new folder" in ended.err
     assert (tmp_path / notes).read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my.yaml", "out"]
 

@@ -68,6 +68,6 @@ def test_other_content_is_left_alone(kind: str, experiment: Experiment, tmp_path
     file = output / "thesis.tex" if kind == "folder" else output
     file.parent.mkdir(exist_ok=True)
     file.write_text("years")
-    check_refused(output, experiment, "holds something already")
+    check_refused(output, experiment, "exists and is not an empty folder")
     assert file.read_text() == "years"
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]

@@ -316,7 +316,7 @@ def test_foreign_files_stay(
 
 def test_a_full_target_and_a_file_are_refused(artifacts: dict[str, Path], tmp_path: Path) -> None:
     publish(artifacts, str(tmp_path / "store"))
-    with pytest.raises(StorageError, match=r"artifacts holds something already; "):
+    with pytest.raises(StorageError, match=r"artifacts exists and is not an empty folder; "):
         fetch(str(tmp_path / "store"), tmp_path / "artifacts")
     (tmp_path / "file").write_text("precious")
     with pytest.raises(StorageError, match=r"file is not a folder; "):

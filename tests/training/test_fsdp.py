@@ -66,7 +66,7 @@ def test_adapters_of_divided_and_whole_models_are_equal(inputs: dict[str, Any], 
             },
             "methods: 'average_iterates' needs whole parameters",
         ),
-        ({"training": {"nodes": 2}}, "training.nodes: more than one need 'cluster.train_job'"),
+        ({"training": {"nodes": 2}}, "training.nodes: several nodes need 'cluster.train_job'"),
         (
             {
                 "training": {"nodes": 2},

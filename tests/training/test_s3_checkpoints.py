@@ -143,9 +143,9 @@ def test_a_failed_upload_causes_a_warning_and_the_next_one_succeeds(
     (warning,) = (event for event in files.read_jsonl(tmp_path / EVENTS_FILE) if event["event"] == "warning")
     assert (warning["stage"], warning["name"]) == ("train_generalist", "ama-r")
     assert warning["message"].startswith(f"{store.uri}/checkpoint-4 could not be stored: ")
-    assert (
-        "The training goes on; killed before the next checkpoint is stored, it would go on from checkpoint-2"
-        in warning["message"]
+    assert warning["message"].endswith(
+        "The training continues; if it is killed before the next checkpoint is stored, it will resume from "
+        "checkpoint-2"
     )
     add(store, 6)
     assert objects(bucket) == keys_of(2, 6)

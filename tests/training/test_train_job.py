@@ -147,7 +147,7 @@ def test_a_restarted_stage_follows_the_running_job(stage: Stage, capfd: pytest.C
     stub.faults["get"] = [NOT_FOUND] + [(503, "")] * 4
     with pytest.raises(TrainingError, match=r"answers 503: .*; the TrainJob may go on: start the stage again"):
         stage.run()
-    assert "asking again" in capfd.readouterr().err
+    assert "retrying" in capfd.readouterr().err
     assert len(stub.jobs) == 1, "the job still runs"
     stub.statuses = [running(0), running(1), stage.complete]
     assert stage.run() == {"steps": 1}

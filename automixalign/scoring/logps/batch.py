@@ -37,7 +37,7 @@ class PairBatch:
         targets: the tokens to predict, shape (tokens of all sides,).
         sizes: number of tokens of each side, in the order chosen, rejected, chosen, ... of `targets`.
         trees: of a packed batch.
-        keep: of a padded batch, the number of last columns that hold all predictions.
+        last_columns: of a padded batch, how many columns at the end hold all predictions.
     """
 
     inputs: dict[str, Tensor]
@@ -46,7 +46,7 @@ class PairBatch:
     targets: Tensor
     sizes: list[int]
     trees: list[Trees] = field(default_factory=list)
-    keep: int = 0
+    last_columns: int = 0
 
     @classmethod
     def packed(cls, pairs: Sequence[PairIds]) -> Self:
@@ -69,7 +69,14 @@ class PairBatch:
         sizes = [branch for _, *branches in trees for branch in branches]
         inputs = {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([positions])}
         at = torch.tensor(columns)
-        return cls(inputs, torch.zeros_like(at), at, torch.tensor(targets), sizes, grouped(trees))
+        return cls(
+            inputs=inputs,
+            rows=torch.zeros_like(at),
+            columns=at,
+            targets=torch.tensor(targets),
+            sizes=sizes,
+            trees=grouped(trees),
+        )
 
     @classmethod
     def padded(cls, pairs: Sequence[PairIds]) -> Self:
@@ -86,12 +93,12 @@ class PairBatch:
             predicts[row, len(prompt) - 1 : length - 1] = True
         rows, columns = predicts.nonzero(as_tuple=True)
         return cls(
-            {"input_ids": ids, "attention_mask": attention},
-            rows,
-            columns,
-            ids[rows, columns + 1],
-            [len(side) for _, side in sides],
-            keep=longest - min(len(prompt) for prompt, _ in sides) + 1,
+            inputs={"input_ids": ids, "attention_mask": attention},
+            rows=rows,
+            columns=columns,
+            targets=ids[rows, columns + 1],
+            sizes=[len(side) for _, side in sides],
+            last_columns=longest - min(len(prompt) for prompt, _ in sides) + 1,
         )
 
     def to(self, device: torch.device) -> Self:

@@ -75,5 +75,5 @@ def _logits(model: Any, batch: PairBatch, options: dict[str, Any]) -> Tensor:
     if batch.trees:
         logits: Tensor = model(**options, logits_to_keep=batch.columns).logits[0]
         return logits
-    last = model(**options, logits_to_keep=batch.keep).logits
-    return last[batch.rows, batch.columns - (batch.inputs["input_ids"].shape[1] - batch.keep)]  # type: ignore[no-any-return]
+    last = model(**options, logits_to_keep=batch.last_columns).logits
+    return last[batch.rows, batch.columns - (batch.inputs["input_ids"].shape[1] - batch.last_columns)]  # type: ignore[no-any-return]

@@ -12,8 +12,8 @@ _NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
 @register("number")
 def has_same_number(output: str, answer: str) -> bool:
     """Compare the last number of either answer, as GSM8K does (arXiv 2110.14168)."""
-    found, expected = _NUMBER.findall(output), _NUMBER.findall(answer)
-    if not found or not expected:
+    generated, expected = _NUMBER.findall(output), _NUMBER.findall(answer)
+    if not generated or not expected:
         return False
     # Floats above 1e308 are all equal, and so are many below.
-    return Decimal(found[-1].replace(",", "")) == Decimal(expected[-1].replace(",", ""))
+    return Decimal(generated[-1].replace(",", "")) == Decimal(expected[-1].replace(",", ""))

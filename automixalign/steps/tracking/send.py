@@ -76,14 +76,14 @@ def send_waiting(spool: Spool, seconds: float = math.inf) -> str | None:
                     if error.get_http_status_code() not in _REFUSED:
                         raise
                     reason = reason or f"{file}: {error}"
-            if target.ours and (status := spool.closed()):
+            if target.ends_run and (status := spool.closed()):
                 _delete_duplicates(client(target), str(target.run_id), target.key)
                 client(target).set_terminated(str(target.run_id), status)
         # MLflow also raises errors of requests, SQLAlchemy and alembic. None of them may fail a stage: the
         # record waits, and the caller gets the reason.
         except Exception as error:
             if shortages.is_full_disk_error(error):
-                return "the disk of the store is full: free some"
+                return "the disk of the store is full: free some space"
             return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     return reason
 
@@ -159,7 +159,7 @@ def open_pipeline_run(spool: Spool, target: Target) -> Target:
     run = _find_run(mlflow, experiment, target.key) or mlflow.create_run(
         experiment, run_name=target.run_name, tags={_KEY_TAG: target.key, **_versions()}
     )
-    target = target.model_copy(update={"run_id": run.info.run_id, "ours": True})
+    target = target.model_copy(update={"run_id": run.info.run_id, "ends_run": True})
     spool.aim(target)
     return target
 
@@ -215,8 +215,7 @@ def _delete_duplicates(mlflow: Any, run_id: str, key: str) -> None:
 
 
 def _fill(mlflow: Any, run_id: str, record: Record) -> None:
-    from mlflow.entities import Dataset as MlflowDataset
-    from mlflow.entities import DatasetInput, Metric, Param
+    from mlflow.entities import Dataset, DatasetInput, Metric, Param
 
     existing = mlflow.get_run(run_id).data.params  # MLflow refuses to change a parameter
     params = [
@@ -231,9 +230,7 @@ def _fill(mlflow: Any, run_id: str, record: Record) -> None:
     inputs = []
     for data in record.datasets:
         source, profile = json.dumps({"uri": data.source}), json.dumps(data.profile)
-        inputs.append(
-            DatasetInput(MlflowDataset(data.name, data.digest[:36], "local", source, profile=profile))
-        )
+        inputs.append(DatasetInput(Dataset(data.name, data.digest[:36], "local", source, profile=profile)))
     if inputs:
         mlflow.log_inputs(run_id, inputs)
     for file, path in record.artifacts:

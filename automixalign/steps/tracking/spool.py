@@ -21,7 +21,7 @@ FOLLOWED = "AMA_SPOOL_FOLLOWED"
 URI, RUN_ID = "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"
 _SUFFIX = ".record.json"
 _TARGET, _CLOSED = "target.json", "closed"
-_PIPELINE_RECORDS = "told"
+_PIPELINE_RECORDS = "pipeline_records"
 """The content digests of the pipeline's records, one a line."""
 
 
@@ -35,8 +35,8 @@ class Target(BaseModel):
     run_name: str | None = None
     run_id: str | None = None
     """The run of the whole pipeline."""
-    ours: bool = False
-    """This spool created that run, so it also ends it. The creator of another run ends it."""
+    ends_run: bool = False
+    """Whether the sender also ends that run: it does if it created the run."""
     artifacts: str | None = None
     """Where a new experiment stores its artifacts."""
 

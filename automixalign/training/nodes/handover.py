@@ -17,8 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from automixalign.storage import files, s3
-from automixalign.storage import publication as publish
+from automixalign.storage import files, publication, s3
 from automixalign.storage.publication import Manifest, PublishedFile
 from automixalign.system import errors
 from automixalign.system.errors import AutoMixAlignError, ConfigError, StorageError, TrainingError
@@ -126,11 +125,11 @@ class Exchange:
     def upload_result(self, folder: Path) -> None:
         """Upload the result of the training in a folder that `receive` has filled."""
         paths = {name: folder / name for name in (_MODEL, _TRAJECTORY, RESULT)}
-        publish.publish(paths, self._result, run=self.uri, replace=True)
+        publication.publish(paths, self._result, run=self.uri, replace=True)
 
     def is_finished(self) -> bool:
         """Whether S3 holds a complete result."""
-        return s3.Prefix(self._result).read(publish.MANIFEST) is not None
+        return s3.Prefix(self._result).read(publication.MANIFEST) is not None
 
     def download_result(self, training: Training) -> dict[str, Any]:
         """Download model and trajectory to the paths of the training; return its facts."""
@@ -138,7 +137,7 @@ class Exchange:
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".result.", dir=parent) as scratch:
             result = Path(scratch) / "result"
-            publish.fetch(self._result, result)
+            publication.fetch(self._result, result)
             files.link(result / _MODEL, training.output)
             files.link(result / _TRAJECTORY, training.trajectory)
             facts: dict[str, Any] = files.read_json(result / RESULT)

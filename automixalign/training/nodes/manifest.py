@@ -76,10 +76,10 @@ def check(manifest: Document) -> Document:
     from kubeflow_trainer_api import models
 
     try:
-        known = models.TrainerV1alpha1TrainJob.from_dict(manifest).to_dict()
+        parsed = models.TrainerV1alpha1TrainJob.from_dict(manifest).to_dict()
     except ValueError as error:
         raise ConfigError(f"cluster: it makes no TrainJob: {error}") from error
-    if known != manifest:  # the models drop unknown fields
+    if parsed != manifest:  # the models drop unknown fields
         raise ConfigError(f"cluster: the API of TrainJobs has no field for a part of {json.dumps(manifest)}")
     return manifest
 
@@ -155,9 +155,9 @@ def _patch(request: TrainJobRequest) -> Document:
     }
 
 
-def _toleration(given: Document) -> Document:
-    seconds = given.pop("toleration_seconds", None)
-    return given if seconds is None else {**given, "tolerationSeconds": seconds}
+def _toleration(toleration: Document) -> Document:
+    seconds = toleration.pop("toleration_seconds", None)
+    return toleration if seconds is None else {**toleration, "tolerationSeconds": seconds}
 
 
 def _without_empty(document: Document) -> Document:

@@ -1,7 +1,7 @@
 """Have Kubeflow Trainer run a training on several nodes, and wait for it.
 
-The Kubeflow SDK's client does not serve: it must read the cluster's runtimes, and its jobs have fewer fields.
-Nor does kfp's TaskConfig: it passes the settings of a pod on as the component says, not as an experiment does.
+Two existing ways do not fit. The Kubeflow SDK's client must read the cluster's runtimes, and its jobs have
+fewer fields. kfp's TaskConfig takes the settings of a pod from the component, not from an experiment.
 
 The name of a TrainJob is made of everything that determines the training. A stage that is started again finds
 the result, or follows the job that is still running. The stage deletes its job in the end, also a failed one:
@@ -59,7 +59,9 @@ def run(training: Training) -> dict[str, Any]:
     if not exchange.is_finished():
         jobs = TrainJobs()
         exchange.send(handover, sources)
-        manifest = render(request, f"train-{handover.id}", exchange.uri, size.nodes, size.processes)
+        manifest = render(
+            request, f"train-{handover.id}", exchange.uri, nodes=size.nodes, processes=size.processes
+        )
         _RunningJob(jobs, exchange, manifest).run()
     return exchange.download_result(training)
 
@@ -190,7 +192,7 @@ def _retry(request: Callable[[], _T]) -> _T:
                 advice = "the TrainJob may go on: start the stage again to follow it"
                 raise _LostError(f"{error}; {advice}") from error
             if pause == _RETRY_SECONDS[0]:
-                current_step().warn(f"{error}; asking again")
+                current_step().warn(f"{error}; retrying")
             time.sleep(pause)
     raise AssertionError
 

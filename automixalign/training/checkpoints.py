@@ -74,7 +74,7 @@ class CheckpointStore:
                 return self._fetch(name)
             except DamagedError as damage:
                 current_step().warn(
-                    f"{self._title(name)} is damaged and was removed ({damage}); the checkpoint before it is used"
+                    f"{self._title(name)} is damaged: {damage}. It is removed; the checkpoint before it is used"
                 )
                 self._discard(name)
         return None

@@ -172,9 +172,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     (training,) = {key.split("/")[1] for key in store.list_keys()}
     for step in steps:
         damage(store.client, f"{store.name}/{FOLDER}/{training}/checkpoint-{step}/")
-    store.check_finishes(
-        [output], after, *(f"checkpoint-{step} is damaged and was removed" for step in steps), reason
-    )
+    store.check_finishes([output], after, *(f"checkpoint-{step} is damaged: " for step in steps), reason)
 
 
 def test_a_server_that_dies_does_not_end_the_training(tmp_path: Path) -> None:

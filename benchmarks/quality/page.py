@@ -43,8 +43,8 @@ _HOW_TO_READ = f"""How to read the tables:
 _MAP_TEXT = f"""## Where AMA-R differs from uniform mixing
 
 `{{command}}`; {{seeds}}. Capacity is the rank of the adapters; `{FULL}` trains all weights. AMA-R is better
-where the plot is blue; a cell has its mean difference and the number of seeds on which AMA-R is better. So many
-cells of few seeds show where to look. They have no p; `map.json` holds their numbers.
+where the plot is blue; a cell has its mean difference and the number of seeds on which AMA-R is better. A
+cell has few seeds, so the map only shows where to look. There is no p; `map.json` has the numbers.
 
 ![AMA-R minus uniform by capacity, steps and tasks]({{plot}})
 """

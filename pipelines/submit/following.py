@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any, NamedTuple, get_args
 
-import kfp_server_api as api
+from kfp_server_api import V2beta1PipelineTaskDetail, V2beta1Run
 
 from automixalign.config.cluster import Stage
 from automixalign.steps.events import stage_title
@@ -88,7 +88,7 @@ class Tasks:
         self._numbers: dict[str, int] = {}
         self._counts: Counter[str] = Counter()
 
-    def changes(self, run: api.V2beta1Run) -> Iterator[dict[str, Any]]:
+    def changes(self, run: V2beta1Run) -> Iterator[dict[str, Any]]:
         """The events since the last call."""
         if run.state != self._run_state and run.state in ("CANCELING", "PAUSED"):
             yield _warning(f"the run is {run.state}")
@@ -99,7 +99,7 @@ class Tasks:
                 self._states[task.task_id] = task.state
                 yield from self._change(stage, task, before)
 
-    def failed(self, run: api.V2beta1Run) -> list[tuple[str, str]]:
+    def failed(self, run: V2beta1Run) -> list[tuple[str, str]]:
         """Title and server message of each failed stage."""
         return [
             (stage_title(stage, self._number(stage, task)), _message(task))
@@ -108,7 +108,7 @@ class Tasks:
         ]
 
     def _change(
-        self, stage: str, task: api.V2beta1PipelineTaskDetail, before: str | None
+        self, stage: str, task: V2beta1PipelineTaskDetail, before: str | None
     ) -> Iterator[dict[str, Any]]:
         event = {"stage": stage, "name": self._number(stage, task)}
         start = _time(task.start_time) or time.time()
@@ -118,7 +118,7 @@ class Tasks:
             end = _time(task.end_time) or time.time()
             yield {**event, "event": _EVENTS[task.state], "time": max(end, start)}
 
-    def _number(self, stage: str, task: api.V2beta1PipelineTaskDetail) -> str:
+    def _number(self, stage: str, task: V2beta1PipelineTaskDetail) -> str:
         if task.task_id not in self._numbers:
             self._counts[stage] += 1
             self._numbers[task.task_id] = self._counts[stage]
@@ -126,14 +126,14 @@ class Tasks:
         return str(number) if number > 1 else ""
 
 
-def _stage_tasks(run: api.V2beta1Run) -> list[tuple[str, api.V2beta1PipelineTaskDetail]]:
+def _stage_tasks(run: V2beta1Run) -> list[tuple[str, V2beta1PipelineTaskDetail]]:
     """The tasks that are stages of the DAG, in the order of their start."""
     tasks = (run.run_details.task_details if run.run_details else None) or []
     tasks = sorted(tasks, key=lambda task: _time(task.start_time) or float("inf"))
     return [(stage, task) for task in tasks if (stage := _stage(task))]
 
 
-def _stage(task: api.V2beta1PipelineTaskDetail) -> str | None:
+def _stage(task: V2beta1PipelineTaskDetail) -> str | None:
     """The stage of a task; None for tasks that the server adds: loops, pods, the whole pipeline.
 
     Up to KFP 2.17 a task has its key in the DAG as name (`train-specialist`). The display name works, too.
@@ -146,7 +146,7 @@ def _stage(task: api.V2beta1PipelineTaskDetail) -> str | None:
     return stage if stage in get_args(Stage) else None
 
 
-def _message(of: api.V2beta1Run | api.V2beta1PipelineTaskDetail) -> str:
+def _message(of: V2beta1Run | V2beta1PipelineTaskDetail) -> str:
     return (of.error.message if of.error else None) or ""
 
 

@@ -12,9 +12,20 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import kfp
-import kfp_server_api as api
 import urllib3
 from kfp.client import ServiceAccountTokenVolumeCredentials
+from kfp_server_api import (
+    ApiClient,
+    ApiException,
+    Configuration,
+    V2beta1Experiment,
+    V2beta1Filter,
+    V2beta1GetHealthzResponse,
+    V2beta1Pipeline,
+    V2beta1Predicate,
+    V2beta1PredicateOperation,
+    V2beta1Run,
+)
 
 from automixalign.config.release import holds_credentials
 from automixalign.system.errors import AutoMixAlignError, ConfigError
@@ -111,9 +122,9 @@ class _Client(kfp.Client):  # type: ignore[misc]  # kfp ships no types
                 kube_context=access.kube_context,
             )
 
-    def _load_config(self, *arguments: Any) -> api.Configuration:
+    def _load_config(self, *arguments: Any) -> Configuration:
         config = super()._load_config(*arguments)
-        if config.host == api.Configuration().host and not self._access.url:
+        if config.host == Configuration().host and not self._access.url:
             raise ConfigError(_NO_SERVER)
         if self._access.client_cert:
             config.cert_file = str(self._access.client_cert)
@@ -121,7 +132,7 @@ class _Client(kfp.Client):  # type: ignore[misc]  # kfp ships no types
         self.config = config
         return config
 
-    def get_kfp_healthz(self, sleep_duration: int = 0) -> api.V2beta1GetHealthzResponse:
+    def get_kfp_healthz(self, sleep_duration: int = 0) -> V2beta1GetHealthzResponse:
         return self._healthz_api.healthz_service_get_healthz(_request_timeout=_TIMEOUT_SECONDS)
 
     def last_content_type(self) -> str:
@@ -163,7 +174,7 @@ class Server:
         answer = self._list(name, service.experiment_service_list_experiments, namespace=self.namespace)
         experiment = _only(answer.experiments, f"experiments {name!r}", "--experiment") or self._call(
             service.experiment_service_create_experiment,
-            api.V2beta1Experiment(display_name=name, namespace=self.namespace),
+            V2beta1Experiment(display_name=name, namespace=self.namespace),
         )
         return str(experiment.experiment_id)
 
@@ -173,7 +184,7 @@ class Server:
         answer = self._list(name, service.pipeline_service_list_pipelines, namespace=self.namespace)
         pipeline = _only(answer.pipelines, f"pipelines {name!r}", "--pipeline-name") or self._call(
             service.pipeline_service_create_pipeline,
-            api.V2beta1Pipeline(display_name=name, namespace=self.namespace),
+            V2beta1Pipeline(display_name=name, namespace=self.namespace),
         )
         return str(pipeline.pipeline_id)
 
@@ -190,7 +201,7 @@ class Server:
         version = existing or self._call(upload, str(package), name=name, pipelineid=pipeline_id)
         return str(version.pipeline_version_id), existing is None
 
-    def start(self, run: api.V2beta1Run) -> str:
+    def start(self, run: V2beta1Run) -> str:
         """Create a run; the server then starts it.
 
         Returns:
@@ -198,16 +209,16 @@ class Server:
         """
         return str(self._call(self._client.runs.run_service_create_run, run).run_id)
 
-    def run(self, run_id: str) -> api.V2beta1Run:
+    def run(self, run_id: str) -> V2beta1Run:
         """The current state of a run and its tasks."""
         return self._call(self._client.runs.run_service_get_run, run_id)
 
     def _list(self, name: str, method: Any, **arguments: Any) -> Any:
         """List the objects with this name."""
-        predicate = api.V2beta1Predicate(
-            operation=api.V2beta1PredicateOperation.EQUALS, key="display_name", string_value=name
+        predicate = V2beta1Predicate(
+            operation=V2beta1PredicateOperation.EQUALS, key="display_name", string_value=name
         )
-        name_filter = api.ApiClient().sanitize_for_serialization(api.V2beta1Filter(predicates=[predicate]))
+        name_filter = ApiClient().sanitize_for_serialization(V2beta1Filter(predicates=[predicate]))
         return self._call(method, filter=json.dumps(name_filter), **arguments)
 
     def _call(self, method: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -227,7 +238,7 @@ class Server:
     def _errors_explained(self) -> Iterator[None]:
         try:
             yield
-        except api.ApiException as error:
+        except ApiException as error:
             raise ServerError(self._without_token(_refusal(self.host, error)), error.status or 0) from error
         except urllib3.exceptions.HTTPError as error:
             raise ServerError(self._without_token(_no_connection(self.host, error))) from error
@@ -252,7 +263,7 @@ def _only(objects: list[Any] | None, title: str, option: str) -> Any:
     return objects[0] if objects else None
 
 
-def _refusal(host: str, error: api.ApiException) -> str:
+def _refusal(host: str, error: ApiException) -> str:
     reason = _reason(error)
     if not error.status:
         return f"{host} does not answer as Kubeflow Pipelines does: {reason}"
@@ -267,14 +278,14 @@ def _refusal(host: str, error: api.ApiException) -> str:
     return f"{host} {'refuses' if error.status < 500 else 'has an internal error'}: {reason}"
 
 
-def _reason(error: api.ApiException) -> str:
+def _reason(error: ApiException) -> str:
     document = _document(error)
     messages = [str(document[key]) for key in ("message", "error_message", "error") if document.get(key)]
     text = " ".join(messages[0].split())[:500] if messages else error.reason
     return f"{error.status} {text}" if error.status else str(text)
 
 
-def _document(error: api.ApiException) -> dict[str, Any]:
+def _document(error: ApiException) -> dict[str, Any]:
     try:
         document = json.loads(error.body or "")
     except ValueError:

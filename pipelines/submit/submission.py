@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import kfp_server_api as api
+from kfp_server_api import V2beta1PipelineVersionReference, V2beta1Run, V2beta1RuntimeConfig
 
 from automixalign import __version__
 from automixalign.config.experiment import Experiment
@@ -52,12 +52,12 @@ class Submission:
         """
         pipeline_id = server.pipeline_id(self.pipeline_name)
         version_id, uploaded = server.version_id(pipeline_id, self.version, self.package)
-        version = api.V2beta1PipelineVersionReference(pipeline_id=pipeline_id, pipeline_version_id=version_id)
-        run = api.V2beta1Run(
+        version = V2beta1PipelineVersionReference(pipeline_id=pipeline_id, pipeline_version_id=version_id)
+        run = V2beta1Run(
             display_name=self.run_name,
             experiment_id=server.experiment_id(self.kfp_experiment),
             pipeline_version_reference=version,
-            runtime_config=api.V2beta1RuntimeConfig(parameters=self.parameters),
+            runtime_config=V2beta1RuntimeConfig(parameters=self.parameters),
             service_account=self.service_account,
         )
         return StartedRun(server.start(run), uploaded)

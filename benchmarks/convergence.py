@@ -93,9 +93,7 @@ def run_all(game: Game, value: float, seeds: int) -> dict[str, Floats]:
     results = {method: np.empty((seeds, len(ITERATES), len(HORIZONS))) for method in METHODS}
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         jobs = {
-            pool.submit(run, game, value, method, seed): (method, seed)
-            for seed in range(seeds)
-            for method in METHODS
+            pool.submit(run, game, value, name, seed): (name, seed) for seed in range(seeds) for name in METHODS
         }
         for job in track(as_completed(jobs), "runs", total=len(jobs), console=Console(stderr=True)):
             method, seed = jobs[job]

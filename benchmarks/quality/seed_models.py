@@ -197,13 +197,8 @@ class SeedModels:
         losses = [self.losses(task, arm.cross_fit) for task in self.tasks]
 
         def make(folder: Path) -> tuple[Path, dict[str, Any]]:
-            training = GeneralistTraining(
-                settings=settings,
-                **self.joint,
-                losses=losses,
-                output=folder / _MODEL,
-                trajectory=folder / _TRAJECTORY,
-            )
+            outputs = {"output": folder / _MODEL, "trajectory": folder / _TRAJECTORY}
+            training = GeneralistTraining(settings=settings, **self.joint, losses=losses, **outputs)
             return folder / _MODEL, train(training)
 
         return self._measure(arm.name, "generalist", [settings, *losses], splits, make)

@@ -160,13 +160,8 @@ def smollm2(
 
 def _more_on_smollm2(name: str, *tasks: str, more: tuple[Arm, ...] = ()) -> Setup:
     """More tasks with the options that `smollm2-two` chose, an NLL term for harmless, and `more` arms."""
-    return Setup(
-        name,
-        smollm2(tasks, {"epochs": 1}, nll_weight=0.05),
-        (*arms.ON_SMOLLM2, *more),
-        arms.PLAIN_MERGES,
-        drift_pairs=8,
-    )
+    experiment = smollm2(tasks, {"epochs": 1}, nll_weight=0.05)
+    return Setup(name, experiment, (*arms.ON_SMOLLM2, *more), arms.PLAIN_MERGES, drift_pairs=8)
 
 
 def select_pairs(source: Path, scratch: Path, pair_filter: PairFilter) -> Path:

@@ -13,6 +13,7 @@ from automixalign.config.experiment import parse_experiment
 from automixalign.config.plan import MODULES, Plan
 from automixalign.system import provenance
 
+Data = dict[str, Any]
 ROOT = Path(__file__).parents[2]
 SCORED = {"scoring", "specialist_losses", "evaluation"}
 TRAINED = {"specialist", "specialist_losses", "generalists"}
@@ -25,7 +26,7 @@ STARTED_BY_NAME = {"training/launch.py", "training/nodes/node.py", "training/nod
 CHANGE = "CHANGED = 1"
 
 
-def digests(experiment_data: dict[str, Any]) -> dict[str, str]:
+def digests(experiment_data: Data) -> dict[str, str]:
     """The digest of each stage's code, by the stage's name in the plan."""
     complete = experiment_data | {"registry": {"name": "assistant"}, "output": "s3://bucket/prefix"}
     fingerprints = dict.fromkeys(("base_model", "arithmetic", "format"), "")
@@ -35,7 +36,7 @@ def digests(experiment_data: dict[str, Any]) -> dict[str, str]:
 
 
 @pytest.fixture
-def unchanged(experiment_data: dict[str, Any]) -> dict[str, str]:
+def unchanged(experiment_data: Data) -> dict[str, str]:
     return digests(experiment_data)
 
 
@@ -71,12 +72,7 @@ def package(unchanged: dict[str, str], tmp_path: Path, monkeypatch: pytest.Monke
     ],
 )
 def test_a_line_changes_the_stages_that_import_it(
-    file: str,
-    line: str,
-    stages: set[str],
-    experiment_data: dict[str, Any],
-    unchanged: dict[str, str],
-    package: Path,
+    file: str, line: str, stages: set[str], experiment_data: Data, unchanged: dict[str, str], package: Path
 ) -> None:
     assert (package / file).is_file()
     with (package / file).open("a") as out:
@@ -85,7 +81,7 @@ def test_a_line_changes_the_stages_that_import_it(
 
 
 def test_docstrings_of_classes_functions_and_attributes_do_not_count(
-    experiment_data: dict[str, Any], unchanged: dict[str, str], package: Path
+    experiment_data: Data, unchanged: dict[str, str], package: Path
 ) -> None:
     for file in package.rglob("*.py"):
         file.write_text(file.read_text().replace('"""The ', '"""A '))

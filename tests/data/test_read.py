@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -16,6 +14,7 @@ from automixalign.config.sources import parse_task
 from automixalign.data.read import Row, _read_hub, read_rows
 from automixalign.system.errors import DataError
 from tests.data.rows import assistant, conversation, parsed, plain, write_rows
+from tests.system.processes import run
 
 ROWS = [plain("one", "a", "b"), plain("zwei ä", "a", "b"), plain("three", "a", "b")]
 LINES = [json.dumps(row, ensure_ascii=False) for row in ROWS]
@@ -108,9 +107,7 @@ def test_a_hub_id_that_cannot_be_reached(tmp_path: Path) -> None:
         "list(read_rows(TaskSpec(name='t', source='owner/name', hub_split='dev'), seed=0))\n"
     )
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "", "HOME": str(tmp_path)}
-    ended = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
+    ended = run(code, check=False, env=environment)
     assert ended.returncode == 1
     assert "DataError: task t: owner/name is neither a local path nor a readable hub data set" in ended.stderr
     assert "'dev'" in ended.stderr

@@ -195,17 +195,13 @@ def _pairs(draw: st.DrawFn, conversational: bool) -> list[Pair]:
 
 
 @pytest.mark.parametrize("which", ["tiny", "smollm2", *SEPARABLE, *INSEPARABLE])
-@pytest.mark.parametrize("conversational", [True, False])
+@pytest.mark.parametrize("chat", [True, False])
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), max_length=st.sampled_from([5, 12, 30, 100]))
 def test_chunks_are_tokenised_as_one_pair_after_the_other(
-    zoo: dict[str, PreTrainedTokenizerFast],
-    which: str,
-    conversational: bool,
-    data: st.DataObject,
-    max_length: int,
+    zoo: dict[str, PreTrainedTokenizerFast], which: str, chat: bool, data: st.DataObject, max_length: int
 ) -> None:
-    pairs = data.draw(_pairs(conversational))
+    pairs = data.draw(_pairs(chat))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokens, "_CHUNK_PAIRS", 2)
         actual = [each for chunk in tokens.tokenize(zoo[which], pairs, max_length) for each in chunk]

@@ -43,11 +43,7 @@ COMMANDS = sorted(
     }
 )
 MODULES = sorted(
-    {
-        module
-        for page in PAGES.values()
-        for module in re.findall(r"^python -m (benchmarks\.\w+)", page, re.MULTILINE)
-    }
+    {module for page in PAGES.values() for module in re.findall(r"^python -m (benchmarks\.\w+)", page, re.M)}
 )
 SNIPPETS = [
     (name, snippet)

@@ -140,9 +140,7 @@ FILES = [
     keys("a huge LoRA rank", {"training.lora": {"rank": 10**6}}, "training.lora.rank: ", "8192"),
     keys("a million processes", {"training.processes": 2**20}, "training.processes: ", "256"),
     keys(
-        "`lora`, `trainable`",
-        {"training.lora": {}, "training.trainable": ["x"]},
-        "'lora' and 'trainable' exclude",
+        "two trainables", {"training.lora": {}, "training.trainable": ["x"]}, "'lora' and 'trainable' exclude"
     ),
     keys("a broken `trainable`", {"training.trainable": ["(x"]}, "'trainable': '(x' is no regular expression"),
     keys(

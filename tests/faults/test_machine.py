@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -39,6 +38,7 @@ from benchmarks import tiny
 from tests.faults.command_line import ama
 from tests.faults.common import evaluate_tiny, prepare, raises
 from tests.report.report_run import report_paths
+from tests.system.processes import run
 
 BALLAST = "ballast"
 ROOM_BYTES = (0, 8 << 10, 24 << 10, 64 << 10, 200 << 10, 600 << 10)
@@ -353,8 +353,7 @@ def run_large_stage(stage: str, output: Path, small: bool = False) -> None:
 )
 def test_a_stage_that_runs_out_of_memory_names_what_to_lower(tmp_path: Path, stage: str, key: str) -> None:
     """Address space is limited (as by `ulimit -v`) to a little more than is in use, then to more and more."""
-    command = [sys.executable, "-c", IN_LITTLE_MEMORY, str(tmp_path), stage]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    ended = run(IN_LITTLE_MEMORY, tmp_path, stage, check=False)
     assert ended.returncode == 0, ended.stderr
     failures = [outcome for outcome in json.loads(ended.stdout.splitlines()[-1]) if outcome[0]]
     assert failures, "memory never ran out"

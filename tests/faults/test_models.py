@@ -154,28 +154,13 @@ def configure(cli: CommandLine, rows: bytes = lines(GOOD), **changes: Any) -> No
         bad("weights that are none", write(WEIGHTS, b"no weights" * 99), LOADED),
         bad("a missing shard", remove_shard, LOADED, "model-00002-of-00002.safetensors"),
         bad("a missing weight", weights(lambda weights: weights.pop(UP)), OF, "1 weights are missing", UP),
+        bad("missing weights", weights(lambda w: (w.pop(UP), w.pop(HEAD))), OF, "2 weights are missing", HEAD),
         bad(
-            "two missing weights",
-            weights(lambda w: (w.pop(UP), w.pop(HEAD))),
-            OF,
-            "2 weights are missing",
-            HEAD,
-        ),
-        bad(
-            "a weight of another shape",
-            weights(cut_shape),
-            OF,
-            UP,
-            "[7, 16]",
-            "by config.json must be [32, 16]",
+            "weight of another shape", weights(cut_shape), OF, UP, "[7, 16]", "by config.json must be [32, 16]"
         ),
         bad("a smaller vocabulary", weights(cut_vocabulary), OF, HEAD, "[50, 16]"),
         bad(
-            "a LoRA adapter",
-            become(lambda m: with_adapter(load_full_model(m))),
-            LOADED,
-            "an adapter",
-            "merge it",
+            "LoRA adapter", become(lambda m: with_adapter(load_full_model(m))), LOADED, "an adapter", "merge it"
         ),
         bad("a file of weights", become_file, LOADED),
         # Tokenizers.
@@ -189,12 +174,7 @@ def configure(cli: CommandLine, rows: bytes = lines(GOOD), **changes: Any) -> No
             OF,
             "knows 142 tokens, the model only 102",
         ),
-        bad(
-            "no end-of-sequence token",
-            tokenizer(lambda t: setattr(t, "eos_token", None)),
-            OF,
-            "no end-of-sequence token",
-        ),
+        bad("no EOS token", tokenizer(lambda t: setattr(t, "eos_token", None)), OF, "no end-of-sequence token"),
         # Templates.
         bad(
             "messages without chat template",

@@ -155,9 +155,7 @@ BAD = [
     bad("an empty message", pair(rejected=message("assistant", "")), "rejected[0] is empty"),
     bad("NUL in a text", text(chosen="b\0"), "chosen holds a NUL"),
     bad(
-        "half a pair in a message",
-        json.dumps(pair(prompt=message("user", "\ud800"))).encode(),
-        "prompt[0] holds",
+        "half pair in a message", json.dumps(pair(prompt=message("user", "\ud800"))).encode(), "prompt[0] holds"
     ),
     bad("blanks alone in common", {"chosen": "  yes", "rejected": "  no"}, "there is no 'prompt'"),
     bad("a side that is the beginning", {"chosen": "a", "rejected": "a b"}, "there is no 'prompt'"),
@@ -177,11 +175,7 @@ BAD = [
     # Roles out of order.
     bad("a system-only prompt", pair(prompt=SYSTEM), "'prompt' holds no user message"),
     bad("a system message in the middle", pair(prompt=USER + SYSTEM + USER), "a system message may only open"),
-    bad(
-        "a prompt that ends with the assistant",
-        pair(prompt=USER + ASSISTANT),
-        "must end before the assistant's turn",
-    ),
+    bad("assistant ends the prompt", pair(prompt=USER + ASSISTANT), "must end before the assistant's turn"),
     bad("an answer by the user", pair(chosen=USER), "'chosen' must begin and end with an assistant"),
     bad("an answer that ends with the user", pair(rejected=ASSISTANT + USER), "'rejected' must begin and end"),
     bad("a system message in an answer", pair(chosen=ASSISTANT + SYSTEM + ASSISTANT), "'chosen' holds one"),
@@ -226,10 +220,7 @@ BAD = [
     bad("wrong suffix", folder({"own.txt": b""}), "own.txt: unknown kind of file", ".jsonl", source="own.txt"),
     bad("a folder without data", folder({"data/notes.md": b""}), "data: no .jsonl", source="data"),
     bad(
-        "one bad file of a folder",
-        folder({"data/b/c.jsonl": b"{\n"}),
-        "data/b/c.jsonl:1: not a JSON",
-        source="data",
+        "bad file in folder", folder({"data/b/c.jsonl": b"{\n"}), "data/b/c.jsonl:1: not a JSON", source="data"
     ),
     bad("a name of 5,000 letters", folder({}), "task own: ", "cannot be read", source="x" * 900 + ".jsonl"),
     bad("a link to itself", lambda f: (f / SOURCE).symlink_to(SOURCE), "task own: own.jsonl does not exist"),

@@ -41,6 +41,7 @@ from automixalign.system.errors import ModelError
 from benchmarks import tiny
 
 Weights = dict[str, torch.Tensor]
+Merged = Callable[..., Weights]
 TASKS = ("maths", "chat", "safety")
 REGISTRY = {method.spec.name: method.spec for method in registered_methods()}
 TEMPLATE = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
@@ -147,7 +148,7 @@ def adapters(root: Path, base: Path) -> dict[str, Path]:
 
 
 @pytest.fixture
-def merged(base: Path, specialists: dict[str, Path], tmp_path: Path) -> Callable[..., Weights]:
+def merged(base: Path, specialists: dict[str, Path], tmp_path: Path) -> Merged:
     """Merge the first `models` specialists and return the weights."""
 
     def run(method: str, models: int = 3, seed: int = 0, **parameters: float) -> Weights:
@@ -244,7 +245,7 @@ class TestCheck:
 
 
 class TestAgainstOracles:
-    def test_linear_is_the_average(self, merged: Callable[..., Weights], specialists: dict[str, Path]) -> None:
+    def test_linear_is_the_average(self, merged: Merged, specialists: dict[str, Path]) -> None:
         models = [weights(folder) for folder in specialists.values()]
         assert_equal(merged("linear"), {name: sum(m[name] for m in models) / 3 for name in models[0]})
 
@@ -263,11 +264,7 @@ class TestAgainstOracles:
 
     @pytest.mark.parametrize("parameters", [{}, {"weight": 0.3}, {"weight": 2.0, "lambda": 0.25}])
     def test_task_arithmetic_adds_weighted_task_vectors(
-        self,
-        merged: Callable[..., Weights],
-        base: Path,
-        specialists: dict[str, Path],
-        parameters: dict[str, float],
+        self, merged: Merged, base: Path, specialists: dict[str, Path], parameters: dict[str, float]
     ) -> None:
         start = weights(base)
         models = [weights(folder) for folder in specialists.values()]
@@ -277,7 +274,7 @@ class TestAgainstOracles:
 
     @pytest.mark.parametrize("density", [0.5, 0.2])
     def test_ties_trims_elects_and_merges(
-        self, merged: Callable[..., Weights], base: Path, specialists: dict[str, Path], density: float
+        self, merged: Merged, base: Path, specialists: dict[str, Path], density: float
     ) -> None:
         start = weights(base)
         models = [weights(folder) for folder in specialists.values()]
@@ -285,7 +282,7 @@ class TestAgainstOracles:
         assert_equal(merged("ties", density=density), expected)
 
     def test_slerp_and_nearswap_start_from_the_first(
-        self, merged: Callable[..., Weights], specialists: dict[str, Path]
+        self, merged: Merged, specialists: dict[str, Path]
     ) -> None:
         first, second = (weights(folder) for folder in list(specialists.values())[:2])
         assert_equal(merged("slerp", 2, t=0.0), first)
@@ -295,7 +292,7 @@ class TestAgainstOracles:
 
     @pytest.mark.parametrize("method", [name for name, spec in MERGE_METHODS.items() if spec.min_models == 1])
     def test_one_unpruned_specialist_stays_unchanged(
-        self, merged: Callable[..., Weights], specialists: dict[str, Path], method: str
+        self, merged: Merged, specialists: dict[str, Path], method: str
     ) -> None:
         whole = {"density": 1.0} if "density" in MERGE_METHODS[method].limits else {}
         whole |= {"epsilon": 1e-9} if method.startswith("ram") else {}
@@ -542,12 +539,12 @@ class TestTiedEmbeddings:
 
 class TestSeed:
     @pytest.mark.parametrize("method", ["dare_ties", "dare_linear", "della", "della_linear"])
-    def test_decides_what_is_pruned(self, merged: Callable[..., Weights], method: str) -> None:
+    def test_decides_what_is_pruned(self, merged: Merged, method: str) -> None:
         first, again, other = (merged(method, seed=seed) for seed in (3, 3, 4))
         assert all(torch.equal(first[name], again[name]) for name in first)
         assert any(not torch.equal(first[name], other[name]) for name in first)
 
-    def test_leaves_the_callers_generators_alone(self, merged: Callable[..., Weights]) -> None:
+    def test_leaves_the_callers_generators_alone(self, merged: Merged) -> None:
         torch.manual_seed(5)
         random.seed(5)
         expected = torch.rand(3), random.random()

@@ -1,8 +1,6 @@
 """Mixers from outside the package, `benchmarks.mixers`, through the door of a user's own: `extensions`."""
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from automixalign.config.plan import Plan
 from automixalign.method.mixer import Mixer
 from automixalign.method.mixers import registered_mixers
 from automixalign.system.errors import ConfigError
+from tests.system.processes import run
 
 MODULE = "benchmarks.mixers"
 METHODS = ("ama-r-ablation", "ama-s-ablation")
@@ -55,8 +54,7 @@ def test_settings_alone_bring_the_mixer_into_a_fresh_process(experiment_data: di
         "mixer = registered_mixers()[settings.method.method]([3, 3], 0, **settings.method.options)\n"
         "print(type(mixer).__module__, mixer.options.discount)\n"
     )
-    command = [sys.executable, "-c", code, settings.model_dump_json()]
-    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() == [MODULE, "0.5"]
+    assert run(code, settings.model_dump_json()).stdout.split() == [MODULE, "0.5"]
     assert GeneralistSettings.model_validate_json(settings.model_dump_json()) == settings
 
 

@@ -393,12 +393,7 @@ def test_a_missing_token(stub: Stub, submit: Submit) -> None:
             "User 'me' is not authorized with reason: no runs",
             "does not allow this (403 User 'me' is not authorized with reason: no runs): check --namespace",
         ),
-        (
-            "upload_pipeline_version",
-            400,
-            "the pipeline spec is invalid",
-            "refuses: 400 the pipeline spec is invalid\n",
-        ),
+        ("upload_pipeline_version", 400, "the spec is invalid", "refuses: 400 the spec is invalid\n"),
     ],
 )
 def test_a_refusal_quotes_the_server(

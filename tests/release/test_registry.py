@@ -27,10 +27,12 @@ from benchmarks.servers.mlflow_server import running, server
 from benchmarks.servers.mlflow_store import sqlite_store
 from benchmarks.servers.ports import free_port
 
+Paths = dict[str, Path]
+Data = dict[str, Any]
 QUESTION = [{"role": "user", "content": "12+3="}]
 
 
-def entry(name: str, worst: float, family: str = "generalist", accuracy: float = 0.9) -> dict[str, Any]:
+def entry(name: str, worst: float, family: str = "generalist", accuracy: float = 0.9) -> Data:
     return {
         "model": name,
         "family": family,
@@ -53,7 +55,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def candidates(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def candidates(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Paths:
     """A full model and a LoRA adapter that differ from the base model."""
     folder = tmp_path_factory.mktemp("candidates")
     torch.manual_seed(1)
@@ -71,22 +73,18 @@ def candidates(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     return {"full": folder / "full", "lora": folder / "lora"}
 
 
-Register = Callable[..., dict[str, Any]]
+Register = Callable[..., Data]
 
 
 @pytest.fixture
 def register_best(
-    experiment_data: dict[str, Any],
-    candidates: dict[str, Path],
-    two_tasks: Path,
-    base_model: Path,
-    tmp_path: Path,
+    experiment_data: Data, candidates: Paths, two_tasks: Path, base_model: Path, tmp_path: Path
 ) -> Register:
     """Registers the best of some entries of a leaderboard."""
     experiment = parse_experiment(experiment_data, "test")
     settings = RegistrySettings(seed=0, registry=RegistrySpec(name="assistant"), experiment=experiment)
 
-    def register_best(*entries: dict[str, Any]) -> dict[str, Any]:
+    def register_best(*entries: Data) -> Data:
         board, output = tmp_path / "board.json", tmp_path / "registration.json"
         files.write_json(board, list(entries))
         models = {name: candidates[name] for entry in entries if (name := entry["model"]) in candidates}
@@ -121,12 +119,7 @@ TRACKING_PAGE = (Path(__file__).parents[2] / "docs" / "tracking.md").read_text(e
 
 @pytest.mark.parametrize("name", ["full", "lora"])
 def test_a_new_process_gets_the_model_token_for_token(
-    name: str,
-    store: str,
-    register_best: Register,
-    candidates: dict[str, Path],
-    base_model: Path,
-    tmp_path: Path,
+    name: str, store: str, register_best: Register, candidates: Paths, base_model: Path, tmp_path: Path
 ) -> None:
     result = register_best(entry("reference", 0.0, "reference"), entry(name, 0.1))
     assert result == {"name": "assistant", "model": name, "version": "1", "champion": True, "reasons": []}
@@ -147,7 +140,7 @@ def test_a_server_with_artifacts_on_s3_serves_the_same_model(
     s3: Any,
     store: str,
     register_best: Register,
-    candidates: dict[str, Path],
+    candidates: Paths,
     base_model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -165,7 +158,7 @@ def test_a_server_with_artifacts_on_s3_serves_the_same_model(
 
 
 def test_the_champion_is_served_as_a_chat(
-    store: str, register_best: Register, candidates: dict[str, Path], base_model: Path, tmp_path: Path
+    store: str, register_best: Register, candidates: Paths, base_model: Path, tmp_path: Path
 ) -> None:
     """MLflow's server gives the model's answer. It always samples, so the temperature is almost 0."""
     register_best(entry("full", 0.1))
@@ -181,7 +174,7 @@ def test_the_champion_is_served_as_a_chat(
 
 
 def test_the_best_candidate_becomes_a_version_and_the_gate_decides(
-    store: str, register_best: Register, candidates: dict[str, Path], base_model: Path
+    store: str, register_best: Register, candidates: Paths, base_model: Path
 ) -> None:
     client = mlflow.MlflowClient(store)
     first = register_best(entry("full", 0.2), entry("lora", 0.1))
@@ -218,7 +211,7 @@ TAGS = {"automixalign.model": "m", "automixalign.data": "d"}
     ],
 )
 def test_the_gate(
-    spec: dict[str, Any], worst: float, accuracy: float, champion: dict[str, str] | None, reasons: list[str]
+    spec: Data, worst: float, accuracy: float, champion: dict[str, str] | None, reasons: list[str]
 ) -> None:
     tags = {f"automixalign.{key}": value for key, value in (champion or {}).items()}
     model = entry("a", worst, accuracy=accuracy)

@@ -1,7 +1,6 @@
 """The life of a stage: what it reports, where, and on whose behalf."""
 
 import logging
-import subprocess
 import sys
 import threading
 from contextvars import copy_context
@@ -13,6 +12,7 @@ import pytest
 from automixalign.steps.events import EVENTS_FILE, LOGS_VARIABLE, log_name, parse_events
 from automixalign.steps.step import adopt_step, current_step, run_step
 from automixalign.storage import files
+from tests.system.processes import run
 
 _PROCESS = """
 import logging, os, sys
@@ -33,10 +33,7 @@ def events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("logs", [True, False], ids=["log file", "stderr"])
 def test_output_goes_to_the_log_file_of_the_stage_if_there_is_a_logs_folder(logs: bool, tmp_path: Path) -> None:
-    environment = {LOGS_VARIABLE: str(tmp_path)} if logs else {}
-    ended = subprocess.run(
-        [sys.executable, "-c", _PROCESS], env=environment, capture_output=True, text=True, check=False
-    )
+    ended = run(_PROCESS, check=False, env={LOGS_VARIABLE: str(tmp_path)} if logs else {})
     output = (tmp_path / log_name("train_specialist", "helpful")).read_text() if logs else ended.stderr
     assert output.count("warning: a \\x1b[2J warning\n") == 1
     assert "error: train_specialist [helpful] failed\nTraceback (most recent call last):\n" in output

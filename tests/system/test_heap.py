@@ -1,7 +1,6 @@
 """The process keeps freed memory, which its page faults show."""
 
-import subprocess
-import sys
+from tests.system.processes import run
 
 _FAULTS = """
 import resource, sys
@@ -20,12 +19,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def count_page_faults(mode: str) -> int:
-    return int(
-        subprocess.run([sys.executable, "-c", _FAULTS, mode], check=True, capture_output=True, text=True).stdout
-    )
-
-
 def test_freed_memory_is_reused_without_page_faults() -> None:
-    assert count_page_faults("leave") > 4 * 8_192 * 0.9
-    assert count_page_faults("keep") < 8_192 * 0.1
+    assert int(run(_FAULTS, "leave").stdout) > 4 * 8_192 * 0.9
+    assert int(run(_FAULTS, "keep").stdout) < 8_192 * 0.1

@@ -1,14 +1,13 @@
 """Modules that load or train models first call, in one thread, each function that torch leaves to MKL."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from automixalign.system import mkl
+from tests.system.processes import run
 
 _CALLED = """
 import sys
@@ -28,6 +27,5 @@ def test_the_functions_are_those_that_torch_leaves_to_mkl() -> None:
 
 @pytest.mark.parametrize("module", ["models.load", "quickstart.tiny_model"])
 def test_a_module_that_loads_or_trains_models_loads_the_kernels(module: str) -> None:
-    command = [sys.executable, "-c", _CALLED, f"automixalign.{module}"]
-    called = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    called = run(_CALLED, f"automixalign.{module}").stdout.split()
     assert {name: called.count(name) for name in mkl.FUNCTIONS} == dict.fromkeys(mkl.FUNCTIONS, 2)

@@ -1,23 +1,17 @@
 """The digest of the environment; tests/pipeline/test_caching.py shows that a stage's settings hold it."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
+
+from tests.system.processes import run
 
 ROOT = Path(__file__).parents[2]
 
 
 def digest(*packages: Path) -> str:
-    command = "from automixalign.system.provenance import environment_digest; print(environment_digest())"
-    done = subprocess.run(
-        [sys.executable, "-c", command],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*packages, ROOT]))},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout
+    code = "from automixalign.system.provenance import environment_digest; print(environment_digest())"
+    path = os.pathsep.join(map(str, [*packages, ROOT]))
+    return run(code, env={**os.environ, "PYTHONPATH": path}).stdout
 
 
 def test_another_version_of_a_package_is_another_environment(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from automixalign.training.specialist import SpecialistTraining
 from tests.training.common import CLOCK, assert_same, generalist
 from tests.training.trainer_stub import NAMESPACE, Stub, condition, request, running
 
+Data = dict[str, Any]
 COMPLETE = condition("Complete", "AllJobsCompleted", "jobset completed successfully")
 FORBIDDEN = 'trainjobs.trainer.kubeflow.org is forbidden: User "me" cannot create resource "trainjobs"'
 NOT_FOUND = (404, "not found")
@@ -39,7 +40,7 @@ def bucket(s3: Any) -> str:
 
 
 @pytest.fixture
-def text_inputs(tmp_path: Path) -> dict[str, Any]:
+def text_inputs(tmp_path: Path) -> Data:
     """Files that replace the inputs where nothing is trained."""
     folder = tmp_path / "inputs"
     for name in ("data", "reference_logps", "base_model", "losses"):
@@ -48,7 +49,7 @@ def text_inputs(tmp_path: Path) -> dict[str, Any]:
     return {**inputs, "losses": [folder / "losses"]}
 
 
-def on_nodes(output: Path, inputs: dict[str, Any], **changes: Any) -> GeneralistTraining:
+def on_nodes(output: Path, inputs: Data, **changes: Any) -> GeneralistTraining:
     return generalist(output, inputs, **{"nodes": 2, **changes})
 
 
@@ -78,10 +79,10 @@ class Stage:
     nodes: Path
     """A folder of the nodes."""
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Data:
         return train_job.run(self.training)
 
-    def complete(self) -> dict[str, Any]:
+    def complete(self) -> Data:
         """Upload what a first node would have trained; return the status of a complete job."""
         files.write_text(self.nodes / "model" / "weights", "trained")
         files.write_jsonl(self.nodes / "trajectory.jsonl", [{"step": 1}])
@@ -91,7 +92,7 @@ class Stage:
 
 
 @pytest.fixture
-def stage(storage: str, stub: Stub, text_inputs: dict[str, Any], tmp_path: Path) -> Stage:
+def stage(storage: str, stub: Stub, text_inputs: Data, tmp_path: Path) -> Stage:
     training = on_nodes(tmp_path / "out", text_inputs)
     return Stage(stub, storage, training, Exchange.of(pack(training)[0], storage), tmp_path / "trained")
 
@@ -99,11 +100,7 @@ def stage(storage: str, stub: Stub, text_inputs: dict[str, Any], tmp_path: Path)
 @pytest.mark.usefixtures("storage")
 @pytest.mark.slow
 def test_two_nodes_train_what_one_process_trains(
-    stub: Stub,
-    inputs: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    stub: Stub, inputs: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     two = train(on_nodes(tmp_path / "two", inputs))
     one = train(on_nodes(tmp_path / "one", inputs, nodes=1))
@@ -129,7 +126,7 @@ def test_two_nodes_train_what_one_process_trains(
 
 
 def test_the_error_of_a_node_is_the_error_of_the_stage(
-    storage: str, stub: Stub, inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    storage: str, stub: Stub, inputs: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The cluster would restart the nodes again and again; the stage deletes the job at the first error."""
     monkeypatch.setenv(TRAIN_JOB, request({}, storage=storage).model_dump_json())
@@ -165,7 +162,7 @@ def test_a_restarted_stage_follows_the_running_job(stage: Stage, capfd: pytest.C
     ids=["it has failed", "the pods have other settings"],
 )
 def test_an_obsolete_job_is_deleted_first(
-    status: dict[str, Any], memory: str | None, stage: Stage, monkeypatch: pytest.MonkeyPatch
+    status: Data, memory: str | None, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stub = stage.stub
     stub.statuses = [lambda: stage.complete() if len(stub.created) == 2 else status]
@@ -185,7 +182,7 @@ def test_an_obsolete_job_is_deleted_first(
 def test_a_signal_to_the_stage_deletes_the_job(number: signal.Signals, stage: Stage) -> None:
     before = signal.getsignal(signal.SIGTERM)
 
-    def send_signal() -> dict[str, Any]:
+    def send_signal() -> Data:
         os.kill(os.getpid(), number)
         return running(1)
 
@@ -219,13 +216,13 @@ def test_a_signal_to_the_stage_deletes_the_job(number: signal.Signals, stage: St
     ids=["deadline", "first of two", "before the job fails", "deleted"],
 )
 def test_the_reason_of_a_failed_job_is_raised(
-    status: dict[str, Any] | None,
+    status: Data | None,
     reports: list[tuple[int, AutoMixAlignError]],
     kind: type[Exception],
     message: str,
     stage: Stage,
 ) -> None:
-    def report() -> dict[str, Any]:
+    def report() -> Data:
         for nanoseconds, error in reports:
             stage.exchange.report_error(error, "0", nanoseconds)
         if status is None:
@@ -327,7 +324,7 @@ def test_a_pod_asks_its_cluster_as_its_service_account(tmp_path: Path, monkeypat
 
 
 def test_several_nodes_need_a_cluster(
-    text_inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text_inputs: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(TRAIN_JOB, raising=False)
     message = r"training.nodes: 2 nodes need Kubeflow Trainer.*set training.nodes: 1"
@@ -338,8 +335,8 @@ def test_several_nodes_need_a_cluster(
         train(on_nodes(tmp_path, text_inputs))
 
 
-def test_the_id_of_a_training_names_what_determines_it(text_inputs: dict[str, Any], tmp_path: Path) -> None:
-    def name(inputs: dict[str, Any], **changes: Any) -> str:
+def test_the_id_of_a_training_names_what_determines_it(text_inputs: Data, tmp_path: Path) -> None:
+    def name(inputs: Data, **changes: Any) -> str:
         return pack(on_nodes(tmp_path / "anywhere", inputs, **changes))[0].id
 
     moved = tmp_path / "moved"
@@ -357,7 +354,7 @@ def test_the_id_of_a_training_names_what_determines_it(text_inputs: dict[str, An
         name({**text_inputs, "losses": [tmp_path / "nowhere"]})
 
 
-def test_the_pairs_of_a_packed_specialist_are_sorted(text_inputs: dict[str, Any], tmp_path: Path) -> None:
+def test_the_pairs_of_a_packed_specialist_are_sorted(text_inputs: Data, tmp_path: Path) -> None:
     whole = on_nodes(tmp_path, text_inputs)
     pairs = [f"pair-{number}" for number in range(50)]
     part = SpecialistTraining(
@@ -370,7 +367,7 @@ def test_the_pairs_of_a_packed_specialist_are_sorted(text_inputs: dict[str, Any]
 
 
 def test_inputs_are_uploaded_once_and_arrive_complete(
-    bucket: str, s3: Any, text_inputs: dict[str, Any], tmp_path: Path
+    bucket: str, s3: Any, text_inputs: Data, tmp_path: Path
 ) -> None:
     storage = f"s3://{bucket}/jobs/"
     for learning_rate in (1e-2, 1e-3):
@@ -393,7 +390,7 @@ def test_inputs_are_uploaded_once_and_arrive_complete(
         Exchange.of(handover, storage).receive(tmp_path / "another")
 
 
-def test_other_code_on_a_node_is_refused(bucket: str, text_inputs: dict[str, Any], tmp_path: Path) -> None:
+def test_other_code_on_a_node_is_refused(bucket: str, text_inputs: Data, tmp_path: Path) -> None:
     handover, sources = pack(on_nodes(tmp_path / "out", text_inputs))
     older = handover.model_copy(update={"library": "0" * 16})
     exchange = Exchange.of(older, f"s3://{bucket}")

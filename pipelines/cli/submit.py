@@ -85,7 +85,7 @@ def submit(
 ) -> None:
     """Run an experiment on Kubeflow Pipelines and follow it to its end.
 
-    The pipeline is uploaded unless the server already has this version. Ctrl-C stops the following, not the
+    The pipeline is uploaded unless the server already has this version. Ctrl-C stops this command, not the
     run. Exit status: 0 if the run succeeded, 1 if it failed or was cancelled, 2 if it could not be started or
     followed.
 

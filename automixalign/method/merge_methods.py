@@ -3,9 +3,9 @@
 The configuration checks merges with this module, so it imports neither torch nor mergekit.
 
 Every specialist has the merge weight 1, unless a merge has `weights` by task. As in mergekit, `linear`, `ties`
-and `della` divide by the sum of the weights (an average of models or of task vectors), while `task_arithmetic`,
-`dare_*`, `della_linear` and `breadcrumbs*` add the task vectors. `normalize`, `weight` and `lambda` change
-that: `task_arithmetic` with `normalize: 1` averages the task vectors. Flags are the numbers 0 and 1. Methods
+and `della` divide by the sum of the weights: they average models or task vectors. `task_arithmetic`, `dare_*`,
+`della_linear` and `breadcrumbs*` add the task vectors. `normalize`, `weight` and `lambda` change that:
+`task_arithmetic` with `normalize: 1` averages the task vectors. Flags are the numbers 0 and 1. Methods
 that drop part of a task vector keep half of it (`density` 0.5). All other defaults are mergekit's.
 
 mergekit's guide: https://github.com/arcee-ai/mergekit/blob/main/docs/merge_methods.md

@@ -155,8 +155,7 @@ def _load(source: BaseModelSource, path: Path | None, revision: str | None = Non
         raise ModelError(f"{source.label}: {len(missing)} weights are missing, first {missing[0]}")
     for name, actual, expected in sorted(report["mismatched_keys"]):
         raise ModelError(
-            f"{source.label}: the weight {name} is {list(actual)}, which by config.json must be "
-            f"{list(expected)}"
+            f"{source.label}: the weight {name} is {list(actual)}, but config.json needs {list(expected)}"
         )
     if tokenizer.eos_token is None:
         raise ModelError(f"{source.label}: its tokenizer has no end-of-sequence token")

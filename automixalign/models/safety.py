@@ -1,8 +1,11 @@
 """Refuse a model folder that asks for Python code, a pickle, or a file outside the folder.
 
-Models are loaded from safetensors and without code of their folder. The checks here say why a folder cannot be
-loaded that way, and close three side doors: an index may list any file as a shard, `attn_implementation` may
-name a repository of compiled code on the hub, and peft looks for a pickle if an adapter has no safetensors.
+Models are loaded from safetensors and without code of their folder. The checks say why a folder cannot be
+loaded that way. They also refuse three things that the libraries accept:
+
+- an index that lists a foreign file as a shard;
+- an `attn_implementation` that names compiled code on the hub;
+- an adapter without safetensors, for which peft loads a pickle.
 """
 
 import json

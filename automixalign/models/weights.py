@@ -46,7 +46,7 @@ class SafetensorsWriter:
 
     Args:
         file: the file; complete when the context ends.
-        names: the tensors to come; it may name more.
+        names: the tensors to come; further names only cost space.
     """
 
     def __init__(self, file: Path, names: Iterable[str]) -> None:

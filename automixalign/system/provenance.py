@@ -1,6 +1,6 @@
 """What determines a result besides a stage's inputs and settings: code, versions, environment.
 
-Each stage's settings hold digests of them, so a change never meets a cached result.
+Each stage's settings hold digests of them, so no cached result is used after a change.
 """
 
 import ast

@@ -1,7 +1,7 @@
 """The checkpoints of a training in a folder, and the seal by which a complete one is recognised.
 
-The folder is named after everything that determines the result of the training, so a training that is started
-again finds its own checkpoints and no other's:
+The name of the folder depends on everything that determines the result of the training. So a training that is
+started again finds its own checkpoints and no other's:
 
     KEY/trajectory.jsonl      the log of the running training
     KEY/checkpoint-STEP/      what transformers' Trainer saves (weights, optimiser, schedule, random state), and
@@ -148,7 +148,7 @@ def read_seal(text: bytes | None, sizes: Mapping[str, int]) -> Manifest:
 
 @contextmanager
 def saving(checkpoint: Path) -> Iterator[None]:
-    """While a checkpoint is saved: on failure, remove it, which also frees a full disk for the error's log.
+    """Remove a checkpoint that cannot be saved completely; a full disk then has space for the error's log.
 
     Raises:
         StorageError: the disk is full.

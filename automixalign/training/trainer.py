@@ -340,7 +340,7 @@ def _naming(checkpoint: Path | None) -> Iterator[None]:
 
 
 class _AfterStep(TrainerCallback):  # type: ignore[misc]
-    """Finishes a step before its checkpoint is written, which then holds the mixer from after the step."""
+    """Finishes a step before its checkpoint is written, so that the checkpoint holds the updated mixer."""
 
     def __init__(self, trainer: MixingTrainer) -> None:
         self.trainer = trainer

@@ -39,7 +39,7 @@ from tests.faults.common import raises
 STAGES = ("train [a]", "train [b]", "evaluate [a]", "compare")
 WEB_PAGE = http("200 OK", b"<html><body>welcome to nginx</body></html>", "text/html")
 BROKEN = http("500 Internal Server Error", b"<html>oops</html>", "text/html")
-ADVICE = "see that the MLflow server is up and that MLFLOW_TRACKING_URI is its address"
+ADVICE = "check that the MLflow server is up and that MLFLOW_TRACKING_URI is its address"
 WITH_REGISTRY = {**tiny.experiment(), "registry": {"name": "assistant"}}
 
 

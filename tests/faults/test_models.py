@@ -155,9 +155,7 @@ def configure(cli: CommandLine, rows: bytes = lines(GOOD), **changes: Any) -> No
         bad("a missing shard", remove_shard, LOADED, "model-00002-of-00002.safetensors"),
         bad("a missing weight", weights(lambda weights: weights.pop(UP)), OF, "1 weights are missing", UP),
         bad("missing weights", weights(lambda w: (w.pop(UP), w.pop(HEAD))), OF, "2 weights are missing", HEAD),
-        bad(
-            "weight of another shape", weights(cut_shape), OF, UP, "[7, 16]", "by config.json must be [32, 16]"
-        ),
+        bad("weight of another shape", weights(cut_shape), OF, UP, "[7, 16]", "config.json needs [32, 16]"),
         bad("a smaller vocabulary", weights(cut_vocabulary), OF, HEAD, "[50, 16]"),
         bad(
             "LoRA adapter", become(lambda m: with_adapter(load_full_model(m))), LOADED, "an adapter", "merge it"

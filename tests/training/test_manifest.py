@@ -173,5 +173,5 @@ def test_a_manifest_with_an_unknown_field_is_refused() -> None:
     with pytest.raises(ConfigError, match="has no field for a part of"):
         manifest.check({**job, "spec": {**job["spec"], "numNodes": 2}})
     job["spec"]["trainer"]["numNodes"] = "2"
-    with pytest.raises(ConfigError, match="it makes no TrainJob"):
+    with pytest.raises(ConfigError, match="these settings make no TrainJob"):
         manifest.check(job)

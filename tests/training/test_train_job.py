@@ -142,7 +142,9 @@ def test_a_restarted_stage_follows_the_running_job(stage: Stage, capfd: pytest.C
     stub = stage.stub
     stub.statuses = [running(1)]
     stub.faults["get"] = [NOT_FOUND] + [(503, "")] * 4
-    with pytest.raises(TrainingError, match=r"answers 503: .*; the TrainJob may go on: start the stage again"):
+    with pytest.raises(
+        TrainingError, match=r"answers 503: .*; the TrainJob may still run: start the stage again"
+    ):
         stage.run()
     assert "retrying" in capfd.readouterr().err
     assert len(stub.jobs) == 1, "the job still runs"
@@ -241,7 +243,7 @@ def test_a_queue_that_suspends_a_job_is_logged(stage: Stage, capfd: pytest.Captu
     stage.stub.statuses = [suspended, running(0), stage.complete]
     stage.run()
     log = capfd.readouterr().err
-    assert log.index("is suspended, as by a queue") < log.index("waits for its 2 nodes to start")
+    assert log.index("is suspended, for example by a queue") < log.index("waits for its 2 nodes to start")
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     key: str = Field(default_factory=new_key)
-    """A tag of the MLflow run, by which a sender finds a run that was created before it failed."""
+    """A tag of the MLflow run. A sender that starts again finds the run by it."""
     stage: str
     name: str = ""
     started: float = Field(default_factory=time.time)

@@ -39,7 +39,7 @@ _CLIENT_SETTINGS = {
 the server does not answer, and within 5 if it is down."""
 _SQLITE = "sqlite:///"
 _UNREACHABLE_ADVICE = (
-    "see that the MLflow server is up and that MLFLOW_TRACKING_URI is its address, then start again"
+    "check that the MLflow server is up and that MLFLOW_TRACKING_URI is its address, then start again"
 )
 _KEY_TAG = "automixalign.record"
 """Names the record of a run, so that the run is found if the response to its creation was lost."""
@@ -129,7 +129,7 @@ def named_errors(failure: str) -> Iterator[None]:
     except (MlflowException, RequestException, SQLAlchemyError) as error:
         status = error.get_http_status_code() if isinstance(error, MlflowException) else 500
         unreachable = isinstance(error, RequestException) or status >= 500
-        advice = _UNREACHABLE_ADVICE if unreachable else "see what it says, and start again"
+        advice = _UNREACHABLE_ADVICE if unreachable else "follow the message, and start again"
         reason = str(error).partition("\n")[0]
         raise (UnreachableError if unreachable else StorageError)(f"{failure}: {reason}; {advice}") from error
 

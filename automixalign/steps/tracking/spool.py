@@ -29,7 +29,7 @@ class Target(BaseModel):
     """Where the records of a spool go."""
 
     key: str = Field(default_factory=new_key)
-    """A tag of the pipeline's MLflow run, by which a sender finds a run that was created before it failed."""
+    """A tag of the pipeline's MLflow run. A sender that starts again finds the run by it."""
     uri: str
     experiment: str | None = None
     run_name: str | None = None

@@ -78,7 +78,7 @@ def check(manifest: Document) -> Document:
     try:
         parsed = models.TrainerV1alpha1TrainJob.from_dict(manifest).to_dict()
     except ValueError as error:
-        raise ConfigError(f"cluster: it makes no TrainJob: {error}") from error
+        raise ConfigError(f"cluster: these settings make no TrainJob: {error}") from error
     if parsed != manifest:  # the models drop unknown fields
         raise ConfigError(f"cluster: the API of TrainJobs has no field for a part of {json.dumps(manifest)}")
     return manifest

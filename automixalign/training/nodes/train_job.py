@@ -154,7 +154,7 @@ class _RunningJob:
 
     def _state(self, job: dict[str, Any], conditions: dict[str, Any]) -> str:
         if suspended := conditions.get("Suspended"):
-            return f"is suspended, as by a queue: {suspended.get('message')}"
+            return f"is suspended, for example by a queue: {suspended.get('message')}"
         parts = (job.get("status") or {}).get("jobsStatus") or []
         nodes = self.manifest["spec"]["trainer"]["numNodes"]
         running = any(part["name"] == "node" and part.get("ready") for part in parts)
@@ -189,7 +189,7 @@ def _retry(request: Callable[[], _T]) -> _T:
             return request()
         except (UnavailableError, StorageError) as error:
             if pause is None:
-                advice = "the TrainJob may go on: start the stage again to follow it"
+                advice = "the TrainJob may still run: start the stage again to follow it"
                 raise _LostError(f"{error}; {advice}") from error
             if pause == _RETRY_SECONDS[0]:
                 current_step().warn(f"{error}; retrying")
@@ -199,7 +199,7 @@ def _retry(request: Callable[[], _T]) -> _T:
 
 @contextmanager
 def _sigterm_as_exit() -> Iterator[None]:
-    """SIGTERM raises, as Ctrl-C does, so that a stage that is ended deletes its job."""
+    """Let SIGTERM raise an error, as Ctrl-C does, so that a stage that is ended deletes its job."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread receives signals
         return

@@ -83,7 +83,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
     data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: a mapping of keys is needed, not {type(data).__name__}")
+        kind = {type(None): "an empty file", list: "a list"}.get(type(data), "a single value")
+        raise ConfigError(f"{path}: a mapping of keys is needed, not {kind}")
     return data
 
 

@@ -89,7 +89,7 @@ def _read_json_lines(path: Path, source_name: str) -> Iterator[Row]:
         try:
             yield Row(where, json.loads(line, object_pairs_hook=_object))
         except json.JSONDecodeError as error:  # its line number is not that of the file
-            problem = f"{error.msg} at column {error.colno}; every line must be one"
+            problem = f"{error.msg} at column {error.colno}; every line must be a complete JSON object"
             raise DataError(f"{where}: not a JSON document: {problem}") from error
         except RecursionError as error:
             raise DataError(f"{where}: not a JSON document: it is nested too deeply") from error

@@ -20,7 +20,7 @@ def sync(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The run fol
     from pipelines.local.mlflow_sender import spool_folder
 
     if not spool_folder(folder).is_dir():
-        raise ConfigError(f"{folder}: is not a run folder of `ama run`")
+        raise ConfigError(f"{folder} is not a run folder of `ama run`")
     spool = Spool(spool_folder(folder))
     total = len(spool.waiting())
     reason = send_waiting(spool)

@@ -30,9 +30,9 @@ def keys(name: str, changes: dict[str, Any], *parts: str) -> Any:
 FILES = [
     # What is no YAML, or none of ours.
     text("not YAML", "name: [1", "my.yaml cannot be read as YAML", "line 1"),
-    text("an empty file", "", "my.yaml: a mapping of keys is needed, not NoneType"),
-    text("a list", "- a\n- b\n", "a mapping of keys is needed, not list"),
-    text("a lone word", "quickstart\n", "a mapping of keys is needed, not str"),
+    text("an empty file", "", "my.yaml: a mapping of keys is needed, not an empty file"),
+    text("a list", "- a\n- b\n", "a mapping of keys is needed, not a list"),
+    text("a lone word", "quickstart\n", "a mapping of keys is needed, not a single value"),
     text("two documents", experiment() + "---\n" + experiment(), "cannot be read as YAML", "another document"),
     line("tabs for blanks", "split:\n\ttest: 0.1\n", "cannot be read as YAML", "'\\t'", "line "),
     text("not UTF-8", experiment().encode() + b"# caf\xe9\n", "cannot be read as YAML", "utf-8"),

@@ -73,6 +73,7 @@ class Experiment:
         self.folder = folder
         self.base, self.data = folder / "base", folder / "data"
         self.reference_logps = folder / "reference_logps"
+        self.inputs = {"data": self.data, "reference_logps": self.reference_logps, "base_model": self.base}
         tiny.write_base_model(self.base)
         names = [f"task-{number:02}" for number in range(tasks)]
         for name in names:
@@ -110,9 +111,7 @@ class Experiment:
             self.plan.evaluation,
             name="ama-r",
             family="generalist",
-            data=self.data,
-            reference_logps=self.reference_logps,
-            base_model=self.base,
+            **self.inputs,
             model=self.base,
             output=self.folder / "evaluation",
         )
@@ -125,9 +124,7 @@ class Experiment:
             write_specialist_losses(
                 self.plan.specialist_losses,
                 task=task,
-                data=self.data,
-                reference_logps=self.reference_logps,
-                base_model=self.base,
+                **self.inputs,
                 specialist=self.base,
                 evaluation=self.folder / "evaluation",
                 output=self.folder / "losses" / task,
@@ -141,9 +138,7 @@ class Experiment:
         with tempfile.TemporaryDirectory() as scratch:
             GeneralistTraining(
                 settings=settings,
-                data=self.data,
-                reference_logps=self.reference_logps,
-                base_model=self.base,
+                **self.inputs,
                 losses=[self.folder / "losses" / task for task in self.plan.tasks],
                 output=self.folder / "generalist",
                 trajectory=self.folder / "trajectory.jsonl",

@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible() -> None:
-    """A background process of a shell ignores SIGINT; tests of interruptions would then wait for ever."""
+    """A background process of a shell ignores SIGINT; tests of interruptions would then never end."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

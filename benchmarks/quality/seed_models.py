@@ -131,15 +131,8 @@ class SeedModels:
         specialist, settings = self.specialist(task), self._evaluation([task], generate=False)
 
         def make(new: Path) -> None:
-            evaluate(
-                settings,
-                name=specialist_name(task),
-                family="specialist",
-                **self._of_task(task),
-                model=specialist / _MODEL,
-                output=new,
-                split=split,
-            )
+            paths = {**self._of_task(task), "model": specialist / _MODEL, "output": new}
+            evaluate(settings, name=specialist_name(task), family="specialist", **paths, split=split)
 
         return self.store.result("specialist_scores", [settings, task, split, specialist], make)
 

@@ -181,7 +181,7 @@ def test_comparison_with_uniform(setup: SetupResults) -> None:
     assert by_arm["standard"].paired.difference.mean == pytest.approx(0.2)
 
 
-def test_comparison_with_rivals_leaves_out_absent_arms(setup: SetupResults) -> None:
+def test_comparison_with_rivals_omits_absent_arms(setup: SetupResults) -> None:
     rows = compare_worst(setup, with_rivals)
     rivals = ["standard", "uniform-clip", "uniform-total", "linear-tuned"]
     assert [each[:2] for each in rows] == [(arm, rival) for arm in ("ama-r", "ama-s") for rival in rivals]
@@ -295,7 +295,7 @@ def test_one_seed_without_pass_rate(tmp_path: Path) -> None:
     assert "worst pass rate" not in text
 
 
-def test_absent_arms_are_left_out(tmp_path: Path) -> None:
+def test_absent_arms_are_omitted(tmp_path: Path) -> None:
     results = tmp_path / "quality"
     assert "##" not in page.page(results)
     write_setup(results, "made-up", without="uniform")

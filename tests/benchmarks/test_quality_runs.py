@@ -26,6 +26,7 @@ from benchmarks.quality.arms import Arm, Merge
 from benchmarks.quality.page import RESULTS
 from benchmarks.quality.seed_models import SeedModels, drift
 from benchmarks.quality.store import Store, write_results
+from tests.data.rows import conversation
 
 
 class TestStore:
@@ -201,12 +202,7 @@ class TestArms:
 
 def test_preference_pairs_are_selected_by_source_length_and_prompt(tmp_path: Path) -> None:
     def row(prompt: str, chosen: str, source: str) -> dict[str, Any]:
-        return {
-            "prompt": [{"role": "user", "content": prompt}],
-            "chosen": [{"role": "assistant", "content": chosen}],
-            "rejected": [{"role": "assistant", "content": "No."}],
-            "source": source,
-        }
+        return conversation(prompt, chosen, "No.", source=source)
 
     selected = [row("a", "One.", "X/1"), row("a", "Two.", "X/2"), row("b", "Three.", "X/1")]
     others = [row("a", "Four.", "X/1"), row("b", "word " * 200, "X/1"), row("c", "Five.", "Y")]
@@ -330,7 +326,7 @@ def test_a_sweep_runs_again_only_what_has_changed(tmp_path: Path, monkeypatch: p
     assert [row["arm"] for row in third["rows"]] == 2 * [*COMMON, "uniform", "longer", "linear"]
 
 
-def test_results_of_another_experiment_are_not_kept(
+def test_results_of_another_experiment_are_discarded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add_setup(monkeypatch, three_splits(), (), ())
@@ -402,7 +398,7 @@ class TestReasoning:
 
         assert abs(shared(4) - shared(40)) < 0.03 * sum(map(len, pairs.values()))
 
-    def test_the_base_model_has_not_seen_the_pairs(self, pairs: Pairs) -> None:
+    def test_the_base_model_is_not_trained_on_the_pairs(self, pairs: Pairs) -> None:
         """It reads every prompt without truncation."""
         texts = reasoning.base_texts(3)
         prompts = {row["prompt"][0]["content"] for rows in pairs.values() for row in rows}

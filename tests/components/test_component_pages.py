@@ -24,7 +24,7 @@ def test_a_page_names_every_port_once(name: str) -> None:
         assert text.count(f"\n| `{port}` | `") == 1
 
 
-def test_the_check_names_what_is_stale(tmp_path: Path) -> None:
+def test_the_check_names_stale_pages(tmp_path: Path) -> None:
     """On a copy: `--check` exits with 1 and changes nothing; without it, the command writes the page."""
     for file in [*(ROOT / "components").glob("*.*"), *(ROOT / "components").glob("*/*.*")]:
         target = tmp_path / file.relative_to(ROOT)

@@ -119,7 +119,7 @@ def test_a_missing_source_of_a_task_names_the_task(folder: Path) -> None:
         parse_task("own", "./rows").fingerprint()
 
 
-def test_fingerprints_of_sources_without_content_here(folder: Path) -> None:
+def test_fingerprints_of_sources_without_local_content(folder: Path) -> None:
     assert parse_base_model("owner/model").fingerprint() != parse_base_model("owner/model", "v2").fingerprint()
     assert parse_task("t", "owner/data").fingerprint() != parse_task("t", "owner/data", "test").fingerprint()
     assert parse_base_model("tiny").fingerprint() == "tiny"

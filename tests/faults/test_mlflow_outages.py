@@ -244,7 +244,7 @@ def test_the_sqlite_store_is_damaged_and_then_removed(tmp_path: Path) -> None:
     check_all_once(uri)
 
 
-def test_a_registry_that_is_down_is_found_by_the_plan(environment: Callable[..., None]) -> None:
+def test_the_plan_notices_a_registry_that_is_down(environment: Callable[..., None]) -> None:
     environment(**{URI: f"http://127.0.0.1:{free_port()}"})
     with raises(UnreachableError, "the model registry", ADVICE):
         plan_experiment(parse_experiment(WITH_REGISTRY, "the test"))

@@ -13,6 +13,7 @@ import pytest
 
 from automixalign.data.store import SPLITS, read_split
 from benchmarks import tiny
+from tests.data.rows import conversation, plain
 from tests.faults.command_line import CONFIG, CommandLine, ama, experiment
 from tests.faults.common import Damage, remove, write
 
@@ -23,17 +24,12 @@ SOURCE = "own.jsonl"
 
 def pair(number: int = 0, **changes: Any) -> Data:
     """A valid row with these changes."""
-    row = {
-        "prompt": [{"role": "user", "content": f"say {number}"}],
-        "chosen": [{"role": "assistant", "content": f"{number}"}],
-        "rejected": [{"role": "assistant", "content": "no"}],
-    }
-    return row | changes
+    return {**conversation(f"say {number}", f"{number}", "no"), **changes}
 
 
 def text(number: int = 0, **changes: Any) -> Data:
     """A valid row of plain text with these changes."""
-    return {"prompt": f"say {number}:", "chosen": f" {number}", "rejected": " no"} | changes
+    return {**plain(f"say {number}:", f" {number}", " no"), **changes}
 
 
 def message(role: Any, content: Any = "x") -> list[Data]:

@@ -44,7 +44,7 @@ ON_S3: dict[str, dict[str, Any]] = {
 """The parts of an experiment that can be on S3."""
 
 
-class Stand(NamedTuple):
+class Rig(NamedTuple):
     """A server, a proxy in front of it, and a model to publish."""
 
     server: Seaweed
@@ -82,7 +82,7 @@ class Stand(NamedTuple):
 
 
 @pytest.fixture
-def stand(tmp_path: Path, environment: Callable[..., None]) -> Iterator[Stand]:
+def rig(tmp_path: Path, environment: Callable[..., None]) -> Iterator[Rig]:
     (tmp_path / "server").mkdir()
     model = tmp_path / "model"
     model.mkdir()
@@ -92,7 +92,7 @@ def stand(tmp_path: Path, environment: Callable[..., None]) -> Iterator[Stand]:
         removed = dict.fromkeys(("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", s3.TIMEOUT))
         changes = {"AWS_ENDPOINT_URL": between.url, "AWS_MAX_ATTEMPTS": "3"}
         environment(**{**server.environment, **removed, **changes})
-        yield Stand(server, between, model, environment)
+        yield Rig(server, between, model, environment)
 
 
 def fault(name: str, value: Fault, *parts: str, slow: bool = False) -> Any:
@@ -109,15 +109,15 @@ def fault(name: str, value: Fault, *parts: str, slow: bool = False) -> Any:
         fault("flipped bit", Fault(flip_sent=150_000), "something on the way changes what is sent", slow=True),
     ],
 )
-def test_an_upload_fails_and_leaves_no_publication(stand: Stand, fault: Fault, parts: tuple[str, ...]) -> None:
+def test_an_upload_fails_and_leaves_no_publication(rig: Rig, fault: Fault, parts: tuple[str, ...]) -> None:
     kind = UnreachableError if ADVICE in parts else StorageError
-    with stand.struck_by(fault), raises(kind, URI, *parts):
-        stand.publish()
+    with rig.struck_by(fault), raises(kind, URI, *parts):
+        rig.publish()
     with raises(StorageError, "is no publication"):
-        publication.fetch(URI, stand.folder / "none")
-    assert not (stand.folder / "none").exists()
-    stand.publish()
-    stand.check_published()
+        publication.fetch(URI, rig.folder / "none")
+    assert not (rig.folder / "none").exists()
+    rig.publish()
+    rig.check_published()
 
 
 @pytest.mark.parametrize(
@@ -130,11 +130,11 @@ def test_an_upload_fails_and_leaves_no_publication(stand: Stand, fault: Fault, p
         fault("cut twice in an upload of parts", Fault(cut_sent=2 << 20, times=2), slow=True),
     ],
 )
-def test_an_upload_recovers(stand: Stand, fault: Fault, parts: tuple[str, ...]) -> None:
-    with stand.struck_by(fault):
-        stand.publish()
-        assert stand.proxy.struck or fault.delay, "the fault never struck"
-    stand.check_published()
+def test_an_upload_recovers(rig: Rig, fault: Fault, parts: tuple[str, ...]) -> None:
+    with rig.struck_by(fault):
+        rig.publish()
+        assert rig.proxy.struck or fault.delay, "the fault never struck"
+    rig.check_published()
 
 
 @pytest.mark.parametrize(
@@ -145,23 +145,23 @@ def test_an_upload_recovers(stand: Stand, fault: Fault, parts: tuple[str, ...]) 
         fault("flipped bit", Fault(flip_received=2 << 20), "is not what was stored"),
     ],
 )
-def test_a_download_fails_and_leaves_no_half_file(stand: Stand, fault: Fault, parts: tuple[str, ...]) -> None:
-    stand.environment(AWS_MAX_ATTEMPTS="2")
-    stand.publish()
+def test_a_download_fails_and_leaves_no_half_file(rig: Rig, fault: Fault, parts: tuple[str, ...]) -> None:
+    rig.environment(AWS_MAX_ATTEMPTS="2")
+    rig.publish()
     kind = UnreachableError if ADVICE in parts else DamagedError
-    with stand.struck_by(fault), raises(kind, URI, *parts):
-        s3.download(f"{URI}/models/a", stand.folder / "new")
-    assert {path.name for path in (stand.folder / "new").rglob("*") if path.is_file()} <= {"config.json"}
-    stand.check_published()
+    with rig.struck_by(fault), raises(kind, URI, *parts):
+        s3.download(f"{URI}/models/a", rig.folder / "new")
+    assert {path.name for path in (rig.folder / "new").rglob("*") if path.is_file()} <= {"config.json"}
+    rig.check_published()
 
 
 @pytest.mark.slow
-def test_a_download_that_is_cut_twice_recovers(stand: Stand) -> None:
-    stand.publish()
-    with stand.struck_by(Fault(cut_received=1 << 20, times=2)):
-        s3.download(f"{URI}/models/a", stand.folder / "new")
-        assert stand.proxy.struck
-    assert files.digest(stand.folder / "new") == files.digest(stand.model)
+def test_a_download_that_is_cut_twice_recovers(rig: Rig) -> None:
+    rig.publish()
+    with rig.struck_by(Fault(cut_received=1 << 20, times=2)):
+        s3.download(f"{URI}/models/a", rig.folder / "new")
+        assert rig.proxy.struck
+    assert files.digest(rig.folder / "new") == files.digest(rig.model)
 
 
 def experiment_on_s3(part: str) -> Experiment:
@@ -169,7 +169,7 @@ def experiment_on_s3(part: str) -> Experiment:
 
 
 @pytest.mark.parametrize("part", ON_S3)
-def test_a_server_that_is_down_is_found_by_the_plan(environment: Callable[..., None], part: str) -> None:
+def test_the_plan_notices_a_server_that_is_down(environment: Callable[..., None], part: str) -> None:
     environment(**UNREACHABLE, AWS_MAX_ATTEMPTS=None)  # as many attempts as users have
     began = time.monotonic()
     with raises(UnreachableError, URI, ADVICE):
@@ -178,7 +178,7 @@ def test_a_server_that_is_down_is_found_by_the_plan(environment: Callable[..., N
 
 
 @pytest.mark.slow
-def test_a_server_that_is_down_is_found_by_the_run(tmp_path: Path) -> None:
+def test_the_run_notices_a_server_that_is_down(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(json.dumps({**tiny.experiment(), "output": URI}))
     ended = ama("run", "--config", tmp_path / "config.yaml", "--output", tmp_path / "run", **UNREACHABLE)
     assert ended.returncode == 2, ended.stderr
@@ -196,8 +196,8 @@ def test_a_web_page_instead_of_s3(environment: Callable[..., None]) -> None:
                 plan_experiment(experiment_on_s3(part))
 
 
-def test_a_wrong_secret_is_named_and_not_shown(stand: Stand) -> None:
-    stand.environment(AWS_SECRET_ACCESS_KEY="wrong-and-secret")
+def test_a_wrong_secret_is_named_and_not_shown(rig: Rig) -> None:
+    rig.environment(AWS_SECRET_ACCESS_KEY="wrong-and-secret")
     with raises(StorageError, "SignatureDoesNotMatch", "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
         publication.check_writable(URI)
     with pytest.raises(StorageError) as error:
@@ -205,50 +205,50 @@ def test_a_wrong_secret_is_named_and_not_shown(stand: Stand) -> None:
     assert "wrong-and-secret" not in str(error.value)
 
 
-def test_the_bucket_is_gone_at_the_end(stand: Stand) -> None:
+def test_the_bucket_is_gone_at_the_end(rig: Rig) -> None:
     publication.check_writable(URI)
-    client = stand.server.client
+    client = rig.server.client
     for item in client.list_objects_v2(Bucket="ready").get("Contents", []):
         client.delete_object(Bucket="ready", Key=item["Key"])
     client.delete_bucket(Bucket="ready")
     with raises(StorageError, URI, "create the bucket or name"):
-        stand.publish()
+        rig.publish()
     client.create_bucket(Bucket="ready")
-    stand.publish()
-    stand.check_published()
+    rig.publish()
+    rig.check_published()
 
 
-def test_a_server_that_is_down_at_the_publish_stage(stand: Stand) -> None:
+def test_a_server_that_is_down_at_the_publish_stage(rig: Rig) -> None:
     """The stage fails; the results of the run stay, and are published later."""
-    digest = files.digest(stand.model)
-    stand.server.kill()
+    digest = files.digest(rig.model)
+    rig.server.kill()
     with raises(UnreachableError, URI, ADVICE), run_step("publish"):
-        stand.publish_run(pause_seconds=(0.1,))
-    assert not (stand.folder / "publication.json").exists()
-    assert files.digest(stand.model) == digest
-    with seaweed(stand.folder / "server", stand.server.ports):
+        rig.publish_run(pause_seconds=(0.1,))
+    assert not (rig.folder / "publication.json").exists()
+    assert files.digest(rig.model) == digest
+    with seaweed(rig.folder / "server", rig.server.ports):
         with run_step("publish"):
-            stand.publish_run()
-        stand.check_published()
+            rig.publish_run()
+        rig.check_published()
 
 
 @pytest.mark.slow
-def test_a_server_that_restarts_during_the_publish_stage(stand: Stand) -> None:
+def test_a_server_that_restarts_during_the_publish_stage(rig: Rig) -> None:
     with ExitStack() as stack:
-        stand.proxy.fault = Fault(delay=0.01)
+        rig.proxy.fault = Fault(delay=0.01)
 
         def restart() -> None:
-            while stand.proxy.sent < 6 << 20:
+            while rig.proxy.sent < 6 << 20:
                 time.sleep(0.01)
-            stand.server.kill()
+            rig.server.kill()
             time.sleep(2)
-            stack.enter_context(seaweed(stand.folder / "server", stand.server.ports))
+            stack.enter_context(seaweed(rig.folder / "server", rig.server.ports))
 
         restarting = threading.Thread(target=restart)
         restarting.start()
         try:
-            stand.publish_run()
+            rig.publish_run()
         finally:
             restarting.join()
-        stand.proxy.fault = Fault()
-        stand.check_published()
+        rig.proxy.fault = Fault()
+        rig.check_published()

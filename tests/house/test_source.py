@@ -96,6 +96,6 @@ def test_the_source_makes_no_unsafe_call(path: Path) -> None:
         "yaml.load(x, Loader=yaml.Loader)",
     ],
 )
-def test_an_unsafe_call_is_found(line: str, tmp_path: Path) -> None:
+def test_an_unsafe_call_is_reported(line: str, tmp_path: Path) -> None:
     (tmp_path / "new.py").write_text(line)
     assert len(unsafe_calls(tmp_path / "new.py")) == 1

@@ -31,7 +31,7 @@ def test_a_folder_has_few_files(package: Path) -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=str)
-def test_a_package_says_what_it_does_and_what_it_leaves_to_others(package: Path) -> None:
+def test_a_package_states_its_task_and_its_limits(package: Path) -> None:
     """A summary line, then a sentence with `nothing` or `never`."""
     docstring = ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8")))
     assert docstring

@@ -123,7 +123,7 @@ def test_optimistic_counts_the_latest_gain_twice_and_takes_it_back() -> None:
 
 
 def test_discount_forgets() -> None:
-    """With gains (1, 0) for ever, log(q_1/q_2) tends to eta / (1 - discount); without gains, to nothing."""
+    """With constant gains (1, 0), log(q_1/q_2) tends to eta / (1 - discount); without gains, to nothing."""
     mixer = make(eta=0.1, c=0.0, discount=0.9)
     alphas(mixer, [(1, 0)] * 300)
     log_q = mixer.state()["log_q"]

@@ -19,7 +19,7 @@ EXCESS = st.floats(min_value=0, max_value=1e4)
 @pytest.mark.parametrize("name", MIXERS)
 @settings(deadline=None)
 @given(data=st.data())
-def test_weights_stay_a_distribution_and_state_is_all_there_is(name: str, data: st.DataObject) -> None:
+def test_weights_stay_a_distribution_and_state_is_complete(name: str, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, 6), label="tasks")
     options: dict[str, Any] = {}
     if "eta" in MIXERS[name].schema.model_fields:

@@ -24,15 +24,10 @@ def test_version(ama: Ama) -> None:
 
 def test_the_installed_command(tmp_path: Path) -> None:
     """As a user runs it, once: a refusal is one message without traceback, markup or colour codes."""
-    command = Path(sys.executable).with_name("ama")
-    ended = subprocess.run(
-        [command, "validate", "--preset", "quickstart", "--set", "training.beta=[0]"],
-        cwd=tmp_path,
-        env={**os.environ, "NO_COLOR": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [Path(sys.executable).with_name("ama"), "validate", "--preset", "quickstart"]
+    command += ["--set", "training.beta=[0]"]
+    environment = {**os.environ, "NO_COLOR": "1"}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (2, "")
     first, second = ended.stderr.splitlines()[-2:]
     assert first == "error: --preset quickstart cannot be run:"

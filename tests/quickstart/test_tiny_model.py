@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from automixalign.quickstart.spec import TinyModel
 from automixalign.quickstart.synthetic import SYNTHETIC_TASKS, generate
 from automixalign.quickstart.tiny_model import base_texts, build_model, build_tokenizer, train_tiny_model
+from tests.data.rows import assistant, system, user
 
 TINY = TinyModel(
     hidden_size=32, layers=1, heads=2, steps=30, batch_size=8, learning_rate=5e-3, rows_per_task=60
@@ -60,12 +61,7 @@ def test_a_prompt_is_a_token_prefix_of_the_prompt_with_its_answer(name: str, sys
 
 def test_the_template_takes_several_turns() -> None:
     tokenizer = build_tokenizer()
-    turns = [
-        {"role": "system", "content": "s"},
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "b"},
-        {"role": "user", "content": "c"},
-    ]
+    turns = [system("s"), user("a"), assistant("b"), user("c")]
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     assert text == "<bos><|system|>s<|user|>a<|assistant|>b<eos><|user|>c<|assistant|>"
 

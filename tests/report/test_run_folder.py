@@ -63,7 +63,7 @@ def test_a_folder_of_another_experiment_is_refused_with_the_keys_that_differ(
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_other_content_is_left_alone(kind: str, experiment: Experiment, tmp_path: Path) -> None:
+def test_other_content_stays(kind: str, experiment: Experiment, tmp_path: Path) -> None:
     output = tmp_path / "mine"
     file = output / "thesis.tex" if kind == "folder" else output
     file.parent.mkdir(exist_ok=True)

@@ -210,7 +210,7 @@ def test_a_record_of_the_pipeline_is_added_once_for_each_target(spool: Spool, ur
     assert len(spool.waiting()) == 5
 
 
-def test_a_local_run_starts_its_sender_only_if_there_is_something_to_send(
+def test_a_local_run_starts_its_sender_only_with_records(
     experiment_data: dict[str, Any], tmp_path: Path
 ) -> None:
     experiment, folder, log = parse_experiment(experiment_data, "test"), tmp_path / "run", tmp_path / "log"

@@ -36,7 +36,7 @@ def test_replacing_leaves_nothing_on_failure(tmp_path: Path, as_folder: bool) ->
     assert listing(tmp_path) == set()
 
 
-def test_replacing_keeps_the_old_on_failure(tmp_path: Path) -> None:
+def test_replacing_changes_nothing_on_failure(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "old").write_text("old")
@@ -48,7 +48,7 @@ def test_replacing_keeps_the_old_on_failure(tmp_path: Path) -> None:
     assert listing(tmp_path) == {"folder", "folder/old"}
 
 
-def test_replacing_takes_the_place_of_a_folder_whole(tmp_path: Path) -> None:
+def test_replacing_replaces_a_whole_folder(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "old").write_text("old")
@@ -113,11 +113,11 @@ BASE = {"a.txt": "one", "sub/b.txt": "two"}
         {**BASE, "empty": ""},
     ],
 )
-def test_digest_sees_names_and_contents(tmp_path: Path, other: dict[str, str]) -> None:
+def test_digest_covers_names_and_contents(tmp_path: Path, other: dict[str, str]) -> None:
     assert files.digest(folder_of(tmp_path / "x", BASE)) != files.digest(folder_of(tmp_path / "y", other))
 
 
-def test_digest_does_not_see_the_place_nor_hidden_files(tmp_path: Path) -> None:
+def test_digest_ignores_the_path_and_hidden_files(tmp_path: Path) -> None:
     plain = folder_of(tmp_path / ".hidden" / "x", BASE)
     other = folder_of(tmp_path / "y", {**BASE, ".DS_Store": "noise", ".git/config": "noise"})
     assert files.digest(plain) == files.digest(other)
@@ -138,7 +138,7 @@ def test_link_shares_the_bytes(tmp_path: Path) -> None:
     assert listing(tmp_path / "run") == {"one.txt", "target", "target/a.txt", "target/sub", "target/sub/b.txt"}
 
 
-def test_link_replaces_what_stood_there(tmp_path: Path) -> None:
+def test_link_replaces_its_target(tmp_path: Path) -> None:
     files.link(folder_of(tmp_path / "old", {"old": "1"}), tmp_path / "target")
     files.link(folder_of(tmp_path / "new", {"new": "2"}), tmp_path / "target")
     assert listing(tmp_path / "target") == {"new"}
@@ -153,7 +153,7 @@ def test_link_follows_symbolic_links(tmp_path: Path) -> None:
     assert (tmp_path / "elsewhere" / "deep" / "model" / "model.bin").read_text() == "weights"
 
 
-def test_what_is_written_is_readable_by_others(tmp_path: Path) -> None:
+def test_others_can_read_written_files(tmp_path: Path) -> None:
     """The temporary folder is the owner's alone; what comes out of it must not be."""
     files.write_json(tmp_path / "a.json", {})
     with files.replacing(tmp_path / "folder") as temporary:

@@ -109,7 +109,7 @@ def test_each_key_of_a_pod_changes_its_trainjob(key: str) -> None:
     assert render({"accelerators": 2, "accelerator": "amd.com/gpu"}) != render({"accelerators": 2})
 
 
-def test_what_is_not_requested_is_left_to_the_cluster() -> None:
+def test_the_cluster_chooses_what_is_not_requested() -> None:
     job = render({}, secrets={"s3": None}, environment=None)
     assert job["spec"].keys() == {"runtimeRef", "trainer", "runtimePatches"}
     assert job["spec"]["trainer"].keys() == {"image", "command", "numNodes", "numProcPerNode", "env"}
@@ -122,7 +122,7 @@ def test_what_is_not_requested_is_left_to_the_cluster() -> None:
     [{"accelerators": 8}, {"memory": "1Gi"}, {"cpu_limit": "2"}, {"cpu": "500m"}, GPUS],
     ids=["accelerators", "memory", "limit", "cpu", "all"],
 )
-def test_there_are_requests_wherever_there_are_limits(pod: dict[str, Any]) -> None:
+def test_every_limit_has_a_request(pod: dict[str, Any]) -> None:
     """Without requests, Trainer takes the number of processes for one."""
     resources = render(pod)["spec"]["trainer"]["resourcesPerNode"]
     assert resources["requests"].keys() >= resources.get("limits", {}).keys()

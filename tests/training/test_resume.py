@@ -42,7 +42,7 @@ def test_the_key_names_all_that_determines_a_training(tmp_path: Path) -> None:
     assert (same, len(keys)) == (key(), 5)
 
 
-def test_a_checkpoint_that_cannot_be_read_is_named_and_kept(tmp_path: Path) -> None:
+def test_an_unreadable_checkpoint_is_named_and_stays(tmp_path: Path) -> None:
     """It may be whole. Without it, the training would start again."""
     (tmp_path / "checkpoint-1").mkdir()
     (tmp_path / "checkpoint-1" / checkpoints.SEAL).symlink_to("/proc/self/mem")  # reading it is an I/O error
@@ -51,7 +51,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named_and_kept(tmp_path: Path) -> N
     assert (tmp_path / "checkpoint-1").exists()
 
 
-def test_a_place_that_takes_nothing_is_named(tmp_path: Path) -> None:
+def test_an_unwritable_location_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(StorageError, match=r"file/key cannot be made: .*; name another folder"),
@@ -61,7 +61,7 @@ def test_a_place_that_takes_nothing_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("environment", "every", "location"), [(None, 5, None), ("", 5, None), ("x", 0, None)])
-def test_where_no_checkpoints_are_kept(
+def test_where_no_checkpoints_are_stored(
     environment: str | None, every: int, location: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if environment is None:

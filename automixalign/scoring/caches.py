@@ -139,13 +139,13 @@ def column(table: pa.Table, name: str) -> Floats:
     return np.asarray(table.column(name).to_numpy(), dtype=np.float64)
 
 
-def join(cache: pa.Table, pair_ids: Sequence[str], what: str) -> pa.Table:
+def join(cache: pa.Table, pair_ids: Sequence[str], title: str) -> pa.Table:
     """The rows of a cache in the order of `pair_ids`.
 
     Args:
         cache: a table with the column `pair_id`.
         pair_ids: the ids to look up.
-        what: names the cache in messages.
+        title: names the cache in messages.
 
     Raises:
         CacheError: the cache lacks an id or has one twice. A default would silently train on a wrong loss.
@@ -153,11 +153,11 @@ def join(cache: pa.Table, pair_ids: Sequence[str], what: str) -> pa.Table:
     cached = cache.column("pair_id")
     requested = pa.chunked_array([pa.array(pair_ids, type=pa.string())])
     if pc.count_distinct(cached).as_py() != len(cached):
-        raise CacheError(f"{what}: the cache holds a pair id twice")
+        raise CacheError(f"{title}: the cache holds a pair id twice")
     indices = pc.index_in(requested, value_set=cached)
     if indices.null_count:
         missing = requested.filter(indices.is_null())
         raise CacheError(
-            f"{what}: {len(missing)} of {len(requested)} pairs are missing in the cache, first {missing[0]}"
+            f"{title}: {len(missing)} of {len(requested)} pairs are missing in the cache, first {missing[0]}"
         )
     return cache.take(indices)

@@ -285,7 +285,7 @@ def _md5(path: Path) -> str:
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
+def _explained(failure: str) -> Iterator[None]:
     """Replace boto3's errors by a `StorageError`: what failed, why, and what to do.
 
     It is an `UnreachableError` if the server is down, busy or silent.
@@ -299,7 +299,7 @@ def _explained(what: str) -> Iterator[None]:
     except (Boto3Error, BotoCoreError, ClientError, ValueError, OSError) as error:
         reason = getattr(error, "last_exception", None) or error  # of a transfer's last attempt
         advice = _advice(error)
-        message = f"{what}: {reason}; {advice}".removesuffix("; ")
+        message = f"{failure}: {reason}; {advice}".removesuffix("; ")
         clean = mask_secrets(message)
         kind = UnreachableError if advice == _SERVER else StorageError
         # A traceback would show the cause's message, with the secret.

@@ -33,7 +33,7 @@ class CacheError(AutoMixAlignError):
 
 
 class TrainingError(AutoMixAlignError):
-    """Training cannot go on, for example because the loss is not finite."""
+    """A training cannot continue, for example because the loss is not finite."""
 
 
 class StorageError(AutoMixAlignError):

@@ -1,6 +1,6 @@
 """Checkpoints below an `s3://` prefix, for a training whose machine may be gone when it is started again.
 
-The training works in a temporary folder. While it goes on, each sealed checkpoint is uploaded to
+The training works in a temporary folder. Meanwhile each sealed checkpoint is uploaded to
 PREFIX/KEY/checkpoint-STEP/, its seal last, so that a reader recognises a complete one. Two checkpoints are
 kept; the newer one may still be uploading.
 

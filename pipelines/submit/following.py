@@ -146,12 +146,12 @@ def _stage(task: V2beta1PipelineTaskDetail) -> str | None:
     return stage if stage in get_args(Stage) else None
 
 
-def _message(of: V2beta1Run | V2beta1PipelineTaskDetail) -> str:
-    return (of.error.message if of.error else None) or ""
+def _message(answer: V2beta1Run | V2beta1PipelineTaskDetail) -> str:
+    return (answer.error.message if answer.error else None) or ""
 
 
-def _time(time_: datetime | None) -> float | None:
-    return time_.timestamp() if time_ is not None and time_.year >= _FIRST_YEAR else None
+def _time(moment: datetime | None) -> float | None:
+    return moment.timestamp() if moment is not None and moment.year >= _FIRST_YEAR else None
 
 
 def _warning(message: str) -> dict[str, Any]:

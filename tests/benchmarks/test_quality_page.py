@@ -116,9 +116,8 @@ def write_map(results: Path, pass_rate: bool = True) -> Path:
             rows.append(cell | metrics)
     results.mkdir(parents=True, exist_ok=True)
     file = results / "map.json"
-    file.write_text(
-        json.dumps({"command": "python -m benchmarks.quality map", "seeds": [0, 1, 2], "rows": rows})
-    )
+    content = {"command": "python -m benchmarks.quality map", "seeds": [0, 1, 2], "rows": rows}
+    file.write_text(json.dumps(content))
     return file
 
 

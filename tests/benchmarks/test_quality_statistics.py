@@ -39,7 +39,7 @@ def enumerated(differences: list[int]) -> float:
 @pytest.mark.parametrize("scale", [1.0, 0.01, 1 / 150])
 @pytest.mark.parametrize("seed", range(4))
 def test_sign_flip_is_the_enumerated_one(seed: int, scale: float) -> None:
-    """Whole numbers make ties; scaled by what is no binary fraction, they must stay ties."""
+    """Whole numbers make ties; scaled by a number that is no binary fraction, they stay ties."""
     random = np.random.default_rng(seed)
     for n in (2, 3, 5, 8):
         differences = random.integers(-9, 15, n).tolist()
@@ -72,7 +72,7 @@ def test_rounding_alone_is_a_tie() -> None:
 
 
 def test_the_interval_is_the_bootstraps() -> None:
-    """Against resampling of our own with other draws, and exactly where only 27 means can come."""
+    """Compared with our own resampling; exact where only 27 means are possible."""
     values = np.random.default_rng(1).normal(0.5, 1, 10)
     found = interval(values.tolist())
     draws = np.random.default_rng(2).choice(values, (10 * BOOTSTRAP_RESAMPLES, len(values))).mean(axis=1)

@@ -108,12 +108,7 @@ def inputs() -> dict[str, Any]:
     shutil.copytree(world.base_model, model)
     config = files.read_json(model / "config.json")
     files.write_json(model / "config.json", {**config, "attention_dropout": 0.3})
-    return {
-        "data": world.data,
-        "reference_logps": world.reference_logps,
-        "losses": world.losses,
-        "base_model": model,
-    }
+    return {**world._asdict(), "base_model": model}
 
 
 def start(

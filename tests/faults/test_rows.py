@@ -116,7 +116,12 @@ BAD = [
     bad("a row cut short", lines(GOOD)[:HALF], "own.jsonl:", "not a JSON document"),
     bad("Python's quotes", lines(GOOD[:1]) + b"{'prompt': 'a'}\n", "own.jsonl:2: not a JSON document"),
     bad("CSV", b"prompt,chosen,rejected\na,b,c\n", "own.jsonl:1: not a JSON document"),
-    bad("JSON over several lines", json.dumps(GOOD, indent=1).encode(), "own.jsonl:1: ", "line must be one"),
+    bad(
+        "JSON over several lines",
+        json.dumps(GOOD, indent=1).encode(),
+        "own.jsonl:1: ",
+        "line must be a complete",
+    ),
     bad("JSON array on one line", json.dumps(GOOD).encode(), "own.jsonl:1: a JSON object is needed, not list"),
     bad("a row that is null", b"null\n", "own.jsonl:1: a JSON object is needed, not NoneType"),
     bad("a duplicate field", b'{"chosen": "a", "chosen": "b"}', "own.jsonl:1: ", "'chosen' occurs twice"),

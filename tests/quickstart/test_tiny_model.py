@@ -67,12 +67,12 @@ def test_the_template_takes_several_turns() -> None:
 
 
 @pytest.mark.parametrize(("right_answers", "side"), [(1.0, "chosen"), (0.0, "rejected")])
-def test_base_texts_hold_only_the_side_that_was_asked_for(right_answers: float, side: str) -> None:
+def test_base_texts_hold_only_the_requested_side(right_answers: float, side: str) -> None:
     texts = base_texts(["ordering"], 40, right_answers, seed=1)
     assert texts == [[*row["prompt"], *row[side]] for row in generate("ordering", 40, seed=1, pool="base")]
 
 
-def test_base_texts_are_right_as_often_as_asked_for() -> None:
+def test_base_texts_are_right_as_often_as_requested() -> None:
     texts = base_texts(["counting"], 1000, 0.3, seed=1)
     rows = generate("counting", 1000, seed=1, pool="base")
     right = sum(text[-1]["content"] == row["answer"] for text, row in zip(texts, rows, strict=True))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from automixalign.training.nodes import train_job
+from benchmarks.tiny import World
 from tests.training.trainer_stub import Stub, trainer_stub
 
 
@@ -28,9 +29,4 @@ def inputs(
     base_model: Path, two_tasks: Path, two_reference_logps: Path, two_losses: list[Path]
 ) -> dict[str, Any]:
     """The inputs of a generalist of the tiny tasks; not to be changed."""
-    return {
-        "data": two_tasks,
-        "reference_logps": two_reference_logps,
-        "losses": two_losses,
-        "base_model": base_model,
-    }
+    return World(base_model, two_tasks, two_reference_logps, two_losses)._asdict()

@@ -17,7 +17,7 @@ from automixalign.training.train import checkpoint_key
 from tests.faults.interrupted import KILLED, Fault, inputs, settings, train
 
 
-def test_checkpoints_of_another_training_are_not_taken_up(tmp_path: Path) -> None:
+def test_checkpoints_of_another_training_are_not_used(tmp_path: Path) -> None:
     """Another eta, another seed: each has a folder of its own."""
     for given in (settings("ama-r", True, 4), settings("ama-r", True, 4, eta=0.4), settings("ama-s", True, 4)):
         assert train(given, tmp_path / "run", Fault("micro-step", 4)) == KILLED

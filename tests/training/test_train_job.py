@@ -277,7 +277,7 @@ def test_refusals_are_explained(verb: str, fault: tuple[int, str] | None, messag
     assert not any(call.startswith("delete") for call in stage.stub.requests)
 
 
-def test_a_server_that_does_not_answer_for_a_while_is_asked_again(stage: Stage) -> None:
+def test_requests_to_a_silent_server_are_repeated(stage: Stage) -> None:
     stage.stub.statuses = [running(1), stage.complete]
     stage.stub.faults = {
         "get": [NOT_FOUND, (500, "etcdserver: leader changed"), (429, ""), (503, "")],

@@ -155,17 +155,17 @@ def test_without_specialists_eta_zero_is_uniform_dpo(train: Train, tasks: Tasks)
 def test_an_unclipped_gradient_is_that_of_the_loss(train: Train, tasks: Tasks) -> None:
     """Where every specialist is far ahead, nothing is clipped; where it is behind, only the option trains."""
     uniform, _, _ = train(tasks, "uniform")
-    for known in (0.0, 100.0):
-        unclipped, _, _ = train(tasks, "ama-r-ablation", known, unclipped_gradient=True, eta=0.0)
+    for specialist_loss in (0.0, 100.0):
+        unclipped, _, _ = train(tasks, "ama-r-ablation", specialist_loss, unclipped_gradient=True, eta=0.0)
         assert torch.allclose(uniform, unclipped, atol=1e-6)
 
 
 def test_the_task_clip_changes_only_the_weights_update(train: Train, tasks: Tasks) -> None:
     """Half of each task's pairs are behind their specialist, half are far ahead: so is the task as a whole."""
-    known = [0.0, 10.0] * (ROWS // 2)
+    losses = [0.0, 10.0] * (ROWS // 2)
     config = {"max_steps": 3, "per_device_train_batch_size": 24}  # every step holds every pair
-    _, plain, _ = train(tasks, "ama-r", known, config, eta=0.5)
-    _, clipped, _ = train(tasks, "ama-r-ablation", known, config, eta=0.5, task_clip=True)
+    _, plain, _ = train(tasks, "ama-r", losses, config, eta=0.5)
+    _, clipped, _ = train(tasks, "ama-r-ablation", losses, config, eta=0.5, task_clip=True)
     assert plain[0]["excess"] == clipped[0]["excess"]
     assert plain[0]["clipped"] == dict.fromkeys(TASKS, 0.5)
     assert plain[-1]["weights"] != dict.fromkeys(TASKS, 0.5)
@@ -328,8 +328,8 @@ def test_accumulation_follows_the_same_trajectory(method: str, train: Train, tas
 def test_the_objective_is_the_weighted_clipped_excess(train: Train, tasks: Tasks) -> None:
     _, _, trainer = train(tasks, "ama-r", config={"max_steps": 1})
     rows = [
-        tasks["left"][row] | {"task": row % 2, "weight": weight, "specialist_loss": known}
-        for row, (weight, known) in enumerate([(0.5, 0.1), (1.5, 0.9), (0.5, 0.2), (1.5, 0.3)])
+        tasks["left"][row] | {"task": row % 2, "weight": weight, "specialist_loss": loss}
+        for row, (weight, loss) in enumerate([(0.5, 0.1), (1.5, 0.9), (0.5, 0.2), (1.5, 0.3)])
     ]
     with torch.no_grad():
         actual = trainer.compute_loss(trainer.model, trainer._collate(rows)).item()

@@ -170,8 +170,8 @@ def _cut(prompt: list[int], chosen: list[int], rejected: list[int], max_length: 
     return Tokens(prompt[:start], chosen[start:max_length], rejected[start:max_length], truncated)
 
 
-def _common_prefix(left: list[int], right: list[int]) -> int:
-    if right[: len(left)] == left:
-        return len(left)
-    pairs = enumerate(zip(left, right, strict=False))
-    return next((index for index, (a, b) in pairs if a != b), min(len(left), len(right)))
+def _common_prefix(first: list[int], second: list[int]) -> int:
+    if second[: len(first)] == first:
+        return len(first)
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))

@@ -248,9 +248,9 @@ def check(name: str, models: int, parameters: Mapping[str, float]) -> None:
         ValueError: it cannot; the message names the method and what is allowed.
     """
     if name in EXCLUDED:
-        raise ValueError(f"{name} cannot merge specialists: {EXCLUDED[name]}; use {_known()}")
+        raise ValueError(f"{name} cannot merge specialists: {EXCLUDED[name]}; use {_method_names()}")
     if name not in MERGE_METHODS:
-        raise ValueError(f"unknown merge method {name!r}; known are {_known()}")
+        raise ValueError(f"unknown merge method {name!r}; known are {_method_names()}")
     spec = MERGE_METHODS[name]
     if models < spec.min_models or (spec.max_models is not None and models > spec.max_models):
         noun = "specialist" if spec.accepts.endswith(" 1") else "specialists"
@@ -293,5 +293,5 @@ def _check_della(name: str, parameters: Mapping[str, float]) -> None:
         )
 
 
-def _known() -> str:
+def _method_names() -> str:
     return ", ".join(sorted(MERGE_METHODS))

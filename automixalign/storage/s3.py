@@ -97,8 +97,8 @@ def list_objects(uri: str) -> dict[str, str]:
     etags: dict[str, str] = {}
     with _explained(f"{uri} cannot be listed"):
         for item in _pages(_client(), bucket, prefix):
-            rest = item["Key"].removeprefix(prefix)
-            if not rest or prefix.endswith("/") or not prefix or rest.startswith("/"):
+            suffix = item["Key"].removeprefix(prefix)
+            if not suffix or prefix.endswith("/") or not prefix or suffix.startswith("/"):
                 etags[item["Key"]] = item["ETag"]
     if not etags:
         advice = "check the key, and that AWS_ENDPOINT_URL is its server's address"

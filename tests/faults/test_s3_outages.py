@@ -106,7 +106,7 @@ def fault(name: str, value: Fault, *parts: str, slow: bool = False) -> Any:
         fault("busy", Fault(answer=BUSY), "SlowDown", ADVICE, slow=True),
         fault("cut in a single upload", Fault(cut_sent=100_000), ADVICE, slow=True),
         fault("cut in an upload of parts", Fault(cut_sent=2 << 20), ADVICE),
-        fault("flipped bit", Fault(flip_sent=150_000), "something on the way changes what is sent", slow=True),
+        fault("flipped bit", Fault(flip_sent=150_000), "the data changed in transit", slow=True),
     ],
 )
 def test_an_upload_fails_and_leaves_no_publication(rig: Rig, fault: Fault, parts: tuple[str, ...]) -> None:

@@ -44,7 +44,7 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     ("arguments", "examples"),
     [
         ([], ["ama run --preset quickstart", "ama validate --config my.yaml"]),
-        (["run"], ["ama run --preset quickstart", "--set methods.2.eta=0.1 --output runs/eta"]),
+        (["run"], ["ama run --preset quickstart", "--set methods.3.eta=0.1 --output runs/eta"]),
         (["validate"], ["ama validate --preset quickstart --set training.beta=0.2"]),
         (["compile"], ["ama compile --config my.yaml --output my-pipeline.yaml"]),
     ],

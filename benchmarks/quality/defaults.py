@@ -58,8 +58,8 @@ def _grids(setup: str, output: Path, seed: int) -> list[dict[str, Any]]:
     runs += [(arm, {}, {"nll_weight": weight}) for weight in NLL_WEIGHTS for arm in arms]
     rows = []
     for arm, options, training in runs:
-        models = sweep.seed_models(SETUPS[setup], seed, None, output, **training)
-        row = models.generalist_row(arm, {**_RATE, **options}, (TEST,))
+        with sweep.seed_models(SETUPS[setup], seed, None, output, **training) as models:
+            row = models.generalist_row(arm, {**_RATE, **options}, (TEST,))
         views = list(zip(("worst", "average"), over_tasks(row[TEST]), strict=True))
         means = {f"{name} {metric}": view[metric] for metric in _METRICS for name, view in views}
         rows.append({"arm": arm.name, "options": {**options, **training}, "means": means})

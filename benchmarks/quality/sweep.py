@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -68,9 +68,13 @@ def _log_to_file(logs: Path) -> None:
     os.dup2(log.fileno(), 2)
 
 
-def seed_models(setup: Setup, seed: int, data: Path | None, output: Path, **training: Any) -> "SeedModels":
+@contextmanager
+def seed_models(
+    setup: Setup, seed: int, data: Path | None, output: Path, **training: Any
+) -> "Iterator[SeedModels]":
     """The models of one seed; `training` overrides options of every training."""
-    # Imported here because it imports torch, which the main process does not need.
+    # Imported here because they import torch, which the main process does not need.
+    from benchmarks.quality import frozen_layers
     from benchmarks.quality.seed_models import SeedModels
 
     scratch = output / "sources"
@@ -78,7 +82,8 @@ def seed_models(setup: Setup, seed: int, data: Path | None, output: Path, **trai
     experiment = setup.configured(seed, data, scratch)
     changed = experiment.training.model_copy(update=training)
     experiment = experiment.model_copy(update={"training": changed})
-    return SeedModels(Store(output / "store"), experiment, setup.verifiers(), drift_pairs=setup.drift_pairs)
+    with frozen_layers.cached(setup.frozen_layers, output / "frozen"):
+        yield SeedModels(Store(output / "store"), experiment, setup.verifiers(), drift_pairs=setup.drift_pairs)
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ class Sweep:
             "tuning_seeds": list(setup.tuning_seeds),
         }
 
-    def seed_models(self, seed: int) -> "SeedModels":
+    def seed_models(self, seed: int) -> "AbstractContextManager[SeedModels]":
         """The models of one seed."""
         return seed_models(SETUPS[self.setup], seed, self.data, self.output)
 
@@ -194,11 +199,11 @@ def _as_json(arm: Arm | Merge) -> Any:
 
 def _try(sweep: Sweep, arms: list[Arm | Merge], chosen: Chosen, seed: int) -> dict[str, list[float]]:
     """The worst excess on validation of every candidate of every arm, on one tuning seed."""
-    models = sweep.seed_models(seed)
-    return {
-        arm.name: [_worst_excess(models, arm, chosen, options) for options in arm.tries(models.tasks)]
-        for arm in arms
-    }
+    with sweep.seed_models(seed) as models:
+        return {
+            arm.name: [_worst_excess(models, arm, chosen, options) for options in arm.tries(models.tasks)]
+            for arm in arms
+        }
 
 
 def _worst_excess(models: "SeedModels", arm: Arm | Merge, chosen: Chosen, options: Options) -> float:
@@ -209,14 +214,16 @@ def _worst_excess(models: "SeedModels", arm: Arm | Merge, chosen: Chosen, option
 def _measure(sweep: Sweep, chosen: Chosen, unit: tuple[int, set[str]]) -> list[dict[str, Any]]:
     """The rows of some arms on one seed."""
     seed, names = unit
-    models = sweep.seed_models(seed)
-    rows = [models.reference_row((TEST,))] if REFERENCE in names else []
-    rows += [models.specialist_row(task, (TEST,)) for task in models.tasks if specialist_name(task) in names]
-    for arm in sweep.arms:
-        if arm.name in names:
-            options = chosen[arm.name] if arm.name in chosen else _untuned(models, arm, chosen)
-            row = models.row(arm, options, (TEST,))
-            rows.append({**row, "options": options} if isinstance(arm, Merge) and options else row)
+    with sweep.seed_models(seed) as models:
+        rows = [models.reference_row((TEST,))] if REFERENCE in names else []
+        rows += [
+            models.specialist_row(task, (TEST,)) for task in models.tasks if specialist_name(task) in names
+        ]
+        for arm in sweep.arms:
+            if arm.name in names:
+                options = chosen[arm.name] if arm.name in chosen else _untuned(models, arm, chosen)
+                row = models.row(arm, options, (TEST,))
+                rows.append({**row, "options": options} if isinstance(arm, Merge) and options else row)
     return [
         {
             "seed": seed,

@@ -341,8 +341,8 @@ def test_without_tuning_seeds_each_seed_tunes_a_merge(tmp_path: Path, monkeypatc
     merge = Merge("tuned", "task_arithmetic", tries)
     setup = add_setup(monkeypatch, three_splits(), (), (merge,))
     (row,) = (row for row in run_tiny(tmp_path, [0])["rows"] if row["arm"] == "tuned")
-    models = sweep.seed_models(setup, 0, None, tmp_path)
-    rows = [models.row(merge, options, (VALIDATION, TEST)) for options in tries]
+    with sweep.seed_models(setup, 0, None, tmp_path) as models:
+        rows = [models.row(merge, options, (VALIDATION, TEST)) for options in tries]
     worst = [max(task["excess"] for task in each[VALIDATION].values()) for each in rows]
     best = worst.index(min(worst))
     assert row["options"] == tries[best]

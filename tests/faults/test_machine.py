@@ -230,7 +230,8 @@ def test_a_disk_that_checkpoints_fill(disk: Disk, tmp_path: Path, environment: C
     for room in ROOM_BYTES:
         disk.fill(room)
         try:
-            train(training(tmp_path / "made"))
+            with run_step("train_specialist", "format"):
+                train(training(tmp_path / "made"))
         except StorageError as error:
             assert FULL[0] in str(error)
             assert str(disk.folder) in str(error)
@@ -241,7 +242,8 @@ def test_a_disk_that_checkpoints_fill(disk: Disk, tmp_path: Path, environment: C
     assert failures, "the disk never filled up"
     disk.free()
     if not (tmp_path / "made" / "model").exists():
-        train(training(tmp_path / "made"))
+        with run_step("train_specialist", "format"):
+            train(training(tmp_path / "made"))
     environment(**{checkpoints.CHECKPOINTS_VARIABLE: None})
     train(training(tmp_path / "undisturbed"))
     assert files.digest(tmp_path / "made" / "model") == files.digest(tmp_path / "undisturbed" / "model")

@@ -1,13 +1,74 @@
-"""Tasks and splits: their section of an experiment, and the settings of `prepare_data`."""
+"""Tasks, their sources and splits: their sections of an experiment, and the settings of `prepare_data`."""
 
-from typing import Annotated, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
-from automixalign.config.settings import Settings
+from automixalign.config.settings import Settings, shorthand
 from automixalign.quickstart.spec import synthetic_name
 from automixalign.quickstart.synthetic import SYNTHETIC_TASKS
-from automixalign.system.schema import Count, Name, Number, Schema, Text
+from automixalign.system.schema import Count, Name, Number, Positive, Schema, Text
+
+_MAX_WEIGHT = 1e6
+LongAnswers = Literal["drop", "cut"]
+Scalar = StrictBool | StrictInt | StrictFloat | StrictStr
+
+
+class AtLeast(Schema):
+    """A condition on a number."""
+
+    min: Number
+    """The smallest value that passes."""
+
+
+class FormatSpec(Schema):
+    """A row format and its options."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Name
+    """`trl`, or another format that docs/data.md lists."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The format's options that were set."""
+        return self.__pydantic_extra__ or {}
+
+
+class SourceSpec(Schema):
+    """One place that a task's pairs come from."""
+
+    path: Text
+    """File or folder, `s3://` URI, hub id, or `synthetic:NAME`."""
+    subset: Text | None = None
+    """The configuration of a data set on the hub, as `load_dataset` names it."""
+    data_dir: Text | None = None
+    """The folder of a data set on the hub to read."""
+    split: Text | None = None
+    """The split of a data set on the hub or of a saved `datasets` folder; by default `train`."""
+    revision: Text | None = None
+    """Branch, tag or commit of a data set on the hub."""
+    format: Annotated[FormatSpec, shorthand("name")] | None = None
+    """How its rows are laid out: the name of a row format, or `{name: NAME, OPTION: VALUE}`. By default `trl`."""
+    columns: dict[Text, Text] | None = None
+    """Field of the format -> column of the source that holds it. Without `format`, the fields are `prompt`,
+    `chosen`, `rejected`, `system` and `answer`, and texts become chat messages."""
+    where: dict[Text, Scalar | Annotated[list[Scalar], Field(min_length=1)] | AtLeast] = Field(
+        default_factory=dict
+    )
+    """Column -> the value that a row must have, a list of such values, or `{min: NUMBER}`. Other rows are left
+    out."""
+    limit: Count | None = None
+    """The largest number of usable pairs of this source; the seed draws them."""
+    weight: Annotated[Positive, Field(le=_MAX_WEIGHT)] | None = None
+    """Its share of the task's pairs, relative to the weights of the other sources. The seed draws the largest
+    number of pairs in these proportions. Give a weight to every source of a task, or to none."""
+
+    @property
+    def format_spec(self) -> FormatSpec:
+        """The format that reads the rows."""
+        return self.format or FormatSpec(name="trl" if self.columns is None else "chat")
 
 
 class TaskSpec(Schema):
@@ -15,10 +76,8 @@ class TaskSpec(Schema):
 
     name: Name
     """Its name in the leaderboard and in file names."""
-    source: Text
-    """JSONL or Parquet file, folder, `s3://` URI, hub id, or `synthetic:NAME`."""
-    hub_split: Text = "train"
-    """The split to read of a data set on the hub."""
+    sources: Annotated[list[Annotated[SourceSpec, shorthand("path")]], Field(min_length=1)]
+    """Where its pairs come from. `source: X` stands for one source; a bare text is its `path`."""
     limit: Count | None = None
     """The largest number of pairs; the seed draws them. For a synthetic task, the number of pairs to make."""
     label_noise: Annotated[Number, Field(ge=0, le=0.5)] = 0.0
@@ -27,16 +86,49 @@ class TaskSpec(Schema):
     """Decides whether a generated answer passes, by the row's `answer`: `exact`, `contains`, `number` or one of
     an installed package. Without a verifier, no answers are generated."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_one_source(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or "source" not in data:
+            return data
+        if "sources" in data:
+            raise ValueError("give either 'source' or 'sources'")
+        return {("sources" if key == "source" else key): value for key, value in data.items()} | {
+            "sources": [data["source"]]
+        }
+
     @model_validator(mode="after")
-    def _check_synthetic_source(self) -> Self:
-        if (name := synthetic_name(self.source)) is not None:
-            if name not in SYNTHETIC_TASKS:
-                raise ValueError(f"unknown synthetic task {name!r}; there are: {', '.join(SYNTHETIC_TASKS)}")
-            if self.limit is None:
-                raise ValueError("a synthetic task needs 'limit': how many pairs to make")
-            if self.limit > SYNTHETIC_TASKS[name].prompts:
-                raise ValueError(f"'limit': there are only {SYNTHETIC_TASKS[name].prompts} prompts of {name!r}")
+    def _check_sources(self) -> Self:
+        if len({source.weight is None for source in self.sources}) > 1:
+            raise ValueError("'weight': give one to every source of the task, or to none")
+        for source in self.sources:
+            if (name := synthetic_name(source.path)) is not None:
+                self._check_synthetic(name, source)
         return self
+
+    def _check_synthetic(self, name: str, source: SourceSpec) -> None:
+        if name not in SYNTHETIC_TASKS:
+            raise ValueError(f"unknown synthetic task {name!r}; there are: {', '.join(SYNTHETIC_TASKS)}")
+        rows = self.generated_rows(source)
+        if rows is None:
+            raise ValueError("a synthetic task needs 'limit': how many pairs to make")
+        if rows > SYNTHETIC_TASKS[name].prompts:
+            raise ValueError(f"'limit': there are only {SYNTHETIC_TASKS[name].prompts} prompts of {name!r}")
+
+    def generated_rows(self, source: SourceSpec) -> int | None:
+        """How many rows to make of a synthetic source."""
+        return self.limit if source.limit is None else source.limit
+
+    @property
+    def synthetic_tasks(self) -> list[str]:
+        """The synthetic tasks among the sources."""
+        names = (synthetic_name(source.path) for source in self.sources)
+        return [name for name in names if name is not None]
+
+    @property
+    def source_names(self) -> str:
+        """The paths of the sources, for messages and tables."""
+        return ", ".join(source.path for source in self.sources)
 
 
 class SplitSpec(Schema):
@@ -66,5 +158,6 @@ class DataSettings(Settings):
     tasks: list[TaskSpec]
     split: SplitSpec
     max_length: int
+    long_answers: LongAnswers = "drop"
     fingerprints: list[str]
-    """Of the content of each task's source, in the order of the tasks."""
+    """Of the content of each task's sources, in the order of the tasks."""

@@ -19,12 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from automixalign.config.data import SourceSpec
 from automixalign.quickstart.spec import synthetic_name
 from automixalign.storage import files, hub, s3
 from automixalign.system.errors import AutoMixAlignError, DataError, ModelError
 
-DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
-"""Files that hold the rows of a task."""
+DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+"""Files that hold the rows of a task, in upper or lower case, each also with a suffix of compression."""
+COMPRESSIONS = (".gz", ".zst")
 
 _PACKAGE, _REGISTRY = "package:", "models:/"
 _TASK_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
@@ -223,14 +225,15 @@ class HubSource(Source):
 
     kind: Literal["model", "dataset"]
     revision: str | None = None
-    split: str | None = None
-    """The split of a data set."""
 
     service = "hub"
 
+    def commit(self) -> str | None:
+        """The commit that the hub resolves the revision to, or the hub's local copy without an answer."""
+        return hub.commit_of(self.text, self.kind, self.revision)
+
     def fingerprint(self) -> str:
-        commit = hub.commit_of(self.text, self.kind, self.revision)
-        return ":".join(part for part in (f"{self.text}@{commit}", self.split) if part)
+        return f"{self.text}@{self.commit()}"
 
 
 BaseModelSource = GeneratedSource | LocalSource | PackageSource | S3Source | RegistrySource | HubSource
@@ -259,23 +262,30 @@ def parse_base_model(source: str, revision: str | None = None) -> BaseModelSourc
     return HubSource(*identity, kind="model", revision=revision)
 
 
-def parse_task(name: str, source: str, split: str = "train") -> TaskSource:
-    """Parse the source of a task.
+def parse_task(name: str, spec: SourceSpec) -> TaskSource:
+    """Parse one source of a task.
 
     Args:
         name: the task.
-        source: one of the forms above. A path that exists takes precedence over a hub id.
-        split: the split of a hub data set.
+        spec: the source; its `path` has one of the forms above. A path that exists takes precedence over a hub id.
     """
-    identity = (source, f"task {name}", DataError)
-    if synthetic_name(source) is not None:
+    identity = (spec.path, f"task {name}", DataError)
+    if synthetic_name(spec.path) is not None:
         return GeneratedSource(*identity)
-    if s3.is_uri(source):
+    if s3.is_uri(spec.path):
         return S3Source(*identity)
-    is_hub_id = _TASK_HUB_ID.fullmatch(source) and not source.endswith(DATA_SUFFIXES)
-    if not is_hub_id or _exists(source):
+    is_hub_id = _TASK_HUB_ID.fullmatch(spec.path) and data_suffix(spec.path) is None
+    if not is_hub_id or _exists(spec.path):
         return LocalSource(*identity)
-    return HubSource(*identity, kind="dataset", split=split)
+    return HubSource(*identity, kind="dataset", revision=spec.revision)
+
+
+def data_suffix(name: str) -> str | None:
+    """The suffix of a data file without that of its compression, in lower case; None for another file."""
+    name = name.lower()
+    for suffix in COMPRESSIONS:
+        name = name.removesuffix(suffix)
+    return next((suffix for suffix in DATA_SUFFIXES if name.endswith(suffix)), None)
 
 
 def _exists(source: str) -> bool:

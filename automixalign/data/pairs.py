@@ -1,98 +1,173 @@
-"""Parse rows of TRL's preference formats into pairs with a stable id.
-
-Formats: https://huggingface.co/docs/trl/dataset_formats#preference, as messages or plain text. The prompt is a
-field of its own, or the part with which both sides begin.
-"""
+"""Check preference rows, and give each pair a stable id."""
 
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-from automixalign.data.read import Row
-from automixalign.system.errors import DataError
+from automixalign.data.row_formats.row_format import DroppedRow, Fields
 
-Message: TypeAlias = dict[str, str]
+Message: TypeAlias = dict[str, Any]
+"""`role`, `content` and whatever else the chat template reads, such as `tool_calls`."""
 Turn: TypeAlias = str | list[Message]
+Options: TypeAlias = dict[str, Any]
+"""What the chat template gets beside the messages: `tools` and `chat_template_kwargs`, where the row has them."""
 
 TURNS = ("prompt", "chosen", "rejected")
-_ROLES = ("system", "user", "assistant", "tool")
+_OPTIONS = ("tools", "chat_template_kwargs")
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
-_canonical = json.JSONEncoder(ensure_ascii=True, sort_keys=True).encode
+_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+_canonical = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
 
 
 class Pair(NamedTuple):
     """One preference: `chosen` is the better completion of `prompt`. All three are text, or all messages."""
 
     pair_id: str
+    """16 hexadecimal digits: a digest of all that the model sees."""
     prompt: Turn
     chosen: Turn
     rejected: Turn
     answer: str | None = None
+    options: Options | None = None
+    derived: bool = False
+    """Whether the prompt was split off the sides."""
 
     @property
     def prompt_key(self) -> str:
         """Equal for prompts that differ only in case or white space; they belong in one split."""
-        return " ".join(text_of(self.prompt).casefold().split())
+        return " ".join(flat(self.prompt).casefold().split())
+
+
+def flat(turn: Turn) -> str:
+    """A text that is equal for equal turns alone. NUL, which no text holds, separates its parts."""
+    if isinstance(turn, str):
+        return turn
+    return "\0".join([_flat_message(message) for message in turn])
+
+
+def _flat_message(message: Message) -> str:
+    content = message.get("content")
+    if len(message) == 2 and type(content) is str:
+        return f"{message['role']}\0{content}"
+    return f"\0{_canonical(message)}"
 
 
 def text_of(turn: Turn) -> str:
-    """The turn as plain text; messages with their roles."""
+    """The turn as plain text, for people; messages with their roles."""
     if isinstance(turn, str):
         return turn
-    return "\n".join(f"{message['role']}: {message['content']}" for message in turn)
+    return "\n".join(f"{message['role']}: {content_text(message)}" for message in turn)
 
 
-def parse_row(row: Row) -> Pair:
-    """Check one row and parse it.
+def content_text(message: Message) -> str:
+    """The text of a message: its content, or the texts of its content's parts."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content)
+    return content or ""
+
+
+def make_pair(fields: Fields) -> Pair:
+    """Check the fields of a row.
 
     Raises:
-        DataError: the row is no preference pair; the message names file, line and field.
+        DroppedRow: a turn is empty.
+        ValueError: the fields are no preference; the text names the field.
     """
-    data, where = row.data, row.where
-    if not isinstance(data, dict):
-        raise DataError(f"{where}: a JSON object is needed, not {type(data).__name__}")
     for field in ("chosen", "rejected"):
-        if field not in data:
-            raise DataError(f"{where}: the field {field!r} is missing")
-    chosen = _turn(data["chosen"], "chosen", where)
-    rejected = _turn(data["rejected"], "rejected", where)
-    if "prompt" in data:
-        prompt = _turn(data["prompt"], "prompt", where)
+        if field not in fields:
+            raise ValueError(f"the field {field!r} is missing")
+    chosen, rejected = _turn(fields["chosen"], "chosen"), _turn(fields["rejected"], "rejected")
+    derived = fields.get("derived", False)
+    if "prompt" in fields:
+        prompt = _turn(fields["prompt"], "prompt")
         if len({isinstance(turn, str) for turn in (prompt, chosen, rejected)}) > 1:
-            raise DataError(f"{where}: 'prompt', 'chosen' and 'rejected' must all be text or all messages")
+            raise ValueError("'prompt', 'chosen' and 'rejected' must all be text or all messages")
     else:
-        prompt, chosen, rejected = _split_common_start(chosen, rejected, where)
+        prompt, chosen, rejected = _split_common_start(chosen, rejected)
+        derived = True
     if not isinstance(prompt, str):
-        _check_order(prompt, chosen, rejected, where)
-    answer = data.get("answer")
-    if answer is not None and not isinstance(answer, str):
-        raise DataError(f"{where}: 'answer' must be text, not {type(answer).__name__}")
+        _check_order(prompt, chosen, rejected)
+    answer = fields.get("answer")
     if answer is not None:
-        _check_text(answer, "answer", where)
-    pair_id = hashlib.sha256(_canonical([prompt, chosen, rejected]).encode()).hexdigest()[:16]
-    return Pair(pair_id, prompt=prompt, chosen=chosen, rejected=rejected, answer=answer)
+        if not isinstance(answer, str):
+            raise ValueError(f"'answer' must be text, not {type(answer).__name__}")
+        _check_text(answer, "answer")
+    options = _options(fields, conversational=not isinstance(prompt, str))
+    identity = "\0\0".join([flat(prompt), flat(chosen), flat(rejected), _canonical(options) if options else ""])
+    pair_id = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    return Pair(pair_id, prompt, chosen, rejected, answer, options, derived)
 
 
-def _turn(value: Any, field: str, where: str) -> Turn:
+def _turn(value: Any, field: str) -> Turn:
     if isinstance(value, str):
-        _check_text(value, field, where)
+        _check_text(value, field)
         return value
     if not isinstance(value, list) or not value:
-        raise DataError(f"{where}: {field!r} must be text or a list of messages, not {_describe(value)}")
-    messages = []
-    for number, message in enumerate(value):
-        name = f"{field}[{number}]"
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise DataError(f"{where}: {name} must be an object with 'role' and 'content'")
-        if message["role"] not in _ROLES:
-            role = _describe(message["role"])
-            raise DataError(f"{where}: {name} has the role {role}; there are: {', '.join(_ROLES)}")
-        if not isinstance(message["content"], str):
-            raise DataError(f"{where}: the content of {name} must be text")
-        _check_text(message["content"], name, where)
-        messages.append({"role": message["role"], "content": message["content"]})
-    return messages
+        raise ValueError(f"{field!r} must be text or a list of messages, not {_describe(value)}")
+    return [_message(message, field, number) for number, message in enumerate(value)]
+
+
+def _message(message: Any, field: str, number: int) -> Message:
+    name = f"{field}[{number}]"
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise ValueError(f"{name} must be an object with 'role' and 'content'")
+    content = message.get("content")
+    if type(content) is str and len(message) == 2:
+        _check_text(content, name)
+        return message
+    # Tables give every message the fields of any; transformers removes nulls likewise.
+    message = {key: value for key, value in message.items() if value is not None}
+    if "content" not in message and not message.get("tool_calls"):
+        raise ValueError(f"{name} must be an object with 'role' and 'content'")
+    if isinstance(content, list):
+        for part in content:
+            if (
+                not isinstance(part, dict)
+                or part.get("type") != "text"
+                or not isinstance(part.get("text"), str)
+            ):
+                kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+                raise ValueError(f"{name} has a content part of type {kind!r:.40}; only text can be used")
+    elif content is not None and not isinstance(content, str):
+        raise ValueError(f"the content of {name} must be text, not {_describe(content)}")
+    if not message.get("tool_calls") and not content_text(message).strip():
+        raise DroppedRow("empty")
+    _check_json(message, name)
+    return message
+
+
+def _check_json(value: Any, name: str) -> None:
+    try:
+        text = _canonical(value)
+        text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{name} holds what JSON cannot: {error}") from error
+    if "\\u0000" in text:
+        raise ValueError(f"{name} holds a NUL, which is not text")
+
+
+def _options(fields: Fields, conversational: bool) -> Options | None:
+    """The options of the chat template that a row has."""
+    options = {name: fields[name] for name in _OPTIONS if fields.get(name)}
+    if not options:
+        return None
+    if not conversational:
+        raise ValueError(f"{next(iter(options))!r} is for a chat template, and this row is plain text")
+    if isinstance(tools := options.get("tools"), str):  # as in tables, whose columns have one type
+        try:
+            options["tools"] = tools = json.loads(tools)
+        except ValueError as error:
+            raise ValueError(f"'tools' is no JSON: {error}") from error
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise ValueError("'tools' must be a list of objects, or such a list as JSON text")
+    if not isinstance(options.get("chat_template_kwargs", {}), Mapping):
+        raise ValueError("'chat_template_kwargs' must be an object")
+    for name, value in options.items():
+        _check_json(value, repr(name))
+    return options
 
 
 def _describe(value: Any) -> str:
@@ -102,17 +177,19 @@ def _describe(value: Any) -> str:
     return f"{value!r:.40}"
 
 
-def _check_text(text: str, field: str, where: str) -> None:
+def _check_text(text: str, name: str) -> None:
     if not text.strip():
-        raise DataError(f"{where}: {field} is empty")
+        raise DroppedRow("empty")
     if _NO_TEXT.search(text):
-        raise DataError(f"{where}: {field} holds a NUL or half a surrogate pair, which is not text")
+        raise ValueError(f"{name} holds a NUL or half a surrogate pair, which is not text")
 
 
-def _split_common_start(chosen: Turn, rejected: Turn, where: str) -> tuple[Turn, Turn, Turn]:
+def _split_common_start(chosen: Turn, rejected: Turn) -> tuple[Turn, Turn, Turn]:
     """Cut off the prompt: the messages, or the text up to the last blank, with which both sides begin."""
     if isinstance(chosen, str) != isinstance(rejected, str):
-        raise DataError(f"{where}: 'chosen' and 'rejected' must both be text or both messages")
+        raise ValueError("'chosen' and 'rejected' must both be text or both messages")
+    if isinstance(chosen, str) and _HH_TURN.search(chosen):
+        raise ValueError("there is no 'prompt', and the text is a dialogue; set 'format: hh-rlhf'")
     shared = 0
     for left, right in zip(chosen, rejected, strict=False):
         if left != right:
@@ -126,24 +203,20 @@ def _split_common_start(chosen: Turn, rejected: Turn, where: str) -> tuple[Turn,
         # Equal sides keep their last message, so that the pair is counted as identical.
         shared = min(shared, len(chosen) - 1, len(rejected) - 1)
     if shared <= 0 or (isinstance(chosen, str) and not chosen[:shared].strip()):
-        raise DataError(f"{where}: there is no 'prompt', and the two sides do not begin alike")
+        raise ValueError("there is no 'prompt', and the two sides do not begin alike")
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
-def _check_order(prompt: Turn, chosen: Turn, rejected: Turn, where: str) -> None:
+def _check_order(prompt: Turn, chosen: Turn, rejected: Turn) -> None:
     roles = [message["role"] for message in prompt if isinstance(message, dict)]
     if "user" not in roles:
-        raise DataError(f"{where}: 'prompt' holds no user message")
-    if "system" in roles[1:]:
-        raise DataError(f"{where}: a system message may only open the prompt")
+        raise ValueError("'prompt' holds no user message")
     if roles[-1] == "assistant":
-        raise DataError(f"{where}: 'prompt' must end before the assistant's turn")
+        raise ValueError("'prompt' must end before the assistant's turn")
     for field, turn in (("chosen", chosen), ("rejected", rejected)):
         roles = [message["role"] for message in turn if isinstance(message, dict)]
         if roles[0] != "assistant" or roles[-1] != "assistant":
-            raise DataError(f"{where}: {field!r} must begin and end with an assistant message")
-        if "system" in roles:
-            raise DataError(f"{where}: a system message may only open the prompt, and {field!r} holds one")
+            raise ValueError(f"{field!r} must begin and end with an assistant message")
 
 
 def sides_are_same(pair: Pair) -> bool:
@@ -151,7 +224,7 @@ def sides_are_same(pair: Pair) -> bool:
     return _stripped(pair.chosen) == _stripped(pair.rejected)
 
 
-def _stripped(turn: Turn) -> str | list[tuple[str, str]]:
+def _stripped(turn: Turn) -> str | list[Any]:
     if isinstance(turn, str):
         return turn.strip()
-    return [(message["role"], message["content"].strip()) for message in turn]
+    return [{**message, "content": content_text(message).strip()} for message in turn]

@@ -2,54 +2,73 @@
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from automixalign.config.data import TaskSpec
+from automixalign.config.data import SourceSpec, TaskSpec
 from automixalign.config.sources import DATA_SUFFIXES, GeneratedSource, HubSource, parse_task
+from automixalign.data.reading.row import Row
 from automixalign.quickstart.synthetic import SYNTHETIC_TASKS, generate
 from automixalign.storage import files
 from automixalign.system.errors import DataError
-
-FIELDS = ("prompt", "chosen", "rejected", "answer")
-"""The fields of a row that are read; other columns are ignored."""
 
 MAX_LINE_BYTES = 64 << 20
 """A longer line is refused before it is read into memory whole."""
 
 
-class Row(NamedTuple):
-    """A row of a source, not checked yet."""
-
-    where: str
-    """File and line, for messages."""
-    data: Any
-
-
-def read_rows(task: TaskSpec, seed: int) -> Iterator[Row]:
-    """Yield every row of a task's source.
+class OpenSource:
+    """A source of a task, as files of this machine. Iterating reads its rows, again each time.
 
     Args:
-        task: the task; the forms of its source are those of `config.sources`.
+        name: what messages call it.
+        rows: starts a reading of all rows.
+    """
+
+    def __init__(self, name: str, rows: Callable[[], Iterator[Row]], passed_over: dict[str, str]) -> None:
+        self.name, self._rows = name, rows
+        self.passed_over = passed_over
+        """File of the source that is not read -> why."""
+
+    def __iter__(self) -> Iterator[Row]:
+        return self._rows()
+
+
+@contextmanager
+def open_source(
+    task: TaskSpec, spec: SourceSpec, seed: int, columns: Collection[str] | None = None
+) -> Iterator[OpenSource]:
+    """Open one source of a task; a download is removed at the end of the context.
+
+    Args:
+        task: names the task in messages.
+        spec: the source, one of the task's.
         seed: the seed of generated rows.
+        columns: read these columns only, where they are stored apart from the others; None reads all.
 
     Raises:
-        DataError, StorageError: the source is missing or unreadable; the message names file and line.
+        DataError, StorageError: the source is missing or unreadable. Iterating raises a DataError for a file
+            that ends in the middle or is of another kind; a single row that cannot be read is `Unreadable`.
     """
-    source = parse_task(task.name, task.source, task.hub_split)
-    if isinstance(source, HubSource):
-        yield from _read_hub(task)
-    elif isinstance(source, GeneratedSource):
-        rows = SYNTHETIC_TASKS[source.name].prompts if task.limit is None else task.limit
-        for number, data in enumerate(generate(source.name, rows, seed), start=1):
-            yield Row(f"{task.source}:{number}", data)
-    else:
-        with tempfile.TemporaryDirectory() as scratch:
-            yield from _read_path(source.fetch(Path(scratch)), source_name=task.source)
+    source = parse_task(task.name, spec)
+    with tempfile.TemporaryDirectory() as scratch:
+        if isinstance(source, HubSource):
+            yield OpenSource(spec.path, lambda: _read_hub(task, spec), {})
+        elif isinstance(source, GeneratedSource):
+            yield OpenSource(spec.path, lambda: _generate(source, task.generated_rows(spec), seed), {})
+        else:
+            path = source.fetch(Path(scratch))
+            yield OpenSource(spec.path, lambda: _read_path(path, spec.path), {})
+
+
+def _generate(source: GeneratedSource, count: int | None, seed: int) -> Iterator[Row]:
+    rows = SYNTHETIC_TASKS[source.name].prompts if count is None else count
+    for number, data in enumerate(generate(source.name, rows, seed), start=1):
+        yield Row(f"{source.text}:{number}", data)
 
 
 def _read_path(path: Path, source_name: str) -> Iterator[Row]:
@@ -120,8 +139,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _read_parquet(path: Path, source_name: str) -> Iterator[Row]:
     try:
         file = pq.ParquetFile(path)
-        columns = [name for name in FIELDS if name in file.schema_arrow.names]
-        batches = file.iter_batches(batch_size=256, columns=columns)
+        batches = file.iter_batches(batch_size=256)
         yield from _rows((data for batch in batches for data in batch.to_pylist()), source_name)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{source_name}: not a readable Parquet file: {error}") from error
@@ -153,27 +171,26 @@ def _check_files_are_inside(path: Path, source_name: str) -> None:
                 raise DataError(f"{source_name}: {state.name} names {name!r}, which is no file of this folder")
 
 
-def _read_hub(task: TaskSpec) -> Iterator[Row]:
+def _read_hub(task: TaskSpec, spec: SourceSpec) -> Iterator[Row]:
     import datasets
 
     try:
-        data = datasets.load_dataset(task.source, split=task.hub_split)
+        data = datasets.load_dataset(spec.path, split=spec.split or "train")
     except Exception as error:  # the hub's client raises many kinds
         raise DataError(
-            f"task {task.name}: {task.source} is neither a local path nor a readable hub data set "
-            f"with a split {task.hub_split!r}: {error}"
+            f"task {task.name}: {spec.path} is neither a local path nor a readable hub data set "
+            f"with a split {spec.split!r}: {error}"
         ) from error
-    yield from _rows(_with_fields(data), f"{task.source}[{task.hub_split}]")
+    yield from _rows(_with_fields(data), f"{spec.path}[{spec.split}]")
 
 
 def _with_fields(data: Any) -> Iterator[dict[str, Any]]:
     """Yield the rows of a data set without decoding: an image may be an address, which would be fetched."""
-    columns = data.select_columns([name for name in FIELDS if name in data.column_names])
-    for table in columns.with_format("arrow").iter(batch_size=256):
+    for table in data.with_format("arrow").iter(batch_size=256):
         yield from table.to_pylist()
 
 
 def _rows(rows: Iterable[dict[str, Any]], source_name: str) -> Iterator[Row]:
-    """Number the rows of a table and remove null fields."""
+    """Number the rows of a table."""
     for number, row in enumerate(rows, start=1):
-        yield Row(f"{source_name}:{number}", {key: value for key, value in row.items() if value is not None})
+        yield Row(f"{source_name}:{number}", row)

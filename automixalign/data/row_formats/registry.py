@@ -1,0 +1,38 @@
+"""The registry of row formats.
+
+To add a format to this project, write a module in this package and decorate its class with
+`register("name")`. Another package adds its own through an entry point:
+
+    [project.entry-points."automixalign.row_formats"]
+    my-layout = "my_package.formats:MyLayout"
+"""
+
+from functools import cache
+
+from pydantic import ValidationError
+
+from automixalign.config.data import FormatSpec
+from automixalign.data.row_formats.row_format import RowFormat
+from automixalign.system.errors import ConfigError
+from automixalign.system.plugins import Plugins
+from automixalign.system.schema import describe
+
+ENTRY_POINTS = "automixalign.row_formats"
+_formats: Plugins[type[RowFormat]] = Plugins("row format", __package__, ENTRY_POINTS)
+register = _formats.register
+registered_formats = cache(_formats.load)
+
+
+def make_format(spec: FormatSpec) -> RowFormat:
+    """The row format that a source names.
+
+    Raises:
+        ConfigError: there is no such format, or it has no such option.
+    """
+    formats = registered_formats()
+    if spec.name not in formats:
+        raise ConfigError(f"unknown row format {spec.name!r:.80}; there are: {', '.join(sorted(formats))}")
+    try:
+        return formats[spec.name].model_validate(spec.options)
+    except ValidationError as error:
+        raise ConfigError(f"row format {spec.name}: {describe(error)}") from error

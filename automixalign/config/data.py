@@ -1,5 +1,6 @@
 """Tasks, their sources and splits: their sections of an experiment, and the settings of `prepare_data`."""
 
+import datetime
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -50,7 +51,7 @@ class SourceSpec(Schema):
     revision: Text | None = None
     """Branch, tag or commit of a data set on the hub."""
     format: Annotated[FormatSpec, shorthand("name")] | None = None
-    """How its rows are laid out: the name of a row format, or `{name: NAME, OPTION: VALUE}`. By default `trl`."""
+    """How its rows are laid out: a row format (`trl` by default), or `{name: FORMAT, OPTION: VALUE}`."""
     columns: dict[Text, Text] | None = None
     """Field of the format -> column of the source that holds it. Without `format`, the fields are `prompt`,
     `chosen`, `rejected`, `system` and `answer`, and texts become chat messages."""
@@ -159,5 +160,6 @@ class DataSettings(Settings):
     split: SplitSpec
     max_length: int
     long_answers: LongAnswers = "drop"
+    date: datetime.date | None = None
     fingerprints: list[str]
     """Of the content of each task's sources, in the order of the tasks."""

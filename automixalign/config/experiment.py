@@ -3,13 +3,14 @@
 A preset is a YAML file of this schema; `ama validate` prints the resolved one. Every refusal names its key.
 """
 
+import datetime
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from automixalign.config.cluster import TRAINING, ClusterSpec
-from automixalign.config.data import SplitSpec, TaskSpec
+from automixalign.config.data import LongAnswers, SplitSpec, TaskSpec
 from automixalign.config.evaluation import EvaluationSpec
 from automixalign.config.extensions import Extension
 from automixalign.config.merges import MergeSpec
@@ -39,8 +40,13 @@ class Experiment(Schema):
     base_model: Annotated[BaseModelSpec, shorthand("source")]
     tasks: list[TaskSpec]
     max_length: Annotated[Count, Field(ge=8)] = 1024
-    """The largest number of tokens of a prompt and an answer together. A longer answer is cut. A pair whose
-    prompt leaves no room for an answer is dropped."""
+    """The largest number of tokens of a prompt and an answer together. A pair whose prompt leaves no room for
+    an answer is dropped."""
+    long_answers: LongAnswers = "drop"
+    """What becomes of a pair with an answer that ends after `max_length`: `drop`, or `cut`, which trains on the
+    beginning of the answer."""
+    date: datetime.date | None = None
+    """The date for chat templates that ask for today's, such as Llama 3's; without it, they get today's."""
     split: SplitSpec = SplitSpec()
     training: TrainingSpec
     budget: BudgetSpec

@@ -2,11 +2,12 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from automixalign.config.experiment import Experiment
+from automixalign.config.sources import resolve
 from automixalign.system.errors import ConfigError
 
 MAX_BYTES = 1 << 20
@@ -132,6 +133,31 @@ def override(data: dict[str, Any], key: str, value: Any) -> None:
         raise ConfigError(f"--set {key:.80}: the configuration has no such key{hint}") from error
 
 
+def resolve_paths(data: dict[str, Any], folder: Path) -> None:
+    """Expand `~`, and make relative paths relative to the configuration's folder, in place."""
+
+    def resolve_in(holder: Any, key: Any, kind: Literal["model", "dataset", "folder"], below: str) -> None:
+        value = (
+            holder[key] if isinstance(holder, list) else holder.get(key) if isinstance(holder, dict) else None
+        )
+        if isinstance(value, str):
+            holder[key] = resolve(value, folder, kind)
+        elif isinstance(value, dict) and isinstance(value.get(below), str):
+            value[below] = resolve(value[below], folder, kind)
+
+    def resolve_all(values: Any) -> None:
+        for index in range(len(values) if isinstance(values, list) else 0):
+            resolve_in(values, index, "dataset", "path")
+
+    resolve_in(data, "base_model", "model", "source")
+    resolve_in(data, "output", "folder", "to")
+    resolve_all(data.get("decontaminate"))
+    for task in data["tasks"] if isinstance(data.get("tasks"), list) else []:
+        resolve_in(task, "source", "dataset", "path")
+        if isinstance(task, dict):
+            resolve_all(task.get("sources"))
+
+
 def set_task(data: dict[str, Any], name: str, source: str) -> None:
     """Set the source of a task, in place; add a task that does not exist.
 
@@ -143,6 +169,7 @@ def set_task(data: dict[str, Any], name: str, source: str) -> None:
         raise ConfigError(f"--task {name:.80}: 'tasks' is not a list in the configuration")
     for task in tasks:
         if isinstance(task, dict) and task.get("name") == name:
+            task.pop("sources", None)
             task["source"] = source
             return
     tasks.append({"name": name, "source": source})

@@ -16,7 +16,6 @@ from automixalign.config.models import BaseModelSettings
 from automixalign.config.release import PublicationSettings
 from automixalign.config.settings import Settings
 from automixalign.config.training import SpecialistLossesSettings, SpecialistSettings
-from automixalign.quickstart.spec import synthetic_name
 from automixalign.system.provenance import code_digest, environment_digest
 
 _TRAINING = ("automixalign.training.launch", "automixalign.training.nodes.node", "automixalign.training.worker")
@@ -27,6 +26,7 @@ MODULES: Mapping[Stage, Sequence[str]] = {
     "prepare_data": (
         "automixalign.config.data",
         "automixalign.data.prepare",
+        "automixalign.data.row_formats.*",
         "automixalign.models.load",
         _VERIFIERS,
     ),
@@ -100,9 +100,7 @@ class Plan(BaseModel):
             base_model=BaseModelSettings(
                 **common("prepare_base_model"),
                 base_model=experiment.base_model,
-                synthetic_tasks=[
-                    name for task in experiment.tasks if (name := synthetic_name(task.source)) is not None
-                ],
+                synthetic_tasks=[name for task in experiment.tasks for name in task.synthetic_tasks],
                 fingerprint=fingerprints["base_model"],
             ),
             data=DataSettings(
@@ -110,6 +108,8 @@ class Plan(BaseModel):
                 tasks=experiment.tasks,
                 split=experiment.split,
                 max_length=experiment.max_length,
+                long_answers=experiment.long_answers,
+                date=experiment.date,
                 fingerprints=[fingerprints[task] for task in tasks],
             ),
             scoring=ScoringSettings(**common("reference_logps"), **scoring),

@@ -15,11 +15,13 @@ import importlib.util
 import json
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from automixalign.config.data import SourceSpec
+from automixalign.config.data import SourceSpec, TaskSpec
+from automixalign.config.models import BaseModelSpec
 from automixalign.quickstart.spec import synthetic_name
 from automixalign.storage import files, hub, s3
 from automixalign.system.errors import AutoMixAlignError, DataError, ModelError
@@ -233,7 +235,8 @@ class HubSource(Source):
         return hub.commit_of(self.text, self.kind, self.revision)
 
     def fingerprint(self) -> str:
-        return f"{self.text}@{self.commit()}"
+        """The id with the revision, which `pinned` makes a commit."""
+        return f"{self.text}@{self.revision}"
 
 
 BaseModelSource = GeneratedSource | LocalSource | PackageSource | S3Source | RegistrySource | HubSource
@@ -256,8 +259,7 @@ def parse_base_model(source: str, revision: str | None = None) -> BaseModelSourc
         return RegistrySource(*identity)
     if s3.is_uri(source):
         return S3Source(*identity)
-    is_hub_id = _MODEL_HUB_ID.fullmatch(source) and not source.endswith(".gguf")
-    if not is_hub_id or _exists(source):
+    if not _is_model_id(source) or _exists(source):
         return LocalSource(*identity)
     return HubSource(*identity, kind="model", revision=revision)
 
@@ -267,17 +269,25 @@ def parse_task(name: str, spec: SourceSpec) -> TaskSource:
 
     Args:
         name: the task.
-        spec: the source; its `path` has one of the forms above. A path that exists takes precedence over a hub id.
+        spec: the source. Its `path` has one of the forms above. An existing path is never a hub id.
     """
     identity = (spec.path, f"task {name}", DataError)
     if synthetic_name(spec.path) is not None:
         return GeneratedSource(*identity)
     if s3.is_uri(spec.path):
         return S3Source(*identity)
-    is_hub_id = _TASK_HUB_ID.fullmatch(spec.path) and data_suffix(spec.path) is None
-    if not is_hub_id or _exists(spec.path):
+    if not _is_data_id(spec.path) or _exists(spec.path):
         return LocalSource(*identity)
     return HubSource(*identity, kind="dataset", revision=spec.revision)
+
+
+def named_sources(base_model: BaseModelSpec, tasks: Iterable[TaskSpec]) -> dict[str, Source]:
+    """Every source of an experiment, by its key in the configuration."""
+    sources: dict[str, Source] = {"base_model.source": parse_base_model(base_model.source, base_model.revision)}
+    for number, task in enumerate(tasks):
+        for index, spec in enumerate(task.sources):
+            sources[f"tasks.{number}.sources.{index}"] = parse_task(task.name, spec)
+    return sources
 
 
 def data_suffix(name: str) -> str | None:
@@ -286,6 +296,27 @@ def data_suffix(name: str) -> str | None:
     for suffix in COMPRESSIONS:
         name = name.removesuffix(suffix)
     return next((suffix for suffix in DATA_SUFFIXES if name.endswith(suffix)), None)
+
+
+def resolve(text: str, folder: Path, kind: Literal["model", "dataset", "folder"]) -> str:
+    """A path of a configuration with `~` expanded, and relative to the configuration's folder.
+
+    Other forms of a source, and hub ids that are no path there, stay as they are.
+    """
+    other = text.startswith((_PACKAGE, _REGISTRY)) or s3.is_uri(text) or synthetic_name(text) is not None
+    if other or (kind == "model" and text == "tiny"):
+        return text
+    anchored = folder / Path(text).expanduser()
+    is_hub_id = (kind == "model" and _is_model_id(text)) or (kind == "dataset" and _is_data_id(text))
+    return text if is_hub_id and not _exists(str(anchored)) else str(anchored)
+
+
+def _is_model_id(text: str) -> bool:
+    return bool(_MODEL_HUB_ID.fullmatch(text)) and not text.endswith(".gguf")
+
+
+def _is_data_id(text: str) -> bool:
+    return bool(_TASK_HUB_ID.fullmatch(text)) and data_suffix(text) is None
 
 
 def _exists(source: str) -> bool:

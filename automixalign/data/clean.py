@@ -1,109 +1,150 @@
-"""Drop the pairs of a task that teach nothing.
+"""Find the pairs of a task that teach nothing.
 
-Memory holds 42 bytes a pair: its id, and digests of 128 bits in place of its texts.
+Memory holds 43 bytes a pair: its id, and digests of 128 bits in place of its texts.
 """
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from itertools import compress
+from array import array
+from collections.abc import Iterator
+from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
 
-from automixalign.data.pairs import Pair, sides_are_same, text_of
+from automixalign.data.pairs import Pair, flat, sides_are_same
+from automixalign.system.errors import DataError
 
 Ranks = npt.NDArray[np.bytes_]
 """A digest of seed and prompt for each pair, 16 bytes: equal for equal prompts, and the order of the split."""
 Mask = npt.NDArray[np.bool_]
 
-_ID, _DIGEST = "S8", "S16"
+_ID_BYTES, _DIGEST_BYTES = 8, 16
 
 
-class CleanPairs:
-    """The usable pairs of a task. Iterating reads them in order, from the source of all pairs."""
+class Fate(IntEnum):
+    """What becomes of a pair whose sides differ. The names in lower case are the counts of the card."""
 
-    def __init__(self, all_pairs: Iterable[Pair], usable: Mask, ranks: Ranks, has_messages: Mask) -> None:
+    USED = 0
+    DUPLICATE = 1
+    CONTRADICTORY = 2
+    OVER_LIMIT = 3
+    PROMPT_TOO_LONG = 4
+    LONG_ANSWER = 5
+    IDENTICAL_WHEN_CUT = 6
+    OVER_CAP = 7
+
+
+class Candidates:
+    """The pairs of a task whose sides differ, numbered in the order of reading."""
+
+    def __init__(self, sources: npt.NDArray[np.uint16], ids: bytes, ranks: Ranks, fates: npt.NDArray[np.uint8]):
+        self.sources = sources
+        """The number of each pair's source."""
         self.ranks = ranks
-        self._all_pairs, self._usable, self._has_messages = all_pairs, usable, has_messages
+        self.fates = fates
+        """The `Fate` of each pair, as far as it is known."""
+        self._ids = ids
+
+    @property
+    def ids(self) -> npt.NDArray[np.bytes_]:
+        """The ids of the pairs as 8 bytes."""
+        return np.frombuffer(self._ids, dtype=f"S{_ID_BYTES}")
 
     def __len__(self) -> int:
-        return len(self.ranks)
-
-    def __iter__(self) -> Iterator[Pair]:
-        return compress(self._all_pairs, self._usable.data)
+        return len(self.fates)
 
     @property
-    def conversational(self) -> bool:
-        """Whether any pair consists of messages."""
-        return bool(self._has_messages.any())
+    def used(self) -> npt.NDArray[np.int64]:
+        """The numbers of the pairs that are still used, in the order of their ranks."""
+        numbers = np.flatnonzero(self.fates == Fate.USED)
+        return numbers[np.argsort(self.ranks[numbers], kind="stable")]
 
-    @property
-    def mixed(self) -> bool:
-        """Whether some pairs consist of messages and others of plain text."""
-        return self.conversational and not self._has_messages.all()
+    def settle(self, fates: npt.NDArray[np.uint8]) -> None:
+        """Give every pair that is still used its fate."""
+        self.fates = np.where(self.fates == Fate.USED, fates, self.fates)
 
-    def take(self, indices: npt.NDArray[np.int64]) -> "CleanPairs":
-        """The pairs at these indices, which must be in rising order."""
-        usable = np.zeros_like(self._usable)
-        usable[np.flatnonzero(self._usable)[indices]] = True
-        return CleanPairs(self._all_pairs, usable, self.ranks[indices], self._has_messages[indices])
+    def used_among(self, pairs: Iterator[Pair]) -> Iterator[Pair]:
+        """The pairs that are still used, from a second reading.
+
+        Raises:
+            DataError: the source has changed since the first reading.
+        """
+        number = 0
+        for pair in pairs:
+            if sides_are_same(pair):
+                continue
+            here = slice(number * _ID_BYTES, (number + 1) * _ID_BYTES)
+            if self._ids[here] != bytes.fromhex(pair.pair_id):
+                raise DataError("a source changed while it was read; start again when nothing writes to it")
+            if self.fates[number] == Fate.USED:
+                yield pair
+            number += 1
 
 
 def rank(seed: int, prompt_key: str) -> bytes:
     """The sort key of a prompt when a task is split; equal prompts have the same key in every task."""
-    return hashlib.sha256(f"{seed}\0{prompt_key}".encode()).digest()[:16]
+    return hashlib.sha256(f"{seed}\0{prompt_key}".encode()).digest()[:_DIGEST_BYTES]
 
 
-def clean(pairs: Iterable[Pair], seed: int, source: Iterable[Pair]) -> tuple[CleanPairs, Counter[str]]:
-    """Drop pairs with identical sides, repeated pairs, and pairs that are preferred both ways.
+class Collector:
+    """Takes the pairs of a task one by one, and compares them all at the end.
 
     Args:
-        pairs: read once.
         seed: the seed of the split.
-        source: the same pairs; the usable ones are read from it later.
-
-    Returns:
-        The usable pairs, and the number of pairs that were read and dropped, by reason.
     """
-    differs, ids, sides, ranks, flags = (bytearray() for _ in range(5))
-    for pair in pairs:
-        differs.append(not sides_are_same(pair))
-        if differs[-1]:
-            chosen, rejected = text_of(pair.chosen), text_of(pair.rejected)
-            both = sorted((chosen, rejected))
-            ids += bytes.fromhex(pair.pair_id)
-            sides += hashlib.sha256("\0".join((text_of(pair.prompt), *both)).encode()).digest()[:16]
-            ranks += rank(seed, pair.prompt_key)
-            flags.append(2 * (chosen != both[0]) + (not isinstance(pair.prompt, str)))
-    flag = np.frombuffer(flags, dtype=np.uint8)
-    unique = np.zeros(len(flag), dtype=np.bool_)
-    unique[np.unique(np.frombuffer(ids, dtype=_ID), return_index=True)[1]] = True
-    consistent = unique & ~_preferred_both_ways(np.frombuffer(sides, dtype=_DIGEST), flag > 1)
-    usable = np.frombuffer(differs, dtype=np.bool_).copy()
-    counts = Counter(
-        read=len(usable),
-        identical_sides=len(usable) - len(flag),
-        duplicate=len(flag) - int(unique.sum()),
-        contradictory=int(unique.sum()) - int(consistent.sum()),
-    )
-    usable[usable] = consistent
-    has_messages = (flag % 2).astype(np.bool_)[consistent]
-    return CleanPairs(source, usable, np.frombuffer(ranks, dtype=_DIGEST)[consistent], has_messages), counts
+
+    def __init__(self, seed: int) -> None:
+        self.identical_sides: dict[int, int] = {}
+        """Source -> the number of its pairs whose sides are the same; they are no candidates."""
+        self._seed = seed
+        self._sources = array("H")
+        self._ids, self._sides, self._ranks, self._in_order = (bytearray() for _ in range(4))
+
+    def add(self, source: int, pair: Pair) -> bool:
+        """Take a pair; returns whether it is a candidate."""
+        if sides_are_same(pair):
+            self.identical_sides[source] = self.identical_sides.get(source, 0) + 1
+            return False
+        chosen, rejected = flat(pair.chosen), flat(pair.rejected)
+        in_order = chosen < rejected
+        first, second = (chosen, rejected) if in_order else (rejected, chosen)
+        sides = f"{flat(pair.prompt)}\0\0{first}\0\0{second}\0\0{pair.options or ''}"
+        self._sources.append(source)
+        self._ids += bytes.fromhex(pair.pair_id)
+        self._sides += hashlib.sha256(sides.encode()).digest()[:_DIGEST_BYTES]
+        self._ranks += rank(self._seed, pair.prompt_key)
+        self._in_order.append(in_order)
+        return True
+
+    def ranks(self, start: int, count: int) -> Ranks:
+        """The ranks of `count` candidates from number `start` on."""
+        some = bytes(self._ranks[start * _DIGEST_BYTES : (start + count) * _DIGEST_BYTES])
+        return np.frombuffer(some, dtype=f"S{_DIGEST_BYTES}")
+
+    def finish(self) -> Candidates:
+        """The candidates, with repeated pairs and pairs that are preferred both ways found."""
+        fates = np.full(len(self._sources), Fate.DUPLICATE, dtype=np.uint8)
+        unique = np.unique(np.frombuffer(self._ids, dtype=f"S{_ID_BYTES}"), return_index=True)[1]
+        fates[unique] = Fate.USED
+        sides = np.frombuffer(self._sides, dtype=f"S{_DIGEST_BYTES}")
+        both_ways = _preferred_both_ways(sides, np.frombuffer(self._in_order, dtype=np.bool_))
+        fates[(fates == Fate.USED) & both_ways] = Fate.CONTRADICTORY
+        ranks = np.frombuffer(self._ranks, dtype=f"S{_DIGEST_BYTES}")
+        return Candidates(np.frombuffer(self._sources, dtype=np.uint16), bytes(self._ids), ranks, fates)
 
 
-def _preferred_both_ways(sides: npt.NDArray[np.bytes_], first_rejected: Mask) -> Mask:
+def _preferred_both_ways(sides: npt.NDArray[np.bytes_], in_order: Mask) -> Mask:
     """Which pairs occur with either side as the chosen one.
 
     Args:
         sides: a digest of prompt and sorted sides for each pair.
-        first_rejected: whether the first of the sorted sides is the rejected one.
+        in_order: whether the first of the sorted sides is the chosen one.
     """
     result = np.zeros(len(sides), dtype=np.bool_)
     if len(sides):
         order = np.argsort(sides, kind="stable")
-        starts, rejected = group_starts(sides[order]), first_rejected[order]
-        both = np.logical_or.reduceat(rejected, starts) & ~np.logical_and.reduceat(rejected, starts)
+        starts, chosen_first = group_starts(sides[order]), in_order[order]
+        both = np.logical_or.reduceat(chosen_first, starts) & ~np.logical_and.reduceat(chosen_first, starts)
         result[order] = np.repeat(both, np.diff(np.append(starts, len(sides))))
     return result
 

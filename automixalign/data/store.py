@@ -35,19 +35,25 @@ def read_card(data: Path) -> dict[str, Any]:
 
 
 def split_schema(conversational: bool) -> pa.Schema:
-    """The columns of a split. `swapped` marks pairs whose sides `label_noise` has exchanged."""
-    message = pa.struct([("role", pa.string()), ("content", pa.string())])
+    """The columns of a split.
+
+    A message has its `role`, its `content` as text, and `more`: JSON of what else it holds, such as tool calls.
+    `options` is JSON of `tools` and `chat_template_kwargs`. `swapped` marks pairs whose sides `label_noise` has
+    exchanged.
+    """
+    message = pa.struct([("role", pa.string()), ("content", pa.string()), ("more", pa.string())])
     turn = pa.list_(message) if conversational else pa.string()
     return pa.schema(
         [("pair_id", pa.string()), ("task", pa.string())]
         + [(name, turn) for name in ("prompt", "chosen", "rejected")]
         + [(name, pa.list_(pa.int32())) for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
-        + [("answer", pa.string()), ("swapped", pa.bool_())]
+        + [("options", pa.string()), ("answer", pa.string()), ("swapped", pa.bool_())]
     )
 
 
 def read_split(data: Path, task: str, split: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read the pairs of one split: `pair_id`, `task`, text and `*_ids` of three turns, `answer`, `swapped`.
+    """Read the pairs of one split: `pair_id`, `task`, text and `*_ids` of three turns, `options`,
+    `answer` and `swapped`.
 
     Args:
         columns: read these columns only.
@@ -60,18 +66,23 @@ class SplitWriter:
 
     def __init__(self, writer: pq.ParquetWriter, schema: pa.Schema) -> None:
         self._writer = writer
-        self._buffer = schema.empty_table()
+        self._parts = [schema.empty_table()]
+        self._rows = self._bytes = 0
 
     def add(self, rows: pa.Table) -> None:
         """Append rows."""
-        self._buffer = pa.concat_tables([self._buffer, rows])
-        while len(self._buffer) > _GROUP_ROWS or self._buffer.nbytes > _GROUP_BYTES:
-            self._writer.write_table(self._buffer.slice(0, _GROUP_ROWS).combine_chunks())
-            self._buffer = self._buffer.slice(_GROUP_ROWS)
+        self._parts.append(rows)
+        self._rows += len(rows)
+        self._bytes += rows.nbytes
+        while self._rows > _GROUP_ROWS or self._bytes > _GROUP_BYTES:
+            buffer = pa.concat_tables(self._parts)
+            self._writer.write_table(buffer.slice(0, _GROUP_ROWS).combine_chunks())
+            rest = buffer.slice(_GROUP_ROWS)
+            self._parts, self._rows, self._bytes = [rest], len(rest), rest.nbytes
 
     def end(self) -> None:
         """Write the remaining rows."""
-        self._writer.write_table(self._buffer.combine_chunks())
+        self._writer.write_table(pa.concat_tables(self._parts).combine_chunks())
 
 
 @contextmanager

@@ -28,7 +28,21 @@ class Tokens(NamedTuple):
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
-    truncated: bool
+    length: int = 0
+    long_chosen: bool = False
+    long_rejected: bool = False
+    fits: bool = True
+    prompt_cut: bool = False
+    lost: str | None = None
+
+
+class Chunk(NamedTuple):
+    pairs: list[Pair]
+    tokens: list[Tokens]
+
+
+def asks_for_date(tokenizer) -> bool:
+    return False
 
 
 def check_template(tokenizer: "PreTrainedTokenizerBase", conversational: bool) -> None:
@@ -53,7 +67,7 @@ def check_template(tokenizer: "PreTrainedTokenizerBase", conversational: bool) -
 
 
 def tokenize(
-    tokenizer: "PreTrainedTokenizerBase", pairs: Iterable[Pair], max_length: int
+    tokenizer: "PreTrainedTokenizerBase", pairs: Iterable[Pair], max_length: int, date=None
 ) -> Iterator[list[tuple[Pair, Tokens | None]]]:
     """Render and tokenise pairs, and cut sides at `max_length` tokens of prompt and side together.
 
@@ -100,7 +114,7 @@ def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
 
 
 def _with_tokens(chunk: list[Pair], tokens: Future[list[Tokens | None]]) -> list[tuple[Pair, Tokens | None]]:
-    return list(zip(chunk, tokens.result(), strict=True))
+    return Chunk(chunk, [each or Tokens([], [], [], fits=False) for each in tokens.result()])
 
 
 def _texts(tokenizer: "PreTrainedTokenizerBase", pairs: list[Pair], limit: int) -> list[_Texts | None]:
@@ -123,7 +137,10 @@ def _texts(tokenizer: "PreTrainedTokenizerBase", pairs: list[Pair], limit: int) 
 def _truncate(side: Turn, limit: int) -> Turn:
     if isinstance(side, str):
         return side[:limit]
-    return [{**message, "content": message["content"][:limit]} for message in side]
+    return [
+        {**message, "content": message["content"][:limit]} if type(message.get("content")) is str else message
+        for message in side
+    ]
 
 
 def _plain(tokenizer: "PreTrainedTokenizerBase", pairs: list[Pair]) -> list[_Texts]:
@@ -166,8 +183,16 @@ def _cut(prompt: list[int], chosen: list[int], rejected: list[int], max_length: 
     start = min(_common_prefix(prompt, chosen), _common_prefix(prompt, rejected))
     if start == 0 or start >= max_length:
         return None
-    truncated = max(len(chosen), len(rejected)) > max_length
-    return Tokens(prompt[:start], chosen[start:max_length], rejected[start:max_length], truncated)
+    return Tokens(
+        prompt[:start],
+        chosen[start:max_length],
+        rejected[start:max_length],
+        max(len(chosen), len(rejected)),
+        len(chosen) > max_length,
+        len(rejected) > max_length,
+        True,
+        start < len(prompt),
+    )
 
 
 def _common_prefix(first: list[int], second: list[int]) -> int:

@@ -2,24 +2,35 @@
 
 import os
 from collections.abc import Sequence
+from typing import TypeVar
 
-import numpy as np
-
+from automixalign.config.data import SourceSpec, TaskSpec
 from automixalign.config.experiment import Experiment, parse_experiment
 from automixalign.config.file import parse_yaml
+from automixalign.config.models import BaseModelSpec
 from automixalign.config.plan import Plan
-from automixalign.config.sources import GeneratedSource, LocalSource, parse_base_model, parse_task
-from automixalign.data.prepare import check_rendering, read_pairs
+from automixalign.config.sources import (
+    GeneratedSource,
+    HubSource,
+    LocalSource,
+    Source,
+    parse_base_model,
+    parse_task,
+)
+from automixalign.data.read_task import open_task
 from automixalign.data.split import split_tasks
+from automixalign.data.task_pairs import check_rendering, read_candidates
 from automixalign.models.prepare import inspect_base_model, transformers_silenced
 from automixalign.models.trainable import check_trainable
-from automixalign.preflight.verifiers import check_verifiers
+from automixalign.preflight.names import check_names
 from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.steps.step import current_step
 from automixalign.steps.tracking import spool
 from automixalign.storage import s3
 from automixalign.storage.publication import check_writable
 from automixalign.system.errors import ConfigError
+
+_Spec = TypeVar("_Spec", SourceSpec, BaseModelSpec)
 
 
 def plan(configuration: str, parts: Sequence[str]) -> Plan:
@@ -37,7 +48,7 @@ def plan(configuration: str, parts: Sequence[str]) -> Plan:
     if not isinstance(data, dict):
         raise ConfigError(f"the configuration must be a mapping of keys, not {type(data).__name__}")
     experiment = parse_experiment(data, "the configuration")
-    check_verifiers(experiment)
+    check_names(experiment)
     if experiment.parts != list(parts):
         raise ConfigError(
             f"the pipeline was compiled for an experiment with {_list_parts(parts)}, and this one has "
@@ -69,11 +80,28 @@ def plan_experiment(experiment: Experiment) -> Plan:
     with s3.fewer_attempts():
         if experiment.output is not None:
             check_writable(experiment.output.to)
-        sources = {task.name: parse_task(task.name, task.source, task.hub_split) for task in experiment.tasks}
+        experiment = pinned(experiment)
         base_model = parse_base_model(experiment.base_model.source, experiment.base_model.revision)
-        fingerprints = {name: source.fingerprint() for name, source in sources.items()}
-        fingerprints["base_model"] = base_model.fingerprint()
+        fingerprints = {"base_model": base_model.fingerprint()}
+        for task in experiment.tasks:
+            parts = [parse_task(task.name, source).fingerprint() for source in task.sources]
+            fingerprints[task.name] = " ".join(parts)
     return Plan.of(experiment, fingerprints)
+
+
+def pinned(experiment: Experiment) -> Experiment:
+    """The experiment with the commits that the hub now resolves its revisions to."""
+    base_model, tasks = experiment.base_model, []
+    for task in experiment.tasks:
+        sources = [_pinned(source, parse_task(task.name, source)) for source in task.sources]
+        tasks.append(task.model_copy(update={"sources": sources}))
+    base_model = _pinned(base_model, parse_base_model(base_model.source, base_model.revision))
+    return experiment.model_copy(update={"base_model": base_model, "tasks": tasks})
+
+
+def _pinned(spec: _Spec, source: Source) -> _Spec:
+    commit = source.commit() if isinstance(source, HubSource) else None
+    return spec if commit is None else spec.model_copy(update={"revision": commit})
 
 
 def check_one_machine(experiment: Experiment) -> None:
@@ -100,17 +128,21 @@ def check_local_sources(experiment: Experiment) -> None:
         ConfigError: `max_length`, `training.lora` or `training.trainable` does not fit the base model.
     """
     inspected = inspect_base_model(experiment.base_model, experiment.max_length)
-    pairs = {
-        task.name: read_pairs(task, experiment.seed, registered_verifiers())[0]
-        for task in experiment.tasks
-        if isinstance(parse_task(task.name, task.source), GeneratedSource | LocalSource)
-    }
-    if len(pairs) == len(experiment.tasks):  # a prompt's split may depend on the other tasks
-        split_tasks({name: np.sort(task_pairs.ranks) for name, task_pairs in pairs.items()}, experiment.split)
-    if inspected is None:
-        return
-    model, tokenizer = inspected
-    with transformers_silenced():
-        for name, task_pairs in pairs.items():
-            check_rendering(name, task_pairs, tokenizer, experiment.max_length)
-    check_trainable(model, experiment.training)
+    candidates = {}
+    for task in experiment.tasks:
+        if not all(is_here(task, source) for source in task.sources):
+            continue
+        with open_task(task, experiment.seed, registered_verifiers()) as reader:
+            _, candidates[task.name] = read_candidates(reader, experiment.seed)
+            if inspected is not None:
+                with transformers_silenced():
+                    check_rendering(reader, inspected[1], experiment)
+    if len(candidates) == len(experiment.tasks):  # a prompt's split may depend on the other tasks
+        split_tasks(candidates, experiment.split)
+    if inspected is not None:
+        check_trainable(inspected[0], experiment.training)
+
+
+def is_here(task: TaskSpec, source: SourceSpec) -> bool:
+    """Whether a source can be read without a network."""
+    return isinstance(parse_task(task.name, source), GeneratedSource | LocalSource)

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from automixalign.config.experiment import Experiment
-from automixalign.quickstart.spec import synthetic_name
 from automixalign.report.leaderboard import Entry, best
 
 
@@ -20,7 +19,7 @@ def limits(
         "Excess is relative to this run's own specialists. If a specialist is weak, a small excess means "
         "little. Do not compare the excess of runs with other specialists.",
     ]
-    synthetic = [task.name for task in experiment.tasks if synthetic_name(task.source) is not None]
+    synthetic = [task.name for task in experiment.tasks if task.synthetic_tasks]
     if synthetic:
         sentences.append(
             f"Synthetic data ({', '.join(synthetic)}): the result says nothing about human preferences."

@@ -74,7 +74,7 @@ class SeedModels:
         self.tasks = [task.name for task in experiment.tasks]
         self.verifiers = dict(verifiers or {})
         base_model = parse_base_model(experiment.base_model.source, experiment.base_model.revision)
-        sources = {task.name: parse_task(task.name, task.source).fingerprint() for task in experiment.tasks}
+        sources = {task.name: parse_task(task.name, task.sources[0]).fingerprint() for task in experiment.tasks}
         self.plan = Plan.of(experiment, {**sources, "base_model": base_model.fingerprint()})
 
     @cached_property

@@ -59,28 +59,30 @@ def load_experiment(
         ConfigError: an option or the configuration is invalid.
     """
     from automixalign.config.experiment import parse_experiment
-    from automixalign.config.file import override, parse_yaml, read_yaml, set_task
-    from automixalign.preflight.verifiers import check_verifiers
+    from automixalign.config.file import override, parse_yaml, read_yaml, resolve_paths, set_task
+    from automixalign.preflight.names import check_names
 
     if preset is not None and file is None:
         if preset not in preset_names():
             raise ConfigError(
                 f"--preset {preset}: there is no such preset; there are: {', '.join(preset_names())}"
             )
-        path, source = Path(str(PRESETS / f"{preset}.yaml")), f"--preset {preset}"
+        path, source, folder = Path(str(PRESETS / f"{preset}.yaml")), f"--preset {preset}", Path()
     elif file is not None and preset is None:
-        path, source = file, str(file)
+        path, source, folder = file, str(file), file.parent if file.is_file() else Path()
     else:
         raise ConfigError(f"give one of --preset NAME and --config FILE; presets: {', '.join(preset_names())}")
     data = read_yaml(path)
+    resolve_paths(data, folder)
     for option in tasks or []:
         name, task_source = _key_value("--task", option)
         set_task(data, name, task_source)
     for option in [*(sets or []), *(["cluster.cache=false"] if no_cache else [])]:
         key, text = _key_value("--set", option)
         override(data, key, parse_yaml(text, f"--set {key:.80}: {text!r:.80}"))
+    resolve_paths(data, Path())
     experiment = parse_experiment(data, source)
-    check_verifiers(experiment)
+    check_names(experiment)
     return experiment
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from automixalign.config.experiment import Experiment
-from automixalign.config.sources import LocalSource, parse_base_model, parse_task
+from automixalign.config.sources import LocalSource, named_sources
 from automixalign.steps.tracking import spool
 from automixalign.storage import s3
 from automixalign.system.errors import ConfigError
@@ -52,10 +52,7 @@ def needs_of(experiment: Experiment, environ: Mapping[str, str]) -> Needs:
         ConfigError: only a process of this machine can reach a source or store.
     """
     needs = Needs()
-    sources = {"base_model.source": parse_base_model(experiment.base_model.source)}
-    for number, task in enumerate(experiment.tasks):
-        sources[f"tasks.{number}.source"] = parse_task(task.name, task.source)
-    for key, source in sources.items():
+    for key, source in named_sources(experiment.base_model, experiment.tasks).items():
         if fault := source.unreachable_from("container"):
             raise ConfigError(fault)
         if source.service is not None:

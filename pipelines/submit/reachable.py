@@ -1,7 +1,7 @@
 """Refuse an experiment that names what only this machine can see: a pod has other disks and packages."""
 
 from automixalign.config.experiment import Experiment
-from automixalign.config.sources import parse_base_model, parse_task
+from automixalign.config.sources import named_sources
 from automixalign.storage import s3
 from automixalign.system.errors import ConfigError
 from pipelines.local.needs import is_loopback, is_store_in_files
@@ -13,11 +13,8 @@ def check_reachable(experiment: Experiment) -> None:
     Raises:
         ConfigError: naming every key that it cannot reach.
     """
-    sources = [
-        parse_base_model(experiment.base_model.source),
-        *(parse_task(task.name, task.source) for task in experiment.tasks),
-    ]
-    faults = [fault for source in sources if (fault := source.unreachable_from("pod"))]
+    sources = named_sources(experiment.base_model, experiment.tasks)
+    faults = [fault for source in sources.values() if (fault := source.unreachable_from("pod"))]
     uri, output = experiment.tracking.uri, experiment.output
     if uri and (is_store_in_files(uri) or is_loopback(uri)):
         faults.append(

@@ -1,0 +1,210 @@
+"""Read the pairs of all sources of a task."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from itertools import chain
+from typing import Any, NamedTuple, TypeAlias
+
+from automixalign.config.data import AtLeast, Scalar, SourceSpec, TaskSpec
+from automixalign.data.pairs import Pair, make_pair, text_of
+from automixalign.data.reading.row import Row, Unreadable
+from automixalign.data.reading.rows import OpenSource, open_source
+from automixalign.data.row_formats.registry import make_format
+from automixalign.data.row_formats.row_format import DroppedRow, RowFormat
+from automixalign.system.errors import DataError
+
+Verifier: TypeAlias = Callable[[str, str], bool]
+"""Takes a generated and the right answer; returns whether the generated one passes."""
+Verifiers: TypeAlias = Mapping[str, Verifier]
+
+MAX_NAMED_ROWS = 10
+"""The largest number of bad rows that an error names."""
+_Condition: TypeAlias = Scalar | list[Scalar] | AtLeast
+
+
+class _Source(NamedTuple):
+    spec: SourceSpec
+    rows: OpenSource
+    row_format: RowFormat
+
+
+class TaskReader:
+    """The pairs of a task. Iterating reads them, each with the number of its source, again each time.
+
+    Iterating raises a DataError that names the first bad rows, each with file and line.
+    """
+
+    def __init__(self, task: TaskSpec, sources: list[_Source], seed: int, verifiers: Verifiers) -> None:
+        self.task = task
+        self.counts: list[Counter[str]] = []
+        """For each source, the rows of the last reading: `read`, and those left out by reason."""
+        self.passed_over = [source.rows.passed_over for source in sources]
+        """For each source, its files that are not read, and why."""
+        self.conversational: bool | None = None
+        """Whether its pairs are messages; None before the first one."""
+        self.derived_prompts = 0
+        """Pairs whose prompt was split off their sides, in the last reading."""
+        self.derived: Pair | None = None
+        """The first pair whose prompt was split off its sides."""
+        self._sources, self._seed = sources, seed
+        self._verifier = verifiers[task.verifier] if task.verifier else None
+
+    def __iter__(self) -> Iterator[tuple[int, Pair]]:
+        self.counts, self.derived_prompts = [Counter(read=0) for _ in self._sources], 0
+        for number, source in enumerate(self._sources):
+            for pair in self._pairs(number, source):
+                yield number, pair
+
+    def _pairs(self, number: int, source: _Source) -> Iterator[Pair]:
+        counts, seed = self.counts[number], f"format:{self._seed}:{self.task.name}:{number}"
+        unseen = set(source.spec.where)
+        rows = iter(source.rows)
+        for index, row in enumerate(rows):
+            counts["read"] += 1
+            pair = self._pair(source, row, f"{seed}:{index}", unseen)
+            if isinstance(pair, Pair):
+                self._note(pair, row.where)
+                yield pair
+            elif isinstance(pair, Unreadable):
+                self._refuse(source, Row(row.where, pair), rows)
+            else:
+                counts[pair] += 1
+        if unseen and counts["read"]:
+            raise DataError(
+                f"task {self.task.name}: {source.rows.name}: no row has the column {min(unseen)!r}, "
+                "which 'where' names"
+            )
+
+    def _note(self, pair: Pair, where: str) -> None:
+        conversational = not isinstance(pair.prompt, str)
+        if self.conversational is None:
+            self.conversational = conversational
+        elif conversational != self.conversational:
+            raise DataError(
+                f"task {self.task.name}: mixes plain text and messages: {where} is the first "
+                f"row of {'messages' if conversational else 'plain text'}; use one form a task"
+            )
+        if pair.derived:
+            self.derived_prompts += 1
+            self.derived = self.derived or pair
+
+    def _pair(self, source: _Source, row: Row, seed: str, unseen: set[str]) -> Pair | Unreadable | str:
+        """The pair of a row, what is wrong with the row, or the reason why it is left out."""
+        data = row.data
+        if isinstance(data, Unreadable):
+            return data
+        try:
+            for column, condition in source.spec.where.items():
+                value = _lookup(data, column)
+                if value is not _ABSENT:
+                    unseen.discard(column)
+                if not _meets(value, condition, column):
+                    return "filtered"
+            if source.spec.columns is not None:
+                data = _renamed(data, source.spec.columns)
+            pair = make_pair(source.row_format.read(data, lambda: random.Random(seed)))
+            if self._verifier is not None:
+                self._check_answer(pair, self._verifier)
+        except DroppedRow as reason:
+            return str(reason)
+        except ValueError as error:
+            return Unreadable(str(error))
+        return pair
+
+    def _check_answer(self, pair: Pair, verifier: Verifier) -> None:
+        if pair.answer is None:
+            problem = "needs an 'answer' in every row; there is none"
+        elif not verifier(pair.answer, pair.answer):
+            problem = f"can never pass the answer {pair.answer!r:.80}, which is given"
+        else:
+            return
+        raise ValueError(
+            f"the verifier {self.task.verifier!r} {problem} for the prompt {text_of(pair.prompt)!r:.80}"
+        )
+
+    def _refuse(self, source: _Source, first: Row, rest: Iterator[Row]) -> None:
+        """Name the first bad rows of a source, from the first one on."""
+        bad = [f"{first.where}: {first.data.problem}"]  # type: ignore[union-attr]
+        for row in rest:
+            if isinstance(problem := self._pair(source, row, "", set()), Unreadable):
+                bad.append(f"{row.where}: {problem.problem}")
+            if len(bad) > MAX_NAMED_ROWS:
+                break
+        if len(bad) == 1:
+            raise DataError(f"task {self.task.name}: {bad[0]}")
+        count = f"more than {MAX_NAMED_ROWS}" if len(bad) > MAX_NAMED_ROWS else str(len(bad))
+        raise DataError("\n  ".join([f"task {self.task.name}: {count} bad rows:", *bad[:MAX_NAMED_ROWS]]))
+
+
+@contextmanager
+def open_task(task: TaskSpec, seed: int, verifiers: Verifiers) -> Iterator[TaskReader]:
+    """Open the sources of a task; downloads are removed at the end of the context.
+
+    Args:
+        seed: the seed of generated rows and of the draws of row formats.
+        verifiers: by name. The task's must pass the right answer of every row.
+
+    Raises:
+        DataError, StorageError: a source is missing or unreadable.
+        ConfigError: a row format does not exist, or has no such option.
+    """
+    with ExitStack() as stack:
+        sources = []
+        for spec in task.sources:
+            row_format = make_format(spec.format_spec)
+            rows = stack.enter_context(open_source(task, spec, seed, _needed_columns(spec, row_format)))
+            sources.append(_Source(spec, rows, row_format))
+        yield TaskReader(task, sources, seed, verifiers)
+
+
+def _needed_columns(spec: SourceSpec, row_format: RowFormat) -> Collection[str]:
+    columns = spec.columns or {}
+    names = chain(row_format.columns, columns.values(), spec.where)
+    return {part for name in names for part in (name, name.split(".")[0])}
+
+
+_ABSENT: Any = object()
+
+
+def _lookup(row: Any, name: str) -> Any:
+    """A column, or a field inside one by dots: `output.text`."""
+    if isinstance(row, Mapping) and name in row:
+        return row[name]
+    first, dot, rest = name.partition(".")
+    return _lookup(row[first], rest) if dot and isinstance(row, Mapping) and first in row else _ABSENT
+
+
+def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The row with the names that its format reads."""
+    renamed = {name: value for name, value in row.items() if name not in columns.values()}
+    for field, column in columns.items():
+        value = _lookup(row, column)
+        if value is _ABSENT:
+            raise ValueError(f"the column {column!r} of 'columns' is missing; there are: {', '.join(row)}")
+        renamed[field] = value
+    return renamed
+
+
+def _meets(value: Any, condition: _Condition, column: str) -> bool:
+    """Whether a value meets a condition of `where`; a missing or null value meets none."""
+    if value is _ABSENT or value is None:
+        return False
+    if isinstance(condition, AtLeast):
+        try:
+            return float(value) >= condition.min
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"the column {column!r} must hold a number for 'where', not {value!r:.40}"
+            ) from error
+    return any(
+        _equal(value, allowed) for allowed in (condition if isinstance(condition, list) else [condition])
+    )
+
+
+def _equal(value: Any, allowed: Scalar) -> bool:
+    """Whether they are equal; tables of text, as in CSV, hold numbers and truth values as text."""
+    if isinstance(value, str) and not isinstance(allowed, str):
+        return value.strip().lower() == str(allowed).lower()
+    return isinstance(value, bool) is isinstance(allowed, bool) and value == allowed

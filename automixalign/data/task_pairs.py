@@ -1,0 +1,250 @@
+"""The pairs of one task on their way: read, cleaned, drawn and tokenised, not split yet."""
+
+import datetime
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import compress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from automixalign.config.data import DataSettings, LongAnswers, TaskSpec
+from automixalign.data.clean import Candidates, Collector, Fate
+from automixalign.data.draw import draw, is_drawn
+from automixalign.data.external_sort import NUMBER, ExternalSort
+from automixalign.data.pairs import TURNS, Message, Pair, Turn, content_text
+from automixalign.data.read_task import TaskReader
+from automixalign.data.store import split_schema
+from automixalign.data.tokens import Tokens, check_template, tokenize
+from automixalign.system.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_to_json = json.JSONEncoder(ensure_ascii=False).encode
+
+
+class Notes:
+    """What tokenising a task showed, for its card."""
+
+    def __init__(self) -> None:
+        self.prompt_cut = 0
+        """Pairs whose prompt is no prefix of prompt and answer."""
+        self.lost: Counter[str] = Counter()
+        """What the chat template leaves out -> the number of pairs."""
+        self._chunks: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], npt.NDArray[np.int32]]] = []
+
+    def add(
+        self, numbers: npt.NDArray[np.int64], fates: npt.NDArray[np.uint8], tokens: Iterable[Tokens]
+    ) -> None:
+        """Take a chunk of pairs: their numbers, fates and tokens."""
+        facts = [(each.length, each.long_chosen, each.long_rejected) for each in tokens]
+        self._chunks.append((numbers, fates, np.array(facts, dtype=np.int32)))
+        self.prompt_cut += sum(each.prompt_cut for each in tokens)
+        self.lost.update(each.lost for each in tokens if each.lost)
+
+    def fates(self, count: int) -> npt.NDArray[np.uint8]:
+        """The fate of each of `count` candidates; a pair that was not tokenised has another fate already."""
+        fates = np.zeros(count, dtype=np.uint8)
+        for numbers, some, _ in self._chunks:
+            fates[numbers] = some
+        return fates
+
+    def facts(self, candidates: Candidates) -> npt.NDArray[np.int32]:
+        """Of each candidate that was tokenised and is no repetition: its tokens before any cut, prompt and
+        longer answer together, and whether the chosen and the rejected answer are too long for `max_length`."""
+        left_out = (Fate.DUPLICATE, Fate.CONTRADICTORY, Fate.PROMPT_TOO_LONG)
+        parts = [facts[~np.isin(candidates.fates[numbers], left_out)] for numbers, _, facts in self._chunks]
+        return np.concatenate(parts)
+
+
+class TokenLimits(Protocol):
+    """The keys of an experiment that decide on the tokens of a pair."""
+
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def long_answers(self) -> LongAnswers: ...
+    @property
+    def date(self) -> datetime.date | None: ...
+
+
+@dataclass
+class TaskPairs:
+    """A task's pairs with their tokens."""
+
+    reader: TaskReader
+    identical_sides: dict[int, int]
+    """Source -> the number of its pairs whose sides are the same."""
+    candidates: Candidates
+    rows: ExternalSort
+    notes: Notes
+
+    @property
+    def task(self) -> TaskSpec:
+        """The task."""
+        return self.reader.task
+
+
+def read_candidates(reader: TaskReader, seed: int) -> tuple[Collector, Candidates]:
+    """Read all pairs of a task, find those that teach nothing, and draw those that its limits leave.
+
+    Raises:
+        DataError: malformed rows, no usable pair, or text and messages in one task.
+    """
+    collector = Collector(seed)
+    for source, pair in reader:
+        collector.add(source, pair)
+    return collector, _finish(reader, collector, seed)
+
+
+def _finish(reader: TaskReader, collector: Collector, seed: int) -> Candidates:
+    candidates = collector.finish()
+    if not (candidates.fates == Fate.USED).any():
+        counts = sum(reader.counts, Counter(identical_sides=sum(collector.identical_sides.values())))
+        counts += Counter(Fate(fate).name.lower() for fate in candidates.fates.tolist())
+        raise DataError(
+            f"task {reader.task.name}: {reader.task.source_names} holds no usable pair "
+            f"({', '.join(f'{count} {reason}' for reason, count in counts.items())})"
+        )
+    draw(reader.task, candidates, seed)
+    return candidates
+
+
+def check_rendering(reader: TaskReader, tokenizer: "PreTrainedTokenizerBase", settings: TokenLimits) -> None:
+    """Check that a tokenizer renders the pairs of a task up to the first that can be used.
+
+    Raises:
+        DataError: no pair can be used, or the chat template refuses one before it.
+        ModelError: the pairs are conversational and the tokenizer has no chat template.
+    """
+    fates: Counter[Fate] = Counter()
+    for _, tokens in _tokenized(reader, (pair for _, pair in reader), tokenizer, settings):
+        fates.update(_fate(each, settings.long_answers) for each in tokens)
+        if fates[Fate.USED]:
+            return
+    raise _nothing_fits(reader.task.name, fates, settings)
+
+
+def _tokenized(
+    reader: TaskReader, pairs: Iterator[Pair], tokenizer: "PreTrainedTokenizerBase", settings: TokenLimits
+) -> Iterator[tuple[list[Pair], list[Tokens]]]:
+    """Chunks of pairs with their tokens; errors name the task."""
+
+    def checked() -> Iterator[Pair]:
+        for number, pair in enumerate(pairs):
+            if number == 0:
+                check_template(tokenizer, not isinstance(pair.prompt, str))
+            yield pair
+
+    prefix = f"task {reader.task.name}: "
+    try:
+        yield from tokenize(tokenizer, checked(), settings.max_length, settings.date)
+    except (DataError, ModelError) as error:
+        raise type(error)(prefix + str(error).removeprefix(prefix)) from error
+
+
+def _fate(tokens: Tokens, long_answers: LongAnswers) -> Fate:
+    if not tokens.fits:
+        return Fate.PROMPT_TOO_LONG
+    if long_answers == "drop" and (tokens.long_chosen or tokens.long_rejected):
+        return Fate.LONG_ANSWER
+    return Fate.IDENTICAL_WHEN_CUT if tokens.chosen == tokens.rejected else Fate.USED
+
+
+def _nothing_fits(task: str, fates: Counter[Fate], settings: TokenLimits) -> DataError:
+    reasons = ", ".join(f"{count} {fate.name.lower()}" for fate, count in fates.items())
+    advice = ", or set 'long_answers: cut'" if fates[Fate.LONG_ANSWER] else ""
+    return DataError(
+        f"task {task}: no pair fits max_length={settings.max_length} tokens ({reasons}); "
+        f"raise 'max_length'{advice}"
+    )
+
+
+def tokenize_task(
+    reader: TaskReader, settings: DataSettings, tokenizer: "PreTrainedTokenizerBase", scratch: Path
+) -> TaskPairs:
+    """Read, clean, draw and tokenise the pairs of a task.
+
+    Args:
+        settings: `seed`, `max_length`, `long_answers` and `date`.
+        scratch: a new folder for files, which are removed while they are read.
+
+    Raises:
+        DataError: malformed rows, no usable pair, text and messages in one task, or no pair that fits.
+        ModelError: the pairs are conversational and the tokenizer has no chat template.
+    """
+    collector, candidates = Collector(settings.seed), None
+    if is_drawn(reader.task):  # only the pairs that are drawn are tokenised, which takes a second reading
+        collector, candidates = read_candidates(reader, settings.seed)
+        drawn = np.flatnonzero(candidates.fates == Fate.USED)
+        pairs = candidates.used_among(pair for _, pair in reader)
+    else:
+        pairs = (pair for source, pair in reader if collector.add(source, pair))
+    notes, rows, start = Notes(), None, 0
+    for chunk, tokens in _tokenized(reader, pairs, tokenizer, settings):
+        end = start + len(chunk)
+        numbers = np.arange(start, end) if candidates is None else drawn[start:end]
+        ranks = collector.ranks(start, len(chunk)) if candidates is None else candidates.ranks[numbers]
+        fates = np.array([_fate(each, settings.long_answers) for each in tokens], dtype=np.uint8)
+        notes.add(numbers, fates, tokens)
+        if rows is None:
+            rows = ExternalSort(scratch, split_schema(not isinstance(chunk[0].prompt, str)))
+        usable = fates == Fate.USED
+        if usable.any():
+            rows.add(
+                _batch(
+                    reader.task.name, compress(chunk, usable), compress(tokens, usable), numbers[usable], rows
+                ),
+                ranks.view(np.uint8).reshape(len(chunk), -1)[usable, 0],
+            )
+        start = end
+    candidates = candidates or _finish(reader, collector, settings.seed)
+    candidates.settle(notes.fates(len(candidates)))
+    if rows is None or not (candidates.fates == Fate.USED).any():
+        raise _nothing_fits(reader.task.name, Counter(map(Fate, candidates.fates.tolist())), settings)
+    return TaskPairs(reader, collector.identical_sides, candidates, rows, notes)
+
+
+def _batch(
+    task: str,
+    pairs: Iterable[Pair],
+    tokens: Iterable[Tokens],
+    numbers: npt.NDArray[np.int64],
+    rows: ExternalSort,
+) -> pa.RecordBatch:
+    pairs = list(pairs)
+    columns: dict[str, Any] = {
+        "pair_id": [pair.pair_id for pair in pairs],
+        "task": [task] * len(pairs),
+        "options": [pair.options and _to_json(pair.options) for pair in pairs],
+        "answer": [pair.answer for pair in pairs],
+        "swapped": [False] * len(pairs),
+        NUMBER: numbers,
+    }
+    for turn, ids in zip(
+        TURNS, zip(*((each.prompt, each.chosen, each.rejected) for each in tokens), strict=True), strict=True
+    ):
+        columns[turn] = [_stored(getattr(pair, turn)) for pair in pairs]
+        columns[f"{turn}_ids"] = ids
+    return pa.RecordBatch.from_pydict(columns, schema=rows.schema_with_number)
+
+
+def _stored(turn: Turn) -> str | list[Message]:
+    """A turn with the fields of `split_schema`."""
+    if isinstance(turn, str):
+        return turn
+    return [message if len(message) == 2 else _stored_message(message) for message in turn]
+
+
+def _stored_message(message: Message) -> Message:
+    content = message.get("content")
+    more = {key: value for key, value in message.items() if key not in ("role", "content")}
+    if content is not None and not isinstance(content, str):
+        more["content"] = content
+    return {"role": message["role"], "content": content_text(message), "more": _to_json(more)}

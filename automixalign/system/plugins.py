@@ -20,10 +20,11 @@ class Plugins(Generic[_T]):
         kind: what messages call one of them.
         package: the package whose modules register those of this project.
         entry_points: the group of entry points by which other packages declare theirs.
+        base: the class whose subclasses they are; by default they may be anything.
     """
 
-    def __init__(self, kind: str, package: str, entry_points: str) -> None:
-        self._kind, self._package, self._entry_points = kind, package, entry_points
+    def __init__(self, kind: str, package: str, entry_points: str, base: type | None = None) -> None:
+        self._kind, self._package, self._entry_points, self._base = kind, package, entry_points, base
         self._items: dict[str, _T] = {}
 
     def register(self, name: str) -> Callable[[_Item], _Item]:
@@ -53,10 +54,15 @@ class Plugins(Generic[_T]):
             importlib.import_module(f"{self._package}.{module.name}")
         for entry_point in metadata.entry_points(group=self._entry_points):
             try:
-                self.register(entry_point.name)(entry_point.load())
+                self.register(entry_point.name)(self._checked(entry_point.load()))
             except Exception as error:  # the package's own code runs here
                 raise ConfigError(
                     f"the {self._kind} {entry_point.name!r} cannot be loaded from {entry_point.value}: "
                     f"{error}; repair or uninstall its package"
                 ) from error
         return MappingProxyType(self._items)
+
+    def _checked(self, item: Any) -> Any:
+        if self._base is not None and not (isinstance(item, type) and issubclass(item, self._base)):
+            raise TypeError(f"it is no subclass of {self._base.__name__}")
+        return item

@@ -1,12 +1,13 @@
 """Preference rows for the tests of data."""
 
 import json
+import random
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from automixalign.data.pairs import Pair, parse_row
-from automixalign.data.read import Row
+from automixalign.data.pairs import Pair, make_pair
+from automixalign.data.row_formats.trl import Trl
 
 Data = dict[str, Any]
 
@@ -32,8 +33,9 @@ def plain(prompt: str, chosen: str, rejected: str, **more: Any) -> Data:
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **more}
 
 
-def parsed(data: Any) -> Pair:
-    return parse_row(Row("file.jsonl:7", data))
+def parsed(data: Data) -> Pair:
+    """The pair of a row in TRL's format."""
+    return make_pair(Trl().read(data, draw=random.Random))
 
 
 def write_rows(path: Path, rows: Iterable[Data]) -> Path:

@@ -11,6 +11,7 @@ from automixalign.preflight.verifiers import check_verifiers
 from automixalign.scoring.verifiers.registry import register, registered_verifiers
 from automixalign.system.errors import ConfigError
 from automixalign.system.provenance import versions
+from tests.system.packages import Package
 
 
 @pytest.mark.parametrize(
@@ -58,16 +59,11 @@ def test_a_name_belongs_to_one_verifier() -> None:
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Install a package that declares a module's function as the verifier `polite`."""
-    monkeypatch.syspath_prepend(tmp_path)
-    metadata = tmp_path / "polite-1.0.dist-info"
-    metadata.mkdir()
+    code = "def is_polite(output, answer):\n    return output == f'{answer}, please'\n"
+    package = Package(tmp_path, monkeypatch, "polite", code)
 
     def write(function: str) -> None:
-        code = "def is_polite(output, answer):\n    return output == f'{answer}, please'\n"
-        (tmp_path / "polite_verifier.py").write_text(code)
-        (metadata / "METADATA").write_text("Name: polite\nVersion: 1.0\n")
-        entry_point = f"[automixalign.verifiers]\npolite = polite_verifier:{function}\n"
-        (metadata / "entry_points.txt").write_text(entry_point)
+        package.declare("automixalign.verifiers", "polite", function)
         registered_verifiers.cache_clear()
 
     yield write

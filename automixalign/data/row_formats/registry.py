@@ -11,14 +11,14 @@ from functools import cache
 
 from pydantic import ValidationError
 
-from automixalign.config.data import FormatSpec
+from automixalign.config.data import FormatSpec, SourceSpec
 from automixalign.data.row_formats.row_format import RowFormat
 from automixalign.system.errors import ConfigError
 from automixalign.system.plugins import Plugins
 from automixalign.system.schema import describe
 
 ENTRY_POINTS = "automixalign.row_formats"
-_formats: Plugins[type[RowFormat]] = Plugins("row format", __package__, ENTRY_POINTS)
+_formats: Plugins[type[RowFormat]] = Plugins("row format", __package__, ENTRY_POINTS, RowFormat)
 register = _formats.register
 registered_formats = cache(_formats.load)
 
@@ -36,3 +36,18 @@ def make_format(spec: FormatSpec) -> RowFormat:
         return formats[spec.name].model_validate(spec.options)
     except ValidationError as error:
         raise ConfigError(f"row format {spec.name}: {describe(error)}") from error
+
+
+def check_columns(spec: SourceSpec) -> None:
+    """Refuse a key of `columns` that the source's format does not read.
+
+    Raises:
+        ConfigError: naming the key and the fields that the format reads; or the format itself is wrong.
+    """
+    row_format = make_format(spec.format_spec)
+    for name in spec.columns or {}:
+        if name not in row_format.columns:
+            raise ConfigError(
+                f"columns.{name:.80}: the row format {spec.format_spec.name} reads no such field; "
+                f"it reads: {', '.join(row_format.columns)}"
+            )

@@ -8,9 +8,14 @@ from typing import Any, ClassVar, TypeAlias
 from automixalign.system.schema import Schema
 
 Fields: TypeAlias = dict[str, Any]
-"""`chosen`, `rejected`, and perhaps `prompt`, `answer`, `tools` and `chat_template_kwargs`, as in TRL."""
+"""`prompt`, `chosen` and `rejected`, and perhaps `answer`, `tools` and `chat_template_kwargs`, as in TRL.
+`derived` is True where the prompt was split off the sides."""
 Draw: TypeAlias = Callable[[], random.Random]
 """Makes the random generator of one row, from the run's seed, the task and the row."""
+Messages: TypeAlias = list[dict[str, Any]]
+
+EXTRAS = ("answer", "tools", "chat_template_kwargs")
+"""Optional fields that a format may pass on as they are."""
 
 
 class DroppedRow(Exception):  # noqa: N818  no error: the row is well-formed, and says nothing
@@ -42,12 +47,17 @@ class RowFormat(Schema, ABC):
         """
 
 
-def messages(prompt: str, system: str | None = None) -> list[dict[str, str]]:
+def messages(prompt: str, system: str | None = None) -> Messages:
     """A prompt of one user message, after a system message if there is one."""
     opening = [{"role": "system", "content": system}] if system and system.strip() else []
     return [*opening, {"role": "user", "content": prompt}]
 
 
-def reply(text: str) -> list[dict[str, str]]:
+def reply(text: str) -> Messages:
     """One assistant message."""
     return [{"role": "assistant", "content": text}]
+
+
+def extras(row: Mapping[str, Any]) -> Fields:
+    """The optional fields of a row that are passed on as they are."""
+    return {name: row[name] for name in EXTRAS if name in row}

@@ -4,24 +4,73 @@ from collections.abc import Mapping
 from typing import Any
 
 from automixalign.data.row_formats.registry import register
-from automixalign.data.row_formats.row_format import Draw, Fields, RowFormat
+from automixalign.data.row_formats.row_format import EXTRAS, Draw, Fields, RowFormat
+from automixalign.data.row_formats.shared.common_start import shared_messages, shared_text
+from automixalign.data.row_formats.shared.dialogue import has_turns
+from automixalign.data.row_formats.shared.layouts import CONTEXT, MARKS, advice
+from automixalign.data.row_formats.shared.values import describe_value, need
 
-CONTEXT = ("question", "instruction", "input", "system", "context")
-"""Columns that hold a part of the prompt in other layouts; beside them, no prompt is guessed."""
+_FIELDS = ("prompt", "chosen", "rejected", *EXTRAS)
 
 
 @register("trl")
 class Trl(RowFormat):
-    """`prompt`, `chosen` and `rejected`. Without `prompt`, it is what both sides begin with."""
+    """`prompt`, `chosen` and `rejected`. Without a column `prompt`, it is what both sides begin with."""
 
-    columns = ("prompt", "chosen", "rejected", "answer", "tools", "chat_template_kwargs", *CONTEXT)
-    optional = ("prompt", "answer", "tools", "chat_template_kwargs", *CONTEXT)
+    columns = tuple(dict.fromkeys((*_FIELDS, *CONTEXT, *MARKS)))
+    optional = tuple(name for name in columns if name not in ("chosen", "rejected"))
 
     def read(self, row: Mapping[str, Any], draw: Draw) -> Fields:
-        """The row itself."""
-        if "prompt" not in row and (context := [name for name in CONTEXT if name in row]):
+        """The row's own fields. A row of another layout is refused, with the format that reads it."""
+        fields = {name: row[name] for name in _FIELDS if name in row}
+        for side in ("chosen", "rejected"):
+            if fields.get(side) is None:
+                _refuse_missing(row, side)
+        if "prompt" in fields:
+            _check_kinds(row, fields)
+            return fields
+        if context := [name for name in CONTEXT if name in row]:
             raise ValueError(
-                f"there is no 'prompt', and the column {context[0]!r} would be lost; name the 'format' that "
-                "reads it, or map 'columns'"
+                f"there is no 'prompt', and the column {context[0]!r} would be lost; {advice(row.keys())}"
             )
-        return {name: row[name] for name in self.columns[:6] if name in row}
+        return fields | _guess(fields["chosen"], fields["rejected"])
+
+
+def _refuse_missing(row: Mapping[str, Any], name: str) -> None:
+    try:
+        need(row, name)
+    except ValueError as error:
+        raise ValueError(f"{error}" if name in row else f"{error}; {advice(row.keys())}") from None
+
+
+def _check_kinds(row: Mapping[str, Any], fields: Fields) -> None:
+    prompt, chosen, rejected = need(row, "prompt"), fields["chosen"], fields["rejected"]
+    if isinstance(prompt, str):
+        if isinstance(chosen, list) and isinstance(rejected, list):
+            raise ValueError("'prompt' is text beside sides of messages; set 'format: ultrafeedback'")
+        if row.get("system"):
+            raise ValueError("the column 'system' beside a text 'prompt' would be lost; set 'format: chat'")
+    elif isinstance(chosen, str) or isinstance(rejected, str):
+        raise ValueError("'prompt' is no text beside sides of text; set 'format: chat'")
+
+
+def _guess(chosen: Any, rejected: Any) -> Fields:
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        if has_turns(chosen):
+            raise ValueError("there is no 'prompt', and the text is a dialogue; set 'format: hh-rlhf'")
+        shared = shared_text(chosen, rejected)
+    elif isinstance(chosen, list) and isinstance(rejected, list):
+        shared = shared_messages(chosen, rejected)
+    else:
+        raise ValueError(
+            "'chosen' and 'rejected' must both be text or both messages, not "
+            f"{describe_value(chosen)} and {describe_value(rejected)}"
+        )
+    if shared <= 0:
+        raise ValueError("there is no 'prompt', and the two sides do not begin alike")
+    return {
+        "prompt": chosen[:shared],
+        "chosen": chosen[shared:],
+        "rejected": rejected[shared:],
+        "derived": True,
+    }

@@ -1,0 +1,28 @@
+"""A question and two answers as text: Intel/orca_dpo_pairs and argilla/distilabel-intel-orca-dpo-pairs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from automixalign.data.row_formats.registry import register
+from automixalign.data.row_formats.row_format import Draw, DroppedRow, Fields, RowFormat, messages, reply
+from automixalign.data.row_formats.shared.values import as_text, need_one_of, need_text
+
+
+@register("orca")
+class Orca(RowFormat):
+    """`question` or `input`, `chosen`, `rejected`, and perhaps `system` and `status`, which drops ties."""
+
+    columns = ("question", "input", "system", "chosen", "rejected", "status", "answer")
+    optional = ("question", "input", "system", "status", "answer")
+
+    def read(self, row: Mapping[str, Any], draw: Draw) -> Fields:
+        """The question after the system message, and its answers."""
+        if row.get("status") == "tie":
+            raise DroppedRow("tie")
+        asked = need_text(row, need_one_of(row, ("question", "input")))
+        return {
+            "prompt": messages(asked, as_text(row.get("system") or "", "system")),
+            "chosen": reply(need_text(row, "chosen")),
+            "rejected": reply(need_text(row, "rejected")),
+            **({"answer": row["answer"]} if "answer" in row else {}),
+        }

@@ -1,0 +1,1 @@
+"""What row formats share: typed values, dialogues, prompts within sides, known layouts."""

@@ -1,0 +1,30 @@
+"""Recognise common layouts by their columns, to advise on the format that reads them."""
+
+from collections.abc import Collection
+
+CONTEXT = ("question", "instruction", "input", "system", "context", "conversations", "history")
+"""Columns that hold a part of the prompt in other layouts; beside them, no prompt is guessed."""
+_LAYOUTS = (
+    (("response_0", "response_1"), "pku-saferlhf"),
+    (("response1", "response2"), "helpsteer3"),
+    (("response_1", "response_2"), "helpsteer3"),
+    (("conversations",), "sharegpt"),
+    (("question", "chosen"), "orca"),
+    (("system", "input", "chosen"), "orca"),
+    (("instruction", "chosen"), "alpaca"),
+    (("instruction", "output"), "alpaca"),
+    (("generations",), "ratings"),
+    (("completions",), "ratings"),
+    (("answers",), "ratings"),
+    (("prompt", "chosen"), "chat"),
+)
+MARKS = tuple(dict.fromkeys(name for names, _ in _LAYOUTS for name in names))
+"""The columns that tell layouts apart."""
+
+
+def advice(columns: Collection[str]) -> str:
+    """What to do about a row or file that `trl` cannot read, by the columns that it has."""
+    for names, row_format in _LAYOUTS:
+        if all(name in columns for name in names):
+            return f"set 'format: {row_format}', or map 'columns'"
+    return "set the 'format' that reads it, or map 'columns'"

@@ -1,0 +1,82 @@
+"""Take values of a kind from a row; what they refuse is named with its field."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_MAX_LISTED = 300
+
+
+def need(row: Mapping[str, Any], name: str) -> Any:
+    """The value of a field that every row must have.
+
+    Raises:
+        ValueError: the field is missing or null; the text lists the fields that there are.
+    """
+    value = row.get(name)
+    if value is None:
+        problem = "is null" if name in row else "is missing"
+        raise ValueError(f"the field {name!r} {problem}; the row has: {', '.join(row):.{_MAX_LISTED}}")
+    return value
+
+
+def need_text(row: Mapping[str, Any], name: str) -> str:
+    """The text of a field that every row must have.
+
+    Raises:
+        ValueError: the field is missing, or no text.
+    """
+    return as_text(need(row, name), name)
+
+
+def need_one_of(row: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    """Which of these fields a row has.
+
+    Raises:
+        ValueError: it has none, or several, or a null.
+    """
+    given = [name for name in names if row.get(name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"the row has {given[0]!r} and {given[1]!r}; map 'columns' to say which to read")
+    if not given:
+        need(row, next((name for name in names if name in row), names[0]))
+    return given[0]
+
+
+def as_text(value: Any, name: str) -> str:
+    """The value, if it is text.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{name!r} must be text, not {describe_value(value)}")
+    return value
+
+
+def as_list(value: Any, name: str) -> list[Any]:
+    """The value, if it is a list.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(value, list):
+        raise ValueError(f"{name!r} must be a list, not {describe_value(value)}")
+    return value
+
+
+def as_number(value: Any, name: str) -> float:
+    """The value, if it is a number.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name!r} must be a number, not {describe_value(value)}")
+    return value
+
+
+def describe_value(value: Any) -> str:
+    """A value for a message. A list or an object may be large and deep, so only its type is named."""
+    if isinstance(value, (list, dict)):
+        return f"{'a' if value else 'an empty'} {type(value).__name__}"
+    return f"{value!r:.40}"

@@ -1,0 +1,90 @@
+"""Sides as whole conversations that repeat the prompt.
+
+As in HuggingFaceH4/ultrafeedback_binarized, trl-lib/ultrafeedback_binarized and Tulu's preferences.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from automixalign.data.row_formats.registry import register
+from automixalign.data.row_formats.row_format import (
+    EXTRAS,
+    Draw,
+    DroppedRow,
+    Fields,
+    Messages,
+    RowFormat,
+    extras,
+    messages,
+)
+from automixalign.data.row_formats.shared.common_start import shared_messages
+from automixalign.data.row_formats.shared.values import as_list, as_number, need
+from automixalign.system.schema import NonNegative
+
+
+@register("ultrafeedback")
+class UltraFeedback(RowFormat):
+    """`chosen` and `rejected` as messages that begin with the prompt, perhaps `prompt` and scores."""
+
+    min_gap: NonNegative = 0
+    """The smallest difference of `score_chosen` and `score_rejected`. Equal scores are a tie in any case."""
+
+    columns = ("prompt", "chosen", "rejected", "score_chosen", "score_rejected", *EXTRAS)
+    optional = ("prompt", "score_chosen", "score_rejected", *EXTRAS)
+
+    def read(self, row: Mapping[str, Any], draw: Draw) -> Fields:
+        """The sides without the prompt that they repeat."""
+        self._check_scores(row)
+        chosen, rejected = _side(row, "chosen"), _side(row, "rejected")
+        shared = shared_messages(chosen, rejected)
+        fields = {"chosen": chosen[shared:], "rejected": rejected[shared:], **extras(row)}
+        if "prompt" in row:
+            return fields | {"prompt": _checked(need(row, "prompt"), chosen[:shared], chosen)}
+        if not shared:
+            raise ValueError("the two sides do not begin with the same prompt")
+        return fields | {"prompt": chosen[:shared], "derived": True}
+
+    def _check_scores(self, row: Mapping[str, Any]) -> None:
+        scores = [row.get("score_chosen"), row.get("score_rejected")]
+        if None in scores:
+            if self.min_gap:
+                for name in ("score_chosen", "score_rejected"):
+                    if name not in row:
+                        need(row, name)
+                raise DroppedRow("unrated")
+            return
+        chosen, rejected = (as_number(score, "score") for score in scores)
+        if chosen == rejected:
+            raise DroppedRow("tie")
+        if self.min_gap and chosen - rejected < self.min_gap:
+            raise DroppedRow("small_gap")
+
+
+def _side(row: Mapping[str, Any], name: str) -> Messages:
+    side = need(row, name)
+    if isinstance(side, str):
+        raise ValueError(f"{name!r} must be a list of messages; for sides of text, set 'format: chat'")
+    return as_list(side, name)
+
+
+def _checked(prompt: Any, start: Messages, side: Messages) -> Messages:
+    """The common start of the sides, which must be the row's prompt; or that prompt, if no side repeats it."""
+    if not start and _role(side[:1]) != "user":
+        return messages(prompt) if isinstance(prompt, str) else as_list(prompt, "prompt")
+    if isinstance(prompt, str):
+        asked = [_text(message) for message in start if _role([message]) == "user"]
+        is_prompt = prompt.strip() in (asked[:1] + asked[-1:])
+    else:
+        is_prompt = bool(start) and start[: len(prompt)] == as_list(prompt, "prompt")
+    if not is_prompt:
+        raise ValueError("'chosen' and 'rejected' do not begin with the 'prompt' of the row")
+    return start
+
+
+def _role(side: Messages) -> Any:
+    return side[0].get("role") if side and isinstance(side[0], dict) else None
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    content = message.get("content")
+    return content.strip() if isinstance(content, str) else ""

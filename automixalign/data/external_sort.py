@@ -54,7 +54,8 @@ class ExternalSort:
             self._buffer = []
             yield _sorted(rows, candidates)
             return
-        self._flush()
+        if self._buffer:
+            self._flush()
         for number in sorted(self._files):
             file = self._folder / str(number)
             batches = []
@@ -67,7 +68,7 @@ class ExternalSort:
             file.unlink()
 
     def _flush(self) -> None:
-        buckets = np.concatenate(self._buckets) if self._buckets else np.empty(0, dtype=np.uint8)
+        buckets = np.concatenate(self._buckets)
         rows = pa.Table.from_batches(self._buffer, self.schema_with_number)
         self._buffer, self._buckets, self._buffer_bytes = [], [], 0
         order = np.argsort(buckets, kind="stable")

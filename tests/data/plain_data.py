@@ -8,8 +8,8 @@ from itertools import takewhile
 from typing import Any
 
 from automixalign.config.data import DataSettings, SplitSpec
-from automixalign.data.pairs import Pair, Turn, parse_row, text_of
-from automixalign.data.read import Row, read_rows
+from automixalign.data.pairs import Pair, Turn, text_of
+from automixalign.data.read_task import open_task
 from automixalign.data.store import SPLITS
 from automixalign.data.tokens import Tokens
 
@@ -17,13 +17,11 @@ TRAIN, VALIDATION, TEST = SPLITS
 Parts = dict[str, list[Pair]]
 
 
-def clean(rows: Iterable[Row]) -> tuple[list[Pair], Counter[str]]:
-    """The usable pairs, and the number of pairs read and dropped."""
-    counts: Counter[str] = Counter(read=0, identical_sides=0, duplicate=0, contradictory=0)
+def clean(read: Iterable[Pair]) -> tuple[list[Pair], Counter[str]]:
+    """The usable pairs, and the number of pairs dropped."""
+    counts: Counter[str] = Counter(identical_sides=0, duplicate=0, contradictory=0)
     pairs: dict[str, Pair] = {}
-    for row in rows:
-        counts["read"] += 1
-        pair = parse_row(row)
+    for pair in read:
         if _stripped(pair.chosen) == _stripped(pair.rejected):
             counts["identical_sides"] += 1
         elif pair.pair_id in pairs:
@@ -74,15 +72,22 @@ def round_up(count: float) -> int:
     return -int(-round(count, 6) // 1)
 
 
-def tokenize(tokenizer: Any, pair: Pair, max_length: int) -> Tokens | None:
-    """The ids of a pair, cut at `max_length`; None if the prompt leaves no room for an answer."""
+def tokenize(tokenizer: Any, pair: Pair, max_length: int) -> Tokens:
+    """The ids of a pair, cut at `max_length`."""
     prompt = _ids(tokenizer, pair.prompt, None)
     chosen, rejected = (_ids(tokenizer, pair.prompt, side) for side in (pair.chosen, pair.rejected))
     start = min(_common(prompt, chosen), _common(prompt, rejected))
     if start == 0 or start >= max_length:
-        return None
-    truncated = max(len(chosen), len(rejected)) > max_length
-    return Tokens(prompt[:start], chosen[start:max_length], rejected[start:max_length], truncated)
+        return Tokens([], [], [], fits=False)
+    return Tokens(
+        prompt[:start],
+        chosen[start:max_length],
+        rejected[start:max_length],
+        length=max(len(chosen), len(rejected)),
+        long_chosen=len(chosen) > max_length,
+        long_rejected=len(rejected) > max_length,
+        prompt_cut=start < len(prompt),
+    )
 
 
 def _ids(tokenizer: Any, prompt: Turn, side: Turn | None) -> list[int]:
@@ -102,14 +107,17 @@ def prepare(settings: DataSettings, tokenizer: Any) -> dict[str, dict[str, list[
     """The rows of every split of every task."""
     pairs, tokens = {}, {}
     for task in settings.tasks:
-        usable, _ = clean(read_rows(task, settings.seed))
+        with open_task(task, settings.seed, {}) as reader:
+            usable, _ = clean(pair for _, pair in reader)
         if task.limit is not None and len(usable) > task.limit:
             draw = random.Random(f"limit:{settings.seed}:{task.name}")
             usable = [usable[index] for index in sorted(draw.sample(range(len(usable)), task.limit))]
         pairs[task.name] = []
         for pair in usable:
             ids = tokens[pair.pair_id] = tokenize(tokenizer, pair, settings.max_length)
-            if ids is not None and ids.chosen != ids.rejected:
+            if not ids.fits or (settings.long_answers == "drop" and (ids.long_chosen or ids.long_rejected)):
+                continue
+            if ids.chosen != ids.rejected:
                 pairs[task.name].append(pair)
     splits = split(pairs, settings.split, settings.seed)
     assert isinstance(splits, dict)
@@ -125,19 +133,23 @@ def prepare(settings: DataSettings, tokenizer: Any) -> dict[str, dict[str, list[
     return result
 
 
-def _row(task: str, pair: Pair, ids: Tokens | None, swapped: bool) -> dict[str, Any]:
-    assert ids is not None
+def _row(task: str, pair: Pair, ids: Tokens, swapped: bool) -> dict[str, Any]:
     sides = [(pair.chosen, ids.chosen), (pair.rejected, ids.rejected)]
     (chosen, chosen_ids), (rejected, rejected_ids) = reversed(sides) if swapped else sides
     return {
         "pair_id": pair.pair_id,
         "task": task,
-        "prompt": pair.prompt,
-        "chosen": chosen,
-        "rejected": rejected,
+        "prompt": _stored(pair.prompt),
+        "chosen": _stored(chosen),
+        "rejected": _stored(rejected),
         "prompt_ids": ids.prompt,
         "chosen_ids": chosen_ids,
         "rejected_ids": rejected_ids,
+        "options": None,
         "answer": pair.answer,
         "swapped": swapped,
     }
+
+
+def _stored(turn: Turn) -> Any:
+    return turn if isinstance(turn, str) else [{**message, "more": None} for message in turn]

@@ -1,6 +1,7 @@
 """Pairs that teach nothing are dropped and counted."""
 
 from collections import Counter
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -8,18 +9,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from automixalign.data.clean import clean, group_starts, rank
-from automixalign.data.pair_file import PairFile
-from automixalign.data.pairs import Pair, parse_row, text_of
-from automixalign.data.read import Row
+from automixalign.data.clean import Candidates, Collector, Fate, group_starts, rank
+from automixalign.data.pairs import Pair, text_of
+from automixalign.system.errors import DataError
 from tests.data import plain_data
 from tests.data.rows import Data, assistant, conversation, parsed, plain, user
 
 
 def cleaned(*rows: Data) -> tuple[list[Pair], Counter[str]]:
-    pairs = list(map(parsed, rows))
-    usable, counts = clean(pairs, 0, pairs)
-    return list(usable), counts
+    return sorted_out(list(map(parsed, rows)))[:2]
+
+
+def sorted_out(pairs: list[Pair]) -> tuple[list[Pair], Counter[str], Candidates]:
+    """The usable pairs, the number of pairs dropped, and the candidates."""
+    collector = Collector(0)
+    different = [pair for pair in pairs if collector.add(0, pair)]
+    candidates = collector.finish()
+    fates = Counter(map(Fate, candidates.fates.tolist()))
+    counts = Counter(
+        identical_sides=collector.identical_sides.get(0, 0),
+        duplicate=fates[Fate.DUPLICATE],
+        contradictory=fates[Fate.CONTRADICTORY],
+    )
+    usable = list(candidates.used_among(iter(pairs)))
+    assert usable == list(compress(different, candidates.fates == Fate.USED))
+    return usable, counts, candidates
 
 
 def test_pairs_that_teach_nothing_are_dropped_and_counted() -> None:
@@ -34,7 +48,7 @@ def test_pairs_that_teach_nothing_are_dropped_and_counted() -> None:
         conversation("q", "b", "a"),
         conversation("r", "b", "a"),
     )
-    assert counts == {"read": 9, "identical_sides": 2, "duplicate": 2, "contradictory": 2}
+    assert counts == {"identical_sides": 2, "duplicate": 2, "contradictory": 2}
     assert [(text_of(pair.prompt), text_of(pair.rejected)) for pair in pairs] == [
         ("user: p", "assistant: no"),
         ("user: p", "assistant: maybe"),
@@ -67,17 +81,21 @@ def _rows(draw: st.DrawFn) -> dict[str, Any]:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(_rows(), max_size=60))
-def test_digests_clean_as_texts_do(tmp_path_factory: pytest.TempPathFactory, data: list[Data]) -> None:
-    rows = [Row("", row) for row in data]
-    file = PairFile(tmp_path_factory.getbasetemp() / "pairs")
-    pairs, counts = clean(file.write_through(map(parse_row, rows)), 0, file)
-    expected, expected_counts = plain_data.clean(rows)
-    assert list(pairs) == expected
+def test_digests_clean_as_texts_do(data: list[Data]) -> None:
+    read = list(map(parsed, data))
+    pairs, counts, candidates = sorted_out(read)
+    expected, expected_counts = plain_data.clean(read)
+    assert pairs == expected
     assert counts == expected_counts
-    assert len(pairs) == len(expected)
-    assert pairs.ranks.tolist() == np.array([rank(0, p.prompt_key) for p in expected], "S16").tolist()
-    kinds = {isinstance(pair.prompt, str) for pair in expected}
-    assert (pairs.conversational, pairs.mixed) == (False in kinds, len(kinds) == 2)
+    ranks = sorted(rank(0, pair.prompt_key) for pair in expected)
+    assert candidates.ranks[candidates.used].tolist() == np.array(ranks, "S16").tolist()
+
+
+def test_a_source_that_changes_between_two_readings_is_noticed() -> None:
+    pairs = [parsed(conversation("p", str(number), "no")) for number in range(3)]
+    _, _, candidates = sorted_out(pairs)
+    with pytest.raises(DataError, match="a source changed while it was read"):
+        list(candidates.used_among(iter([pairs[0], pairs[2], pairs[1]])))
 
 
 def test_ranks_are_ordered_byte_by_byte() -> None:

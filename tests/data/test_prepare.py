@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from automixalign.config.data import DataSettings
 from automixalign.data import external_sort, store, tokens
+from automixalign.data.clean import Fate
 from automixalign.data.prepare import prepare_data
 from automixalign.data.store import SPLITS, read_card, read_split, split_path, task_digest, tasks_of
 from automixalign.models.load import load_tokenizer
@@ -46,7 +47,7 @@ def source(tmp_path: Path) -> Path:
 
 def test_prepare(tmp_path: Path, base_model: Path, source: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     output = tmp_path / "out"
-    card = tiny.prepare(settings_for(source), base_model, output)
+    card = tiny.prepare(settings_for(source, long_answers="cut"), base_model, output)
     assert read_card(output) == card
     assert tasks_of(output) == ["task"]
     (task,) = card["tasks"]
@@ -57,8 +58,6 @@ def test_prepare(tmp_path: Path, base_model: Path, source: Path, tokenizer: PreT
         "contradictory": 2,
         "prompt_too_long": 4,
         "identical_when_cut": 1,
-        "cut": 5,
-        "over_cap": 0,
     }
     splits = tables(output)
     assert {split: len(rows) for split, rows in splits.items()} == task["pairs"]
@@ -116,7 +115,6 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make chunks, buffers, files and row groups so small that there are many of each."""
     monkeypatch.setattr(tokens, "_CHUNK_PAIRS", 16)
     monkeypatch.setattr(external_sort, "_BUFFER_BYTES", 10_000)
-    monkeypatch.setattr(external_sort, "_FILE_BYTES", 10_000)
     monkeypatch.setattr(store, "_GROUP_ROWS", 10)
 
 
@@ -147,7 +145,7 @@ def _experiment(folder: Path, conversational: bool) -> DataSettings:
     )
 
 
-DROPPED = ["identical_sides", "duplicate", "contradictory", "over_limit", "prompt_too_long", "over_cap"]
+DROPPED = ["identical_sides", *(fate.name.lower() for fate in Fate if fate)]
 
 
 @pytest.mark.usefixtures("small_parts")

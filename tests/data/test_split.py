@@ -5,14 +5,13 @@ import random
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from automixalign.config.data import SplitSpec
 from automixalign.data import split
-from automixalign.data.clean import rank
+from automixalign.data.clean import Collector
 from automixalign.data.pairs import Pair
 from automixalign.data.store import SPLITS
 from automixalign.system.errors import DataError
@@ -24,16 +23,19 @@ Parts = dict[str, list[Pair]]
 
 def split_tasks(tasks: dict[str, list[Pair]], spec: SplitSpec, seed: int) -> dict[str, Parts]:
     """Task -> split -> pairs."""
-    ranks = {
-        task: np.array([rank(seed, pair.prompt_key) for pair in pairs], "S16") for task, pairs in tasks.items()
-    }
-    labels = split.split_tasks({task: np.sort(each) for task, each in ranks.items()}, spec)
-    return {
-        task: {
-            name: [pairs[index] for index in np.argsort(ranks[task], kind="stable")[labels[task] == number]]
-            for number, name in enumerate(SPLITS)
-        }
+    candidates = {}
+    for task, pairs in tasks.items():
+        collector = Collector(seed)
+        assert all([collector.add(0, pair) for pair in pairs])
+        candidates[task] = collector.finish()
+    labels = split.split_tasks(candidates, spec)
+    ordered = {
+        task: [(pairs[index], labels[task][index]) for index in candidates[task].used]
         for task, pairs in tasks.items()
+    }
+    return {
+        task: {name: [pair for pair, label in pairs if label == number] for number, name in enumerate(SPLITS)}
+        for task, pairs in ordered.items()
     }
 
 

@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
+Kind = Literal["model", "dataset"]
 
-def commit_of(repo: str, kind: Literal["model", "dataset"], revision: str | None = None) -> str | None:
+
+def commit_of(repo: str, kind: Kind, revision: str | None = None) -> str | None:
     """Return the commit of a repository's revision.
 
     Without an answer from the hub, it is the commit of the local copy, which is then loaded.
@@ -12,13 +14,23 @@ def commit_of(repo: str, kind: Literal["model", "dataset"], revision: str | None
     Returns:
         None if the hub does not answer and there is no local copy. Loading the repository then says why.
     """
+    return find_commit(repo, kind, revision)[0]
+
+
+def find_commit(repo: str, kind: Kind, revision: str | None = None) -> tuple[str | None, bool]:
+    """Return the commit as `commit_of` does, and whether the hub answers."""
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     from huggingface_hub.file_download import repo_folder_name
 
     try:
-        return str(HfApi().repo_info(repo, repo_type=kind, revision=revision).sha)
-    except (OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError):  # OSError: no network
-        folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind)
-        ref = folder / "refs" / (revision or "main")
-        return ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
+        return str(HfApi().repo_info(repo, repo_type=kind, revision=revision).sha), True
+    except HFValidationError:
+        answers = True
+    except HfHubHTTPError as error:  # a refusal is an answer, a failure of the server is none
+        answers = error.response.status_code < 500
+    except Exception:  # no network or offline mode; the client lets the errors of its HTTP library through
+        answers = False
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind)
+    ref = folder / "refs" / (revision or "main")
+    return (ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision), answers

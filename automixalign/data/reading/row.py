@@ -1,5 +1,6 @@
-"""A row of a source, as it was read."""
+"""A row of a source, as it was read, and the rows of a source."""
 
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 
@@ -14,6 +15,26 @@ class Row(NamedTuple):
     """A row of a source, not checked yet."""
 
     where: str
-    """File and line, for messages."""
+    """File and line, for messages; for a table, the number of the row. Both count from 1."""
     data: dict[str, Any] | Unreadable
     """Column -> value; a null is None."""
+
+
+class OpenSource:
+    """A source of a task, as files of this machine. Iterating reads its rows, again each time.
+
+    Args:
+        name: what messages call it.
+        rows: starts a reading of all rows.
+        passed_over: the files that are not read.
+    """
+
+    def __init__(
+        self, name: str, rows: Callable[[], Iterator[Row]], passed_over: dict[str, str] | None = None
+    ) -> None:
+        self.name, self._rows = name, rows
+        self.passed_over = passed_over or {}
+        """File, relative to the source -> why it is not read."""
+
+    def __iter__(self) -> Iterator[Row]:
+        return self._rows()

@@ -55,7 +55,7 @@ def flat(turn: Turn) -> str:
 
 
 def _flat_message(message: Message) -> str:
-    if len(message) == 2 and type(content := message.get("content")) is str:
+    if len(message) == 2 and (content := message.get("content")) and type(content) is str:
         return f"{message['role']}\0{content}"
     return f"\0{_canonical(message)}"
 

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import random
 import re
 import shlex
 import subprocess
@@ -18,6 +19,9 @@ import yaml
 
 from automixalign.config.experiment import parse_experiment
 from automixalign.config.file import read_yaml
+from automixalign.data.pairs import make_pair, text_of
+from automixalign.data.row_formats import registry as row_formats
+from automixalign.data.row_formats.row_format import DroppedRow
 from automixalign.method.losses import LossType
 from automixalign.method.mixers import registered_mixers
 from automixalign.scoring.verifiers.registry import ENTRY_POINTS
@@ -127,13 +131,34 @@ def test_the_mixer_of_the_page_works() -> None:
     assert mixer.weights().tolist() == pytest.approx([0.75, 0.25])
 
 
+def declared_on_the_page(group: str) -> Any:
+    """What the page declares in a group of entry points."""
+    blocks = re.findall(r"```toml\n(.*?)```", PAGES["docs/extending.md"], re.DOTALL)
+    groups = [tomllib.loads(block)["project"]["entry-points"] for block in blocks]
+    ((name, reference),) = next(declared[group] for declared in groups if group in declared).items()
+    return metadata.EntryPoint(name, reference, group).load()
+
+
+@pytest.mark.usefixtures("user_modules")
+def test_the_row_format_of_the_page_works() -> None:
+    duel = declared_on_the_page(row_formats.ENTRY_POINTS)(min_votes=3)
+    row = {"question": "2+2?", "winner": "4", "loser": "5", "votes": 3}
+    pair = make_pair(duel.read(row, random.Random))
+    assert text_of([*pair.prompt, *pair.chosen]) == "user: 2+2?\nassistant: 4"
+    with pytest.raises(DroppedRow, match="few_votes"):
+        duel.read(row | {"votes": 2}, random.Random)
+
+
+@pytest.mark.parametrize("name", row_formats.registered_formats())
+def test_every_row_format_and_its_options_are_explained(name: str) -> None:
+    (line,) = re.findall(rf"^\| `{name}` .*$", PAGES["docs/data.md"], re.MULTILINE)
+    for option in row_formats.registered_formats()[name].model_fields:
+        assert f"`{option}`" in line
+
+
 @pytest.mark.usefixtures("user_modules")
 def test_the_verifier_of_the_page_works() -> None:
-    (block,) = re.findall(r"```toml\n(.*?)```", PAGES["docs/extending.md"], re.DOTALL)
-    ((group, declared),) = tomllib.loads(block)["project"]["entry-points"].items()
-    ((name, reference),) = declared.items()
-    verifier = metadata.EntryPoint(name, reference, group).load()
-    assert group == ENTRY_POINTS
+    verifier = declared_on_the_page(ENTRY_POINTS)
     assert verifier("new  delhi", "New Delhi")
     assert verifier("New Delhi", "New Delhi"), "a verifier must pass the right answer"
     assert not verifier("Delhi", "New Delhi")

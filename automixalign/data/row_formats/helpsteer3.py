@@ -38,7 +38,7 @@ class HelpSteer3(RowFormat):
 
     def read(self, row: Mapping[str, Any], draw: Draw) -> Fields:
         """The preferred response, against the other."""
-        asked, strength = need_one_of(row, ("context", "prompt")), self._strength(row)
+        asked, strength = need_one_of(row, tuple(_NAMES)), self._strength(row)
         first, second = (need_text(row, name) for name in _NAMES[asked])
         chosen, rejected = (first, second) if strength < 0 else (second, first)
         return {"prompt": _prompt(row[asked], asked), "chosen": reply(chosen), "rejected": reply(rejected)}

@@ -10,16 +10,16 @@ from automixalign.data.row_formats.shared.values import as_text, need_one_of, ne
 
 @register("orca")
 class Orca(RowFormat):
-    """`question` or `input`, `chosen`, `rejected`, and perhaps `system` and `status`, which drops ties."""
+    """`question`, `input` or `prompt`, `chosen` and `rejected`, perhaps `system`; a `status` may be `tie`."""
 
-    columns = ("question", "input", "system", "chosen", "rejected", "status", "answer")
-    optional = ("question", "input", "system", "status", "answer")
+    columns = ("prompt", "question", "input", "system", "chosen", "rejected", "status", "answer")
+    optional = ("prompt", "question", "input", "system", "status", "answer")
 
     def read(self, row: Mapping[str, Any], draw: Draw) -> Fields:
         """The question after the system message, and its answers."""
         if row.get("status") == "tie":
             raise DroppedRow("tie")
-        asked = need_text(row, need_one_of(row, ("question", "input")))
+        asked = need_text(row, need_one_of(row, ("prompt", "question", "input")))
         return {
             "prompt": messages(asked, as_text(row.get("system") or "", "system")),
             "chosen": reply(need_text(row, "chosen")),

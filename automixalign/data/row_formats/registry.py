@@ -45,9 +45,10 @@ def check_columns(spec: SourceSpec) -> None:
         ConfigError: naming the key and the fields that the format reads; or the format itself is wrong.
     """
     row_format = make_format(spec.format_spec)
+    fields = [name for name in row_format.columns if name not in row_format.marks]
     for name in spec.columns or {}:
-        if name not in row_format.columns:
+        if name not in fields:
             raise ConfigError(
                 f"columns.{name:.80}: the row format {spec.format_spec.name} reads no such field; "
-                f"it reads: {', '.join(row_format.columns)}"
+                f"it reads: {', '.join(fields)}"
             )

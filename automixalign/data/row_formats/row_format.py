@@ -32,6 +32,8 @@ class RowFormat(Schema, ABC):
     """The columns that `read` may use. The others are not read from files that hold columns separately."""
     optional: ClassVar[tuple[str, ...]] = ()
     """Those of the columns that a row may lack."""
+    marks: ClassVar[tuple[str, ...]] = ()
+    """Those of the columns that only show another layout; the key `columns` of a source cannot map them."""
 
     @abstractmethod
     def read(self, row: Mapping[str, Any], draw: Draw) -> Fields:

@@ -17,8 +17,9 @@ _FIELDS = ("prompt", "chosen", "rejected", *EXTRAS)
 class Trl(RowFormat):
     """`prompt`, `chosen` and `rejected`. Without a column `prompt`, it is what both sides begin with."""
 
-    columns = tuple(dict.fromkeys((*_FIELDS, *CONTEXT, *MARKS)))
-    optional = tuple(name for name in columns if name not in ("chosen", "rejected"))
+    marks = tuple(name for name in dict.fromkeys((*CONTEXT, *MARKS)) if name not in _FIELDS)
+    columns = (*_FIELDS, *marks)
+    optional = ("prompt", *EXTRAS, *marks)
 
     def read(self, row: Mapping[str, Any], draw: Draw) -> Fields:
         """The row's own fields. A row of another layout is refused, with the format that reads it."""

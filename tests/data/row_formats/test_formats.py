@@ -140,6 +140,7 @@ CASES: dict[str, list[Case]] = {
     "orca": [
         Case({**ORCA, "system": ""}),
         Case({**ORCA, "system": "s"}, prompt=SYSTEM),
+        Case({**ORCA, "question": "raw", "prompt": "q"}),
         Case({"input": "q", "system": None, "chosen": "yes", "rejected": "no", "status": "swapped"}),
     ],
     "ratings": [
@@ -287,8 +288,12 @@ def test_rows_without_a_preference_are_dropped_by_name(
         ("helpsteer3", {"response1": "a"}, "'context' is missing; the row has: response1"),
         ("helpsteer3", STEER, "'overall_preference' is missing"),
         ("helpsteer3", STEER | {"overall_preference": "much"}, "'overall_preference' must be a number"),
-        ("orca", {"chosen": "yes", "rejected": "no"}, "'question' is missing; the row has: chosen, rejected"),
-        ("orca", ORCA | {"input": "p"}, "has 'question' and 'input'; map 'columns'"),
+        ("orca", {"chosen": "yes", "rejected": "no"}, "'prompt' is missing; the row has: chosen, rejected"),
+        (
+            "orca",
+            ORCA | {"input": "p"},
+            "has 'question' and 'input'; say which to read, as in 'columns: {prompt: question}'",
+        ),
         ("ratings", {"input": "q"}, "'generations' is missing"),
         ("ratings", {"input": "q", "generations": ["a"]}, "'ratings' is missing"),
         ("ratings", {"input": "q", "generations": ["a", "b"], "ratings": [1]}, "2 'generations' have 1 'rat"),

@@ -66,9 +66,16 @@ def test_columns_of_the_format_pass() -> None:
 
 def test_a_column_that_the_format_does_not_read_is_named() -> None:
     with pytest.raises(
-        ConfigError, match=r"^columns\.query: the row format orca .*; it reads: question, input"
+        ConfigError, match=r"^columns\.query: the row format orca .*; it reads: prompt, question, input"
     ):
         check_columns(source(format="orca", columns={"query": "text"}))
+
+
+def test_columns_that_only_tell_layouts_apart_cannot_be_mapped() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^columns\.question: the row format trl .*; it reads: prompt, chosen, "
+    ):
+        check_columns(source(format="trl", columns={"question": "text"}))
 
 
 def test_columns_without_a_format_are_those_of_chat() -> None:

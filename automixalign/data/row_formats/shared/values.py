@@ -29,14 +29,17 @@ def need_text(row: Mapping[str, Any], name: str) -> str:
 
 
 def need_one_of(row: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    """Which of these fields a row has.
+    """Which of these fields a row has. The first comes before the others, so that `columns` can map any to it.
 
     Raises:
-        ValueError: it has none, or several, or a null.
+        ValueError: it has none, or a null, or several but the first.
     """
     given = [name for name in names if row.get(name) is not None]
-    if len(given) > 1:
-        raise ValueError(f"the row has {given[0]!r} and {given[1]!r}; map 'columns' to say which to read")
+    if len(given) > 1 and given[0] != names[0]:
+        raise ValueError(
+            f"the row has {given[0]!r} and {given[1]!r}; say which to read, "
+            f"as in 'columns: {{{names[0]}: {given[0]}}}'"
+        )
     if not given:
         need(row, next((name for name in names if name in row), names[0]))
     return given[0]

@@ -1,12 +1,16 @@
 """Tokenise pairs once for all later stages, exactly as TRL's DPOTrainer does."""
 
+import datetime
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from automixalign.data.encode import Encoder
-from automixalign.data.pairs import Pair, Turn, text_of
+from automixalign.data.pairs import Pair, text_of
+from automixalign.data.tokenization.encode import Encoder
+from automixalign.data.tokenization.lost_text import lost_text
+from automixalign.data.tokenization.rendering import Renderer, Texts, asks_for_date  # noqa: F401
 from automixalign.system.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -15,11 +19,9 @@ if TYPE_CHECKING:
 
 _CHARACTERS_PER_TOKEN = 128
 """No token has more characters, so the text after 128 * `max_length` characters need not be tokenised."""
-_CHUNK_PAIRS, _CHUNK_CHARACTERS = 512, 1 << 20
-"""Limits of a chunk, the pairs that are tokenised together."""
-
-_Texts: TypeAlias = tuple[str, str, str]
-"""Prompt, prompt with the chosen side, prompt with the rejected side."""
+_CHUNK_PAIRS, _CHUNK_CHARACTERS = 512, 1 << 21
+"""Limits of a chunk, the pairs that are tokenised together. The characters are those of the three texts."""
+_MAX_REFUSED = 10
 
 
 class Tokens(NamedTuple):
@@ -28,21 +30,36 @@ class Tokens(NamedTuple):
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
-    length: int = 0
-    long_chosen: bool = False
-    long_rejected: bool = False
-    fits: bool = True
-    prompt_cut: bool = False
-    lost: str | None = None
+    long_chosen: bool
+    """Whether the side was cut at `max_length`."""
+    long_rejected: bool
+    fits: bool
+    """Whether the prompt leaves room for an answer, and some of it is left. If not, there are no ids."""
+    prompt_cut: bool
+    """Whether the end of the tokenised prompt is missing, because prompt + side go on with other tokens."""
+    length: int
+    """The tokens of the prompt and the longer side before the cut. What follows 128 * `max_length` characters
+    does not count."""
+    lost: str | None
+    """The name of the first part of the conversation that the chat template leaves out."""
 
 
 class Chunk(NamedTuple):
+    """Some pairs, and the tokens of each."""
+
     pairs: list[Pair]
     tokens: list[Tokens]
 
 
-def asks_for_date(tokenizer) -> bool:
-    return False
+_Render: TypeAlias = Callable[[Pair], Texts]
+
+
+class _Rendered(NamedTuple):
+    """The texts of some pairs to tokenise, and what each lost."""
+
+    pairs: list[Pair]
+    texts: list[Texts]
+    lost: list[str | None]
 
 
 def check_template(tokenizer: "PreTrainedTokenizerBase", conversational: bool) -> None:
@@ -67,8 +84,11 @@ def check_template(tokenizer: "PreTrainedTokenizerBase", conversational: bool) -
 
 
 def tokenize(
-    tokenizer: "PreTrainedTokenizerBase", pairs: Iterable[Pair], max_length: int, date=None
-) -> Iterator[list[tuple[Pair, Tokens | None]]]:
+    tokenizer: "PreTrainedTokenizerBase",
+    pairs: Iterable[Pair],
+    max_length: int,
+    date: datetime.date | None = None,
+) -> Iterator[Chunk]:
     """Render and tokenise pairs, and cut sides at `max_length` tokens of prompt and side together.
 
     A completion starts where prompt and prompt + side diverge, as in TRL. That is usually after the prompt, and
@@ -78,120 +98,110 @@ def tokenize(
         tokenizer: of the base model.
         pairs: all plain text, or all messages.
         max_length: in tokens.
+        date: today's date for a chat template that asks for it.
 
     Yields:
-        Chunks of pairs in their order, each pair with its ids, or with None if its prompt leaves no room for an
-        answer.
+        All pairs in their order.
 
     Raises:
-        DataError: the chat template refuses the messages.
+        DataError: the chat template refuses pairs; up to ten of a chunk are named.
     """
     encoder = Encoder(tokenizer)
-    pending: deque[tuple[list[Pair], Future[list[Tokens | None]]]] = deque()
+    pending: deque[tuple[list[Pair], Future[list[Tokens]]]] = deque()
     # The tokenizer runs outside of Python's lock: threads encode chunks while this one reads and renders.
     with ThreadPoolExecutor(encoder.threads) as pool:
-        for chunk in _chunks(pairs):
-            texts = _texts(tokenizer, chunk, _CHARACTERS_PER_TOKEN * max_length)
-            plain = isinstance(chunk[0].prompt, str)
-            pending.append((chunk, pool.submit(_tokens, encoder, texts, plain, max_length)))
+        for rendered in _render(tokenizer, pairs, _CHARACTERS_PER_TOKEN * (max_length + 1), date):
+            pending.append((rendered.pairs, pool.submit(_tokens, encoder, rendered, max_length)))
             if len(pending) > encoder.threads:
-                yield _with_tokens(*pending.popleft())
+                chunk, tokens = pending.popleft()
+                yield Chunk(chunk, tokens.result())
         while pending:
-            yield _with_tokens(*pending.popleft())
+            chunk, tokens = pending.popleft()
+            yield Chunk(chunk, tokens.result())
 
 
-def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
-    chunk: list[Pair] = []
+def _render(
+    tokenizer: "PreTrainedTokenizerBase", pairs: Iterable[Pair], limit: int, date: datetime.date | None
+) -> Iterator[_Rendered]:
+    """The texts of pairs, by chunks, each text cut at `limit` characters."""
+    render: _Render | None = None
+    chunk = _Rendered([], [], [])
+    refused: list[tuple[Pair, Exception]] = []
     size = 0
     for pair in pairs:
-        chunk.append(pair)
-        size += sum(len(text_of(turn)) for turn in (pair.prompt, pair.chosen, pair.rejected))
-        if len(chunk) == _CHUNK_PAIRS or size >= _CHUNK_CHARACTERS:
+        conversational = not isinstance(pair.prompt, str)
+        if render is None:
+            render = Renderer(tokenizer, date) if conversational else _plain_renderer(tokenizer)
+        chunk.pairs.append(pair)
+        try:
+            texts = render(pair)
+        except Exception as error:  # a template is the model's own program, and may raise anything
+            refused.append((pair, error))
+            if len(refused) == _MAX_REFUSED:
+                break
+        else:
+            chunk.lost.append(lost_text(pair, texts) if conversational else None)
+            if (length := sum(map(len, texts))) > limit:
+                texts = Texts(*(text[:limit] for text in texts))
+            chunk.texts.append(texts)
+            size += length
+        if len(chunk.pairs) == _CHUNK_PAIRS or size >= _CHUNK_CHARACTERS:
+            if refused:
+                break
             yield chunk
-            chunk, size = [], 0
-    if chunk:
+            chunk, size = _Rendered([], [], []), 0
+    if refused:
+        raise _refusal(refused, render)
+    if chunk.pairs:
         yield chunk
 
 
-def _with_tokens(chunk: list[Pair], tokens: Future[list[Tokens | None]]) -> list[tuple[Pair, Tokens | None]]:
-    return Chunk(chunk, [each or Tokens([], [], [], fits=False) for each in tokens.result()])
-
-
-def _texts(tokenizer: "PreTrainedTokenizerBase", pairs: list[Pair], limit: int) -> list[_Texts | None]:
-    """The texts to tokenise of each pair, cut at `limit` characters a part; None for a longer prompt."""
-    short = [
-        pair._replace(chosen=_truncate(pair.chosen, limit), rejected=_truncate(pair.rejected, limit))
-        for pair in pairs
-        if len(text_of(pair.prompt)) <= limit
-    ]
-    render = _plain if isinstance(pairs[0].prompt, str) else _rendered
-    try:
-        texts = iter(render(tokenizer, short))
-    except Exception:  # a template is the model's own program, and may raise anything
-        for pair in short:
-            _check_rendering(tokenizer, pair)
-        raise
-    return [next(texts) if len(text_of(pair.prompt)) <= limit else None for pair in pairs]
-
-
-def _truncate(side: Turn, limit: int) -> Turn:
-    if isinstance(side, str):
-        return side[:limit]
-    return [
-        {**message, "content": message["content"][:limit]} if type(message.get("content")) is str else message
-        for message in side
-    ]
-
-
-def _plain(tokenizer: "PreTrainedTokenizerBase", pairs: list[Pair]) -> list[_Texts]:
+def _plain_renderer(tokenizer: "PreTrainedTokenizerBase") -> _Render:
     end = tokenizer.eos_token
 
-    def whole(prompt: Turn, side: Turn) -> str:
-        return f"{prompt}{side}" if str(side).endswith(end) else f"{prompt}{side}{end}"
+    def render(pair: Pair) -> Texts:
+        ends = ("" if str(side).endswith(end) else end for side in (pair.chosen, pair.rejected))
+        chosen, rejected = (f"{pair.prompt}{side}{next(ends)}" for side in (pair.chosen, pair.rejected))
+        return Texts(str(pair.prompt), chosen, rejected)
 
-    return [
-        (str(pair.prompt), whole(pair.prompt, pair.chosen), whole(pair.prompt, pair.rejected)) for pair in pairs
-    ]
-
-
-def _rendered(tokenizer: "PreTrainedTokenizerBase", pairs: list[Pair]) -> list[_Texts]:
-    if not pairs:
-        return []
-    prompts = tokenizer.apply_chat_template(
-        [pair.prompt for pair in pairs], tokenize=False, add_generation_prompt=True
-    )
-    whole = [[*pair.prompt, *side] for pair in pairs for side in (pair.chosen, pair.rejected)]
-    sides = iter(tokenizer.apply_chat_template(whole, tokenize=False))
-    return [(prompt, next(sides), next(sides)) for prompt in prompts]
+    return render
 
 
-def _check_rendering(tokenizer: "PreTrainedTokenizerBase", pair: Pair) -> None:
-    try:
-        _rendered(tokenizer, [pair])
-    except Exception as error:
-        raise DataError(
-            f"the chat template refuses the prompt {text_of(pair.prompt)!r:.80}: {error}"
-        ) from error
+def _refusal(refused: list[tuple[Pair, Exception]], render: _Render | None) -> DataError:
+    pair, _ = refused[0]
+    others = [message for message in pair.prompt if isinstance(message, dict) and message["role"] != "system"]
+    advice = "change these rows or leave them out with 'where'"
+    with suppress(Exception):
+        if render and others and len(others) < len(pair.prompt):
+            render(pair._replace(prompt=others))
+            advice = "it takes no system message; put such text at the beginning of the user's message"
+    count = "a pair" if len(refused) == 1 else f"{len(refused)} pairs"
+    lines = (f"\n  {text_of(pair.prompt)!r:.80}: {error}" for pair, error in refused)
+    return DataError(f"the chat template refuses {count}; {advice}{''.join(lines)}")
 
 
-def _tokens(encoder: Encoder, texts: list[_Texts | None], plain: bool, max_length: int) -> list[Tokens | None]:
-    ids = iter(encoder([text for each in texts if each for text in each], special_tokens=plain))
-    return [_cut(next(ids), next(ids), next(ids), max_length) if each else None for each in texts]
+def _tokens(encoder: Encoder, rendered: _Rendered, max_length: int) -> list[Tokens]:
+    plain = isinstance(rendered.pairs[0].prompt, str)
+    ids = iter(encoder([text for texts in rendered.texts for text in texts], special_tokens=plain))
+    return [_cut(next(ids), next(ids), next(ids), max_length, lost) for lost in rendered.lost]
 
 
-def _cut(prompt: list[int], chosen: list[int], rejected: list[int], max_length: int) -> Tokens | None:
+def _cut(
+    prompt: list[int], chosen: list[int], rejected: list[int], max_length: int, lost: str | None
+) -> Tokens:
     start = min(_common_prefix(prompt, chosen), _common_prefix(prompt, rejected))
-    if start == 0 or start >= max_length:
-        return None
+    fits = 0 < start < max_length
+    stop = max_length if fits else start
     return Tokens(
-        prompt[:start],
-        chosen[start:max_length],
-        rejected[start:max_length],
-        max(len(chosen), len(rejected)),
-        len(chosen) > max_length,
-        len(rejected) > max_length,
-        True,
-        start < len(prompt),
+        prompt=prompt[:start] if fits else [],
+        chosen=chosen[start:stop],
+        rejected=rejected[start:stop],
+        long_chosen=len(chosen) > max_length,
+        long_rejected=len(rejected) > max_length,
+        fits=fits,
+        prompt_cut=start < len(prompt),
+        length=max(len(chosen), len(rejected)),
+        lost=lost,
     )
 
 

@@ -4,7 +4,6 @@ import random
 from collections import Counter
 from collections.abc import Iterable
 from hashlib import sha256
-from itertools import takewhile
 from typing import Any
 
 from automixalign.config.data import DataSettings, SplitSpec
@@ -12,6 +11,7 @@ from automixalign.data.pairs import Pair, Turn, text_of
 from automixalign.data.read_task import open_task
 from automixalign.data.store import SPLITS
 from automixalign.data.tokens import Tokens
+from tests.data.plain_tokens import tokenize
 
 TRAIN, VALIDATION, TEST = SPLITS
 Parts = dict[str, list[Pair]]
@@ -70,37 +70,6 @@ def split(tasks: dict[str, list[Pair]], spec: SplitSpec, seed: int) -> dict[str,
 
 def round_up(count: float) -> int:
     return -int(-round(count, 6) // 1)
-
-
-def tokenize(tokenizer: Any, pair: Pair, max_length: int) -> Tokens:
-    """The ids of a pair, cut at `max_length`."""
-    prompt = _ids(tokenizer, pair.prompt, None)
-    chosen, rejected = (_ids(tokenizer, pair.prompt, side) for side in (pair.chosen, pair.rejected))
-    start = min(_common(prompt, chosen), _common(prompt, rejected))
-    if start == 0 or start >= max_length:
-        return Tokens([], [], [], fits=False)
-    return Tokens(
-        prompt[:start],
-        chosen[start:max_length],
-        rejected[start:max_length],
-        length=max(len(chosen), len(rejected)),
-        long_chosen=len(chosen) > max_length,
-        long_rejected=len(rejected) > max_length,
-        prompt_cut=start < len(prompt),
-    )
-
-
-def _ids(tokenizer: Any, prompt: Turn, side: Turn | None) -> list[int]:
-    if isinstance(prompt, str):
-        end = "" if side is None or str(side).endswith(tokenizer.eos_token) else tokenizer.eos_token
-        return list(tokenizer(f"{prompt}{side or ''}{end}")["input_ids"])
-    messages = [*prompt, *(side or [])]
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=side is None, return_dict=True)
-    return list(ids["input_ids"])
-
-
-def _common(left: list[int], right: list[int]) -> int:
-    return sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(left, right, strict=False)))
 
 
 def prepare(settings: DataSettings, tokenizer: Any) -> dict[str, dict[str, list[dict[str, Any]]]]:

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
-from automixalign.data import encode, tokens
-from automixalign.data.encode import Encoder
+from automixalign.data import tokens
 from automixalign.data.pairs import Pair
+from automixalign.data.tokenization import encode
+from automixalign.data.tokenization.encode import Encoder
 from automixalign.data.tokens import Tokens
-from tests.data import plain_data
+from tests.data import plain_tokens
 from tests.data.rows import Data, assistant, conversation, parsed, plain, system, user
 from tests.data.tokenizers_to_test import INSEPARABLE, SEPARABLE, merging_bpe, small_bpe
 
@@ -69,8 +70,8 @@ def by_trl(
     return list(trainer.train_dataset), trainer.data_collator
 
 
-def tokenized(rows: list[Data], tokenizer: Any, max_length: int) -> list[Tokens | None]:
-    return [ids for chunk in tokens.tokenize(tokenizer, map(parsed, rows), max_length) for _, ids in chunk]
+def tokenized(rows: list[Data], tokenizer: Any, max_length: int) -> list[Tokens]:
+    return [ids for chunk in tokens.tokenize(tokenizer, map(parsed, rows), max_length) for ids in chunk.tokens]
 
 
 @pytest.mark.parametrize("which", ["tokenizer", "merging"])
@@ -82,8 +83,7 @@ def test_tokens_are_those_of_trl(
     expected, _ = by_trl(rows, tokenizer, None, base_model, tmp_path)
     assert len(expected) == len(rows)
     for ours, theirs in zip(tokenized(rows, tokenizer, 1000), expected, strict=True):
-        assert ours is not None
-        assert not ours.truncated
+        assert not (ours.long_chosen or ours.long_rejected)
         assert ours[:3] == (theirs["prompt_ids"], theirs["chosen_ids"], theirs["rejected_ids"])
         assert ours.prompt
         assert ours.chosen != ours.rejected
@@ -94,7 +94,6 @@ def test_tokens_do_merge_across_the_boundary(merging: PreTrainedTokenizerFast) -
     cut = [
         ours.prompt != merging(row["prompt"])["input_ids"]
         for row, ours in zip(PLAIN, tokenized(PLAIN, merging, 1000), strict=True)
-        if ours is not None
     ]
     assert any(cut)
     assert not all(cut)
@@ -110,7 +109,7 @@ def test_sides_are_cut_where_trl_cuts_them(
     tokenizer: PreTrainedTokenizerFast, base_model: Path, tmp_path: Path, rows: list[Data], max_length: int
 ) -> None:
     expected, collate = by_trl(rows, tokenizer, max_length, base_model, tmp_path)
-    fitting = [ids for ids in tokenized(rows, tokenizer, max_length) if ids is not None]
+    fitting = [ids for ids in tokenized(rows, tokenizer, max_length) if ids.fits]
     assert len(fitting) == len(expected)
     for ours, theirs in zip(fitting, expected, strict=True):
         batch = collate([theirs])
@@ -118,17 +117,37 @@ def test_sides_are_cut_where_trl_cuts_them(
             real = batch["attention_mask"][side].bool()
             assert batch["input_ids"][side][real].tolist() == ours.prompt + ids_of_side
             assert batch["completion_mask"][side][real].sum() == len(ids_of_side)
-        longest = max(len(theirs["chosen_ids"]), len(theirs["rejected_ids"]))
-        assert ours.truncated == (len(theirs["prompt_ids"]) + longest > max_length)
+        lengths = [len(theirs["prompt_ids"] + theirs[f"{side}_ids"]) for side in ("chosen", "rejected")]
+        assert (ours.long_chosen, ours.long_rejected) == tuple(length > max_length for length in lengths)
+        assert ours.length == max(lengths)
 
 
 def test_a_prompt_that_leaves_no_room_for_an_answer(tokenizer: PreTrainedTokenizerFast) -> None:
     row = plain("12345", "a", "b")
-    assert tokenized([row], tokenizer, 5) == [None]
+    (ids,) = tokenized([row], tokenizer, 5)
+    assert not ids.fits
+    assert ids[:3] == ([], [], [])
+    assert ids.length == 7
     (ids,) = tokenized([row], tokenizer, 6)
-    assert ids is not None
+    assert ids.fits
     assert tokenizer.decode(ids.chosen) == "a"
-    assert ids.truncated  # the end-of-sequence token is cut
+    assert (ids.long_chosen, ids.long_rejected) == (True, True)  # the end-of-sequence token is cut
+
+
+def test_only_a_part_of_a_very_long_text_is_tokenised(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        conversation("hi", "x" * 5000, "y"),
+        conversation("x" * 5000, "y", "z"),
+        plain("hi", "x" * 5000, "y"),
+    ]
+    whole = [tokenized([row], tokenizer, 100)[0] for row in rows]
+    monkeypatch.setattr(tokens, "_CHARACTERS_PER_TOKEN", 16)  # those of the longest special token
+    for row, ids in zip(rows, whole, strict=True):
+        (cut,) = tokenized([row], tokenizer, 100)
+        assert cut.length < 2000 < ids.length
+        assert cut == ids._replace(length=cut.length)
 
 
 _PIECES = st.sampled_from(
@@ -204,5 +223,7 @@ def test_chunks_are_tokenised_as_one_pair_after_the_other(
     pairs = data.draw(_pairs(chat))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokens, "_CHUNK_PAIRS", 2)
-        actual = [each for chunk in tokens.tokenize(zoo[which], pairs, max_length) for each in chunk]
-    assert actual == [(pair, plain_data.tokenize(zoo[which], pair, max_length)) for pair in pairs]
+        chunks = list(tokens.tokenize(zoo[which], pairs, max_length))
+    assert [pair for chunk in chunks for pair in chunk.pairs] == pairs
+    actual = [ids._replace(lost=None) for chunk in chunks for ids in chunk.tokens]
+    assert actual == [plain_tokens.tokenize(zoo[which], pair, max_length) for pair in pairs]

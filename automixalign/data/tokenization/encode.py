@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from automixalign.system.processors import available_processors
@@ -50,7 +51,7 @@ class Encoder:
         pieces = list({piece: None for parts in pieces_of_texts for piece in parts[::2] if piece})
         ids_of = dict(zip(pieces, _encode(self._backend, pieces, False), strict=True))
         ids_of |= {"": [], **self._added}
-        return [[number for piece in parts for number in ids_of[piece]] for parts in pieces_of_texts]
+        return [list(chain.from_iterable(map(ids_of.__getitem__, parts))) for parts in pieces_of_texts]
 
 
 def _encode(backend: "Tokenizer", texts: list[str], special_tokens: bool) -> list[list[int]]:

@@ -24,7 +24,7 @@ from automixalign.data.row_formats.shared.values import as_list, as_text, need, 
 class Alpaca(RowFormat):
     """`instruction`, `input`, `system` and `history`; the sides are `chosen` and `rejected`, or `output`.
 
-    The input follows the instruction on a new line.
+    The input follows the instruction on a new line. Of the answers in `output`, the first two count.
     """
 
     columns = ("instruction", "input", "system", "history", "chosen", "rejected", "output", *EXTRAS)
@@ -41,11 +41,12 @@ class Alpaca(RowFormat):
 
 
 def _sides(row: Mapping[str, Any]) -> tuple[str, str]:
-    if row.get("chosen") is None and isinstance(row.get("output"), list):
-        output = row["output"]
-        if len(output) != 2:
-            raise ValueError(f"'output' must hold the better and the worse answer, not {len(output)} answers")
-        return as_text(output[0], "output"), as_text(output[1], "output")
+    output = row.get("output")
+    if row.get("chosen") is None and (isinstance(output, list) or str(output).startswith("[")):
+        answers = [as_text(answer, "output") for answer in as_list(output, "output")]
+        if len(answers) < 2:
+            raise ValueError("'output' must hold the better and the worse answer, not one answer")
+        return answers[0], answers[1]
     return as_text(need(row, "chosen"), "chosen"), as_text(need(row, "rejected"), "rejected")
 
 

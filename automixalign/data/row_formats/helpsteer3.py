@@ -45,9 +45,11 @@ class HelpSteer3(RowFormat):
 
     def _strength(self, row: Mapping[str, Any]) -> float:
         name = next((name for name in _STRENGTHS if name in row), _STRENGTHS[0])
-        if name in row and row[name] is None:
+        if name not in row:
+            need(row, name)
+        strength = as_number(row[name], name)
+        if strength is None:
             raise DroppedRow("unrated")
-        strength = as_number(need(row, name), name)
         if strength == 0:
             raise DroppedRow("tie")
         if abs(strength) < self.min_strength:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from automixalign.data.row_formats.registry import register
 from automixalign.data.row_formats.row_format import Draw, DroppedRow, Fields, RowFormat, messages, reply
-from automixalign.data.row_formats.shared.values import need, need_text
+from automixalign.data.row_formats.shared.values import as_number, need, need_text
 
 _LABELS = {"helpful": "better_response_id", "safe": "safer_response_id"}
 
@@ -26,10 +26,10 @@ class PkuSafeRlhf(RowFormat):
         if name not in row:
             need(row, name)
         prompt, first, second = (need_text(row, field) for field in ("prompt", "response_0", "response_1"))
-        better = row[name]
+        better = as_number(row[name], name)
         if better is None or better == -1:
             raise DroppedRow("tie")
-        if isinstance(better, bool) or better not in (0, 1):
-            raise ValueError(f"{name!r} must be 0 or 1, or -1 for a tie, not {better!r:.40}")
+        if better not in (0, 1):
+            raise ValueError(f"{name!r} must be 0 or 1, or -1 for a tie, not {better:g}")
         chosen, rejected = (second, first) if better else (first, second)
         return {"prompt": messages(prompt), "chosen": reply(chosen), "rejected": reply(rejected)}

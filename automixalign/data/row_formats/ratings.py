@@ -1,6 +1,5 @@
 """Several answers with ratings: distilabel, openbmb/UltraFeedback, berkeley-nest/Nectar."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -80,10 +79,11 @@ class Ratings(RowFormat):
             scores = as_list(row[rating], rating)
             if len(scores) != len(answers):
                 raise ValueError(f"{len(answers)} {name!r} have {len(scores)} {rating!r}")
+        numbers = [as_number(score, rating) for score in scores]
         return [
-            _Rated(sign * as_number(score, rating), as_text(answer, name))
-            for score, answer in zip(scores, answers, strict=True)
-            if answer is not None and not _is_null(score)
+            _Rated(sign * number, as_text(answer, name))
+            for number, answer in zip(numbers, answers, strict=True)
+            if answer is not None and number is not None
         ]
 
     def _columns(self, answers: list[Any], name: str) -> tuple[list[Any], list[Any], int]:
@@ -99,10 +99,6 @@ class Ratings(RowFormat):
                 raise ValueError(f"{name!r} have no {key!r}; they have: {', '.join(first):.200}")
         sign = -1 if score == "rank" else 1
         return [answer.get(text) for answer in answers], [answer.get(score) for answer in answers], sign
-
-
-def _is_null(score: Any) -> bool:
-    return score is None or (isinstance(score, float) and math.isnan(score))
 
 
 def _prompt(value: Any, name: str, system: str) -> Messages:

@@ -20,15 +20,22 @@ _ROLES = {
 }
 
 
+_MEDIA = ("images", "videos", "audios")
+
+
 @register("sharegpt")
 class ShareGpt(RowFormat):
     """`conversations`, and a message, text or list of messages as `chosen` and `rejected`; perhaps `system`."""
 
-    columns = ("conversations", "chosen", "rejected", "system", *EXTRAS)
-    optional = ("system", *EXTRAS)
+    columns = ("conversations", "chosen", "rejected", "system", *EXTRAS, *_MEDIA)
+    optional = ("system", *EXTRAS, *_MEDIA)
+    marks = _MEDIA
 
     def read(self, row: Mapping[str, Any], draw: Draw) -> Fields:
         """The conversation and its sides as chat messages."""
+        for name in _MEDIA:
+            if row.get(name):
+                raise ValueError(f"the row has {name!r}; only text can be used")
         prompt = _messages(as_list(need(row, "conversations"), "conversations"), "conversations")
         if (system := as_text(row.get("system") or "", "system")).strip():
             prompt.insert(0, {"role": "system", "content": system})
@@ -53,8 +60,9 @@ def _message(turn: Any, name: str) -> dict[str, Any]:
         if turn.get("role") is None:
             raise ValueError(f"{name} has neither 'from' nor 'role'; it has: {', '.join(turn):.200}")
         message = {key: value for key, value in turn.items() if value is not None}
-        return message | {"role": _ROLES.get(turn["role"], turn["role"])}
-    speaker = turn["from"]
+        role = as_text(turn["role"], f"{name}.role")
+        return message | {"role": _ROLES.get(role, role)}
+    speaker = as_text(turn["from"], f"{name}.from")
     if speaker not in _ROLES:
         raise ValueError(f"{name} is from {speaker!r:.40}; there are: {', '.join(_ROLES)}")
     value = as_text(need(turn, "value"), f"{name}.value")

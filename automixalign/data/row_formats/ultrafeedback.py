@@ -21,6 +21,8 @@ from automixalign.data.row_formats.shared.common_start import shared_messages
 from automixalign.data.row_formats.shared.values import as_list, as_number, need
 from automixalign.system.schema import NonNegative
 
+_SCORES = ("score_chosen", "score_rejected")
+
 
 @register("ultrafeedback")
 class UltraFeedback(RowFormat):
@@ -29,8 +31,8 @@ class UltraFeedback(RowFormat):
     min_gap: NonNegative = 0
     """The smallest difference of `score_chosen` and `score_rejected`. Equal scores are a tie in any case."""
 
-    columns = ("prompt", "chosen", "rejected", "score_chosen", "score_rejected", *EXTRAS)
-    optional = ("prompt", "score_chosen", "score_rejected", *EXTRAS)
+    columns = ("prompt", "chosen", "rejected", *_SCORES, *EXTRAS)
+    optional = ("prompt", *_SCORES, *EXTRAS)
 
     def read(self, row: Mapping[str, Any], draw: Draw) -> Fields:
         """The sides without the prompt that they repeat."""
@@ -45,15 +47,14 @@ class UltraFeedback(RowFormat):
         return fields | {"prompt": chosen[:shared], "derived": True}
 
     def _check_scores(self, row: Mapping[str, Any]) -> None:
-        scores = [row.get("score_chosen"), row.get("score_rejected")]
-        if None in scores:
-            if self.min_gap:
-                for name in ("score_chosen", "score_rejected"):
-                    if name not in row:
-                        need(row, name)
-                raise DroppedRow("unrated")
-            return
-        chosen, rejected = (as_number(score, "score") for score in scores)
+        chosen, rejected = (as_number(row.get(name), name) for name in _SCORES)
+        if chosen is None or rejected is None:
+            if not self.min_gap:
+                return
+            for name in _SCORES:
+                if name not in row:
+                    need(row, name)
+            raise DroppedRow("unrated")
         if chosen == rejected:
             raise DroppedRow("tie")
         if self.min_gap and chosen - rejected < self.min_gap:
@@ -75,7 +76,8 @@ def _checked(prompt: Any, start: Messages, side: Messages) -> Messages:
         asked = [_text(message) for message in start if _role([message]) == "user"]
         is_prompt = prompt.strip() in (asked[:1] + asked[-1:])
     else:
-        is_prompt = bool(start) and start[: len(prompt)] == as_list(prompt, "prompt")
+        given = as_list(prompt, "prompt")
+        is_prompt = bool(start) and start[: len(given)] == given
     if not is_prompt:
         raise ValueError("'chosen' and 'rejected' do not begin with the 'prompt' of the row")
     return start

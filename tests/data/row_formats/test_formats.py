@@ -1,5 +1,6 @@
 """Row formats: public layouts of preference data become prompt, chosen and rejected."""
 
+import contextlib
 import json
 import random
 from typing import Any, NamedTuple
@@ -206,6 +207,7 @@ CASES: dict[str, list[Case]] = {
     ],
     "alpaca": [
         Case({"instruction": "q", "input": "", "chosen": "yes", "rejected": "no"}),
+        Case({"instruction": "q", "output": ["yes", "no", "worse"]}),
         Case({"instruction": "add", "input": "2+2", "output": ["yes", "no"]}, prompt=[user("add\n2+2")]),
         Case(
             {"instruction": "q", "system": "s", "history": [["a", "b"]], "chosen": "yes", "rejected": "no"},
@@ -279,7 +281,7 @@ def test_rows_without_a_preference_are_dropped_by_name(
             {"prompt": "q", "chosen": [user("q"), assistant("yes")], "rejected": [user("p"), assistant("no")]},
             "do not begin with the 'prompt'",
         ),
-        ("ultrafeedback", SCORED | {"score_chosen": "high"}, "'score' must be a number, not 'high'"),
+        ("ultrafeedback", SCORED | {"score_chosen": "high"}, "'score_chosen' must be a number, not 'high'"),
         ("hh-rlhf", {"chosen": "yes", "rejected": "no"}, "must begin with 'Human:', not with 'yes'"),
         ("hh-rlhf", {"chosen": "\n\nAssistant: a", "rejected": "b"}, "must begin with 'Human:'"),
         ("hh-rlhf", conversation("q", "yes", "no") | {"prompt": ""}, "'chosen' must be text, not a list"),
@@ -297,7 +299,7 @@ def test_rows_without_a_preference_are_dropped_by_name(
         ("ratings", {"input": "q"}, "'generations' is missing"),
         ("ratings", {"input": "q", "generations": ["a"]}, "'ratings' is missing"),
         ("ratings", {"input": "q", "generations": ["a", "b"], "ratings": [1]}, "2 'generations' have 1 'rat"),
-        ("ratings", {"input": "q", **RATED, "ratings": ["5", 1, 2]}, "'ratings' must be a number, not '5'"),
+        ("ratings", {"input": "q", **RATED, "ratings": ["N/A", 1, 2]}, "'ratings' must be a number, not 'N/A'"),
         ("ratings", {"input": "q", "completions": [{"response": "a"}]}, "have no 'overall_score'; they have"),
         ("sharegpt", SIDES, "'conversations' is missing; the row has: chosen, rejected"),
         (
@@ -311,6 +313,11 @@ def test_rows_without_a_preference_are_dropped_by_name(
             {"conversations": [turn("human", "q"), turn("function_call", "f()")], **SIDES},
             r"function_call conversations\[1\] is no JSON",
         ),
+        (
+            "sharegpt",
+            {"conversations": [turn("human", "q")], **SIDES, "images": ["a.png"]},
+            "has 'images'; only",
+        ),
         ("alpaca", {"instruction": "q", "output": ["yes"]}, "'output' must hold the better and the worse"),
         ("alpaca", {"instruction": "q", "output": "yes"}, "'chosen' is missing"),
         ("alpaca", {"instruction": "q", "history": [["a"]], "output": ["a", "b"]}, "'history' must hold lists"),
@@ -319,6 +326,21 @@ def test_rows_without_a_preference_are_dropped_by_name(
 def test_a_row_of_another_layout_is_refused_with_the_field(name: str, row: Data, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read(row, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("pku-saferlhf", PKU | {"better_response_id": "0"}),
+        ("helpsteer3", STEER2 | {"prompt": "q", "preference_strength": "1", "context": ""}),
+        ("ratings", {"input": "q", "generations": '["no", "yes"]', "ratings": "[1, 2.5]", "prompt": ""}),
+        ("alpaca", {"instruction": "q", "input": "", "history": "", "output": '["yes", "no"]'}),
+        ("orca", ORCA | {"question": "", "input": "q", "system": ""}),
+    ],
+)
+def test_cells_of_csv_are_read(name: str, row: Data) -> None:
+    pair = read(row, name)
+    assert (pair.prompt, pair.chosen, pair.rejected) == (Q, YES, NO)
 
 
 def test_a_random_rejected_answer_is_one_of_the_worse() -> None:
@@ -340,3 +362,36 @@ def test_answers_for_verifiers_are_passed_on(name: str) -> None:
 def test_tools_are_passed_on(name: str) -> None:
     tool = {"type": "function", "function": {"name": "f"}}
     assert read(CASES[name][0].row | {"tools": json.dumps([tool])}, name).options == {"tools": [tool]}
+
+
+JUNK: list[Any] = [
+    None,
+    True,
+    3,
+    float("nan"),
+    "x",
+    "[",
+    "",
+    [],
+    {},
+    [1],
+    [None],
+    [[]],
+    [{}],
+    [{"role": 1}],
+    {"a": 1},
+]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_whatever_stands_in_a_field_the_row_is_read_dropped_or_refused(name: str) -> None:
+    for case in CASES[name]:
+        for field in [*case.row, "system", "answer", "tools", "chat_template_kwargs"]:
+            value = case.row.get(field)
+            nested = value[0] if isinstance(value, list) and value else None
+            within = [[junk, *value[1:]] for junk in JUNK] if nested else []
+            if isinstance(nested, dict):
+                within += [[nested | {key: junk}] for key in nested for junk in JUNK]
+            for junk in [*JUNK, *within]:
+                with contextlib.suppress(ValueError, DroppedRow):
+                    read(case.row | {field: junk}, name, **case.options)

@@ -1,6 +1,9 @@
 """Take values of a kind from a row; what they refuse is named with its field."""
 
+import json
+import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 _MAX_LISTED = 300
@@ -15,7 +18,9 @@ def need(row: Mapping[str, Any], name: str) -> Any:
     value = row.get(name)
     if value is None:
         problem = "is null" if name in row else "is missing"
-        raise ValueError(f"the field {name!r} {problem}; the row has: {', '.join(row):.{_MAX_LISTED}}")
+        raise ValueError(
+            f"the field {name!r} {problem}; the row has: {', '.join(row) or 'nothing':.{_MAX_LISTED}}"
+        )
     return value
 
 
@@ -34,15 +39,17 @@ def need_one_of(row: Mapping[str, Any], names: tuple[str, ...]) -> str:
     Raises:
         ValueError: it has none, or a null, or several but the first.
     """
-    given = [name for name in names if row.get(name) is not None]
+    given = [name for name in names if row.get(name)]
     if len(given) > 1 and given[0] != names[0]:
         raise ValueError(
             f"the row has {given[0]!r} and {given[1]!r}; say which to read, "
             f"as in 'columns: {{{names[0]}: {given[0]}}}'"
         )
-    if not given:
-        need(row, next((name for name in names if name in row), names[0]))
-    return given[0]
+    if given:
+        return given[0]
+    name = next((name for name in names if name in row), names[0])
+    need(row, name)
+    return name
 
 
 def as_text(value: Any, name: str) -> str:
@@ -57,25 +64,36 @@ def as_text(value: Any, name: str) -> str:
 
 
 def as_list(value: Any, name: str) -> list[Any]:
-    """The value, if it is a list.
+    """The value, if it is a list; or the list that a text holds as JSON, as in CSV.
 
     Raises:
         ValueError: it is not.
     """
+    if isinstance(value, str) and value.startswith("["):
+        with suppress(ValueError):
+            value = json.loads(value)
     if not isinstance(value, list):
         raise ValueError(f"{name!r} must be a list, not {describe_value(value)}")
     return value
 
 
-def as_number(value: Any, name: str) -> float:
-    """The value, if it is a number.
+def as_number(value: Any, name: str) -> float | None:
+    """The value, if it is a number; or the number that a text holds, as in CSV. None for null, NaN and no text.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is none of these.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if value is None or value == "":
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.inf
+    if isinstance(value, float) and math.isnan(number):
+        return None
+    if not math.isfinite(number):
         raise ValueError(f"{name!r} must be a number, not {describe_value(value)}")
-    return value
+    return number
 
 
 def describe_value(value: Any) -> str:

@@ -161,5 +161,7 @@ class DataSettings(Settings):
     max_length: int
     long_answers: LongAnswers = "drop"
     date: datetime.date | None = None
+    near_duplicates: float | None = None
+    decontaminate: list[SourceSpec] = Field(default_factory=list)
     fingerprints: list[str]
-    """Of the content of each task's sources, in the order of the tasks."""
+    """Of the content of each task's sources, in the order of the tasks, then of `decontaminate`."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from automixalign.config.cluster import TRAINING, ClusterSpec
-from automixalign.config.data import LongAnswers, SplitSpec, TaskSpec
+from automixalign.config.data import LongAnswers, SourceSpec, SplitSpec, TaskSpec
 from automixalign.config.evaluation import EvaluationSpec
 from automixalign.config.extensions import Extension
 from automixalign.config.merges import MergeSpec
@@ -22,7 +22,7 @@ from automixalign.config.training import BudgetSpec, SpecialistLossesSpec, Train
 from automixalign.method.mixers import registered_mixers
 from automixalign.quickstart.spec import TINY_POSITIONS
 from automixalign.system.errors import ConfigError
-from automixalign.system.schema import Count, Name, Natural, Schema, describe
+from automixalign.system.schema import Count, Name, Natural, Number, Schema, describe
 
 RESERVED = ("reference", "specialist")
 """Names that the leaderboard keeps for the reference model and the specialists."""
@@ -47,6 +47,12 @@ class Experiment(Schema):
     beginning of the answer."""
     date: datetime.date | None = None
     """The date for chat templates that ask for today's, such as Llama 3's; without it, they get today's."""
+    near_duplicates: Annotated[Number, Field(gt=0, le=1)] | None = None
+    """Prompts at least this similar go to one split: the Jaccard similarity of their sets of three consecutive
+    words, by MinHash. 0.8 finds prompts that differ in a few words. By default only equal prompts do."""
+    decontaminate: list[Annotated[SourceSpec, shorthand("path")]] = Field(default_factory=list)
+    """Test sets of others, in any layout. A pair is dropped if its prompt shares 13 words in a row with one of
+    their texts. `columns` limits this to some of their columns: `{prompt: question}`."""
     split: SplitSpec = SplitSpec()
     training: TrainingSpec
     budget: BudgetSpec

@@ -45,6 +45,8 @@ MODULES: Mapping[Stage, Sequence[str]] = {
     "publish": ("automixalign.config.release", "automixalign.release.publish"),
 }
 """What the component of each stage imports, and modules that are started or found by name."""
+DECONTAMINATE = "decontaminate:"
+"""Names the fingerprint of the sources of `decontaminate`; no task has a colon in its name."""
 _RUN_STEP = "automixalign.steps.step"
 _NUMERIC_MODULES = [
     module
@@ -77,7 +79,8 @@ class Plan(BaseModel):
 
         Args:
             experiment: the checked configuration.
-            fingerprints: digest of the content of each source, by the task's name or "base_model".
+            fingerprints: digest of the content of each source, by the task's name, "base_model" or
+                `DECONTAMINATE`, which is needed if the experiment has that key.
         """
 
         def common(stage: Stage, *further: str) -> dict[str, Any]:
@@ -110,7 +113,10 @@ class Plan(BaseModel):
                 max_length=experiment.max_length,
                 long_answers=experiment.long_answers,
                 date=experiment.date,
-                fingerprints=[fingerprints[task] for task in tasks],
+                near_duplicates=experiment.near_duplicates,
+                decontaminate=experiment.decontaminate,
+                fingerprints=[fingerprints[task] for task in tasks]
+                + [fingerprints[DECONTAMINATE]] * bool(experiment.decontaminate),
             ),
             scoring=ScoringSettings(**common("reference_logps"), **scoring),
             specialist=specialist,

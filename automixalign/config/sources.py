@@ -281,12 +281,16 @@ def parse_task(name: str, spec: SourceSpec) -> TaskSource:
     return HubSource(*identity, kind="dataset", revision=spec.revision)
 
 
-def named_sources(base_model: BaseModelSpec, tasks: Iterable[TaskSpec]) -> dict[str, Source]:
+def named_sources(
+    base_model: BaseModelSpec, tasks: Iterable[TaskSpec], decontaminate: Iterable[SourceSpec]
+) -> dict[str, Source]:
     """Every source of an experiment, by its key in the configuration."""
     sources: dict[str, Source] = {"base_model.source": parse_base_model(base_model.source, base_model.revision)}
     for number, task in enumerate(tasks):
         for index, spec in enumerate(task.sources):
             sources[f"tasks.{number}.sources.{index}"] = parse_task(task.name, spec)
+    for number, spec in enumerate(decontaminate):
+        sources[f"decontaminate.{number}"] = parse_task("decontaminate", spec)
     return sources
 
 

@@ -70,6 +70,7 @@ def describe(
     candidates: Mapping[str, Candidates],
     tasks: Sequence[Mapping[str, Any]],
     dated: bool,
+    near_duplicates: Mapping[str, int] | None,
 ) -> dict[str, Any]:
     """The card of all tasks.
 
@@ -78,10 +79,11 @@ def describe(
         candidates: task -> its candidates, split.
         tasks: the entries of the tasks.
         dated: whether the chat template asks for today's date, and no date is set.
+        near_duplicates: the number of `prompts` that are alike to another, and of their `groups`.
 
     Returns:
-        `tasks`, `shared` (what two tasks have in common), `warnings` (sentences for the user) and the settings
-        that the numbers depend on.
+        `tasks`, `shared` (what two tasks have in common), `near_duplicates`, `warnings` (sentences for the
+        user), and the settings that the numbers depend on.
     """
     shared = shared_by_tasks(candidates)
     warnings = [warning for task in tasks for warning in _warnings(task, settings)]
@@ -90,6 +92,11 @@ def describe(
         "each of these prompts is in the same split of both"
         for each in shared
     ]
+    if near_duplicates and near_duplicates["prompts"]:
+        warnings.append(
+            f"{near_duplicates['prompts']:,} prompts are near-duplicates, in {near_duplicates['groups']:,} "
+            "groups; each group is in one split"
+        )
     if dated:
         warnings.append(
             "the chat template asks for today's date, so the data changes from day to day; pin it: set 'date'"
@@ -100,6 +107,7 @@ def describe(
         "seed": settings.seed,
         "tasks": list(tasks),
         "shared": [each._asdict() for each in shared],
+        "near_duplicates": near_duplicates,
         "warnings": warnings,
     }
 

@@ -5,13 +5,14 @@ Memory holds 43 bytes a pair: its id, and digests of 128 bits in place of its te
 
 import hashlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from enum import IntEnum
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from automixalign.data.pairs import Pair, flat, sides_are_same
+from automixalign.data.pairs import Pair, flat, sides_are_same, texts_of
 from automixalign.system.errors import DataError
 
 Ranks = npt.NDArray[np.bytes_]
@@ -27,11 +28,12 @@ class Fate(IntEnum):
     USED = 0
     DUPLICATE = 1
     CONTRADICTORY = 2
-    OVER_LIMIT = 3
-    PROMPT_TOO_LONG = 4
-    LONG_ANSWER = 5
-    IDENTICAL_WHEN_CUT = 6
-    OVER_CAP = 7
+    CONTAMINATED = 3
+    OVER_LIMIT = 4
+    PROMPT_TOO_LONG = 5
+    LONG_ANSWER = 6
+    IDENTICAL_WHEN_CUT = 7
+    OVER_CAP = 8
 
 
 class Candidates:
@@ -86,19 +88,32 @@ def rank(seed: int, prompt_key: str) -> bytes:
     return hashlib.sha256(f"{seed}\0{prompt_key}".encode()).digest()[:_DIGEST_BYTES]
 
 
+class PromptIndex(Protocol):
+    """Takes the prompts of all tasks."""
+
+    def add(self, rank: bytes, prompt: str) -> None:
+        """Take a prompt and its rank."""
+
+
 class Collector:
     """Takes the pairs of a task one by one, and compares them all at the end.
 
     Args:
         seed: the seed of the split.
+        contamination: prompts that must not be trained on.
+        near_duplicates: takes all prompts.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(
+        self, seed: int, contamination: Container[str] | None = None, near_duplicates: PromptIndex | None = None
+    ) -> None:
         self.identical_sides: dict[int, int] = {}
         """Source -> the number of its pairs whose sides are the same; they are no candidates."""
-        self._seed = seed
+        self._seed, self._contamination, self._near_duplicates = seed, contamination, near_duplicates
         self._sources = array("H")
-        self._ids, self._sides, self._ranks, self._in_order = (bytearray() for _ in range(4))
+        self._ids, self._sides, self._ranks, self._in_order, self._contaminated = (
+            bytearray() for _ in range(5)
+        )
 
     def add(self, source: int, pair: Pair) -> bool:
         """Take a pair; returns whether it is a candidate."""
@@ -112,8 +127,16 @@ class Collector:
         self._sources.append(source)
         self._ids += bytes.fromhex(pair.pair_id)
         self._sides += hashlib.sha256(sides.encode()).digest()[:_DIGEST_BYTES]
-        self._ranks += rank(self._seed, pair.prompt_key)
+        key = rank(self._seed, pair.prompt_key)
+        self._ranks += key
         self._in_order.append(in_order)
+        contamination = self._contamination
+        self._contaminated.append(
+            contamination is not None and any(text in contamination for text in texts_of(pair.prompt))
+        )
+        if self._near_duplicates is not None:
+            # As numpy reads a key from the ranks, without the zeros at its end.
+            self._near_duplicates.add(key.rstrip(b"\0"), "\n".join(texts_of(pair.prompt)))
         return True
 
     def ranks(self, start: int, count: int) -> Ranks:
@@ -129,6 +152,7 @@ class Collector:
         sides = np.frombuffer(self._sides, dtype=f"S{_DIGEST_BYTES}")
         both_ways = _preferred_both_ways(sides, np.frombuffer(self._in_order, dtype=np.bool_))
         fates[(fates == Fate.USED) & both_ways] = Fate.CONTRADICTORY
+        fates[(fates == Fate.USED) & np.frombuffer(self._contaminated, dtype=np.bool_)] = Fate.CONTAMINATED
         ranks = np.frombuffer(self._ranks, dtype=f"S{_DIGEST_BYTES}")
         return Candidates(np.frombuffer(self._sources, dtype=np.uint16), bytes(self._ids), ranks, fates)
 

@@ -67,6 +67,11 @@ def text_of(turn: Turn) -> str:
     return "\n".join(f"{message['role']}: {content_text(message)}" for message in turn)
 
 
+def texts_of(turn: Turn) -> list[str]:
+    """The texts of a turn: itself, or those of its messages without their roles."""
+    return [turn] if isinstance(turn, str) else [content_text(message) for message in turn]
+
+
 def content_text(message: Message) -> str:
     """The text of a message: its content, or the texts of its content's parts."""
     content = message.get("content")

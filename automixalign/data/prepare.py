@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from automixalign.config.data import DataSettings
 from automixalign.data.card import describe, describe_task
+from automixalign.data.clean import Collector
+from automixalign.data.decontaminate import Contamination
+from automixalign.data.draw import is_drawn
 from automixalign.data.read_task import Verifiers, open_task
 from automixalign.data.split import split_tasks
-from automixalign.data.task_pairs import tokenize_task
+from automixalign.data.task_pairs import read_candidates, tokenize_task
 from automixalign.data.tokens import asks_for_date
 from automixalign.data.write import write_splits
 from automixalign.steps.step import current_step
@@ -22,6 +25,8 @@ from automixalign.storage import files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from automixalign.data.near_duplicates import NearDuplicates
 
 
 def prepare_data(
@@ -45,22 +50,44 @@ def prepare_data(
     """
     with files.replacing(output) as folder, ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder.parent)))
+        contamination = Contamination(settings.decontaminate) if settings.decontaminate else None
+        index = _near_duplicates(settings.near_duplicates)
+        readers = [stack.enter_context(open_task(task, settings.seed, verifiers)) for task in settings.tasks]
+        collectors = {task.name: Collector(settings.seed, contamination, index) for task in settings.tasks}
+        # Draws, and groups of prompts, need all pairs before the first is tokenised: a second reading.
+        known = {
+            reader.task.name: read_candidates(reader, settings.seed, collectors[reader.task.name])
+            for reader in readers
+            if index is not None or is_drawn(reader.task)
+        }
+        near_duplicates = None if index is None else index.join(known)
         tasks = {}
-        for task in settings.tasks:
-            reader = stack.enter_context(open_task(task, settings.seed, verifiers))
-            tasks[task.name] = tokenize_task(reader, settings, tokenizer, scratch / task.name)
+        for reader in readers:
+            name = reader.task.name
+            tasks[name] = tokenize_task(
+                reader, settings, tokenizer, collectors[name], known.get(name), scratch / name
+            )
         labels = split_tasks({name: pairs.candidates for name, pairs in tasks.items()}, settings.split)
         cards = []
         for name, pairs in tasks.items():
             written = write_splits(pairs, settings.seed, labels[name], folder)
             cards.append(describe_task(pairs, settings, labels[name]) | written)
         candidates = {name: pairs.candidates for name, pairs in tasks.items()}
-        card = describe(settings, candidates, cards, dated=settings.date is None and asks_for_date(tokenizer))
+        dated = settings.date is None and asks_for_date(tokenizer)
+        card = describe(settings, candidates, cards, dated, near_duplicates)
         files.write_json(folder / "card.json", card)
     for warning in card["warnings"]:
         current_step().warn(warning)
     _record(card["tasks"], output)
     return card
+
+
+def _near_duplicates(threshold: float | None) -> "NearDuplicates | None":
+    if threshold is None:
+        return None
+    from automixalign.data.near_duplicates import NearDuplicates  # its library takes a while to import
+
+    return NearDuplicates(threshold)
 
 
 def _record(cards: list[dict[str, Any]], output: Path) -> None:

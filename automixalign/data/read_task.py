@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from automixalign.config.data import AtLeast, Scalar, SourceSpec, TaskSpec
 from automixalign.data.pairs import Pair, make_pair, text_of
-from automixalign.data.reading.row import Row, Unreadable
-from automixalign.data.reading.rows import OpenSource, open_source
+from automixalign.data.reading.row import OpenSource, Row, Unreadable
+from automixalign.data.reading.rows import open_source
 from automixalign.data.row_formats.registry import make_format
 from automixalign.data.row_formats.row_format import DroppedRow, RowFormat
 from automixalign.system.errors import DataError

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from automixalign.config.data import DataSettings, LongAnswers, TaskSpec
 from automixalign.data.clean import Candidates, Collector, Fate
-from automixalign.data.draw import draw, is_drawn
+from automixalign.data.draw import draw
 from automixalign.data.external_sort import NUMBER, ExternalSort
 from automixalign.data.pairs import TURNS, Message, Pair, Turn, content_text
 from automixalign.data.read_task import TaskReader
@@ -91,16 +91,19 @@ class TaskPairs:
         return self.reader.task
 
 
-def read_candidates(reader: TaskReader, seed: int) -> tuple[Collector, Candidates]:
+def read_candidates(reader: TaskReader, seed: int, collector: Collector) -> Candidates:
     """Read all pairs of a task, find those that teach nothing, and draw those that its limits leave.
+
+    Args:
+        seed: the seed of the draw.
+        collector: takes the pairs.
 
     Raises:
         DataError: malformed rows, no usable pair, or text and messages in one task.
     """
-    collector = Collector(seed)
     for source, pair in reader:
         collector.add(source, pair)
-    return collector, _finish(reader, collector, seed)
+    return _finish(reader, collector, seed)
 
 
 def _finish(reader: TaskReader, collector: Collector, seed: int) -> Candidates:
@@ -167,21 +170,26 @@ def _nothing_fits(task: str, fates: Counter[Fate], settings: TokenLimits) -> Dat
 
 
 def tokenize_task(
-    reader: TaskReader, settings: DataSettings, tokenizer: "PreTrainedTokenizerBase", scratch: Path
+    reader: TaskReader,
+    settings: DataSettings,
+    tokenizer: "PreTrainedTokenizerBase",
+    collector: Collector,
+    candidates: Candidates | None,
+    scratch: Path,
 ) -> TaskPairs:
     """Read, clean, draw and tokenise the pairs of a task.
 
     Args:
         settings: `seed`, `max_length`, `long_answers` and `date`.
+        collector: takes the pairs, if `candidates` is None.
+        candidates: what an earlier reading found; only those still used are then tokenised.
         scratch: a new folder for files, which are removed while they are read.
 
     Raises:
         DataError: malformed rows, no usable pair, text and messages in one task, or no pair that fits.
         ModelError: the pairs are conversational and the tokenizer has no chat template.
     """
-    collector, candidates = Collector(settings.seed), None
-    if is_drawn(reader.task):  # only the pairs that are drawn are tokenised, which takes a second reading
-        collector, candidates = read_candidates(reader, settings.seed)
+    if candidates is not None:
         drawn = np.flatnonzero(candidates.fates == Fate.USED)
         pairs = candidates.used_among(pair for _, pair in reader)
     else:

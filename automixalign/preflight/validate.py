@@ -8,7 +8,7 @@ from automixalign.config.data import SourceSpec, TaskSpec
 from automixalign.config.experiment import Experiment, parse_experiment
 from automixalign.config.file import parse_yaml
 from automixalign.config.models import BaseModelSpec
-from automixalign.config.plan import Plan
+from automixalign.config.plan import DECONTAMINATE, Plan
 from automixalign.config.sources import (
     GeneratedSource,
     HubSource,
@@ -17,6 +17,7 @@ from automixalign.config.sources import (
     parse_base_model,
     parse_task,
 )
+from automixalign.data.clean import Collector
 from automixalign.data.read_task import open_task
 from automixalign.data.split import split_tasks
 from automixalign.data.task_pairs import check_rendering, read_candidates
@@ -83,20 +84,28 @@ def plan_experiment(experiment: Experiment) -> Plan:
         experiment = pinned(experiment)
         base_model = parse_base_model(experiment.base_model.source, experiment.base_model.revision)
         fingerprints = {"base_model": base_model.fingerprint()}
-        for task in experiment.tasks:
-            parts = [parse_task(task.name, source).fingerprint() for source in task.sources]
-            fingerprints[task.name] = " ".join(parts)
+        groups = {task.name: task.sources for task in experiment.tasks}
+        for name, sources in {**groups, DECONTAMINATE: experiment.decontaminate}.items():
+            fingerprints[name] = " ".join(parse_task(name, source).fingerprint() for source in sources)
     return Plan.of(experiment, fingerprints)
 
 
 def pinned(experiment: Experiment) -> Experiment:
     """The experiment with the commits that the hub now resolves its revisions to."""
-    base_model, tasks = experiment.base_model, []
-    for task in experiment.tasks:
-        sources = [_pinned(source, parse_task(task.name, source)) for source in task.sources]
-        tasks.append(task.model_copy(update={"sources": sources}))
-    base_model = _pinned(base_model, parse_base_model(base_model.source, base_model.revision))
-    return experiment.model_copy(update={"base_model": base_model, "tasks": tasks})
+
+    def pin(name: str, sources: list[SourceSpec]) -> list[SourceSpec]:
+        return [_pinned(source, parse_task(name, source)) for source in sources]
+
+    base_model = experiment.base_model
+    return experiment.model_copy(
+        update={
+            "base_model": _pinned(base_model, parse_base_model(base_model.source, base_model.revision)),
+            "tasks": [
+                task.model_copy(update={"sources": pin(task.name, task.sources)}) for task in experiment.tasks
+            ],
+            "decontaminate": pin(DECONTAMINATE, experiment.decontaminate),
+        }
+    )
 
 
 def _pinned(spec: _Spec, source: Source) -> _Spec:
@@ -133,7 +142,7 @@ def check_local_sources(experiment: Experiment) -> None:
         if not all(is_here(task, source) for source in task.sources):
             continue
         with open_task(task, experiment.seed, registered_verifiers()) as reader:
-            _, candidates[task.name] = read_candidates(reader, experiment.seed)
+            candidates[task.name] = read_candidates(reader, experiment.seed, Collector(experiment.seed))
             if inspected is not None:
                 with transformers_silenced():
                     check_rendering(reader, inspected[1], experiment)

@@ -52,7 +52,7 @@ def needs_of(experiment: Experiment, environ: Mapping[str, str]) -> Needs:
         ConfigError: only a process of this machine can reach a source or store.
     """
     needs = Needs()
-    for key, source in named_sources(experiment.base_model, experiment.tasks).items():
+    for key, source in named_sources(experiment.base_model, experiment.tasks, experiment.decontaminate).items():
         if fault := source.unreachable_from("container"):
             raise ConfigError(fault)
         if source.service is not None:

@@ -13,7 +13,7 @@ def check_reachable(experiment: Experiment) -> None:
     Raises:
         ConfigError: naming every key that it cannot reach.
     """
-    sources = named_sources(experiment.base_model, experiment.tasks)
+    sources = named_sources(experiment.base_model, experiment.tasks, experiment.decontaminate)
     faults = [fault for source in sources.values() if (fault := source.unreachable_from("pod"))]
     uri, output = experiment.tracking.uri, experiment.output
     if uri and (is_store_in_files(uri) or is_loopback(uri)):

@@ -1,0 +1,170 @@
+"""The pairs of a task come from all its sources; what is left out is counted, and bad rows are named."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from automixalign.config.data import TaskSpec
+from automixalign.data.pairs import Pair, text_of
+from automixalign.data.read_task import TaskReader, open_task
+from automixalign.system.errors import ConfigError, DataError
+from tests.data.rows import Data, conversation, plain, write_rows
+
+
+def read(*sources: Data, verifiers: Any = None, **task: Any) -> tuple[list[Pair], TaskReader]:
+    spec = TaskSpec.model_validate({"name": "task", "sources": list(sources), **task})
+    with open_task(spec, 0, verifiers or {}) as reader:
+        return [pair for _, pair in reader], reader
+
+
+def prompts(pairs: list[Pair]) -> list[str]:
+    return [text_of(pair.prompt).removeprefix("user: ") for pair in pairs]
+
+
+def test_sources_of_several_layouts_make_one_task(tmp_path: Path) -> None:
+    first = write_rows(tmp_path / "a.jsonl", [conversation("one", "a", "b")])
+    second = write_rows(tmp_path / "b.jsonl", [{"question": "two", "good": "a", "bad": "b"}])
+    columns = {"prompt": "question", "chosen": "good", "rejected": "bad"}
+    pairs, reader = read({"path": str(first)}, {"path": str(second), "columns": columns})
+    assert prompts(pairs) == ["one", "two"]
+    assert pairs[1] == pairs[0]._replace(pair_id=pairs[1].pair_id, prompt=[{"role": "user", "content": "two"}])
+    assert reader.counts == [Counter(read=1), Counter(read=1)]
+
+
+def test_columns_may_lie_inside_others_and_serve_any_format(tmp_path: Path) -> None:
+    row = {"task": {"text": "one"}, "answers": ["a", "b"], "scores": [1, 2]}
+    source = {"path": str(write_rows(tmp_path / "a.jsonl", [row])), "format": "ratings"}
+    columns = {"instruction": "task.text", "generations": "answers", "ratings": "scores"}
+    pairs, _ = read({**source, "columns": columns})
+    assert prompts(pairs) == ["one"]
+    assert text_of(pairs[0].chosen) == "assistant: b"
+
+
+def test_a_missing_column_is_named_with_those_that_exist(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "a.jsonl", [{"question": "one", "chosen": "a", "rejected": "b"}])
+    with pytest.raises(DataError, match=r"a\.jsonl:1: the column 'task' .* is missing; there are: question,"):
+        read({"path": str(source), "columns": {"prompt": "task"}})
+
+
+@pytest.mark.parametrize(
+    ("where", "left"),
+    [
+        ({"language": "en"}, "ac"),
+        ({"language": ["de", "fr"]}, "bd"),
+        ({"score": {"min": 2}}, "bcd"),
+        ({"score": 2}, "b"),
+        ({"checked": True}, "a"),
+        ({"language": "en", "score": {"min": 2}}, "c"),
+        ({"facts.size": 3}, "d"),
+    ],
+)
+def test_where_leaves_rows_out_and_counts_them(tmp_path: Path, where: Data, left: str) -> None:
+    facts: list[Data] = [
+        {"language": "en", "score": 1, "checked": True},
+        {"language": "de", "score": 2, "checked": None},
+        {"language": "en", "score": 3, "checked": False},
+        {"language": "fr", "score": 4.5, "checked": 1, "facts": {"size": 3}},
+    ]
+    rows = [conversation(name, "yes", "no", **fact) for name, fact in zip("abcd", facts, strict=True)]
+    pairs, reader = read({"path": str(write_rows(tmp_path / "a.jsonl", rows)), "where": where})
+    assert prompts(pairs) == list(left)
+    assert reader.counts == [Counter(read=4, filtered=4 - len(left))]
+
+
+def test_where_compares_the_texts_of_a_table(tmp_path: Path) -> None:
+    lines = ["prompt,chosen,rejected,score,checked", "a,yes,no,1,true", "b,yes,no,2.5,false", "c,yes,no,,"]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    path = str(tmp_path / "a.csv")
+    assert prompts(read({"path": path, "where": {"score": 1, "checked": True}})[0]) == ["a"]
+    with pytest.raises(DataError, match="'score' must hold a number for 'where', not ''"):
+        read({"path": path, "where": {"score": {"min": 2}}})
+
+
+def test_a_column_of_where_that_no_row_has_is_refused(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "a.jsonl", [conversation("p", "yes", "no")])
+    with pytest.raises(DataError, match="no row has the column 'langauge', which 'where' names"):
+        read({"path": str(source), "where": {"langauge": "en"}})
+
+
+def test_rows_that_say_nothing_are_counted_by_reason(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": 1},
+        {"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": None},
+        {"prompt": "p", "response_0": "a", "response_1": " ", "better_response_id": 0},
+    ]
+    source = write_rows(tmp_path / "a.jsonl", rows)
+    pairs, reader = read({"path": str(source), "format": "pku-saferlhf"})
+    assert len(pairs) == 1
+    assert reader.counts == [Counter(read=3, tie=1, empty=1)]
+
+
+def test_the_first_ten_bad_rows_are_named(tmp_path: Path) -> None:
+    good = json.dumps(conversation("p", "yes", "no"))
+    lines = [good, '{"prompt": "p"}', "{", *['{"chosen": 1, "rejected": 2, "prompt": "p"}'] * 12, good]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError) as error:
+        read({"path": str(tmp_path / "a.jsonl")})
+    first, *named = str(error.value).splitlines()
+    assert first == "task task: more than 10 bad rows:"
+    assert [line.split(": ")[0].rsplit(":", 1)[1] for line in named] == [str(line) for line in range(2, 12)]
+    assert "'chosen'" in named[0]
+    assert "JSON" in named[1]
+
+
+def test_one_bad_row_is_named_in_one_line(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "a.jsonl", [conversation("p", "yes", "no"), {"prompt": "p", "chosen": "a"}])
+    with pytest.raises(DataError, match=r"^task task: \S*a\.jsonl:2: [^\n]*rejected[^\n]*$"):
+        read({"path": str(source)})
+
+
+def test_text_beside_messages_is_refused(tmp_path: Path) -> None:
+    sources = [
+        {"path": str(write_rows(tmp_path / f"{number}.jsonl", [row]))}
+        for number, row in enumerate([plain("p", "yes", "no"), conversation("q", "yes", "no")])
+    ]
+    with pytest.raises(DataError, match=r"mixes plain text and messages: \S*1\.jsonl:1 is the first row of"):
+        read(*sources)
+
+
+def test_a_verifier_must_pass_the_answer_of_every_row(tmp_path: Path) -> None:
+    rows = [conversation("p", "4", "5", answer="4"), conversation("q", "4", "5"), conversation("r", "4", "5")]
+    source = {"path": str(write_rows(tmp_path / "a.jsonl", rows))}
+    with pytest.raises(DataError, match=r"2 bad rows:\n.*:2: the verifier 'same' needs an 'answer'"):
+        read(source, verifiers={"same": str.__eq__}, verifier="same")
+    with pytest.raises(DataError, match=r":1: the verifier 'never' can never pass the answer '4'"):
+        read(source, verifiers={"never": lambda output, answer: False}, verifier="never")
+
+
+def test_a_derived_prompt_is_counted_and_shown(tmp_path: Path) -> None:
+    rows = [{"chosen": f"{name} is good", "rejected": f"{name} is bad"} for name in ("tea", "milk")]
+    pairs, reader = read({"path": str(write_rows(tmp_path / "a.jsonl", [*rows, plain("p", "a", "b")]))})
+    assert reader.derived_prompts == 2
+    assert reader.derived == pairs[0]
+
+
+def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "a.jsonl", [conversation("p", "yes", "no")])
+    with pytest.raises(ConfigError, match=r"unknown row format 'ultra'; there are: .*ultrafeedback"):
+        read({"path": str(source), "format": "ultra"})
+
+
+def test_a_second_reading_gives_the_same(tmp_path: Path) -> None:
+    answers = [{"answer": text, "rank": rank} for rank, text in enumerate("abcdef", start=1)]
+    rows = [{"prompt": f"p{number}", "answers": answers} for number in range(20)]
+    spec = TaskSpec.model_validate(
+        {
+            "name": "task",
+            "source": {
+                "path": str(write_rows(tmp_path / "a.jsonl", rows)),
+                "format": {"name": "ratings", "rejected": "random"},
+            },
+        }
+    )
+    with open_task(spec, 0, {}) as reader, open_task(spec, 1, {}) as other:
+        first = list(reader)
+        assert list(reader) == first
+        assert reader.counts == [Counter(read=20)]
+        assert list(other) != first, "the seed draws the answer"

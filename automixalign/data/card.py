@@ -8,7 +8,7 @@ import numpy as np
 
 from automixalign.config.data import DataSettings
 from automixalign.data.clean import Candidates, Fate, group_starts
-from automixalign.data.overlap import shared_by_tasks
+from automixalign.data.overlap.shared import shared_by_tasks
 from automixalign.data.pairs import text_of
 from automixalign.data.split import Labels
 from automixalign.data.store import SPLITS, TEST

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from automixalign.config.data import DataSettings
 from automixalign.data.card import describe, describe_task
 from automixalign.data.clean import Collector
-from automixalign.data.decontaminate import Contamination
 from automixalign.data.draw import is_drawn
+from automixalign.data.overlap.decontaminate import Contamination
 from automixalign.data.read_task import Verifiers, open_task
 from automixalign.data.split import split_tasks
 from automixalign.data.task_pairs import read_candidates, tokenize_task
-from automixalign.data.tokens import asks_for_date
+from automixalign.data.tokenization.rendering import asks_for_date
 from automixalign.data.write import write_splits
 from automixalign.steps.step import current_step
 from automixalign.steps.tracking.record import Dataset
@@ -26,7 +26,7 @@ from automixalign.storage import files
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from automixalign.data.near_duplicates import NearDuplicates
+    from automixalign.data.overlap.near_duplicates import NearDuplicates
 
 
 def prepare_data(
@@ -85,7 +85,7 @@ def prepare_data(
 def _near_duplicates(threshold: float | None) -> "NearDuplicates | None":
     if threshold is None:
         return None
-    from automixalign.data.near_duplicates import NearDuplicates  # its library takes a while to import
+    from automixalign.data.overlap.near_duplicates import NearDuplicates  # its library takes a while to import
 
     return NearDuplicates(threshold)
 

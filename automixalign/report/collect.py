@@ -8,6 +8,7 @@ from typing import Any
 from automixalign import __version__
 from automixalign.config.experiment import ComparisonSettings
 from automixalign.config.file import dump_yaml
+from automixalign.data.store import read_card
 from automixalign.report import leaderboard
 from automixalign.report.curves import curves
 from automixalign.report.data_facts import data_facts, memorisation_warnings
@@ -16,8 +17,6 @@ from automixalign.report.limits import accuracy_errors, limits
 from automixalign.scoring.metrics import BETTER
 from automixalign.storage import files
 from automixalign.system.provenance import versions
-
-CARD = "card.json"
 
 _PACKAGES = ("python", "torch", "transformers", "trl", "peft", "mergekit", "kfp")
 _COSTS = ("steps", "pairs", "tokens", "seconds", "trained_parameters")
@@ -52,7 +51,8 @@ def collect(settings: ComparisonSettings, entries: list[Entry], results: RunResu
     """
     experiment = settings.experiment
     rows = {name: files.read_jsonl(path) for name, path in results.trajectories.items()}
-    tasks = data_facts(experiment, rows, results.data / CARD, results.losses)
+    card = read_card(results.data)
+    tasks = data_facts(experiment, rows, card, results.losses)
     trained = [entry["model"] for entry in entries if entry["model"] in rows]
     return {
         "kind": "run",
@@ -68,7 +68,8 @@ def collect(settings: ComparisonSettings, entries: list[Entry], results: RunResu
         },
         "trainings": {name: curves(rows[name]) for name in trained},
         "tasks": tasks,
-        "warnings": memorisation_warnings(experiment, tasks),
+        "long_answers": card["long_answers"],
+        "warnings": [*card["warnings"], *memorisation_warnings(experiment, tasks)],
         "costs": {
             name: {key: results.costs[name][key] for key in _COSTS if key in results.costs[name]}
             for name in trained

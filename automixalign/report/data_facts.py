@@ -13,12 +13,16 @@ from automixalign.scoring import caches
 from automixalign.storage import files
 from automixalign.training.memorisation import memorisation_warning
 
+_OF_CARD = ("name", "sources", "pairs", "tokens", "long_answers", "swapped")
 _LOSS_AT_MARGIN_0 = {"sigmoid": math.log(2), "sigmoid_norm": math.log(2), "robust": math.log(2), "hinge": 1.0}
 """Of the losses that fall with the margin: a larger loss means that the model prefers the rejected answer."""
 
 
 def data_facts(
-    experiment: Experiment, trajectories: Mapping[str, Sequence[Row]], card: Path, losses: Iterable[Path]
+    experiment: Experiment,
+    trajectories: Mapping[str, Sequence[Row]],
+    card: Mapping[str, Any],
+    losses: Iterable[Path],
 ) -> list[dict[str, Any]]:
     """The facts of each task: its card, its specialist's losses, and two estimates of its label noise.
 
@@ -29,12 +33,12 @@ def data_facts(
     folders = {caches.cache_task(folder): folder for folder in losses}
     clipping = _clipping_generalists(experiment)
     facts = []
-    for entry in files.read_json(card)["tasks"]:
+    for entry in card["tasks"]:
         task = entry["name"]
         manifest = files.read_json(folders[task] / caches.MANIFEST)
         facts.append(
             {
-                **{key: entry[key] for key in ("name", "source", "rows", "pairs", "tokens", "swapped")},
+                **{key: entry[key] for key in _OF_CARD},
                 "specialist": {key: manifest[key] for key in ("mean_loss", "gap", "cross_fit")},
                 "clipped": {name: last_mean(trajectories[name], "clipped", task) for name in clipping},
                 "contradicted": _contradicted(folders[task], experiment.training.loss_type),

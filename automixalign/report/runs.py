@@ -89,9 +89,9 @@ def rebuild(folder: Path, costs: Mapping[str, Mapping[str, Any]]) -> Path:
 
 
 def _event_facts(events: list[dict[str, Any]], warnings: list[str]) -> dict[str, Any]:
-    """The seconds of each stage, and the warnings, in a run's event log."""
+    """The seconds of each stage in a run's event log, and its warnings after those that are known."""
     # The last event of a stage counts: a resumed run has run some stages twice.
     seconds = {(e["stage"], e["name"]): e["seconds"] for e in events if e["event"] == "finished"}
     stages = [{"stage": stage, "name": name, "seconds": value} for (stage, name), value in seconds.items()]
-    logged = list(dict.fromkeys(event["message"] for event in events if event["event"] == "warning"))
-    return {"stages": stages or None, "warnings": logged or warnings}
+    logged = (event["message"] for event in events if event["event"] == "warning")
+    return {"stages": stages or None, "warnings": list(dict.fromkeys([*warnings, *logged]))}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from automixalign.config.data import DataSettings, SourceSpec
-from automixalign.data.decontaminate import Contamination
+from automixalign.data.overlap.decontaminate import Contamination
 from automixalign.data.store import SPLITS, read_split
 from benchmarks import tiny
 from tests.data.rows import Data, conversation, write_rows

@@ -59,8 +59,8 @@ def write_run(folder: Path, seed: int = 0, **changes: Any) -> Path:
     generator = np.random.default_rng(seed)
     files.write_text(folder / "config.yaml", dump_yaml(checked))
     trained = [*map(specialist_name, TASKS), *(method.name for method in checked.methods)]
-    cards = [_card(task.name, task.source) for task in checked.tasks]
-    files.write_json(folder / "data" / "card.json", {"tasks": cards})
+    cards = [_card(task.name, task.source_names) for task in checked.tasks]
+    files.write_json(folder / "data" / "card.json", {"long_answers": "drop", "tasks": cards, "warnings": []})
     cost = {"steps": STEPS, "pairs": 4 * STEPS, "tokens": 1234, "seconds": 1.5, "run_path": "not a cost"}
     results = RunResults(
         evaluations=[_evaluation(folder, name, generator) for name in model_names(checked)],
@@ -122,7 +122,15 @@ def _card(task: str, source: str) -> dict[str, Any]:
     return {
         "name": task,
         "source": source,
-        "rows": {"read": 60, "duplicate": 3, "cut": 2},
+        "sources": [
+            {
+                "path": source,
+                "rows": {"read": 60, "duplicate": 3},
+                "pairs": {"train": 8, "validation": 4, "test": TEST_PAIRS[task]},
+                "passed_over": {},
+            }
+        ],
+        "long_answers": {"pairs": 2, "chosen": 2, "rejected": 1},
         "pairs": {"train": 8, "validation": 4, "test": TEST_PAIRS[task]},
         "tokens": {"prompt": length, "chosen": length, "rejected": length},
         "swapped": 2 if task == "beta" else 0,

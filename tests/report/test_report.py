@@ -109,7 +109,7 @@ def test_the_page_contains_its_facts_as_json_and_not_as_html(run: Path, facts: A
     text = (run / runs.PAGE).read_text(encoding="utf-8")
     assert facts_of(run / runs.PAGE) == facts
     assert [task["name"] for task in facts["tasks"]] == list(TASKS)
-    assert facts["tasks"][0]["source"] == HOSTILE
+    assert facts["tasks"][0]["sources"][0]["path"] == HOSTILE
     assert text.count("<script") == text.count("</script>") == 2
     assert "window.hacked = 1</script>" not in text
     assert "<img" not in text

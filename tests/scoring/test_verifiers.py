@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from automixalign.preflight.verifiers import check_verifiers
 
 from automixalign.config.experiment import parse_experiment
-from automixalign.preflight.verifiers import check_verifiers
 from automixalign.scoring.verifiers.registry import register, registered_verifiers
 from automixalign.system.errors import ConfigError
 from automixalign.system.provenance import versions

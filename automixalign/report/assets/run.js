@@ -6,6 +6,7 @@ const TRAINING_CURVES = [["loss", "loss"], ["accuracy", "reward accuracy"], ["ma
 const DROPS = {
   identical_sides: "identical answers", duplicate: "duplicate", contradictory: "contradictory", over_limit: "over the limit",
   prompt_too_long: "prompt too long", identical_when_cut: "identical after cutting", over_cap: "over the cap of the split",
+  filtered: "left out by 'where'", contaminated: "in a test set of others", long_answer: "answer too long",
 };
 
 function runSections(run) {
@@ -144,8 +145,9 @@ function dataSection(run) {
   const name = { title: "task", text: true, cell: (task) => task.name };
   const pairs = (split) => ({ title: split, cell: (task) => count(task.pairs[split]) });
   const tokens = (side) => ({ title: `${side},\nmean tokens`, cell: (task) => number(task.tokens[side].mean, 1) });
-  const drops = (task) => Object.entries(task.rows).filter(([reason, many]) => many && !["read", "cut"].includes(reason));
-  const dropText = (task) => drops(task).map(([reason, many]) => `${count(many)} ${DROPS[reason] ?? reason}`).join(", ") || "none";
+  const drops = (source) => Object.entries(source.rows).filter(([reason, many]) => many && reason !== "read");
+  const dropText = (source) => drops(source).map(([reason, many]) => `${count(many)} ${DROPS[reason] ?? reason.replaceAll("_", " ")}`).join(", ") || "none";
+  const sources = run.tasks.flatMap((task) => task.sources.map((source) => ({ name: task.name, ...source })));
   const loss = (split) => ({ title: `loss,\n${split}`, cell: (task) => number(task.specialist.mean_loss[split]) });
   const clipping = [...new Set(run.tasks.flatMap((task) => Object.keys(task.clipped)))];
   return section(
@@ -153,15 +155,24 @@ function dataSection(run) {
     "Data",
     ...run.warnings.map((text) => h("p", { class: "warning" }, `Warning: ${text}`)),
     table({
-      caption: "Pairs of each split, and dropped rows",
+      caption: "What each source gave: rows, pairs of each split, and what is left out",
       columns: [
         name,
-        { title: "source", text: true, cell: (task) => task.source },
-        { title: "rows read", cell: (task) => count(task.rows.read) },
+        { title: "source", text: true, cell: (source) => source.path },
+        { title: "rows read", cell: (source) => count(source.rows.read) },
         ...["train", "validation", "test"].map(pairs),
-        { title: "dropped", text: true, wrap: true, cell: dropText },
-        { title: "answers\ncut", cell: (task) => count(task.rows.cut) },
+        { title: "left out", text: true, wrap: true, cell: dropText },
+      ],
+      rows: sources,
+    }),
+    table({
+      caption: `Pairs of each task, their tokens, and answers that end after max_length (${run.long_answers === "cut" ? "cut" : "left out"})`,
+      columns: [
+        name,
+        ...["train", "validation", "test"].map(pairs),
         ...["prompt", "chosen", "rejected"].map(tokens),
+        { title: "long\nchosen", cell: (task) => count(task.long_answers.chosen) },
+        { title: "long\nrejected", cell: (task) => count(task.long_answers.rejected) },
       ],
       rows: run.tasks,
     }),

@@ -102,8 +102,7 @@ def make_pair(fields: Fields) -> Pair:
         options = _options(fields, conversational=True)
     else:
         raise ValueError("'prompt', 'chosen' and 'rejected' must all be text or all messages")
-    if (answer := fields.get("answer")) is not None:
-        answer = _answer(answer)
+    answer = None if fields.get("answer") is None else _answer(fields["answer"])
     seen = f"{flat(prompt)}\0\0{flat(chosen)}\0\0{flat(rejected)}\0\0{_canonical(options) if options else ''}"
     try:
         digest = hashlib.sha256(seen.encode()).hexdigest()
@@ -196,9 +195,11 @@ def _options(fields: Fields, conversational: bool) -> Options | None:
     return options or None
 
 
-def _answer(answer: Any) -> str:
+def _answer(answer: Any) -> str | None:
     if not isinstance(answer, str):
         raise ValueError(f"'answer' must be text, not {type(answer).__name__}")
+    if not answer or answer.isspace():  # an empty cell of a CSV file
+        return None
     _check_text(answer, "answer")
     try:
         answer.encode()

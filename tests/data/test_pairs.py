@@ -62,6 +62,11 @@ def test_nulls_of_tables_are_removed_from_messages(message: Data, kept: Data) ->
     assert make_pair(sides(message, assistant("no"))) == make_pair(sides(kept, assistant("no")))
 
 
+@pytest.mark.parametrize("answer", [None, "", " "])
+def test_a_row_may_have_no_answer(answer: str | None) -> None:
+    assert make_pair(conversation("q", "yes", "no", answer=answer)).answer is None
+
+
 @pytest.mark.parametrize(
     "prompt", [[system(""), user("q")], [{"role": "developer", "content": "d"}, user("q")]]
 )
@@ -96,7 +101,6 @@ def test_arguments_of_the_chat_template_are_options() -> None:
         plain("", "yes", "no"),
         conversation("q", "yes", "\n"),
         conversation(" ", "yes", "no"),
-        conversation("q", "yes", "no", answer=" "),
         sides({"role": "assistant", "content": [{"type": "text", "text": " "}]}, assistant("no")),
         sides({"role": "assistant", "content": "", "reasoning_content": "hm"}, assistant("no")),
     ],

@@ -19,7 +19,7 @@ from automixalign.system.schema import NonNegative, Text
 
 _PROMPTS = ("prompt", "instruction", "input")
 _LISTS = ("generations", "completions", "answers")
-_SCORES = ("ratings", "scores")
+_SCORES = ("ratings", "scores", "ranks")
 _TEXT_KEYS = ("response", "answer", "text", "generation")
 _SCORE_KEYS = ("overall_score", "fine-grained_score", "score", "rating", "rank")
 
@@ -33,7 +33,7 @@ class _Rated(NamedTuple):
 class Ratings(RowFormat):
     """A prompt, and a list of answers beside a list of ratings; or a list of objects with answer and rating.
 
-    A key `rank` is a rating of which the lowest is the best. Answers without a rating are ignored.
+    Of `ranks`, and of a key `rank`, the lowest is the best. Answers without a rating are ignored.
     """
 
     rejected: Literal["worst", "random"] = "worst"
@@ -70,13 +70,12 @@ class Ratings(RowFormat):
     def _rated(self, row: Mapping[str, Any]) -> list[_Rated]:
         name = need_one_of(row, _LISTS)
         answers = as_list(row[name], name)
-        sign = 1
         if any(isinstance(answer, dict) for answer in answers):
             answers, scores, sign = self._columns(answers, name)
             rating = name
         else:
             rating = need_one_of(row, _SCORES)
-            scores = as_list(row[rating], rating)
+            scores, sign = as_list(row[rating], rating), -1 if rating == "ranks" else 1
             if len(scores) != len(answers):
                 raise ValueError(f"{len(answers)} {name!r} have {len(scores)} {rating!r}")
         numbers = [as_number(score, rating) for score in scores]
@@ -102,12 +101,12 @@ class Ratings(RowFormat):
 
 
 def _prompt(value: Any, name: str, system: str) -> Messages:
+    if isinstance(value, str) and not is_dialogue(value):
+        return messages(value, system)
     if isinstance(value, list):
-        return value
-    text = as_text(value, name)
-    if not is_dialogue(text):
-        return messages(text, system)
-    turns = parse_dialogue(text)
-    if turns[-1] == {"role": "assistant", "content": ""}:  # Nectar's prompts end with `Assistant:`
-        del turns[-1]
-    return turns
+        turns = value
+    else:
+        turns = parse_dialogue(as_text(value, name))
+        if turns[-1] == {"role": "assistant", "content": ""}:  # Nectar's prompts end with `Assistant:`
+            del turns[-1]
+    return [{"role": "system", "content": system}, *turns] if system.strip() else turns

@@ -150,7 +150,9 @@ CASES: dict[str, list[Case]] = {
         Case({"prompt": Q, "generations": ["yes", None, "no"], "ratings": [2, 9, 1]}),
         Case({"prompt": "q", "generations": ["yes", "lost", "no"], "ratings": [2, None, 1]}),
         Case({"prompt": "q", "answers": ["yes", "also", "no", "too"], "scores": [2, 2, 1, 1]}),
+        Case({"prompt": "q", "answers": ["no", "yes"], "ranks": [2, 1]}),
         Case({"prompt": "q", **RATED, "system": "s"}, prompt=SYSTEM),
+        Case({"prompt": dialogue("q", ""), **RATED, "system": "s"}, prompt=SYSTEM),
         Case(
             {
                 "instruction": "q",

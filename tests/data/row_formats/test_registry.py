@@ -91,19 +91,19 @@ def test_optional_columns_are_columns(name: str) -> None:
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Install a package that declares an item of its module as the row format `duel`."""
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Install a package that declares an item of its module as a row format."""
     package = Package(tmp_path, monkeypatch, "duels", _CODE)
 
-    def declare(item: str) -> None:
-        package.declare("automixalign.row_formats", "duel", item)
+    def declare(item: str, name: str = "duel") -> None:
+        package.declare("automixalign.row_formats", name, item)
         registered_formats.cache_clear()
 
     yield declare
     registered_formats.cache_clear()
 
 
-def test_a_package_adds_a_format_with_options(install: Callable[[str], None]) -> None:
+def test_a_package_adds_a_format_with_options(install: Callable[..., None]) -> None:
     install("Duel")
     fields = format_of("duel", winner="right").read({"question": "?", "left": "a", "right": "b"}, random.Random)
     assert [fields[side][0]["content"] for side in ("prompt", "chosen", "rejected")] == ["?", "b", "a"]
@@ -113,9 +113,15 @@ def test_a_package_adds_a_format_with_options(install: Callable[[str], None]) ->
     ("item", "problem"),
     [("Missing", "no attribute 'Missing'"), ("no_format", "it is no subclass of RowFormat")],
 )
-def test_a_format_that_cannot_be_loaded_is_named(
-    install: Callable[[str], None], item: str, problem: str
-) -> None:
+def test_a_format_that_cannot_be_loaded_is_named(install: Callable[..., None], item: str, problem: str) -> None:
     install(item)
     with pytest.raises(ConfigError, match=rf"'duel' cannot be loaded from .*:{item}: .*{problem}.*uninstall"):
+        registered_formats()
+
+
+def test_a_package_cannot_take_the_name_of_a_format(install: Callable[..., None]) -> None:
+    install("Duel", name="orca")
+    with pytest.raises(
+        ConfigError, match=r"'orca' cannot be loaded from .*defined twice: in .*\.orca and duels_pac"
+    ):
         registered_formats()

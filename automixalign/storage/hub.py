@@ -33,4 +33,8 @@ def find_commit(repo: str, kind: Kind, revision: str | None = None) -> tuple[str
         answers = False
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind)
     ref = folder / "refs" / (revision or "main")
-    return (ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision), answers
+    if ref.is_file():
+        return ref.read_text(encoding="utf-8").strip(), answers
+    copies = [copy.name for copy in (folder / "snapshots").glob("*")]
+    # A copy that was fetched by its commit has no reference.
+    return (copies[0] if revision is None and len(copies) == 1 else revision), answers

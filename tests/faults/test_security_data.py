@@ -15,14 +15,13 @@ from botocore.exceptions import ClientError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
-from automixalign.config.data import TaskSpec
-from automixalign.data.pairs import parse_row
-from automixalign.data.read import read_rows
 from automixalign.steps.tracking import spool
 from automixalign.storage import files, publication
 from automixalign.storage import s3 as s3_storage
 from automixalign.system.errors import AutoMixAlignError, DataError, StorageError
 from benchmarks import tiny
+from tests.data.reading.reading import open_rows
+from tests.data.rows import parsed
 from tests.faults.common import change_json, code, raises
 from tests.faults.test_rows import message, pair
 
@@ -32,7 +31,7 @@ TEMPLATES = "{{ 7*7 }} {% for i in range(9) %}x{% endfor %} {# gone #} ${7*7} %(
 
 def read(source: object) -> list[Any]:
     """Every row of a source."""
-    return [row.data for row in read_rows(TaskSpec(name="task", source=str(source)), seed=0)]
+    return open_rows(str(source)).data
 
 
 def write_rows(path: Path) -> Path:
@@ -126,8 +125,8 @@ def test_no_linked_picture_is_fetched(tmp_path: Path, web_server: tuple[str, lis
         data[0]
     assert requests, "datasets itself fetches it"
     requests.clear()
-    with suppress(AutoMixAlignError):
-        list(map(parse_row, read_rows(TaskSpec(name="task", source=str(tmp_path / "data")), seed=0)))
+    with suppress(ValueError):  # it is no text
+        list(map(parsed, read(tmp_path / "data")))
     assert not requests
 
 

@@ -13,13 +13,13 @@ import boto3
 import pytest
 from botocore.exceptions import ConnectionClosedError
 
-from automixalign.config.data import TaskSpec
+from automixalign.config.data import SourceSpec
 from automixalign.config.sources import parse_base_model, parse_task
-from automixalign.data.read import read_rows
 from automixalign.storage import files
 from automixalign.storage import s3 as library
-from automixalign.system.errors import DataError, StorageError
+from automixalign.system.errors import StorageError
 from benchmarks import s3_memory
+from tests.data.reading.reading import compress, open_rows
 
 BUCKET = "preferences"
 URI = f"s3://{BUCKET}"
@@ -56,8 +56,7 @@ def rows(*prompts: str) -> str:
 
 
 def prompts(source: str) -> dict[str, str]:
-    task = TaskSpec(name="task", source=source)
-    return {row.where.removeprefix(f"{URI}/"): row.data["prompt"] for row in read_rows(task, seed=0)}
+    return {row.where.removeprefix(f"{URI}/"): row.data["prompt"] for row in open_rows(source).rows}
 
 
 TREE = {
@@ -87,8 +86,21 @@ def test_a_task_reads_an_object_or_a_prefix(bucket: Any, source: str, expected: 
 
 def test_a_malformed_row_is_named_by_its_uri(bucket: Any) -> None:
     put(bucket, **{"data/a.jsonl": rows("one") + "{"})
-    with pytest.raises(DataError, match=rf"{URI}/data/a\.jsonl:2: not a JSON document"):
-        prompts(f"{URI}/data")
+    _, bad = open_rows(f"{URI}/data").rows
+    assert bad.where == f"{URI}/data/a.jsonl:2"
+    assert "not a JSON document" in str(bad.data)
+
+
+def test_a_compressed_object_is_read(bucket: Any) -> None:
+    bucket.put_object(Bucket=BUCKET, Key="data/a.jsonl.gz", Body=compress(rows("one").encode(), ".gz"))
+    for source in ("data", "data/a.jsonl.gz"):
+        assert prompts(f"{URI}/{source}") == {"data/a.jsonl.gz:1": "one"}
+
+
+def test_a_prefix_has_the_splits_of_a_folder(bucket: Any) -> None:
+    put(bucket, **{"data/train.jsonl": rows("one"), "data/test.jsonl": rows("two")})
+    assert open_rows(f"{URI}/data").prompts == ["one"]
+    assert open_rows(f"{URI}/data", split="test").prompts == ["two"]
 
 
 def test_a_prefix_ends_at_a_slash(bucket: Any) -> None:
@@ -110,7 +122,7 @@ def test_download_keeps_the_tree(bucket: Any, tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_follows_the_content(bucket: Any) -> None:
-    sources = (parse_task("task", f"{URI}/data"), parse_base_model(f"{URI}/data"))
+    sources = (parse_task("task", SourceSpec(path=f"{URI}/data")), parse_base_model(f"{URI}/data"))
     fingerprints = []
     for change in ({"data/a": "one"}, {"data/a": "two"}, {"data/b": "one"}, {"data/a": "one"}):
         put(bucket, **change)
@@ -128,7 +140,7 @@ def test_the_fingerprint_follows_the_content(bucket: Any) -> None:
 def test_a_missing_object_is_named(bucket: Any, call: str, source: str) -> None:
     put(bucket, **{"missing.jsonl.bak": "x"})
     with pytest.raises(StorageError) as refusal:
-        prompts(source) if call == "read" else parse_task("task", source).fingerprint()
+        prompts(source) if call == "read" else parse_task("task", SourceSpec(path=source)).fingerprint()
     assert source in str(refusal.value)
 
 

@@ -58,7 +58,7 @@ def choose_parts(folder: Path, spec: SourceSpec, name: str) -> Parts:
             read.append(part)
         else:
             passed_over[str(part)] = (
-                f"split {' and '.join(own)}; name it by 'split' to read it"
+                f"split {' and '.join(sorted(own))}; name it by 'split' to read it"
                 if own
                 else f"{README} lists it in no split of this subset"
             )

@@ -10,7 +10,7 @@ from automixalign.config.data import SourceSpec
 from automixalign.config.sources import HubSource
 from automixalign.data.reading.local import open_local
 from automixalign.data.reading.row import OpenSource
-from automixalign.data.reading.splits import choose_split
+from automixalign.data.reading.splits import choose_config, choose_split, read_configs
 from automixalign.data.reading.tables import BATCH_ROWS, choose, number_rows
 from automixalign.steps.step import current_step
 from automixalign.storage.hub import find_commit
@@ -20,8 +20,8 @@ from automixalign.system.errors import DataError
 def open_hub(source: HubSource, spec: SourceSpec, columns: Collection[str] | None = None) -> OpenSource:
     """Load one split of a data set as `datasets` does, at the commit that the revision names.
 
-    If the hub does not answer, the local copy of that commit is opened: the tables that `datasets` keeps, or
-    else the files that the hub's client keeps. A warning says so.
+    If the hub does not answer, a local copy of this commit is read, and a warning says so: the tables that
+    `datasets` keeps, or else the files that the hub's client keeps.
 
     Args:
         source: the parsed source.
@@ -33,53 +33,57 @@ def open_hub(source: HubSource, spec: SourceSpec, columns: Collection[str] | Non
     """
     commit, answers = find_commit(spec.path, "dataset", source.revision)
     try:
-        builder = _builder(spec, commit) if answers else _stored_builder(spec)
-        if commit is not None and builder.hash != commit:
-            raise FileNotFoundError(f"the local copy is of commit {builder.hash}, not {commit}")
-        builder.download_and_prepare()
-        split = spec.split or choose_split(list(builder.info.splits), None, source.label)
-        data = builder.as_dataset(split=split)
+        if answers:
+            return _open_tables(_builder(spec, commit), source, spec, columns)
+        opened = _open_copy(source, spec, commit, columns)
     except DataError:
         raise
     except Exception as error:  # the hub's client raises many kinds
-        snapshot = None if answers else _stored_files(spec.path, commit)
-        if snapshot is None:
-            raise DataError(
-                f"{source.label} is neither a local path nor a readable hub data set with "
-                f"{_selection(spec)}{'' if answers else '; the hub does not answer'}: {error}"
-            ) from error
-        opened, commit = open_local(snapshot, spec, columns), snapshot.name
-    else:
-        data = data.select_columns(choose(data.column_names, columns))
-        opened = OpenSource(spec.path, lambda: number_rows(_batches(data), f"{spec.path}[{split}]"))
-        commit = builder.hash
-    if not answers:
-        current_step().warn(f"{source.label}: the hub does not answer; its local copy is used, commit {commit}")
+        raise DataError(
+            f"{source.label} is neither a local path nor a readable hub data set with "
+            f"{_selection(spec)}: {_problem(error)}"
+        ) from error
+    current_step().warn(f"{source.label}: the hub does not answer; its local copy is used, commit {commit}")
     return opened
 
 
 def _builder(spec: SourceSpec, commit: str | None) -> Any:
     import datasets
-
-    return datasets.load_dataset_builder(spec.path, name=spec.subset, data_dir=spec.data_dir, revision=commit)
-
-
-def _stored_builder(spec: SourceSpec) -> Any:
-    """The tables of a data set that `datasets` loaded before; it would look for the hub for half a minute."""
     from datasets.packaged_modules.cache.cache import Cache
 
-    return Cache(
-        repo_id=spec.path,
-        dataset_name=spec.path.rpartition("/")[2],
-        config_name=spec.subset,
-        data_dir=spec.data_dir,
-        version="auto",
-        hash="auto",
+    builder = datasets.load_dataset_builder(
+        spec.path, name=spec.subset, data_dir=spec.data_dir, revision=commit
     )
+    if isinstance(builder, Cache):  # the newest of the local copies, of whatever commit and subset
+        raise ConnectionError("the hub no longer answers; try again")
+    return builder
 
 
-def _stored_files(path: str, commit: str | None) -> Path | None:
-    """The files of a data set that the hub's client fetched before."""
+def _open_copy(
+    source: HubSource, spec: SourceSpec, commit: str | None, columns: Collection[str] | None
+) -> OpenSource:
+    from datasets.packaged_modules.cache.cache import Cache
+
+    files = None if commit is None else _stored_files(spec.path, commit)
+    if commit is not None and spec.data_dir is None:
+        configs = {} if files is None else read_configs(files, spec.path)
+        subset = spec.subset or choose_config(configs, None, spec.path).get("config_name", "default")
+        builder = Cache(
+            repo_id=spec.path,
+            dataset_name=spec.path.rpartition("/")[2],
+            config_name=subset,
+            version="0.0.0",
+            hash=commit,
+        )
+        if Path(builder.cache_dir).is_dir():
+            return _open_tables(builder, source, spec, columns)
+    if files is None:
+        raise ConnectionError(f"the hub does not answer, and there is no local copy of {commit or 'it'}")
+    return open_local(files, spec, columns)
+
+
+def _stored_files(path: str, commit: str) -> Path | None:
+    """The files of a commit that the hub's client fetched before."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -89,10 +93,25 @@ def _stored_files(path: str, commit: str | None) -> Path | None:
         return None
 
 
+def _open_tables(
+    builder: Any, source: HubSource, spec: SourceSpec, columns: Collection[str] | None
+) -> OpenSource:
+    builder.download_and_prepare()
+    split = spec.split or choose_split(list(builder.info.splits), None, source.label)
+    data = builder.as_dataset(split=split)
+    data = data.select_columns(choose(data.column_names, columns))
+    return OpenSource(spec.path, lambda: number_rows(_batches(data), f"{spec.path}[{split}]"))
+
+
 def _batches(data: Any) -> Iterator[pa.RecordBatch]:
     """Yield the rows without decoding: an image may be an address, which would be fetched."""
     for table in data.with_format("arrow").iter(batch_size=BATCH_ROWS):
         yield from table.to_batches()
+
+
+def _problem(error: Exception) -> str:
+    text = " ".join(str(error).partition("Example of usage")[0].split())
+    return f"{text}; name one by 'subset'" if text.startswith("Config name is missing") else text
 
 
 def _selection(spec: SourceSpec) -> str:

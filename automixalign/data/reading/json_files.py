@@ -72,8 +72,9 @@ def _rows_of_lines(stream: io.BufferedReader, name: str) -> Iterator[Row]:
 def _decode_row(line: bytes) -> dict[str, Any] | Unreadable:
     try:
         return _checked(decode_json(decode(line)))
-    except json.JSONDecodeError as error:  # its line number is not that of the file
-        problem = f"{error.msg} at column {error.colno}; every line must be a complete JSON object"
+    except json.JSONDecodeError as error:  # its line and column may be those after the line
+        column = min(error.pos, len(error.doc.rstrip())) + 1
+        problem = f"{error.msg} at column {column}; every line must be a complete JSON object"
         return Unreadable(f"not a JSON document: {problem}")
     except RecursionError:
         return Unreadable("not a JSON document: it is nested too deeply")

@@ -44,6 +44,6 @@ def _names(path: Path, name: str) -> list[str]:
 
 
 def _is_inside(part: str, listed_in: str, name: str) -> bool:
-    if Path(part).name != part:
+    if Path(part).name != part or part in ("", ".."):
         raise DataError(f"{name}: {listed_in} names {part!r:.200}, which is not in this folder")
     return True

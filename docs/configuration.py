@@ -48,11 +48,15 @@ A merge's `method` is one of these, by the names of [mergekit](https://github.co
 0 or 1.
 """
 _NONE = "–"  # noqa: RUF001  a dash for no value
+_SCALARS = {"integer": "integer", "number": "number", "boolean": "`true` or `false`", "string": "text"}
 _SHORT_FORMS = {
     "base_model": "A bare text is its `source`.",
     "methods": "A bare name is its `method`.",
     "merges": "A bare name is its `method`.",
     "output": "A bare text is its `to`.",
+    "decontaminate": "A bare text is its `path`.",
+    "tasks.sources": "A bare text is its `path`. [Data](data.md) explains sources and row formats.",
+    "tasks.sources.format": "A bare text is its `name`.",
 }
 
 
@@ -128,6 +132,8 @@ def _type(schema: dict[str, Any], definitions: dict[str, Any], sections: dict[st
         return f"[`{path}`](#{path.replace('.', '').lower()})"
     if "anyOf" in schema:
         kinds = [_type(each, definitions, sections) for each in schema["anyOf"] if each.get("type") != "null"]
+        if set(_SCALARS.values()) <= set(kinds):
+            kinds = ["value", *(kind for kind in kinds if kind not in _SCALARS.values())]
         return " or ".join(kinds)
     if "enum" in schema or "const" in schema:
         return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
@@ -136,8 +142,7 @@ def _type(schema: dict[str, Any], definitions: dict[str, Any], sections: dict[st
     if schema.get("type") == "object":
         items = schema.get("additionalProperties") or next(iter(schema["patternProperties"].values()))
         return f"map to {_type(items, definitions, sections)}"
-    names = {"integer": "integer", "number": "number", "boolean": "`true` or `false`", "string": "text"}
-    return names[schema["type"]]
+    return _SCALARS[schema["type"]]
 
 
 def _bounds(field: FieldInfo) -> str:

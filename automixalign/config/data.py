@@ -11,7 +11,6 @@ from automixalign.quickstart.spec import synthetic_name
 from automixalign.quickstart.synthetic import SYNTHETIC_TASKS
 from automixalign.system.schema import Count, Name, Number, Positive, Schema, Text
 
-_MAX_WEIGHT = 1e6
 LongAnswers = Literal["drop", "cut"]
 Scalar = StrictBool | StrictInt | StrictFloat | StrictStr
 
@@ -37,8 +36,8 @@ class FormatSpec(Schema):
         return self.__pydantic_extra__ or {}
 
 
-class SourceSpec(Schema):
-    """One place that a task's pairs come from."""
+class LocationSpec(Schema):
+    """Where rows lie."""
 
     path: Text
     """File or folder, `s3://` URI, hub id, or `synthetic:NAME`."""
@@ -50,6 +49,18 @@ class SourceSpec(Schema):
     """The split of a data set on the hub or of a saved `datasets` folder; by default `train`."""
     revision: Text | None = None
     """Branch, tag or commit of a data set on the hub."""
+
+
+class TestSetSpec(LocationSpec):
+    """A test set of others, in any layout."""
+
+    columns: Annotated[list[Text], Field(min_length=1)] | None = None
+    """The columns whose texts count; by default all."""
+
+
+class SourceSpec(LocationSpec):
+    """One place that a task's pairs come from."""
+
     format: Annotated[FormatSpec, shorthand("name")] | None = None
     """How its rows are laid out: a row format (`trl` by default), or `{name: FORMAT, OPTION: VALUE}`."""
     columns: dict[Text, Text] | None = None
@@ -62,7 +73,7 @@ class SourceSpec(Schema):
     out."""
     limit: Count | None = None
     """The largest number of usable pairs of this source; the seed draws them."""
-    weight: Annotated[Positive, Field(le=_MAX_WEIGHT)] | None = None
+    weight: Positive | None = None
     """Its share of the task's pairs, relative to the weights of the other sources. The seed draws the largest
     number of pairs in these proportions. Give a weight to every source of a task, or to none."""
 
@@ -162,6 +173,6 @@ class DataSettings(Settings):
     long_answers: LongAnswers = "drop"
     date: datetime.date | None = None
     near_duplicates: float | None = None
-    decontaminate: list[SourceSpec] = Field(default_factory=list)
+    decontaminate: list[TestSetSpec] = Field(default_factory=list)
     fingerprints: list[str]
     """Of the content of each task's sources, in the order of the tasks, then of `decontaminate`."""

@@ -116,7 +116,7 @@ class Plan(BaseModel):
                 near_duplicates=experiment.near_duplicates,
                 decontaminate=experiment.decontaminate,
                 fingerprints=[fingerprints[task] for task in tasks]
-                + [fingerprints[DECONTAMINATE]] * bool(experiment.decontaminate),
+                + ([fingerprints[DECONTAMINATE]] if experiment.decontaminate else []),
             ),
             scoring=ScoringSettings(**common("reference_logps"), **scoring),
             specialist=specialist,

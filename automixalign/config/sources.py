@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from automixalign.config.data import SourceSpec, TaskSpec
+from automixalign.config.data import LocationSpec, TaskSpec
 from automixalign.config.models import BaseModelSpec
 from automixalign.quickstart.spec import synthetic_name
 from automixalign.storage import files, hub, s3
@@ -264,7 +264,7 @@ def parse_base_model(source: str, revision: str | None = None) -> BaseModelSourc
     return HubSource(*identity, kind="model", revision=revision)
 
 
-def parse_task(name: str, spec: SourceSpec) -> TaskSource:
+def parse_task(name: str, spec: LocationSpec) -> TaskSource:
     """Parse one source of a task.
 
     Args:
@@ -282,15 +282,15 @@ def parse_task(name: str, spec: SourceSpec) -> TaskSource:
 
 
 def named_sources(
-    base_model: BaseModelSpec, tasks: Iterable[TaskSpec], decontaminate: Iterable[SourceSpec]
+    base_model: BaseModelSpec, tasks: Iterable[TaskSpec], decontaminate: Iterable[LocationSpec]
 ) -> dict[str, Source]:
     """Every source of an experiment, by its key in the configuration."""
     sources: dict[str, Source] = {"base_model.source": parse_base_model(base_model.source, base_model.revision)}
     for number, task in enumerate(tasks):
         for index, spec in enumerate(task.sources):
             sources[f"tasks.{number}.sources.{index}"] = parse_task(task.name, spec)
-    for number, spec in enumerate(decontaminate):
-        sources[f"decontaminate.{number}"] = parse_task("decontaminate", spec)
+    for number, test_set in enumerate(decontaminate):
+        sources[f"decontaminate.{number}"] = parse_task("decontaminate", test_set)
     return sources
 
 

@@ -1,10 +1,10 @@
 """The first stage of the DAG: check the configuration and its sources, then plan the other stages."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from automixalign.config.data import SourceSpec, TaskSpec
+from automixalign.config.data import LocationSpec, SourceSpec, TaskSpec, TestSetSpec
 from automixalign.config.experiment import Experiment, parse_experiment
 from automixalign.config.file import parse_yaml
 from automixalign.config.models import BaseModelSpec
@@ -31,7 +31,8 @@ from automixalign.storage import s3
 from automixalign.storage.publication import check_writable
 from automixalign.system.errors import ConfigError
 
-_Spec = TypeVar("_Spec", SourceSpec, BaseModelSpec)
+_Location = TypeVar("_Location", SourceSpec, TestSetSpec)
+_Spec = TypeVar("_Spec", SourceSpec, TestSetSpec, BaseModelSpec)
 
 
 def plan(configuration: str, parts: Sequence[str]) -> Plan:
@@ -84,16 +85,16 @@ def plan_experiment(experiment: Experiment) -> Plan:
         experiment = pinned(experiment)
         base_model = parse_base_model(experiment.base_model.source, experiment.base_model.revision)
         fingerprints = {"base_model": base_model.fingerprint()}
-        groups = {task.name: task.sources for task in experiment.tasks}
-        for name, sources in {**groups, DECONTAMINATE: experiment.decontaminate}.items():
-            fingerprints[name] = " ".join(parse_task(name, source).fingerprint() for source in sources)
+        groups: dict[str, Sequence[LocationSpec]] = {task.name: task.sources for task in experiment.tasks}
+        for name, specs in {**groups, DECONTAMINATE: experiment.decontaminate}.items():
+            fingerprints[name] = " ".join(parse_task(name, spec).fingerprint() for spec in specs)
     return Plan.of(experiment, fingerprints)
 
 
 def pinned(experiment: Experiment) -> Experiment:
     """The experiment with the commits that the hub now resolves its revisions to."""
 
-    def pin(name: str, sources: list[SourceSpec]) -> list[SourceSpec]:
+    def pin(name: str, sources: Iterable[_Location]) -> list[_Location]:
         return [_pinned(source, parse_task(name, source)) for source in sources]
 
     base_model = experiment.base_model
@@ -152,6 +153,6 @@ def check_local_sources(experiment: Experiment) -> None:
         check_trainable(inspected[0], experiment.training)
 
 
-def is_here(task: TaskSpec, source: SourceSpec) -> bool:
+def is_here(task: TaskSpec, source: LocationSpec) -> bool:
     """Whether a source can be read without a network."""
     return isinstance(parse_task(task.name, source), GeneratedSource | LocalSource)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from automixalign.config.data import SourceSpec, TaskSpec
+from automixalign.config.data import SourceSpec, TaskSpec, TestSetSpec
 from automixalign.data.reading.row import Unreadable
 from automixalign.data.reading.rows import open_source
 from automixalign.system.errors import DataError
@@ -21,18 +21,18 @@ class Contamination:
     """The word sequences of some sources, 8 bytes each.
 
     Args:
-        sources: their rows may have any layout. All texts of a row count, or those of its `columns` alone.
+        test_sets: all texts of a row count, or those of the test set's `columns` alone.
 
     Raises:
         DataError, StorageError: a source is missing, or one of its rows is unreadable.
     """
 
-    def __init__(self, sources: list[SourceSpec]) -> None:
+    def __init__(self, test_sets: list[TestSetSpec]) -> None:
         self._grams: set[bytes] = set()
-        for spec in sources:
-            task = TaskSpec(name="decontaminate", sources=[spec])
-            columns = None if spec.columns is None else set(spec.columns.values())
-            with open_source(task, spec, seed=0, columns=columns) as rows:
+        for spec in test_sets:
+            source, columns = SourceSpec(**spec.model_dump(exclude={"columns"})), spec.columns
+            task = TaskSpec(name="decontaminate", sources=[source])
+            with open_source(task, source, seed=0, columns=columns) as rows:
                 for row in rows:
                     if isinstance(row.data, Unreadable):
                         raise DataError(f"decontaminate: {row.where}: {row.data.problem}")

@@ -43,7 +43,7 @@ def test_plain_text() -> None:
         calling(CALL, content=""),
         {"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
         {"role": "assistant", "content": "a", "name": "bot"},
-        {"role": "assistant", "content": "a backslash and u0000: \\u0000"},
+        {"role": "assistant", "content": "a backslash and u0000: \\u0000", "name": "bot"},
     ],
 )
 def test_whatever_a_chat_template_reads_reaches_it(message: Data) -> None:

@@ -75,6 +75,9 @@ CASES: dict[str, list[Case]] = {
         Case(repeated(Q, "yes", "no", prompt="q", score_chosen=8.5, score_rejected=2.0)),
         Case(repeated([user("q ")], "yes", "no", prompt="q\n", score_chosen=None), prompt=[user("q ")]),
         Case(repeated(Q, "yes", "no", score_chosen=2.0, score_rejected=1.0), derived=True),
+        Case(
+            repeated(Q, "yes", "no", prompt="q", score_chosen=3.0, score_rejected=2.0), options={"min_gap": 1}
+        ),
         Case(repeated(SYSTEM, "yes", "no", prompt="q"), prompt=SYSTEM),
         Case(repeated(SYSTEM, "yes", "no", prompt=SYSTEM), prompt=SYSTEM),
         Case(repeated(TURNS, "yes", "no", prompt="a"), prompt=TURNS),

@@ -32,6 +32,11 @@ def test_a_guessed_prompt_ends_before_an_answer_that_both_sides_share() -> None:
     assert parsed({"chosen": chosen, "rejected": rejected}).prompt == [user("q")]
 
 
+def test_equal_sides_keep_their_answer() -> None:
+    pair = parsed({"chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("a")]})
+    assert (pair.prompt, pair.chosen, pair.rejected) == ([user("q")], [assistant("a")], [assistant("a")])
+
+
 @pytest.mark.parametrize(
     ("chosen", "rejected", "prompt"),
     [
@@ -113,6 +118,7 @@ def test_rows_of_other_layouts_are_refused_with_the_format_to_set(row: Data, mes
     [
         ({**SIDES, "prompt": None}, "the field 'prompt' is null"),
         ({"prompt": "q", "chosen": "a", "rejected": None}, "the field 'rejected' is null"),
+        ({"chosen": "  yes", "rejected": "  no"}, "the two sides do not begin alike"),
         ({"chosen": "yes", "rejected": "no"}, "there is no 'prompt', and the two sides do not begin alike"),
         ({"chosen": "yes", "rejected": [assistant("no")]}, "must both be text or both messages"),
     ],

@@ -10,8 +10,10 @@ def shared_messages(chosen: Messages, rejected: Messages) -> int:
 
     Equal sides keep their last turn, so that they are counted as identical.
     """
-    shared, limit = 0, min(len(chosen), len(rejected)) - 1
-    while shared < limit and chosen[shared] == rejected[shared]:
+    shared = 0
+    for left, right in zip(chosen, rejected, strict=False):
+        if left != right:
+            break
         shared += 1
     while shared and _role(chosen[shared - 1]) == "assistant":
         shared -= 1

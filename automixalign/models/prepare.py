@@ -1,6 +1,7 @@
 """Bring the base model into one normal form: a folder with safetensors in fp32, tokenizer and config."""
 
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,11 +112,30 @@ def transformers_silenced() -> Iterator[None]:
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of options that have a new name
+            yield
     finally:
         logging.set_verbosity(level)
         if bar:
             logging.enable_progress_bar()
+
+
+def address(
+    source: BaseModelSource, path: Path | None, revision: str | None = None
+) -> tuple[str, dict[str, Any]]:
+    """How transformers finds a base model: the folder or hub id, and further arguments.
+
+    Args:
+        source: the base model.
+        path: its folder or GGUF file; None for one on the hub.
+        revision: of one on the hub.
+    """
+    if path is None:
+        return source.text, {"revision": revision}
+    if path.suffix == _GGUF:
+        return str(path.parent), {"gguf_file": path.name}
+    return str(path), {}
 
 
 def _load(source: BaseModelSource, path: Path | None, revision: str | None = None, **options: Any) -> Any:
@@ -125,16 +145,8 @@ def _load(source: BaseModelSource, path: Path | None, revision: str | None = Non
 
     from automixalign.models.load import failure_reason
 
-    common: dict[str, Any] = {}
+    folder, common = address(source, path, revision)
     is_gguf = path is not None and path.suffix == _GGUF
-    if path is None:
-        folder = source.text
-        common["revision"] = revision
-    elif is_gguf:
-        folder = str(path.parent)
-        common["gguf_file"] = path.name
-    else:
-        folder = str(path)
     try:
         if path is not None and not is_gguf:
             check_full_model(path)

@@ -1,4 +1,4 @@
-"""Checks before any work starts: the configuration and the sources that it names.
+"""Before any work starts: check the configuration and its sources, show the data, estimate the cost.
 
-It computes nothing and writes nothing.
+It keeps no results: nothing that it prepares or trains outlives the command.
 """

@@ -75,6 +75,30 @@ def current_step() -> Step:
     return _current.get(None) or Step("", "")
 
 
+class _Collecting(Step):
+    def __init__(self) -> None:
+        super().__init__("", "")
+        self.warnings: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+@contextmanager
+def collect_warnings() -> Iterator[list[str]]:
+    """Collect the warnings of the context in a list; an error prints them at once."""
+    step = _Collecting()
+    token = _current.set(step)
+    try:
+        yield step.warnings
+    except BaseException:
+        for warning in step.warnings:
+            logger.warning("%s", warning)
+        raise
+    finally:
+        _current.reset(token)
+
+
 def adopt_step(stage: str, name: str) -> None:
     """Take part in a stage that another process of this machine runs."""
     print_messages()

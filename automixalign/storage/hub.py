@@ -38,3 +38,15 @@ def find_commit(repo: str, kind: Kind, revision: str | None = None) -> tuple[str
     copies = [copy.name for copy in (folder / "snapshots").glob("*")]
     # A copy that was fetched by its commit has no reference.
     return (copies[0] if revision is None and len(copies) == 1 else revision), answers
+
+
+def is_cached(repo: str, file: str, revision: str | None = None) -> bool:
+    """Whether the hub's local copy has a file of a model."""
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        path = try_to_load_from_cache(repo, file, cache_dir=constants.HF_HUB_CACHE, revision=revision)
+    except HFValidationError:  # no hub has such an id
+        return False
+    return isinstance(path, str)

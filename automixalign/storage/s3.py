@@ -106,8 +106,13 @@ def list_objects(uri: str) -> dict[str, str]:
     return etags
 
 
-def download(uri: str, folder: Path) -> Path:
+def download(uri: str, folder: Path, leave_out: tuple[str, ...] = ()) -> Path:
     """Download an object, or all objects below a prefix, into `folder`; return the file or the folder.
+
+    Args:
+        uri: of the object or prefix.
+        folder: where to write.
+        leave_out: endings of the keys that are not needed.
 
     Raises:
         StorageError: there is no such object, it cannot be fetched, or the download differs from it.
@@ -122,7 +127,7 @@ def download(uri: str, folder: Path) -> Path:
         target = (root / name).resolve()
         if not target.is_relative_to(root):
             raise StorageError(f"s3://{bucket}/{key}: the key leads out of the folder")
-        if not key.endswith("/"):
+        if not key.endswith(("/", *leave_out)):
             _download_object(client, bucket, key, target, sha256=None)
     return root / Path(prefix).name if list(keys) == [prefix] else root
 

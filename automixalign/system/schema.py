@@ -37,9 +37,13 @@ _MAX_LISTED_FAULTS = 20
 
 
 def describe(error: ValidationError) -> str:
-    """One line for each fault: the key as a user writes it (`tasks.0.name`), then what is wrong with it."""
+    """One line for each fault: the key as a user writes it (`tasks.0.name`), then what is wrong with it.
+
+    Unknown keys come first.
+    """
     lines = []
     faults = error.errors(include_url=False, include_context=False)
+    faults.sort(key=lambda fault: fault["type"] != "extra_forbidden")  # a misspelt key explains a missing one
     for fault in faults[:_MAX_LISTED_FAULTS]:
         key = ".".join(str(part) for part in fault["loc"])
         message = fault["msg"].removeprefix("Value error, ")

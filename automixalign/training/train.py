@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from automixalign.config.training import TrainingSettings
 from automixalign.data.store import IDS, TRAIN, read_split
 from automixalign.method.mixer import Mixer
 from automixalign.models.load import device, load_full_model, load_tokenizer, uses_bf16
@@ -82,7 +83,7 @@ def train_policy(
         log = checkpoints.folder / TRAJECTORY
         trainer = MixingTrainer(
             model,
-            _dpo_config(training, steps, checkpoints, saves=location is not None),
+            dpo_config(training.settings, steps, checkpoints, saves=location is not None),
             datasets={task: Dataset(table.drop_columns("pair_id")) for task, table in tables.items()},
             mixer=mixer,
             loss=spec.loss,
@@ -150,11 +151,13 @@ def _make_adapter_portable(model: Any) -> None:
             adapter.target_modules = sorted(adapter.target_modules)
 
 
-def _dpo_config(training: Training, steps: int, checkpoints: CheckpointStore, saves: bool) -> "DPOConfig":
+def dpo_config(
+    settings: TrainingSettings, steps: int, checkpoints: CheckpointStore, saves: bool
+) -> "DPOConfig":
     """TRL's settings of the optimiser and the run; they replace the defaults of TRL that do not fit."""
     from trl import DPOConfig
 
-    settings, spec, world = training.settings, training.settings.training, world_size()
+    spec, world = settings.training, world_size()
     micro_batch = spec.micro_batch_size or max(1, spec.batch_size // world)
     if spec.batch_size % (micro_batch * world):
         raise ConfigError(

@@ -6,6 +6,7 @@ It reads options, prints results and computes nothing. Each command imports what
 
 import signal
 import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -17,6 +18,7 @@ from automixalign.system import shortages
 from automixalign.system.errors import AutoMixAlignError
 from automixalign.system.messages import print_messages
 from pipelines.cli.compile import compile_pipeline
+from pipelines.cli.data import data
 from pipelines.cli.report import report
 from pipelines.cli.run import run
 from pipelines.cli.submit import submit
@@ -39,10 +41,12 @@ Examples:
 
     ama run --preset smollm2 --task helpful=helpful.jsonl --task harmless=harmless.jsonl
 
+    ama data --config my.yaml
+
     ama validate --config my.yaml
 """,
 )
-for command in (run, validate, sync, report, submit):
+for command in (run, validate, data, sync, report, submit):
     app.command()(command)
 app.command("compile")(compile_pipeline)
 
@@ -59,6 +63,9 @@ def _version(
 def main() -> None:
     """Run the command line. A known error is one message and exit status 2, without a traceback."""
     print_messages()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # text of any language, on terminals that cannot show it
+            stream.reconfigure(errors="backslashreplace")
     # SIGTERM then acts like Ctrl-C: a run ends its stages before it exits.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

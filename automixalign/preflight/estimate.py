@@ -1,0 +1,139 @@
+"""What a run's trainings will cost, from its data and a few steps of a model of the same shape."""
+
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from automixalign.config.experiment import Experiment
+from automixalign.config.plan import Plan
+from automixalign.data.store import IDS, TRAIN, read_split
+from automixalign.models.inspect import Outline
+from automixalign.models.prepare import transformers_silenced
+from automixalign.preflight.trainings import PlannedTraining
+from automixalign.system import shortages
+
+_BYTES = 4
+"""Of a number: weights, gradients and the two moments of AdamW are fp32."""
+
+
+class TrainingCost(NamedTuple):
+    """What one training will take."""
+
+    name: str
+    steps: int
+    tokens_per_step: float
+    """Of both sides of each pair, each with the prompt."""
+    seconds: float
+
+    @property
+    def tokens(self) -> float:
+        """Of the whole training."""
+        return self.steps * self.tokens_per_step
+
+
+class Estimate(NamedTuple):
+    """What the trainings of an experiment will take, if every process is as fast as this machine's device."""
+
+    trainings: list[TrainingCost]
+    device: str
+    micro_batch: int
+    """Pairs of a forward pass."""
+    step_seconds: float
+    """Of a micro-batch of pairs of mean length, forward, backward and the optimiser."""
+    peak_bytes: int
+    """See `Trial`, with a micro-batch of the longest pairs."""
+    parameters: int
+    trained_parameters: int
+    processes: int
+
+    @property
+    def weights_bytes(self) -> int:
+        """Of the model's weights."""
+        return _BYTES * self.parameters
+
+    @property
+    def gradients_bytes(self) -> int:
+        """Of the gradients of the trained parameters."""
+        return _BYTES * self.trained_parameters
+
+    @property
+    def optimiser_bytes(self) -> int:
+        """Of AdamW's two moments."""
+        return 2 * self.gradients_bytes
+
+
+def estimate(
+    experiment: Experiment, outline: Outline, data: Path, trainings: list[PlannedTraining]
+) -> Estimate:
+    """Time a few steps of a model with random weights, and derive the cost of each training.
+
+    Args:
+        experiment: the configuration.
+        outline: of the base model.
+        data: the prepared data of all tasks.
+        trainings: with known steps.
+
+    Raises:
+        ResourceError: memory ran out.
+    """
+    with shortages.name_shortages("ama validate --estimate", "train_generalist"):
+        from automixalign.models.load import device
+        from automixalign.preflight.trial import time_steps
+
+        training = experiment.training
+        world = training.nodes * training.processes
+        micro_batch = training.micro_batch_size or training.batch_size // world
+        tables = {task.name: read_split(data, task.name, TRAIN, IDS) for task in experiment.tasks}
+        means = {task: float(_sizes(table).mean()) for task, table in tables.items()}
+        pairs = pa.concat_tables(tables.values())
+        sizes = _sizes(pairs)
+        typical = pairs.take(_nearest(sizes, float(sizes.mean()), micro_batch))
+        longest = pairs.take(_nearest(sizes, float(sizes.max()), micro_batch))
+        model = outline.random_model()
+        parameters = model.num_parameters()
+        alone = {
+            "nodes": 1,
+            "processes": 1,
+            "fsdp": False,
+            "batch_size": len(typical),
+            "micro_batch_size": None,
+        }
+        settings = Plan.of(experiment, _no_fingerprints(experiment)).specialist
+        settings = settings.model_copy(update={"training": training.model_copy(update=alone)})
+        with tempfile.TemporaryDirectory() as scratch, transformers_silenced():
+            trial = time_steps(settings, model, outline.tokenizer, longest, typical, Path(scratch))
+    seconds_per_token = trial.seconds / float(_sizes(typical).sum())
+    costs = []
+    for each in trainings:
+        per_pair = sum(share * means[task] for task, share in each.shares.items())
+        tokens, steps = training.batch_size * per_pair, each.steps or 0
+        costs.append(TrainingCost(each.name, steps, tokens, steps * tokens * seconds_per_token / world))
+    return Estimate(
+        costs,
+        str(device()),
+        len(typical),
+        trial.seconds,
+        trial.peak_bytes,
+        parameters,
+        trial.trained_parameters,
+        world,
+    )
+
+
+def _no_fingerprints(experiment: Experiment) -> dict[str, str]:
+    return dict.fromkeys(["base_model", *(task.name for task in experiment.tasks)], "")
+
+
+def _sizes(pairs: pa.Table) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    """Tokens of both sides of each pair, each with the prompt."""
+    prompt, chosen, rejected = (pc.list_value_length(pairs.column(name)).to_numpy() for name in IDS[1:])
+    return np.asarray(2 * prompt + chosen + rejected, dtype=np.int64)
+
+
+def _nearest(sizes: "np.ndarray[tuple[int], np.dtype[np.int64]]", size: float, count: int) -> pa.Array:
+    """The indices of the pairs whose size is nearest."""
+    return pa.array(np.argsort(np.abs(sizes - size), kind="stable")[:count])

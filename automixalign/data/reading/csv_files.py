@@ -76,11 +76,13 @@ class _Records:
 def _columns(header: list[str], cells: list[str]) -> dict[str, Any] | Unreadable:
     if len(cells) != len(header):
         return Unreadable(f"it has {len(cells)} cells, and the header names {len(header)} columns")
-    row: dict[str, Any] = {}
-    for column, cell in zip(header, cells, strict=True):
-        if _PYTHON_MESSAGES.match(cell):
-            return Unreadable(f"the column {column!r:.80} is a Python list, not JSON; write it with json.dumps")
-        row[column] = _value(cell) if cell.startswith(("[", "{")) else cell
+    row: dict[str, Any] = dict(zip(header, cells, strict=True))
+    for column, cell in row.items():
+        if cell.startswith(("[", "{")):
+            if _PYTHON_MESSAGES.match(cell):
+                problem = f"the column {column!r:.80} is a Python list, not JSON; write it with json.dumps"
+                return Unreadable(problem)
+            row[column] = _value(cell)
     return row
 
 

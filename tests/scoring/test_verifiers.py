@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from automixalign.preflight.verifiers import check_verifiers
 
 from automixalign.config.experiment import parse_experiment
+from automixalign.preflight.names import check_names
 from automixalign.scoring.verifiers.registry import register, registered_verifiers
 from automixalign.system.errors import ConfigError
 from automixalign.system.provenance import versions
@@ -48,7 +48,7 @@ def test_an_unknown_verifier_is_refused(experiment_data: dict[str, Any]) -> None
     experiment_data["tasks"][1]["verifier"] = "regex"
     experiment = parse_experiment(experiment_data, "the test")
     with pytest.raises(ConfigError, match=r"^tasks\.1\.verifier: .*'regex'; .*contains, exact, number"):
-        check_verifiers(experiment)
+        check_names(experiment)
 
 
 def test_a_name_belongs_to_one_verifier() -> None:
@@ -75,7 +75,7 @@ def test_a_package_adds_a_verifier(install: Callable[[str], None], experiment_da
     assert registered_verifiers()["polite"]("water, please", "water")
     assert not registered_verifiers()["polite"]("water", "water")
     experiment_data["tasks"][0]["verifier"] = "polite"
-    check_verifiers(parse_experiment(experiment_data, "the test"))
+    check_names(parse_experiment(experiment_data, "the test"))
     assert versions.__wrapped__()["polite"] == "1.0"
 
 

@@ -235,8 +235,7 @@ class HubSource(Source):
         return hub.commit_of(self.text, self.kind, self.revision)
 
     def fingerprint(self) -> str:
-        """The id with the revision, which `pinned` makes a commit."""
-        return f"{self.text}@{self.revision}"
+        return f"{self.text}@{self.commit()}"
 
 
 BaseModelSource = GeneratedSource | LocalSource | PackageSource | S3Source | RegistrySource | HubSource

@@ -1,7 +1,7 @@
 """Check the names of verifiers and row formats in a configuration."""
 
 from automixalign.config.experiment import Experiment
-from automixalign.data.row_formats.registry import make_format
+from automixalign.data.row_formats.registry import check_columns
 from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.system.errors import ConfigError
 
@@ -20,6 +20,6 @@ def check_names(experiment: Experiment) -> None:
             )
         for index, source in enumerate(task.sources):
             try:
-                make_format(source.format_spec)
+                check_columns(source)
             except ConfigError as error:
-                raise ConfigError(f"tasks.{number}.sources.{index}.format: {error}") from error
+                raise ConfigError(f"tasks.{number}.sources.{index}: {error}") from error

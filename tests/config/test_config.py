@@ -34,10 +34,10 @@ def test_presets_parse() -> None:
     assert preset_names() == ["quickstart", "smollm2", "zephyr-7b", "zephyr-7b-lora"]
     quickstart = load_experiment("quickstart")
     assert len(quickstart.tasks) >= 2
-    assert all(task.source == f"synthetic:{task.name}" for task in quickstart.tasks)
+    assert all(task.source_names == f"synthetic:{task.name}" for task in quickstart.tasks)
     assert {"standard", "uniform", "ama-r", "ama-s"} <= {method.method for method in quickstart.methods}
     preset = load_experiment("smollm2", None, ["helpful=a.jsonl", "harmless=s3://b/c=d"], ["training.beta=0.2"])
-    assert [(task.name, task.source) for task in preset.tasks] == [
+    assert [(task.name, task.source_names) for task in preset.tasks] == [
         ("helpful", "a.jsonl"),
         ("harmless", "s3://b/c=d"),
     ]
@@ -227,7 +227,12 @@ def test_an_experiment_cannot_be_changed(experiment_data: Data) -> None:
 
 @pytest.mark.parametrize("preset", preset_names())
 def test_a_dump_parses_to_the_same_experiment(preset: str) -> None:
-    sets = ["training.learning_rate=1.0e-7", "seed=3", "tasks.0.hub_split='yes'", "training.nll_weight=1e-12"]
+    sets = [
+        "training.learning_rate=1.0e-7",
+        "seed=3",
+        "tasks.0.source={path: a, split: 'yes', where: {b: [1, no]}}",
+        "training.nll_weight=1e-12",
+    ]
     experiment = load_experiment(preset, None, ["a=./null", "b=12: #é"], sets)
     assert parse_experiment(yaml.safe_load(dump_yaml(experiment)), "dump") == experiment
     assert parse_experiment(json.loads(experiment.model_dump_json()), "json") == experiment
@@ -302,7 +307,7 @@ def test_set_task(experiment_data: Data) -> None:
     set_task(experiment_data, "format", "a.jsonl")
     set_task(experiment_data, "new", "b.jsonl")
     experiment = parse_experiment(experiment_data, "test")
-    assert [(task.name, task.source) for task in experiment.tasks] == [
+    assert [(task.name, task.source_names) for task in experiment.tasks] == [
         ("arithmetic", "synthetic:arithmetic"),
         ("format", "a.jsonl"),
         ("new", "b.jsonl"),

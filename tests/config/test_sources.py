@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from automixalign.config.data import LocationSpec
 from automixalign.config.sources import parse_base_model, parse_task
 from automixalign.system.errors import DataError, ModelError
 from benchmarks.servers.mlflow_store import sqlite_store
@@ -41,7 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_the_forms_of_a_source(folder: Path, source: str, base_model: str, task: str) -> None:
-    parsed = (parse_base_model(source), parse_task("t", source))
+    parsed = (parse_base_model(source), parse_task("t", LocationSpec(path=source)))
     assert tuple(type(each).__name__ for each in parsed) == (base_model, task)
 
 
@@ -116,12 +117,13 @@ def test_a_missing_source_is_refused(folder: Path, source: str, message: str) ->
 
 def test_a_missing_source_of_a_task_names_the_task(folder: Path) -> None:
     with pytest.raises(DataError, match=r"^task own: \./rows does not exist$"):
-        parse_task("own", "./rows").fingerprint()
+        parse_task("own", LocationSpec(path="./rows")).fingerprint()
 
 
 def test_fingerprints_of_sources_without_local_content(folder: Path) -> None:
     assert parse_base_model("owner/model").fingerprint() != parse_base_model("owner/model", "v2").fingerprint()
-    assert parse_task("t", "owner/data").fingerprint() != parse_task("t", "owner/data", "test").fingerprint()
+    data = [LocationSpec(path="owner/data", revision=revision) for revision in (None, "v2")]
+    assert parse_task("t", data[0]).fingerprint() != parse_task("t", data[1]).fingerprint()
     assert parse_base_model("tiny").fingerprint() == "tiny"
     assert parse_base_model("models:/name/3").fingerprint() == "models:/name/3"
 

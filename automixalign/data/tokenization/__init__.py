@@ -1,1 +1,4 @@
-"""From a pair to token ids: render by the chat template, encode. Knows nothing of files and tasks."""
+"""From a pair to token ids: render it by the chat template, then encode it.
+
+It knows nothing of files and tasks.
+"""

@@ -1,1 +1,4 @@
-"""What row formats share: typed values, dialogues, prompts within sides, known layouts."""
+"""What several row formats need: typed values, dialogues, prompts within sides, known layouts.
+
+It knows nothing of a single format.
+"""

@@ -2,7 +2,6 @@
 
 import datetime
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,9 +14,9 @@ from automixalign.data.tokenization.rendering import asks_for_date
 from automixalign.data.tokens import Tokens, tokenize
 from automixalign.system.errors import DataError
 from tests.data.rows import Data, assistant, conversation, parsed, system, user
+from tests.data.templates import TEMPLATES
 from tests.data.tokenizers_to_test import small_bpe
 
-TEMPLATES = {file.stem: file.read_text() for file in (Path(__file__).parent / "templates").glob("*.jinja")}
 _MARKS = (
     *("<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>"),
     *("<start_of_turn>", "<end_of_turn>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),

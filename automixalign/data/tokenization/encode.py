@@ -2,7 +2,7 @@
 
 import json
 import re
-from itertools import chain
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from automixalign.system.processors import available_processors
@@ -51,7 +51,14 @@ class Encoder:
         pieces = list({piece: None for parts in pieces_of_texts for piece in parts[::2] if piece})
         ids_of = dict(zip(pieces, _encode(self._backend, pieces, False), strict=True))
         ids_of |= {"": [], **self._added}
-        return [list(chain.from_iterable(map(ids_of.__getitem__, parts))) for parts in pieces_of_texts]
+        return [_concatenate(map(ids_of.__getitem__, parts)) for parts in pieces_of_texts]
+
+
+def _concatenate(parts: Iterable[list[int]]) -> list[int]:
+    result: list[int] = []
+    for part in parts:
+        result += part
+    return result
 
 
 def _encode(backend: "Tokenizer", texts: list[str], special_tokens: bool) -> list[list[int]]:

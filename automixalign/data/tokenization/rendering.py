@@ -6,10 +6,14 @@ variable that a row sets, and it may refuse a conversation.
 
 import datetime
 import inspect
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cached_property
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from automixalign.data.pairs import Message, Options, Pair
+from automixalign.data.tokenization.copying import Frame, refuse_to_read_contents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,8 +23,12 @@ _TOOL = {
     "type": "function",
     "function": {"name": "f", "description": "f", "parameters": {"type": "object", "properties": {}}},
 }
+_MAX_FRAMES = 1000
 _USER: Message = {"role": "user", "content": "hello"}
 _SYSTEM: Message = {"role": "system", "content": "hello"}
+
+
+_Variables: TypeAlias = dict[str, Any]
 
 
 class Texts(NamedTuple):
@@ -29,11 +37,6 @@ class Texts(NamedTuple):
     prompt: str
     chosen: str
     rejected: str
-
-
-class _Prompt(NamedTuple):
-    messages: list[Message]
-    text: str
 
 
 class Renderer:
@@ -47,10 +50,9 @@ class Renderer:
         """
         self._tokenizer = tokenizer
         self._date = date
-        self._special_tokens = tokenizer.special_tokens_map
+        self._reserved = _reserved_names(tokenizer)
         self._templates: dict[str, _Template] = {}
-        self._without_options: tuple[_Template, dict[str, Any]] | None = None
-        self._last_prompt = _Prompt([], "")
+        self._without_options: _Voice | None = None
 
     def __call__(self, pair: Pair) -> Texts:
         """The texts of a pair of messages.
@@ -58,69 +60,116 @@ class Renderer:
         Raises:
             Exception: of any kind, from the chat template, or for a variable that no template can have.
         """
-        template, variables = self._template(pair.options)
-        prompt: Any = pair.prompt
-        sides: Any = (pair.chosen, pair.rejected)
-        whole = (template.render(_readable([*prompt, *side]), variables) for side in sides)
-        if pair.options is not None or prompt != self._last_prompt.messages:
-            text = template.render(_readable(prompt), {**variables, "add_generation_prompt": True})
-            # Pairs of one prompt often follow each other. Only texts render alike whenever they are equal.
-            reusable = pair.options is None and all(map(_is_plain, prompt))
-            self._last_prompt = _Prompt(prompt if reusable else [], text)
-        return Texts(self._last_prompt.text, *whole)
-
-    def _template(self, options: Options | None) -> tuple["_Template", dict[str, Any]]:
-        """The template for pairs with these options, and its variables beside the messages."""
-        if options is None:
-            if self._without_options is None:
-                self._without_options = self._make_template({})
-            return self._without_options
-        return self._make_template({"tools": options.get("tools"), **options.get("chat_template_kwargs", {})})
-
-    def _make_template(self, chosen: dict[str, Any]) -> tuple["_Template", dict[str, Any]]:
-        if reserved := _reserved_names(self._tokenizer).intersection(chosen):
-            raise ValueError(
-                f"'chat_template_kwargs' sets {min(reserved)!r}, which is no variable of a template"
+        if pair.options is not None:
+            voice = self._voice(
+                {"tools": pair.options.get("tools"), **pair.options.get("chat_template_kwargs", {})}
             )
-        given = {"tools": None, "documents": None, **chosen}
-        text = self._tokenizer.get_chat_template(given.pop("chat_template", None), given["tools"])
+        else:
+            voice = self._without_options = self._without_options or self._voice({})
+        prompt: Any = pair.prompt
+        chosen: Any = pair.chosen
+        rejected: Any = pair.rejected
+        plain = pair.options is None and all(map(_is_plain, chain(prompt, chosen, rejected)))
+        render = voice.render_plain if plain else voice.render
+        return Texts(render(prompt, True), render(prompt + chosen, False), render(prompt + rejected, False))
+
+    def _voice(self, options: Options) -> "_Voice":
+        if reserved := self._reserved.intersection(options):
+            raise ValueError(f"{min(reserved)!r} of 'chat_template_kwargs' is no variable of a template")
+        variables = {"tools": None, "documents": None, **options}
+        text = self._tokenizer.get_chat_template(variables.pop("chat_template", None), variables["tools"])
         for name in ("tools", "documents"):
-            if not all(isinstance(each, dict) for each in given[name] or ()):
+            if not all(isinstance(each, dict) for each in variables[name] or ()):
                 raise ValueError(f"{name!r} must be a list of objects")
         if text not in self._templates:
             self._templates[text] = _Template(text, self._date)
-        return self._templates[text], {"add_generation_prompt": False, **self._special_tokens, **given}
+        return _Voice(self._templates[text], {**self._tokenizer.special_tokens_map, **variables})
 
 
 class _Template:
-    """A compiled chat template."""
+    """A chat template, compiled as transformers does it."""
 
     def __init__(self, text: str, date: datetime.date | None) -> None:
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
-        template = _compile_jinja_template(text)
-        if date is not None:
-            template = template.environment.from_string(text, globals={"strftime_now": date.strftime})
-        self._new_context = template.new_context
-        self._root: Callable[[Any], Iterable[str]] = template.root_render_func
+        self._text = text
+        self._environment = _compile_jinja_template(text).environment
+        self._own = {} if date is None else {"strftime_now": date.strftime}
+        self.render = self._compile(text)
+
+    @cached_property
+    def render_copies(self) -> Callable[[_Variables], str]:
+        """Renders plain messages; raises an error if the template does not only copy their contents."""
+        parsed = self._environment.parse(self._text)
+        refuse_to_read_contents(parsed, pinned=bool(self._own))
+        return self._compile(parsed)
+
+    def _compile(self, source: Any) -> Callable[[_Variables], str]:
+        template = self._environment.from_string(source, globals=self._own)
         # Jinja's own `render` collects these again each time, which takes as long as a short template itself.
-        self._globals = dict(template.globals)
+        shared = dict(template.globals)
 
-    def render(self, messages: list[Message], variables: dict[str, Any]) -> str:
-        """The text of a conversation."""
-        return "".join(
-            self._root(self._new_context({**self._globals, **variables, "messages": messages}, shared=True))
-        )
+        def render(variables: _Variables) -> str:
+            return "".join(
+                template.root_render_func(template.new_context({**shared, **variables}, shared=True))
+            )
+
+        return render
 
 
-def _is_plain(message: Any) -> bool:
-    """Whether a message is a role and a text."""
-    return len(message) == 2 and type(message.get("content")) is str
+class _Voice:
+    """A chat template and the values of its variables beside the messages."""
+
+    def __init__(self, template: _Template, variables: _Variables) -> None:
+        self._template = template
+        self._variables = variables
+        self._frames: dict[tuple[Any, ...], Frame | None] = {}
+        self._last_prompt: tuple[list[Message], str] = ([], "")
+
+    def render(self, messages: list[Message], generation: bool) -> str:
+        """The text of a conversation, or of a prompt with the beginning of its answer (`generation`)."""
+        return self._template.render(self._all_variables(_readable(messages), generation))
+
+    def render_plain(self, messages: list[Message], generation: bool) -> str:
+        """The same for plain messages."""
+        roles = (generation, *[message["role"] for message in messages])
+        try:
+            frame = self._frames[roles]
+        except KeyError:
+            frame = self._make_frame(*roles)
+        if frame is not None:
+            return frame.fill([message["content"] for message in messages])
+        if not generation:
+            return self.render(messages, generation)
+        if messages != self._last_prompt[0]:  # pairs of one prompt often follow each other
+            self._last_prompt = (messages, self.render(messages, generation))
+        return self._last_prompt[1]
+
+    def _all_variables(self, messages: list[Message], generation: bool) -> _Variables:
+        return {**self._variables, "messages": messages, "add_generation_prompt": generation}
+
+    def _make_frame(self, generation: bool, *roles: str) -> Frame | None:
+        def render(contents: list[str]) -> str:
+            messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=True)]
+            return self._template.render_copies(self._all_variables(messages, generation))
+
+        if len(self._frames) >= _MAX_FRAMES:
+            self._frames.clear()
+        with suppress(Exception):  # the template reads contents, or refuses these roles
+            if all(map(str.isidentifier, roles)):  # another text might look like a gap
+                self._frames[generation, *roles] = Frame(render, len(roles))
+        return self._frames.setdefault((generation, *roles), None)
+
+
+def _is_plain(message: Message) -> bool:
+    """Whether a message is a role and a text that is not blank."""
+    content = message.get("content")
+    return len(message) == 2 and type(content) is str and bool(content) and not content.isspace()
 
 
 def _readable(messages: list[Any]) -> list[Message]:
     """The messages as transformers gives them to templates: reasoning under each name that templates read."""
-    if all(map(_is_plain, messages)):
+    if all(len(message) == 2 for message in messages):
         return messages
     from transformers.utils import chat_template_utils
 
@@ -144,16 +193,18 @@ def _reserved_names(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
 
 def asks_for_date(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether the chat template writes today's date into conversations, so that each day gives other tokens."""
+    renderers = [Renderer(tokenizer, moment) for moment in _TWO_MOMENTS]
 
-    def rendering(messages: list[Message], options: Options | None, moment: datetime.datetime) -> str | None:
-        pair = Pair("", messages, messages, messages, options=options)
-        try:
-            return Renderer(tokenizer, moment)(pair).prompt
-        except Exception:  # a template may refuse a system message or tools
-            return None
+    def texts(messages: list[Message], options: Options | None) -> Iterator[Texts | None]:
+        for render in renderers:
+            try:
+                yield render(Pair("", messages, messages, messages, options=options))
+            except Exception:  # a template may refuse a system message or tools
+                yield None
 
+    conversations = ([_USER], [_SYSTEM, _USER])
     return any(
-        len({rendering(messages, options, moment) for moment in _TWO_MOMENTS}) > 1
-        for messages in ([_USER], [_SYSTEM, _USER])
+        len(set(texts(messages, options))) > 1
+        for messages in conversations
         for options in (None, {"tools": [_TOOL]})
     )

@@ -51,14 +51,17 @@ def choose_parts(folder: Path, spec: SourceSpec, name: str) -> Parts:
     parts, passed_over = _list_parts(folder, name)
     splits = _splits(config, parts, name)
     split = choose_split(list(splits), spec.split, name)
+    splits_of: dict[PurePosixPath, list[str]] = {part: [] for part in parts}
+    for other in sorted(splits):
+        for part in splits[other]:
+            splits_of[part].append(other)
     read = []
-    for part in parts:
-        own = [other for other, members in splits.items() if part in members]
+    for part, own in splits_of.items():
         if own == [split] or (spec.split and split in own):
             read.append(part)
         else:
             passed_over[str(part)] = (
-                f"split {' and '.join(sorted(own))}; name it by 'split' to read it"
+                f"split {' and '.join(own)}; name it by 'split' to read it"
                 if own
                 else f"{README} lists it in no split of this subset"
             )

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from automixalign.config.data import SourceSpec
-from automixalign.config.sources import HubSource
+from automixalign.config.sources import HubSource, data_suffix
 from automixalign.data.reading.local import open_local
 from automixalign.data.reading.row import OpenSource
 from automixalign.data.reading.splits import choose_config, choose_split, read_configs
@@ -34,7 +34,7 @@ def open_hub(source: HubSource, spec: SourceSpec, columns: Collection[str] | Non
     commit, answers = find_commit(spec.path, "dataset", source.revision)
     try:
         if answers:
-            return _open_tables(_builder(spec, commit), source, spec, columns)
+            return _open_tables(_builder(spec, commit), source, spec, columns, commit)
         opened = _open_copy(source, spec, commit, columns)
     except DataError:
         raise
@@ -55,7 +55,9 @@ def _builder(spec: SourceSpec, commit: str | None) -> Any:
         spec.path, name=spec.subset, data_dir=spec.data_dir, revision=commit
     )
     if isinstance(builder, Cache):  # the newest of the local copies, of whatever commit and subset
-        raise ConnectionError("the hub no longer answers; try again")
+        raise ConnectionError(
+            "the hub refuses it, or no longer answers; check the id, the revision and HF_TOKEN, or try again"
+        )
     return builder
 
 
@@ -94,13 +96,45 @@ def _stored_files(path: str, commit: str) -> Path | None:
 
 
 def _open_tables(
-    builder: Any, source: HubSource, spec: SourceSpec, columns: Collection[str] | None
+    builder: Any,
+    source: HubSource,
+    spec: SourceSpec,
+    columns: Collection[str] | None,
+    commit: str | None = None,
 ) -> OpenSource:
+    """Open one split; `commit` is given where the hub lists the files of a commit."""
     builder.download_and_prepare()
     split = spec.split or choose_split(list(builder.info.splits), None, source.label)
     data = builder.as_dataset(split=split)
     data = data.select_columns(choose(data.column_names, columns))
-    return OpenSource(spec.path, lambda: number_rows(_batches(data), f"{spec.path}[{split}]"))
+    return OpenSource(
+        spec.path,
+        lambda: number_rows(_batches(data), f"{spec.path}[{split}]"),
+        {} if commit is None else _passed_over(builder, spec.path, commit, split),
+    )
+
+
+def _passed_over(builder: Any, path: str, commit: str, split: str) -> dict[str, str]:
+    """The data files of a repository that `datasets` does not read: it keeps to one kind of file."""
+    from huggingface_hub import HfApi
+
+    root = f"hf://datasets/{path}@{commit}/"
+    splits = {
+        file.removeprefix(root): other
+        for other, files in (builder.config.data_files or {}).items()
+        for file in files
+    }
+    read = {part.partition("[")[0].strip() for part in split.split("+")}  # as in `train[:10%]+test`
+    passed_over = {}
+    for file in HfApi().list_repo_files(path, repo_type="dataset", revision=commit):
+        other = splits.get(file)
+        if data_suffix(file) and other not in read:
+            passed_over[file] = (
+                f"split {other}; name it by 'split' to read it"
+                if other
+                else "datasets does not read it with this subset or beside files of another kind"
+            )
+    return passed_over
 
 
 def _batches(data: Any) -> Iterator[pa.RecordBatch]:
@@ -110,7 +144,8 @@ def _batches(data: Any) -> Iterator[pa.RecordBatch]:
 
 
 def _problem(error: Exception) -> str:
-    text = " ".join(str(error).partition("Example of usage")[0].split())
+    texts = [str(error), str(error.__cause__ or "")]  # a failure to make the tables says why in its cause
+    text = " ".join(": ".join(filter(None, texts)).partition("Example of usage")[0].split())
     return f"{text}; name one by 'subset'" if text.startswith("Config name is missing") else text
 
 

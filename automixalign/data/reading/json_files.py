@@ -14,7 +14,7 @@ from automixalign.system.errors import DataError
 _CHUNK = 1 << 20
 _BLANKS = re.compile(r"[ \t\r\n]*")
 _OPEN_LINE = re.compile(rb"[^\n]*[{\[,][ \t\r]*\n")
-"""A line that ends within an object."""
+"""A line after which an object goes on."""
 _FORMS = "one object a line, or an array of objects"
 
 
@@ -59,7 +59,7 @@ def read_json(path: Path, name: str) -> Iterator[Row]:
             yield from _rows_of_array(stream, name)
             return
         if _OPEN_LINE.match(start):
-            raise ValueError(f"its first object takes several lines; write {_FORMS}")
+            raise ValueError(f"its first line is no complete object; write {_FORMS}")
         yield from map(_refuse_wrapper, _rows_of_lines(stream, name))
 
 

@@ -12,12 +12,12 @@ from datasets.packaged_modules.cache.cache import Cache
 
 from automixalign.data.reading import hub
 from automixalign.data.reading.row import Row
+from tests.data.reading.hub_server import COMMIT, REPOSITORY
 from tests.data.reading.reading import open_rows, refused, write_prompts
 from tests.data.reading.test_folders import config, write_readme
 from tests.data.rows import plain, write_rows
 
-COMMIT, OTHER = "a" * 40, "b" * 40
-REPOSITORY = "owner/name"
+OTHER = "b" * 40
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +41,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return builder
 
     monkeypatch.setattr(hub, "find_commit", lambda *_: (COMMIT, True))
+    monkeypatch.setattr(hub, "_passed_over", lambda *_: {})
     monkeypatch.setattr(datasets, "load_dataset_builder", load_folder)
     return folder
 
@@ -120,6 +121,11 @@ def test_a_part_that_does_not_exist(repository: Path, files: list[str], keys: An
     refused(REPOSITORY, f"^task task: {REPOSITORY}.*{problem}", **keys)
 
 
+def test_a_broken_file_is_named_with_the_reason(repository: Path) -> None:
+    write_prompts(repository, ["train.jsonl"]).joinpath("train.jsonl").write_text("{")
+    refused(REPOSITORY, "An error occurred while generating the dataset: .*JSON")
+
+
 def test_a_repository_without_a_copy(offline: None) -> None:
     problem = "task task: owner/name is neither a local path nor a readable hub data set with split 'dev'"
     refused(REPOSITORY, f"^{problem}: the hub does not answer, and there is no local copy", split="dev")
@@ -165,4 +171,4 @@ def test_a_hub_that_stops_answering(repository: Path, monkeypatch: pytest.Monkey
     """`datasets` then takes the newest copy."""
     copy = Cache(repo_id=REPOSITORY, version="0.0.0", hash=COMMIT)
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: copy)
-    refused(REPOSITORY, "the hub no longer answers; try again")
+    refused(REPOSITORY, "the hub refuses it, or no longer answers")

@@ -110,8 +110,8 @@ def test_an_empty_array_holds_no_rows(tmp_path: Path, text: str) -> None:
         ('[{"a": 1},\n{"a": nothing}]', "in the row that begins at line 2"),
         ("[" * 100_000, "nested too deeply"),
         ('{"data": [{"a": 1}]}', ":1: the rows are inside the field 'data'; write one object a line"),
-        ('{\n"data": [{"a": 1}]}', "its first object takes several lines; write one object a line"),
-        ('{"version": 1,\n"data": [{"a": 1}]}', "its first object takes several lines"),
+        ('{\n"data": [{"a": 1}]}', "its first line is no complete object; write one object a line"),
+        ('{"version": 1,\n"data": [{"a": 1}]}', "its first line is no complete object"),
     ],
 )
 def test_a_json_file_without_rows_to_tell_apart(tmp_path: Path, text: str, problem: str) -> None:

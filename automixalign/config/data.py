@@ -42,11 +42,11 @@ class LocationSpec(Schema):
     path: Text
     """File or folder, `s3://` URI, hub id, or `synthetic:NAME`."""
     subset: Text | None = None
-    """The configuration of a data set on the hub, as `load_dataset` names it."""
+    """The configuration of a data set on the hub, or one that `README.md` of a folder lists."""
     data_dir: Text | None = None
-    """The folder of a data set on the hub to read."""
+    """The folder to read inside a data set or a folder."""
     split: Text | None = None
-    """The split of a data set on the hub or of a saved `datasets` folder; by default `train`."""
+    """The split to read; by default `train`. The names of files tell their splits."""
     revision: Text | None = None
     """Branch, tag or commit of a data set on the hub."""
 

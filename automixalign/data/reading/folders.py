@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from automixalign.config.data import SourceSpec
+from automixalign.config.data import LocationSpec
 from automixalign.config.sources import data_suffix
 from automixalign.data.reading.data_files import KINDS
 from automixalign.data.reading.splits import (
@@ -34,7 +34,7 @@ class Parts(NamedTuple):
     """The other files -> why they are not read."""
 
 
-def choose_parts(folder: Path, spec: SourceSpec, name: str) -> Parts:
+def choose_parts(folder: Path, spec: LocationSpec, name: str) -> Parts:
     """Choose the data files of a folder by `subset` and `split`. Hidden files do not count.
 
     Without `split`, only files of the split `train` are read. A file that names no split belongs to `train`.

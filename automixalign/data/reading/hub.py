@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from automixalign.config.data import SourceSpec
+from automixalign.config.data import LocationSpec
 from automixalign.config.sources import HubSource, data_suffix
 from automixalign.data.reading.local import open_local
 from automixalign.data.reading.row import OpenSource
@@ -17,7 +17,7 @@ from automixalign.storage.hub import find_commit
 from automixalign.system.errors import DataError
 
 
-def open_hub(source: HubSource, spec: SourceSpec, columns: Collection[str] | None = None) -> OpenSource:
+def open_hub(source: HubSource, spec: LocationSpec, columns: Collection[str] | None = None) -> OpenSource:
     """Load one split of a data set as `datasets` does, at the commit that the revision names.
 
     If the hub does not answer, a local copy of this commit is read, and a warning says so: the tables that
@@ -47,7 +47,7 @@ def open_hub(source: HubSource, spec: SourceSpec, columns: Collection[str] | Non
     return opened
 
 
-def _builder(spec: SourceSpec, commit: str | None) -> Any:
+def _builder(spec: LocationSpec, commit: str | None) -> Any:
     import datasets
     from datasets.packaged_modules.cache.cache import Cache
 
@@ -62,7 +62,7 @@ def _builder(spec: SourceSpec, commit: str | None) -> Any:
 
 
 def _open_copy(
-    source: HubSource, spec: SourceSpec, commit: str | None, columns: Collection[str] | None
+    source: HubSource, spec: LocationSpec, commit: str | None, columns: Collection[str] | None
 ) -> OpenSource:
     from datasets.packaged_modules.cache.cache import Cache
 
@@ -98,7 +98,7 @@ def _stored_files(path: str, commit: str) -> Path | None:
 def _open_tables(
     builder: Any,
     source: HubSource,
-    spec: SourceSpec,
+    spec: LocationSpec,
     columns: Collection[str] | None,
     commit: str | None = None,
 ) -> OpenSource:
@@ -149,6 +149,6 @@ def _problem(error: Exception) -> str:
     return f"{text}; name one by 'subset'" if text.startswith("Config name is missing") else text
 
 
-def _selection(spec: SourceSpec) -> str:
+def _selection(spec: LocationSpec) -> str:
     keys = {"subset": spec.subset, "data_dir": spec.data_dir, "split": spec.split or "train"}
     return ", ".join(f"{key} {value!r:.80}" for key, value in keys.items() if value)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from automixalign.config.data import SourceSpec
+from automixalign.config.data import LocationSpec
 from automixalign.data.reading.data_files import check_kind, read_file
 from automixalign.data.reading.folders import choose_parts
 from automixalign.data.reading.row import OpenSource, Row
@@ -15,7 +15,7 @@ from automixalign.system.errors import DataError
 _SELECTIONS = ("subset", "data_dir", "split")
 
 
-def open_local(path: Path, spec: SourceSpec, columns: Collection[str] | None = None) -> OpenSource:
+def open_local(path: Path, spec: LocationSpec, columns: Collection[str] | None = None) -> OpenSource:
     """Open a data file, a folder of data files, or a saved data set.
 
     Args:
@@ -46,7 +46,7 @@ def open_local(path: Path, spec: SourceSpec, columns: Collection[str] | None = N
     return OpenSource(spec.path, rows, passed_over)
 
 
-def refuse_keys(spec: SourceSpec, reason: str, keys: Sequence[str] = _SELECTIONS) -> None:
+def refuse_keys(spec: LocationSpec, reason: str, keys: Sequence[str] = _SELECTIONS) -> None:
     """Refuse keys that select a part of a source that has no such parts.
 
     Raises:
@@ -64,7 +64,7 @@ def _inside(folder: Path, below: str, name: str) -> Path:
     return inside
 
 
-def _open_saved(path: Path, spec: SourceSpec, name: str, columns: Collection[str] | None) -> OpenSource:
+def _open_saved(path: Path, spec: LocationSpec, name: str, columns: Collection[str] | None) -> OpenSource:
     splits = saved_splits(path, name)
     passed_over: dict[str, str] = {}
     if splits is None:

@@ -51,7 +51,7 @@ class LocationSpec(Schema):
     """Branch, tag or commit of a data set on the hub."""
 
 
-class TestSetSpec(LocationSpec):
+class DecontaminationSpec(LocationSpec):
     """A test set of others, in any layout."""
 
     columns: Annotated[list[Text], Field(min_length=1)] | None = None
@@ -173,6 +173,6 @@ class DataSettings(Settings):
     long_answers: LongAnswers = "drop"
     date: datetime.date | None = None
     near_duplicates: float | None = None
-    decontaminate: list[TestSetSpec] = Field(default_factory=list)
+    decontaminate: list[DecontaminationSpec] = Field(default_factory=list)
     fingerprints: list[str]
     """Of the content of each task's sources, in the order of the tasks, then of `decontaminate`."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from automixalign.config.cluster import TRAINING, ClusterSpec
-from automixalign.config.data import LongAnswers, SplitSpec, TaskSpec, TestSetSpec
+from automixalign.config.data import DecontaminationSpec, LongAnswers, SplitSpec, TaskSpec
 from automixalign.config.evaluation import EvaluationSpec
 from automixalign.config.extensions import Extension
 from automixalign.config.merges import MergeSpec
@@ -50,7 +50,7 @@ class Experiment(Schema):
     near_duplicates: Annotated[Number, Field(gt=0, le=1)] | None = None
     """Prompts at least this similar go to one split: the Jaccard similarity of their sets of three consecutive
     words, by MinHash. 0.8 finds prompts that differ in a few words. By default only equal prompts do."""
-    decontaminate: list[Annotated[TestSetSpec, shorthand("path")]] = Field(default_factory=list)
+    decontaminate: list[Annotated[DecontaminationSpec, shorthand("path")]] = Field(default_factory=list)
     """Test sets of others. A pair is dropped if its prompt shares 13 words in a row with one of their texts."""
     split: SplitSpec = SplitSpec()
     training: TrainingSpec

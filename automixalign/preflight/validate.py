@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from automixalign.config.data import LocationSpec, SourceSpec, TaskSpec, TestSetSpec
+from automixalign.config.data import DecontaminationSpec, LocationSpec, SourceSpec, TaskSpec
 from automixalign.config.experiment import Experiment, parse_experiment
 from automixalign.config.file import parse_yaml
 from automixalign.config.models import BaseModelSpec
@@ -31,8 +31,8 @@ from automixalign.storage import s3
 from automixalign.storage.publication import check_writable
 from automixalign.system.errors import ConfigError
 
-_Location = TypeVar("_Location", SourceSpec, TestSetSpec)
-_Spec = TypeVar("_Spec", SourceSpec, TestSetSpec, BaseModelSpec)
+_Location = TypeVar("_Location", SourceSpec, DecontaminationSpec)
+_Spec = TypeVar("_Spec", SourceSpec, DecontaminationSpec, BaseModelSpec)
 
 
 def plan(configuration: str, parts: Sequence[str]) -> Plan:

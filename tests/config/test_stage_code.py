@@ -19,7 +19,7 @@ SCORED = {"scoring", "specialist_losses", "evaluation"}
 TRAINED = {"specialist", "specialist_losses", "generalists"}
 NUMBERS = {"comparison", "registry"}
 """The report and the registry name the code that made the numbers."""
-FOUND_BY_NAME = {"config/extensions.py", "scoring/verifiers/registry.py", "training/job.py"}
+FOUND_BY_NAME = {"config/extensions.py", "system/plugins.py", "training/job.py"}
 """Files that import modules by name: `MODULES` must name what they find in the package."""
 STARTED_BY_NAME = {"training/launch.py", "training/nodes/node.py", "training/nodes/manifest.py"}
 """Files that start modules as processes."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from automixalign.data.clean import Candidates, Collector, Fate, group_starts, rank
 from automixalign.data.pairs import Pair, text_of
+from automixalign.data.row_formats.row_format import DroppedRow
 from automixalign.system.errors import DataError
 from tests.data import plain_data
 from tests.data.rows import Data, assistant, conversation, parsed, plain, user
@@ -56,14 +57,10 @@ def test_pairs_that_teach_nothing_are_dropped_and_counted() -> None:
     ]
 
 
-def test_identical_sides_without_a_prompt() -> None:
-    messages = [user("p"), assistant("same")]
-    _, counts = cleaned(
-        {"chosen": messages, "rejected": messages},
-        {"chosen": "p same", "rejected": "p same"},
-        {"chosen": "same", "rejected": "same"},
-    )
-    assert counts["identical_sides"] == 3
+@pytest.mark.parametrize("side", [[user("p"), assistant("same")], "p same", "same"])
+def test_identical_sides_without_a_prompt(side: Any) -> None:
+    with pytest.raises(DroppedRow, match="^identical_sides$"):
+        parsed({"chosen": side, "rejected": side})
 
 
 # Few texts, so that prompts, sides and pairs repeat. Some texts look like messages.

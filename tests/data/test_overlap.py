@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from automixalign.config.data import DataSettings, TestSetSpec
+from automixalign.config.data import DataSettings, DecontaminationSpec
 from automixalign.data.overlap.decontaminate import Contamination
 from automixalign.data.store import SPLITS, read_split
 from benchmarks import tiny
@@ -76,8 +76,8 @@ def test_prompts_that_share_13_words_with_a_test_set_are_dropped(tmp_path: Path,
 
 def test_columns_limit_what_counts_as_a_test_set(tmp_path: Path) -> None:
     tests = write_rows(tmp_path / "tests.jsonl", [{"question": "a b c", "source": "d e f"}])
-    every = Contamination([TestSetSpec(path=str(tests))])
-    one = Contamination([TestSetSpec(path=str(tests), columns=["question"])])
+    every = Contamination([DecontaminationSpec(path=str(tests))])
+    one = Contamination([DecontaminationSpec(path=str(tests), columns=["question"])])
     assert [text in every for text in ("A b, c", "d e f", "a b")] == [True, True, False]
     assert [text in one for text in ("A b, c", "d e f")] == [True, False]
 

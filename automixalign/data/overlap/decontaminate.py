@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from automixalign.config.data import SourceSpec, TaskSpec, TestSetSpec
+from automixalign.config.data import DecontaminationSpec, SourceSpec, TaskSpec
 from automixalign.data.reading.row import Unreadable
 from automixalign.data.reading.rows import open_source
 from automixalign.system.errors import DataError
@@ -27,7 +27,7 @@ class Contamination:
         DataError, StorageError: a source is missing, or one of its rows is unreadable.
     """
 
-    def __init__(self, test_sets: list[TestSetSpec]) -> None:
+    def __init__(self, test_sets: list[DecontaminationSpec]) -> None:
         self._grams: set[bytes] = set()
         for spec in test_sets:
             source, columns = SourceSpec(**spec.model_dump(exclude={"columns"})), spec.columns

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from automixalign.data.row_formats.registry import register
-from automixalign.data.row_formats.row_format import EXTRAS, Draw, Fields, RowFormat
+from automixalign.data.row_formats.row_format import EXTRAS, Draw, DroppedRow, Fields, RowFormat
 from automixalign.data.row_formats.shared.common_start import shared_messages, shared_text
 from automixalign.data.row_formats.shared.dialogue import has_turns
 from automixalign.data.row_formats.shared.layouts import CONTEXT, MARKS, advice
@@ -56,6 +56,8 @@ def _check_kinds(row: Mapping[str, Any], fields: Fields) -> None:
 
 
 def _guess(chosen: Any, rejected: Any) -> Fields:
+    if chosen == rejected:
+        raise DroppedRow("identical_sides")
     if isinstance(chosen, str) and isinstance(rejected, str):
         if has_turns(chosen):
             raise ValueError("there is no 'prompt', and the text is a dialogue; set 'format: hh-rlhf'")

@@ -32,11 +32,6 @@ def test_a_guessed_prompt_ends_before_an_answer_that_both_sides_share() -> None:
     assert parsed({"chosen": chosen, "rejected": rejected}).prompt == [user("q")]
 
 
-def test_equal_sides_keep_their_answer() -> None:
-    pair = parsed({"chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("a")]})
-    assert (pair.prompt, pair.chosen, pair.rejected) == ([user("q")], [assistant("a")], [assistant("a")])
-
-
 @pytest.mark.parametrize(
     ("chosen", "rejected", "prompt"),
     [

@@ -27,4 +27,5 @@ def prepare_data(settings: str, base_model: Input[Model], data: Output[Dataset])
         options, model = DataSettings.model_validate_json(settings), Path(base_model.path)
         tokenizer = load_tokenizer(model, options.max_length)
         card = prepare_data(options, tokenizer, registered_verifiers(), Path(data.path))
-        data.metadata.update(card, run_path="data")
+        pairs = {task["name"]: task["pairs"] for task in card["tasks"]}
+        data.metadata.update(pairs=pairs, run_path="data")  # Kubeflow copies metadata; the card is in the artifact

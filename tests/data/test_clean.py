@@ -59,7 +59,7 @@ def test_pairs_that_teach_nothing_are_dropped_and_counted() -> None:
 
 @pytest.mark.parametrize("side", [[user("p"), assistant("same")], "p same", "same"])
 def test_identical_sides_without_a_prompt(side: Any) -> None:
-    with pytest.raises(DroppedRow, match="^identical_sides$"):
+    with pytest.raises(DroppedRow, match=r"^identical_sides$"):
         parsed({"chosen": side, "rejected": side})
 
 

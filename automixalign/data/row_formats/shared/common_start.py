@@ -6,10 +6,7 @@ from automixalign.data.row_formats.row_format import Messages
 
 
 def shared_messages(chosen: Messages, rejected: Messages) -> int:
-    """How many messages the sides share as a prompt: their common start up to an assistant's turn.
-
-    Equal sides keep their last turn, so that they are counted as identical.
-    """
+    """How many messages the sides share as a prompt: their common start up to an assistant's turn."""
     shared = 0
     for left, right in zip(chosen, rejected, strict=False):
         if left != right:
@@ -25,9 +22,7 @@ def shared_text(chosen: str, rejected: str) -> int:
 
     A side that is the beginning of the other keeps some text.
     """
-    shared = _common_length(chosen, rejected)
-    if chosen != rejected:
-        shared = min(shared, len(chosen.rstrip()) - 1, len(rejected.rstrip()) - 1)
+    shared = min(_common_length(chosen, rejected), len(chosen.rstrip()) - 1, len(rejected.rstrip()) - 1)
     shared = max(shared, 0)
     if " " in chosen[:shared]:
         shared = chosen.rindex(" ", 0, shared)

@@ -1,6 +1,7 @@
 """What a user sees of the data before training: the statistics card, and pairs as the model will see them."""
 
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -81,11 +82,10 @@ def prepared(
 ) -> Iterator[tuple[dict[str, Any], Path]]:
     """The card and the data folder of some tasks, which the end of the context removes."""
     some = experiment.model_copy(update={"tasks": list(tasks)})
-    fingerprints = dict.fromkeys(["base_model", *(task.name for task in tasks)], "")
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "data"
         with transformers_silenced():
-            card = prepare_data(Plan.of(some, fingerprints).data, tokenizer, registered_verifiers(), data)
+            card = prepare_data(Plan.of(some, defaultdict(str)).data, tokenizer, registered_verifiers(), data)
         yield card, data
 
 

@@ -1,6 +1,7 @@
 """What a run's trainings will cost, from its data and a few steps of a model of the same shape."""
 
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,7 +103,7 @@ def estimate(
             "batch_size": len(typical),
             "micro_batch_size": None,
         }
-        settings = Plan.of(experiment, _no_fingerprints(experiment)).specialist
+        settings = Plan.of(experiment, defaultdict(str)).specialist
         settings = settings.model_copy(update={"training": training.model_copy(update=alone)})
         with tempfile.TemporaryDirectory() as scratch, transformers_silenced():
             trial = time_steps(settings, model, outline.tokenizer, longest, typical, Path(scratch))
@@ -122,10 +123,6 @@ def estimate(
         trial.trained_parameters,
         world,
     )
-
-
-def _no_fingerprints(experiment: Experiment) -> dict[str, str]:
-    return dict.fromkeys(["base_model", *(task.name for task in experiment.tasks)], "")
 
 
 def _sizes(pairs: pa.Table) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":

@@ -4,9 +4,9 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from automixalign.config.data import TaskSpec
+from automixalign.config.data import LocationSpec, TaskSpec
 from automixalign.config.experiment import Experiment
-from automixalign.data.clean import Fate
+from automixalign.data.clean import Collector, Fate
 from automixalign.data.read_task import open_task
 from automixalign.data.store import TRAIN
 from automixalign.data.task_pairs import read_candidates
@@ -20,13 +20,15 @@ from automixalign.preflight.validate import is_here, pinned
 from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.system.errors import ConfigError
 
+_TEST_SETS = "decontaminate"
+
 
 class FullCheck(NamedTuple):
     """What a check of everything on this machine showed."""
 
     trainings: list[PlannedTraining]
-    unread: list[tuple[str, str]]
-    """Task and source, of the sources on a network."""
+    unread: list[str]
+    """The sources on a network, as `task NAME: PATH` or `decontaminate: PATH`."""
     card: dict[str, Any] | None = None
     """Of the tasks on this machine; None without the tokenizer."""
     untokenized: dict[str, int] | None = None
@@ -51,13 +53,10 @@ def check_in_full(experiment: Experiment, with_estimate: bool = False) -> FullCh
     """
     experiment = pinned(experiment)
     inspect_base_model(experiment.base_model, experiment.max_length)
-    here = [task for task in experiment.tasks if all(is_here(task, source) for source in task.sources)]
-    unread = [
-        (task.name, source.path)
-        for task in experiment.tasks
-        for source in task.sources
-        if not is_here(task, source)
-    ]
+    here = [task for task in experiment.tasks if all(is_here(task.name, source) for source in task.sources)]
+    unread = _unread(experiment)
+    test_sets = [test_set for test_set in experiment.decontaminate if is_here(_TEST_SETS, test_set)]
+    experiment = experiment.model_copy(update={"decontaminate": test_sets})
     at_hand = is_at_hand(experiment.base_model)
     if with_estimate:
         _check_all_is_here(experiment, at_hand, unread)
@@ -76,10 +75,17 @@ def check_in_full(experiment: Experiment, with_estimate: bool = False) -> FullCh
             return FullCheck(trainings, unread, card, estimate=cost)
 
 
-def _check_all_is_here(experiment: Experiment, at_hand: bool, unread: list[tuple[str, str]]) -> None:
+def _unread(experiment: Experiment) -> list[str]:
+    sources: list[tuple[str, LocationSpec]] = [
+        (f"task {task.name}", source) for task in experiment.tasks for source in task.sources
+    ]
+    sources += [(_TEST_SETS, test_set) for test_set in experiment.decontaminate]
+    return [f"{owner}: {source.path}" for owner, source in sources if not is_here(owner, source)]
+
+
+def _check_all_is_here(experiment: Experiment, at_hand: bool, unread: list[str]) -> None:
     missing = [] if at_hand else [f"base_model.source: {experiment.base_model.source}"]
-    missing += [f"task {task}: {path}" for task, path in unread]
-    if missing:
+    if missing := [*missing, *unread]:
         raise ConfigError(
             f"--estimate needs the base model and all data on this machine, and {missing[0]} is on a network; "
             "download it, and name its folder"
@@ -91,7 +97,7 @@ def _count_usable(experiment: Experiment, tasks: list[TaskSpec]) -> dict[str, in
     counts = {}
     for task in tasks:
         with open_task(task, experiment.seed, registered_verifiers()) as reader:
-            _, candidates = read_candidates(reader, experiment.seed)
+            candidates = read_candidates(reader, experiment.seed, Collector(experiment.seed))
         counts[task.name] = int((candidates.fates == Fate.USED).sum())
     return counts
 

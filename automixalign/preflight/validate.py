@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from automixalign.config.data import DecontaminationSpec, LocationSpec, SourceSpec, TaskSpec
+from automixalign.config.data import DecontaminationSpec, LocationSpec, SourceSpec
 from automixalign.config.experiment import Experiment, parse_experiment
 from automixalign.config.file import parse_yaml
 from automixalign.config.models import BaseModelSpec
@@ -140,7 +140,7 @@ def check_local_sources(experiment: Experiment) -> None:
     inspected = inspect_base_model(experiment.base_model, experiment.max_length)
     candidates = {}
     for task in experiment.tasks:
-        if not all(is_here(task, source) for source in task.sources):
+        if not all(is_here(task.name, source) for source in task.sources):
             continue
         with open_task(task, experiment.seed, registered_verifiers()) as reader:
             candidates[task.name] = read_candidates(reader, experiment.seed, Collector(experiment.seed))
@@ -153,6 +153,6 @@ def check_local_sources(experiment: Experiment) -> None:
         check_trainable(inspected[0], experiment.training)
 
 
-def is_here(task: TaskSpec, source: LocationSpec) -> bool:
-    """Whether a source can be read without a network."""
-    return isinstance(parse_task(task.name, source), GeneratedSource | LocalSource)
+def is_here(task: str, source: LocationSpec) -> bool:
+    """Whether a source of a task can be read without a network."""
+    return isinstance(parse_task(task, source), GeneratedSource | LocalSource)

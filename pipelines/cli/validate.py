@@ -46,9 +46,9 @@ def validate(
     experiment = load_experiment(preset, file, task, set_)
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     with collect_warnings() as warnings:
+        plan_experiment(experiment)
         with console.status("checking the base model and the data"):
             check = check_in_full(experiment, with_estimate)
-        plan_experiment(experiment)
     typer.echo(dump_yaml(experiment), nl=False)
     for line in _facts(check):
         console.print(printable(line), soft_wrap=True)
@@ -73,9 +73,8 @@ def _facts(check: "FullCheck") -> list[str]:
             f"task {name}: {pairs:,} usable pairs; their lengths are unknown, because the base model is not on "
             "this machine: `ama data` fetches its tokenizer"
         )
-    for name, path in check.unread:
-        lines.append(f"task {name}: {path} is on a network and was not read: `ama data` reads it")
-    steps = ", ".join(
+    lines += [f"{source} is on a network and was not read: `ama data` reads it" for source in check.unread]
+    steps = "; ".join(
         f"{each.name} {'?' if each.steps is None else format(each.steps, ',')}" for each in check.trainings
     )
     return [*lines, f"optimiser steps: {steps}"]

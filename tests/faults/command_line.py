@@ -103,7 +103,8 @@ class CommandLine:
     def accepts(self) -> None:
         """`ama validate` accepts the configuration."""
         ended = self.run("validate", "-c", CONFIG)
-        assert (ended.status, ended.err) == (0, "")
+        assert ended.status == 0, ended.err
+        assert ended.err.endswith("\nvalid\n")
 
     def _files(self) -> dict[str, int]:
         return {str(file.relative_to(self.folder)): file.lstat().st_size for file in self.folder.rglob("*")}

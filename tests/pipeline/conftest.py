@@ -1,5 +1,6 @@
 """The command line in this process, in a folder of its own."""
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -44,3 +45,9 @@ def config(tmp_path: Path, experiment_data: dict[str, Any]) -> Path:
     path = tmp_path / "my.yaml"
     path.write_text(yaml.safe_dump(experiment_data))
     return path
+
+
+@pytest.fixture
+def base_model_copy(base_model: Path, tmp_path: Path) -> Path:
+    """A copy of the base model that a test may change."""
+    return Path(shutil.copytree(base_model, tmp_path / "model"))

@@ -1,0 +1,78 @@
+"""The estimate of a run's cost: what is calculated follows from the data and the model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from automixalign.config.experiment import parse_experiment
+from automixalign.data.store import TRAIN, read_split
+from automixalign.models.inspect import read_outline
+from automixalign.models.load import load_full_model
+from automixalign.preflight.estimate import Estimate, estimate
+from automixalign.preflight.trainings import PlannedTraining
+from benchmarks import tiny
+
+TRAININGS = [
+    PlannedTraining("one", 10, {"format": 1.0}),
+    PlannedTraining("both", 20, {"format": 0.5, "refusal": 0.5}),
+]
+
+
+def estimated(base_model: Path, data: Path, scratch: Path, **training: Any) -> Estimate:
+    tasks = [{"name": name, "source": f"synthetic:{name}", "limit": 30} for name in tiny.TASKS]
+    settings = {"batch_size": 8, "micro_batch_size": 2, "learning_rate": 0.001, **training}
+    changes = {"tasks": tasks, "base_model": str(base_model), "training": settings}
+    experiment = parse_experiment({**tiny.experiment(), **changes}, "test")
+    return estimate(experiment, read_outline(experiment.base_model, scratch), data, TRAININGS)
+
+
+@pytest.fixture(scope="module")
+def plain(base_model: Path, two_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Estimate:
+    return estimated(base_model, two_tasks, tmp_path_factory.mktemp("scratch"))
+
+
+def mean_tokens(data: Path, task: str) -> float:
+    rows = read_split(data, task, TRAIN).to_pylist()
+    sizes = [2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows]
+    return sum(sizes) / len(sizes)
+
+
+def test_tokens(plain: Estimate, two_tasks: Path) -> None:
+    of_format, of_refusal = (mean_tokens(two_tasks, task) for task in tiny.TASKS)
+    one, both = plain.trainings
+    assert one.tokens_per_step == pytest.approx(8 * of_format)
+    assert both.tokens_per_step == pytest.approx(4 * of_format + 4 * of_refusal)
+    assert both.tokens == pytest.approx(20 * both.tokens_per_step)
+
+
+def test_time_follows_from_the_measured_step(plain: Estimate) -> None:
+    assert plain.micro_batch == 2
+    assert plain.step_seconds > 0
+    one, both = plain.trainings
+    assert both.seconds / one.seconds == pytest.approx(both.tokens / one.tokens)
+    # A step of 8 pairs is about 4 of the measured ones.
+    assert one.seconds == pytest.approx(10 * 4 * plain.step_seconds, rel=0.2)
+
+
+def test_bytes_of_full_fine_tuning(plain: Estimate, base_model: Path) -> None:
+    parameters = load_full_model(base_model).num_parameters()
+    assert (plain.parameters, plain.trained_parameters) == (parameters, parameters)
+    assert (plain.weights_bytes, plain.gradients_bytes) == (4 * parameters, 4 * parameters)
+    assert plain.optimiser_bytes == 8 * parameters
+    assert plain.peak_bytes > plain.weights_bytes
+
+
+def test_lora_trains_few_parameters(base_model: Path, two_tasks: Path, tmp_path: Path) -> None:
+    lora = {"rank": 1, "target_modules": ["q_proj"]}
+    result = estimated(base_model, two_tasks, tmp_path, lora=lora)
+    assert result.trained_parameters == 2 * 16, "rank 1 of a matrix of 16 x 16"
+    assert result.gradients_bytes == 4 * 32
+
+
+def test_processes_share_the_steps(plain: Estimate, base_model: Path, two_tasks: Path, tmp_path: Path) -> None:
+    result = estimated(base_model, two_tasks, tmp_path, processes=2)
+    assert result.processes == 2
+    one = result.trainings[0]
+    assert one.tokens == plain.trainings[0].tokens
+    assert one.seconds == pytest.approx(10 * 4 * result.step_seconds / 2, rel=0.2)

@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,7 +17,7 @@ from automixalign.config.data import DataSettings, LongAnswers, TaskSpec
 from automixalign.data.clean import Candidates, Collector, Fate
 from automixalign.data.draw import draw
 from automixalign.data.external_sort import NUMBER, ExternalSort
-from automixalign.data.pairs import TURNS, Message, Pair, Turn, content_text
+from automixalign.data.pairs import TURNS, Message, Pair, content_text
 from automixalign.data.read_task import TaskReader
 from automixalign.data.store import split_schema
 from automixalign.data.tokens import Tokens, check_template, tokenize
@@ -205,12 +205,9 @@ def tokenize_task(
             rows = ExternalSort(scratch, split_schema(not isinstance(chunk[0].prompt, str)))
         usable = fates == Fate.USED
         if usable.any():
-            rows.add(
-                _batch(
-                    reader.task.name, compress(chunk, usable), compress(tokens, usable), numbers[usable], rows
-                ),
-                ranks.view(np.uint8).reshape(len(chunk), -1)[usable, 0],
-            )
+            kept = list(compress(chunk, usable)), list(compress(tokens, usable))
+            batch = _batch(reader.task.name, *kept, numbers[usable], rows.schema_with_number)
+            rows.add(batch, ranks.view(np.uint8).reshape(len(chunk), -1)[usable, 0])
         start = end
     candidates = candidates or _finish(reader, collector, settings.seed)
     candidates.settle(notes.fates(len(candidates)))
@@ -220,39 +217,46 @@ def tokenize_task(
 
 
 def _batch(
-    task: str,
-    pairs: Iterable[Pair],
-    tokens: Iterable[Tokens],
-    numbers: npt.NDArray[np.int64],
-    rows: ExternalSort,
+    task: str, pairs: list[Pair], tokens: list[Tokens], numbers: npt.NDArray[np.int64], schema: pa.Schema
 ) -> pa.RecordBatch:
-    pairs = list(pairs)
+    count = len(pairs)
     columns: dict[str, Any] = {
         "pair_id": [pair.pair_id for pair in pairs],
-        "task": [task] * len(pairs),
+        "task": pa.repeat(task, count),
         "options": [pair.options and _to_json(pair.options) for pair in pairs],
         "answer": [pair.answer for pair in pairs],
-        "swapped": [False] * len(pairs),
+        "swapped": pa.repeat(False, count),
         NUMBER: numbers,
     }
-    for turn, ids in zip(
-        TURNS, zip(*((each.prompt, each.chosen, each.rejected) for each in tokens), strict=True), strict=True
-    ):
-        columns[turn] = [_stored(getattr(pair, turn)) for pair in pairs]
-        columns[f"{turn}_ids"] = ids
-    return pa.RecordBatch.from_pydict(columns, schema=rows.schema_with_number)
+    for position, turn in enumerate(TURNS, start=1):  # of the fields of a pair
+        columns[turn] = _stored([pair[position] for pair in pairs], schema.field(turn).type)
+        columns[f"{turn}_ids"] = [each[position - 1] for each in tokens]
+    return pa.RecordBatch.from_pydict(columns, schema=schema)
 
 
-def _stored(turn: Turn) -> str | list[Message]:
-    """A turn with the fields of `split_schema`."""
-    if isinstance(turn, str):
-        return turn
-    return [message if len(message) == 2 else _stored_message(message) for message in turn]
+def _stored(turns: list[Any], kind: pa.DataType) -> pa.Array:
+    """Turns with the fields of `split_schema`."""
+    if kind == pa.string():
+        return pa.array(turns)
+    messages = list(chain.from_iterable(turns))
+    fields = {
+        "role": [message["role"] for message in messages],
+        "content": [content_text(message) for message in messages],
+        "more": [None if len(message) == 2 else _more(message) for message in messages],
+    }
+    arrays = [pa.array(fields[field.name], field.type) for field in kind.value_type]
+    return pa.ListArray.from_arrays(_offsets(turns), pa.StructArray.from_arrays(arrays, fields=kind.value_type))
 
 
-def _stored_message(message: Message) -> Message:
-    content = message.get("content")
+def _offsets(lists: list[Any]) -> pa.Array:
+    offsets = np.zeros(len(lists) + 1, dtype=np.int32)
+    np.cumsum(np.fromiter(map(len, lists), dtype=np.int32, count=len(lists)), out=offsets[1:])
+    return pa.array(offsets)
+
+
+def _more(message: Message) -> str | None:
+    """What a message holds besides role and text, as JSON."""
     more = {key: value for key, value in message.items() if key not in ("role", "content")}
-    if content is not None and not isinstance(content, str):
-        more["content"] = content
-    return {"role": message["role"], "content": content_text(message), "more": _to_json(more)}
+    if isinstance(message.get("content"), list):
+        more["content"] = message["content"]
+    return _to_json(more) if more else None

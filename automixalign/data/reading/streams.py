@@ -16,6 +16,8 @@ from automixalign.system.errors import DataError
 MAX_LINE_BYTES = 64 << 20
 """The largest line, and the largest row of a JSON array. A longer one is not read into memory."""
 
+_BUFFER_BYTES = 1 << 20
+"""Each filling of the buffer lets another thread run Python, and waits for it afterwards."""
 _CODECS = dict(zip(COMPRESSIONS, ("gzip", "zstd"), strict=True))
 
 
@@ -44,10 +46,10 @@ def open_bytes(path: Path) -> io.BufferedReader:
     """
     codec = _CODECS.get(path.suffix.lower())
     if codec is None:
-        return path.open("rb")
+        return path.open("rb", _BUFFER_BYTES)
     if not path.stat().st_size:
         raise OSError("the compressed file is empty")
-    return io.BufferedReader(pa.input_stream(path, compression=codec))
+    return io.BufferedReader(pa.input_stream(path, compression=codec), _BUFFER_BYTES)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from automixalign.data.pairs import Pair, text_of
 from automixalign.data.tokenization.encode import Encoder
 from automixalign.data.tokenization.lost_text import lost_text
-from automixalign.data.tokenization.rendering import Renderer, Texts, asks_for_date  # noqa: F401
+from automixalign.data.tokenization.rendering import Renderer, Texts
 from automixalign.system.errors import DataError, ModelError
 
 if TYPE_CHECKING:

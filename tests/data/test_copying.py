@@ -19,9 +19,8 @@ _COPYING = {
     "printed": _EACH + "<{{ m.role }}>{{ m['content'] }}{% endfor %}",
     "stripped": _EACH + "{{ m.content | trim }} {{ m.content.strip() + ' ' + m.content }}{% endfor %}",
     "in a variable": "{% set c = messages[0]['content'] | trim %}"
-    "{% if messages|length > 2 %}{% set c = '' %}{% endif %}{% set messages = messages[1:] %}{{ c ~ messages | count }}"
-    + _EACH
-    + "{{ m.content }}{% endfor %}",
+    "{% if messages|length > 2 %}{% set c = '' %}{% endif %}"
+    "{% set messages = messages[1:] %}{{ c ~ messages | count }}" + _EACH + "{{ m.content }}{% endfor %}",
     "or a default": _EACH + "{{ m.content or 'x' }}{{ 'a' if m.content else 'b' }}{% endfor %}",
     "of a type": _EACH
     + "{% if m.content is string and 'tool_calls' not in m %}{{ m.content }}{% endif %}{% endfor %}",
@@ -66,7 +65,8 @@ _READING = {
     "in a list": _EACH + "{{ [m.content] | first | length }}{{ {'a': m.content}.a | length }}{% endfor %}",
     "renamed": "{% set a = messages %}{% for a in a %}{{ a.content | length }}{% endfor %}",
     "later": "{% set c = 'x' %}"
-    "{% for i in range(2) %}{{ c | length }}{% set c = messages[0].content %}{% endfor %}{{ messages[0].content }}",
+    "{% for i in range(2) %}{{ c | length }}{% set c = messages[0].content %}{% endfor %}"
+    "{{ messages[0].content }}",
     "refused": _EACH + "{% if 'x' in m.content %}{{ raise_exception(m.content) }}{% endif %}{% endfor %}",
     "generation": _EACH + "{% generation %}{{ m.content | length }}{% endgeneration %}{% endfor %}",
     "the clock": "{% set ns = namespace(f=strftime_now) %}{{ ns.f('%f') }}"

@@ -46,7 +46,7 @@ def open_bytes(path: Path) -> io.BufferedReader:
     """
     codec = _CODECS.get(path.suffix.lower())
     if codec is None:
-        return path.open("rb", _BUFFER_BYTES)
+        return io.BufferedReader(io.FileIO(path), _BUFFER_BYTES)
     if not path.stat().st_size:
         raise OSError("the compressed file is empty")
     return io.BufferedReader(pa.input_stream(path, compression=codec), _BUFFER_BYTES)

@@ -201,7 +201,7 @@ def test_refused(cli: CommandLine, model: Path, change: Damage, parts: tuple[str
     ("key", "value", "parts"),
     [
         ("max_length", 4096, ["max_length: the base model has 2048 positions"]),
-        ("max_length", 8, ["task own: none of its 12 pairs fits max_length=8"]),
+        ("max_length", 8, ["task own: no pair fits max_length=8 tokens"]),
         ("training.lora.target_modules", ["c_attn"], ["target_modules: 'c_attn' is no module", "q_proj"]),
         ("training.lora.target_modules", ["q_proj", "v_prj"], ["training.lora.target_modules: 'v_prj'"]),
         (

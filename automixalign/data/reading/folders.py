@@ -47,7 +47,7 @@ def choose_parts(folder: Path, spec: LocationSpec, name: str) -> Parts:
     Raises:
         DataError: there is no data file, no such subset or split, or a sub-folder cannot be read.
     """
-    config = {} if spec.data_dir else choose_config(read_configs(folder, name), spec.subset, name)
+    config = choose_config(read_configs(folder, name), spec.subset, name)
     parts, passed_over = _list_parts(folder, name)
     splits = _splits(config, parts, name)
     split = choose_split(list(splits), spec.split, name)

@@ -42,6 +42,7 @@ def test_every_other_file_is_named(tmp_path: Path) -> None:
     write_prompts(tmp_path, ["a.jsonl", *hidden, *others])
     (tmp_path / "broken.jsonl").symlink_to(tmp_path / "nowhere")
     (tmp_path / "linked").symlink_to(tmp_path / "sub")
+    (tmp_path / ".hidden.jsonl").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "pipe.jsonl")
     others |= {"broken.jsonl": "not a regular file", "pipe.jsonl": "not a regular file"}
     opened = open_rows(tmp_path)

@@ -154,7 +154,11 @@ def open_task(task: TaskSpec, seed: int, verifiers: Verifiers) -> Iterator[TaskR
         sources = []
         for spec in task.sources:
             row_format = make_format(spec.format_spec)
-            rows = stack.enter_context(open_source(task, spec, seed, _needed_columns(spec, row_format)))
+            try:
+                rows = stack.enter_context(open_source(task, spec, seed, _needed_columns(spec, row_format)))
+            except DataError as error:
+                prefix = f"task {task.name}: "
+                raise DataError(prefix + str(error).removeprefix(prefix)) from error
             sources.append(_Source(spec, rows, row_format))
         yield TaskReader(task, sources, seed, verifiers)
 

@@ -8,6 +8,7 @@ import pytest
 from automixalign.config.data import DataSettings, DecontaminationSpec
 from automixalign.data.overlap.decontaminate import Contamination
 from automixalign.data.store import SPLITS, read_split
+from automixalign.system.errors import DataError
 from benchmarks import tiny
 from tests.data.rows import Data, conversation, write_rows
 
@@ -92,3 +93,13 @@ def test_the_threshold_decides(tmp_path: Path, base_model: Path, threshold: floa
     ]
     card = prepared(tmp_path, base_model, {"one": data}, near_duplicates=threshold)
     assert card["near_duplicates"]["groups"] == (20 if threshold == 0.5 else 0)
+
+
+def test_the_split_of_a_test_set_must_be_named_where_there_are_several(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    for split in ("train", "test"):
+        write_rows(folder / f"{split}.jsonl", [{"text": f"the {split} rows"}])
+    with pytest.raises(DataError, match=r"decontaminate: \S+ has several splits; name the 'split'"):
+        Contamination([DecontaminationSpec(path=str(folder))])
+    test = Contamination([DecontaminationSpec(path=str(folder), split="test")])
+    assert ["the test rows" in test, "the train rows" in test] == [True, False]

@@ -33,6 +33,11 @@ class Contamination:
             source, columns = SourceSpec(**spec.model_dump(exclude={"columns"})), spec.columns
             task = TaskSpec(name="decontaminate", sources=[source])
             with open_source(task, source, seed=0, columns=columns) as rows:
+                other_splits = [file for file, why in rows.passed_over.items() if why.startswith("split ")]
+                if spec.split is None and other_splits:
+                    raise DataError(
+                        f"decontaminate: {spec.path} has several splits; name the 'split' to compare with"
+                    )
                 for row in rows:
                     if isinstance(row.data, Unreadable):
                         raise DataError(f"decontaminate: {row.where}: {row.data.problem}")

@@ -40,9 +40,9 @@ class Pair(NamedTuple):
     def prompt_key(self) -> str:
         """Equal for prompts that differ only in case or white space; they belong in one split.
 
-        The options do not count: a question with other tools is still the same question.
+        Roles and texts count. The same question with other tools is still the same question.
         """
-        return " ".join(flat(self.prompt).casefold().split())
+        return " ".join(text_of(self.prompt).casefold().split())
 
 
 def flat(turn: Turn) -> str:

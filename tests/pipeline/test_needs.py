@@ -63,7 +63,7 @@ def test_s3_gets_its_variables_and_the_files_that_they_name(data: Data, tmp_path
         HF_TOKEN="t",
         SHELL="/bin/sh",
     )
-    assert result.services == {"s3": "tasks.1.source"}
+    assert result.services == {"s3": "tasks.1.sources.0"}
     expected = {"AWS_ACCESS_KEY_ID", "AWS_SHARED_CREDENTIALS_FILE", "AWS_ENDPOINT_URL", "HTTPS_PROXY"}
     assert (result.variables, result.loopback) == (expected, set())
     assert result.read == {tmp_path / "credentials"}

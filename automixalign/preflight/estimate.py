@@ -16,6 +16,7 @@ from automixalign.models.inspect import Outline
 from automixalign.models.prepare import transformers_silenced
 from automixalign.preflight.trainings import PlannedTraining
 from automixalign.system import shortages
+from automixalign.system.processors import available_processors
 
 _BYTES = 4
 """Of a number: weights, gradients and the two moments of AdamW are fp32."""
@@ -50,6 +51,15 @@ class Estimate(NamedTuple):
     parameters: int
     trained_parameters: int
     processes: int
+    """Processes of a training."""
+    workers: int
+    """Trainings at a time."""
+
+    @property
+    def seconds(self) -> float:
+        """Of all trainings. On a CPU, each of the trainings at a time has its share of the processors."""
+        seconds = [each.seconds for each in self.trainings]
+        return sum(seconds) if self.device != "cpu" else max(sum(seconds) / self.workers, *seconds)
 
     @property
     def weights_bytes(self) -> int:
@@ -68,7 +78,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(
-    experiment: Experiment, outline: Outline, data: Path, trainings: list[PlannedTraining]
+    experiment: Experiment, outline: Outline, data: Path, trainings: list[PlannedTraining], workers: int
 ) -> Estimate:
     """Time a few steps of a model with random weights, and derive the cost of each training.
 
@@ -77,6 +87,7 @@ def estimate(
         outline: of the base model.
         data: the prepared data of all tasks.
         trainings: with known steps.
+        workers: how many trainings a run does at a time on this machine.
 
     Raises:
         ResourceError: memory ran out.
@@ -105,8 +116,9 @@ def estimate(
         }
         settings = Plan.of(experiment, defaultdict(str)).specialist
         settings = settings.model_copy(update={"training": training.model_copy(update=alone)})
+        threads = max(1, available_processors() // workers)
         with tempfile.TemporaryDirectory() as scratch, transformers_silenced():
-            trial = time_steps(settings, model, outline.tokenizer, longest, typical, Path(scratch))
+            trial = time_steps(settings, model, outline.tokenizer, longest, typical, Path(scratch), threads)
     seconds_per_token = trial.seconds / float(_sizes(typical).sum())
     costs = []
     for each in trainings:
@@ -122,6 +134,7 @@ def estimate(
         parameters,
         trial.trained_parameters,
         world,
+        workers,
     )
 
 

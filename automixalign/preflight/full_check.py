@@ -36,7 +36,7 @@ class FullCheck(NamedTuple):
     estimate: Estimate | None = None
 
 
-def check_in_full(experiment: Experiment, with_estimate: bool = False) -> FullCheck:
+def check_in_full(experiment: Experiment, with_estimate: bool = False, workers: int = 1) -> FullCheck:
     """Check the base model and the data on this machine: all pairs, rendered and tokenised.
 
     The values of the model's weights are not checked.
@@ -44,6 +44,7 @@ def check_in_full(experiment: Experiment, with_estimate: bool = False) -> FullCh
     Args:
         experiment: the configuration.
         with_estimate: whether to time a few steps of training.
+        workers: how many trainings a run does at a time on this machine.
 
     Raises:
         DataError: naming file and line, or the task.
@@ -71,7 +72,7 @@ def check_in_full(experiment: Experiment, with_estimate: bool = False) -> FullCh
         with prepared(experiment, here, outline.tokenizer) as (card, data):
             sizes = {task["name"]: task["pairs"][TRAIN] for task in card["tasks"]}
             trainings = planned_trainings(experiment, sizes)
-            cost = estimate(experiment, outline, data, trainings) if with_estimate else None
+            cost = estimate(experiment, outline, data, trainings, workers) if with_estimate else None
             return FullCheck(trainings, unread, card, estimate=cost)
 
 

@@ -4,6 +4,8 @@ import math
 import resource
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,6 +46,7 @@ def time_steps(
     longest: pa.Table,
     typical: pa.Table,
     scratch: Path,
+    threads: int,
 ) -> Trial:
     """Train one step on the longest pairs, which shows the memory, and three steps on typical pairs.
 
@@ -54,6 +57,7 @@ def time_steps(
         longest: the token ids of a micro-batch of pairs, as `read_split` returns them.
         typical: those of as many other pairs.
         scratch: an empty folder.
+        threads: of torch on a CPU.
     """
     spec, clock = settings.training, _Clock()
     freeze(model, spec.trainable)
@@ -75,7 +79,8 @@ def time_steps(
     trainer.remove_callback(PrinterCallback)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    trainer.train()
+    with _threads(threads):
+        trainer.train()
     trained = sum(each.numel() for each in trainer.model.parameters() if each.requires_grad)
     return Trial(statistics.median(clock.seconds[1:]), _peak_bytes(), trained)
 
@@ -87,6 +92,16 @@ def _with_reference(pairs: pa.Table, model: "PreTrainedModel") -> pa.Table:
         lengths = [len(ids) for ids in pairs.column(f"{side}_ids").to_pylist()]
         pairs = pairs.append_column(f"ref_{side}_logps", pa.array([logp * length for length in lengths]))
     return pairs
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _peak_bytes() -> int:

@@ -42,13 +42,14 @@ def validate(
     from automixalign.preflight.validate import plan_experiment
     from automixalign.steps.step import collect_warnings
     from automixalign.system.messages import logger
+    from pipelines.local.attempt import WORKERS
 
     experiment = load_experiment(preset, file, task, set_)
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     with collect_warnings() as warnings:
         plan_experiment(experiment)
         with console.status("checking the base model and the data"):
-            check = check_in_full(experiment, with_estimate)
+            check = check_in_full(experiment, with_estimate, WORKERS)
     typer.echo(dump_yaml(experiment), nl=False)
     for line in _facts(check):
         console.print(printable(line), soft_wrap=True)
@@ -93,9 +94,8 @@ def _show_estimate(estimate: "Estimate", console: Console) -> None:
             f"{each.tokens:,.0f}",
             _duration(each.seconds),
         )
-    total = sum(each.seconds for each in estimate.trainings)
     tokens = sum(each.tokens for each in estimate.trainings)
-    table.add_row("all, one after another", "", "", f"{tokens:,.0f}", _duration(total))
+    table.add_row(f"all, {estimate.workers} at a time", "", "", f"{tokens:,.0f}", _duration(estimate.seconds))
     console.print(table)
     for line in (
         f"measured on {estimate.device}, with random weights: {estimate.step_seconds:.3g} s for "
@@ -117,4 +117,5 @@ def _duration(seconds: float) -> str:
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
+    unit, name = (1e9, "GB") if count >= 1e9 else (1e6, "MB") if count >= 1e6 else (1e3, "kB")
+    return f"{count / unit:,.1f} {name}"

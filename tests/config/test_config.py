@@ -504,3 +504,13 @@ def test_reserved_names_are_those_of_the_leaderboard(experiment_data: Data) -> N
     names = model_names(parse_experiment(experiment_data, "test"))
     reserved = [name for name in names if name.split("-")[0] in RESERVED]
     assert reserved == ["reference", "specialist-arithmetic", "specialist-format"]
+
+
+def test_a_misspelt_key_comes_before_what_is_missing_for_it(experiment_data: Data) -> None:
+    experiment_data["tasks"][0] = {"name": "arithmetic", "sauce": "a.jsonl"}
+    with pytest.raises(ConfigError) as error:
+        parse_experiment(experiment_data, "test")
+    assert [line.partition(": ")[0] for line in str(error.value).splitlines()[1:]] == [
+        "tasks.0.sauce",
+        "tasks.0.sources",
+    ]

@@ -80,3 +80,13 @@ def test_a_tokenizer_without_end_of_sequence_is_refused(
     tokenizer.save_pretrained(model)
     with pytest.raises(ModelError, match="no end-of-sequence token"):
         read_outline(BaseModelSpec(source=str(model)), tmp_path)
+
+
+def test_the_weights_on_s3_are_not_fetched(base_model: Path, tmp_path: Path, tokenizer: Any, s3: Any) -> None:
+    s3.create_bucket(Bucket="outline")
+    for file in base_model.iterdir():
+        s3.upload_file(str(file), "outline", f"m/{file.name}")
+    outline = read_outline(BaseModelSpec(source="s3://outline/m"), tmp_path)
+    assert outline.tokenizer(TEXT)["input_ids"] == tokenizer(TEXT)["input_ids"]
+    fetched = {file.name for file in tmp_path.iterdir()}
+    assert fetched == {file.name for file in base_model.iterdir()} - {"model.safetensors"}

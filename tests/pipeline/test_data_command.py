@@ -153,12 +153,9 @@ def test_a_terminal_with_few_characters(own: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_data_and_tokenizer_on_s3(ama: Ama, own: Path, base_model: Path, tmp_path: Path, s3: Any) -> None:
-    """The weights are not fetched."""
     s3.create_bucket(Bucket="look")
     for file in base_model.iterdir():
-        if file.suffix != ".safetensors":
-            s3.upload_file(str(file), "look", f"model/{file.name}")
-    s3.put_object(Bucket="look", Key="model/model.safetensors", Body=b"no weights")
+        s3.upload_file(str(file), "look", f"model/{file.name}")
     s3.upload_file(str(tmp_path / "b" / "b.jsonl"), "look", "b.jsonl")
     shutil.rmtree(tmp_path / "b")
     sets = ["-s", "base_model=s3://look/model", "-s", "tasks.0.sources.1=s3://look/b.jsonl"]

@@ -24,7 +24,7 @@ def estimated(base_model: Path, data: Path, scratch: Path, **training: Any) -> E
     settings = {"batch_size": 8, "micro_batch_size": 2, "learning_rate": 0.001, **training}
     changes = {"tasks": tasks, "base_model": str(base_model), "training": settings}
     experiment = parse_experiment({**tiny.experiment(), **changes}, "test")
-    return estimate(experiment, read_outline(experiment.base_model, scratch), data, TRAININGS)
+    return estimate(experiment, read_outline(experiment.base_model, scratch), data, TRAININGS, 2)
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +76,8 @@ def test_processes_share_the_steps(plain: Estimate, base_model: Path, two_tasks:
     one = result.trainings[0]
     assert one.tokens == plain.trainings[0].tokens
     assert one.seconds == pytest.approx(10 * 4 * result.step_seconds / 2, rel=0.2)
+
+
+def test_all_trainings_take_as_long_as_the_workers_need(plain: Estimate) -> None:
+    one, both = (each.seconds for each in plain.trainings)
+    assert plain.seconds == max((one + both) / 2, both)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from automixalign.steps.events import EVENTS_FILE, LOGS_VARIABLE, log_name, parse_events
-from automixalign.steps.step import adopt_step, current_step, run_step
+from automixalign.steps.step import adopt_step, collect_warnings, current_step, run_step
 from automixalign.storage import files
 from tests.system.processes import run
 
@@ -99,3 +99,16 @@ def test_messages_are_raised_to_the_caller_if_they_cannot_be_printed(monkeypatch
         patch.setattr(sys, "stderr", full)
         with pytest.raises(OSError, match="No space left"):
             logging.getLogger("automixalign").warning("x" * 100_000)
+
+
+def test_collected_warnings_are_told_by_the_caller(capsys: pytest.CaptureFixture[str]) -> None:
+    with collect_warnings() as warnings:
+        current_step().warn("few pairs")
+    assert (warnings, capsys.readouterr().err) == (["few pairs"], "")
+
+
+def test_an_error_does_not_hide_collected_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="bad row"), collect_warnings():
+        current_step().warn("few pairs")
+        raise ValueError("bad row")
+    assert capsys.readouterr().err == "warning: few pairs\n"

@@ -307,11 +307,16 @@ def resolve(text: str, folder: Path, kind: Literal["model", "dataset", "folder"]
     Other forms of a source, and hub ids that are no path there, stay as they are.
     """
     other = text.startswith((_PACKAGE, _REGISTRY)) or s3.is_uri(text) or synthetic_name(text) is not None
-    if other or (kind == "model" and text == "tiny"):
+    if other or not text or (kind == "model" and text == "tiny"):
         return text
-    anchored = folder / Path(text).expanduser()
-    is_hub_id = (kind == "model" and _is_model_id(text)) or (kind == "dataset" and _is_data_id(text))
-    return text if is_hub_id and not _exists(str(anchored)) else str(anchored)
+
+    def is_hub_id(text: str) -> bool:
+        return (kind == "model" and _is_model_id(text)) or (kind == "dataset" and _is_data_id(text))
+
+    anchored = str(folder / Path(text).expanduser())
+    if is_hub_id(text) and not _exists(anchored):
+        return text
+    return f"./{anchored}" if is_hub_id(anchored) else anchored
 
 
 def _is_model_id(text: str) -> bool:

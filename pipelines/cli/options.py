@@ -67,13 +67,14 @@ def load_experiment(
             raise ConfigError(
                 f"--preset {preset}: there is no such preset; there are: {', '.join(preset_names())}"
             )
-        path, source, folder = Path(str(PRESETS / f"{preset}.yaml")), f"--preset {preset}", Path()
+        path, source = Path(str(PRESETS / f"{preset}.yaml")), f"--preset {preset}"
     elif file is not None and preset is None:
-        path, source, folder = file, str(file), file.parent if file.is_file() else Path()
+        path, source = file, str(file)
     else:
         raise ConfigError(f"give one of --preset NAME and --config FILE; presets: {', '.join(preset_names())}")
     data = read_yaml(path)
-    resolve_paths(data, folder)
+    # A pipe has no folder.
+    resolve_paths(data, file.parent if file is not None and file.is_file() else Path())
     for option in tasks or []:
         name, task_source = _key_value("--task", option)
         set_task(data, name, task_source)

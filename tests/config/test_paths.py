@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from automixalign.config.experiment import Experiment
-from automixalign.config.file import resolve_paths
+from automixalign.config.file import override, resolve_paths
+from automixalign.config.sources import LocalSource, parse_base_model, parse_task
+from automixalign.system.errors import ConfigError
 from pipelines.cli.options import load_experiment
 from tests.data.rows import conversation, write_rows
 
@@ -120,3 +122,19 @@ def test_a_run_elsewhere_reads_the_same_data(folder: Path, experiment_data: Data
     write_rows(folder / "a.jsonl", [conversation(str(number), "yes", "no") for number in range(9)])
     experiment_data["tasks"] = [{"name": "own", "source": "a.jsonl"}]
     check_local_sources(load(folder, experiment_data))
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_missing_path_beside_the_configuration_is_no_hub_id(experiment_data: Data) -> None:
+    experiment_data |= {"base_model": "./m", "tasks": [{"name": "own", "source": "./owner/data"}]}
+    experiment = load(Path(), experiment_data)
+    assert isinstance(parse_base_model(experiment.base_model.source), LocalSource)
+    assert isinstance(parse_task("own", experiment.tasks[0].sources[0]), LocalSource)
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("key", ["base_model", "tasks.0.source"])
+def test_an_empty_path_is_refused(experiment_data: Data, key: str) -> None:
+    override(experiment_data, key, "")
+    with pytest.raises(ConfigError, match=key.split(".", 1)[0]):
+        load(Path(), experiment_data)

@@ -110,9 +110,9 @@ FILES = [
     keys("a method used twice", {"methods": ["ama-r", "ama-r"]}, "the name 'ama-r' is used twice"),
     keys("a merge named ama-r", {"merges.0": {"method": "ties", "name": "ama-r"}}, "'ama-r' is used twice"),
     # Sources and paths.
-    keys("a source with NUL", {"tasks.0": {"name": "a", "source": "a\0.jsonl"}}, "tasks.0.source: "),
+    keys("a source with NUL", {"tasks.0": {"name": "a", "source": "a\0.jsonl"}}, "tasks.0.sources.0.path: "),
     keys("a source of two lines", {"base_model": "a\nb"}, "base_model.source: "),
-    keys("no source", {"tasks.0": {"name": "a", "source": ""}}, "tasks.0.source: "),
+    keys("no source", {"tasks.0": {"name": "a", "source": ""}}, "tasks.0.sources.0.path: "),
     keys("an unknown synthetic task", {"tasks.0.source": "synthetic:chess"}, "unknown synthetic task 'chess'"),
     keys(
         "too many pairs",

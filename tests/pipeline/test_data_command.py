@@ -163,3 +163,12 @@ def test_data_and_tokenizer_on_s3(ama: Ama, own: Path, base_model: Path, tmp_pat
     assert ended.status == 0, ended.err
     assert counts(ended.out)["read"] == [12, 8, 20]
     assert "<|assistant|>" in ended.out
+
+
+def test_colours_tell_the_parts_of_a_pair(ama: Ama, own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR")
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm-256color"}.items():
+        monkeypatch.setenv(name, value)
+    shown = ama("data", "-c", own, "--rows", "1").out
+    for label, code in (("prompt  ", 2), ("chosen  ", 32), ("rejected", 31)):
+        assert re.search(rf"  {label} \| \x1b\[{code}m[^\n]+\x1b\[0m\n", shown), label

@@ -159,7 +159,7 @@ def resolve_paths(data: dict[str, Any], folder: Path) -> None:
 
 
 def set_task(data: dict[str, Any], name: str, source: str) -> None:
-    """Set the source of a task, in place; add a task that does not exist.
+    """Set the source of a task, in place; add a task that does not exist. `override` may add its other keys.
 
     Raises:
         ConfigError: `tasks` is not a list.
@@ -170,9 +170,9 @@ def set_task(data: dict[str, Any], name: str, source: str) -> None:
     for task in tasks:
         if isinstance(task, dict) and task.get("name") == name:
             task.pop("sources", None)
-            task["source"] = source
+            task["source"] = {"path": source}
             return
-    tasks.append({"name": name, "source": source})
+    tasks.append({"name": name, "source": {"path": source}})
 
 
 def dump_yaml(experiment: Experiment) -> str:

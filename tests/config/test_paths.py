@@ -138,3 +138,8 @@ def test_an_empty_path_is_refused(experiment_data: Data, key: str) -> None:
     override(experiment_data, key, "")
     with pytest.raises(ConfigError, match=key.split(".", 1)[0]):
         load(Path(), experiment_data)
+
+
+def test_a_format_for_a_task_of_the_command_line(folder: Path, experiment_data: Data) -> None:
+    experiment = load(folder, experiment_data, tasks=["own=a"], sets=["tasks.2.source.format=hh-rlhf"])
+    assert experiment.tasks[2].sources[0].format_spec.name == "hh-rlhf"

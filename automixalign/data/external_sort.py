@@ -6,53 +6,58 @@ With 1 GiB of memory for processes and page cache, 400,000 rows take 30 s agains
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from automixalign.data.clean import Candidates, Fate, Ranks
+from automixalign.data.clean import Ranks
 
-NUMBER = "number"
-"""The column with the number of each pair among the candidates of its task."""
-_BUFFER_BYTES = 16 << 20
+Numbers: TypeAlias = npt.NDArray[np.int64]
+"""The numbers of pairs among the candidates of their task."""
+_NUMBER = "number"
+_BUFFER_BYTES = 64 << 20
 """The approximate size of the rows that memory holds before they go to files."""
 
 
 class ExternalSort:
-    """Takes the pairs of a task in their order, and returns those that are used in the order of their ranks.
+    """Takes the pairs of a task in their order, and returns them in parts, in the order of their ranks.
 
     The first byte of a rank names the file of a row, so one in 256 rows is in memory at a time. All rows stay
     in memory while they fit there.
 
     Args:
         folder: a new folder for the files.
-        schema: the schema of the rows, without `NUMBER`.
+        schema: the schema of the rows.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
         folder.mkdir()
         self._folder, self.schema = folder, schema
-        self.schema_with_number = schema.append(pa.field(NUMBER, pa.int32()))
+        self._schema_with_number = schema.append(pa.field(_NUMBER, pa.int32()))
         self._buffer: list[pa.RecordBatch] = []
         self._buckets: list[npt.NDArray[np.uint8]] = []
         self._buffer_bytes = 0
         self._files: set[int] = set()
 
-    def add(self, rows: pa.RecordBatch, first_bytes: npt.NDArray[np.uint8]) -> None:
-        """Take rows with their `NUMBER`, and the first byte of the rank of each."""
-        self._buffer.append(rows)
-        self._buckets.append(first_bytes)
+    def add(self, rows: pa.RecordBatch, numbers: Numbers, ranks: Ranks) -> None:
+        """Take rows, with the number and the rank of each."""
+        columns = [*rows.columns, pa.array(numbers, pa.int32())]
+        self._buffer.append(pa.RecordBatch.from_arrays(columns, schema=self._schema_with_number))
+        self._buckets.append(ranks.view(np.uint8).reshape(len(ranks), ranks.itemsize)[:, 0])
         self._buffer_bytes += rows.nbytes
         if self._buffer_bytes >= _BUFFER_BYTES:
             self._flush()
 
-    def tables(self, candidates: Candidates) -> Iterator[pa.Table]:
-        """Yield the used rows in order, with `NUMBER`. This works once, as each file is removed after it."""
+    def parts(self) -> Iterator[tuple[pa.Table, Numbers]]:
+        """Yield rows and their numbers; the ranks of a part are above those of the part before.
+
+        Inside a part, the rows are in the order of their numbers. This works once, as each file is removed.
+        """
         if not self._files:
-            rows = pa.Table.from_batches(self._buffer, self.schema_with_number)
+            yield _without_numbers(pa.Table.from_batches(self._buffer, self._schema_with_number))
             self._buffer = []
-            yield _sorted(rows, candidates)
             return
         if self._buffer:
             self._flush()
@@ -62,14 +67,14 @@ class ExternalSort:
             with pa.memory_map(str(file)) as source:
                 while source.tell() < source.size():
                     batches.append(
-                        pa.ipc.read_record_batch(pa.ipc.read_message(source), self.schema_with_number)
+                        pa.ipc.read_record_batch(pa.ipc.read_message(source), self._schema_with_number)
                     )
-            yield _sorted(pa.Table.from_batches(batches), candidates)
+            yield _without_numbers(pa.Table.from_batches(batches))
             file.unlink()
 
     def _flush(self) -> None:
         buckets = np.concatenate(self._buckets)
-        rows = pa.Table.from_batches(self._buffer, self.schema_with_number)
+        rows = pa.Table.from_batches(self._buffer, self._schema_with_number)
         self._buffer, self._buckets, self._buffer_bytes = [], [], 0
         order = np.argsort(buckets, kind="stable")
         rows = rows.take(order).combine_chunks()
@@ -81,8 +86,5 @@ class ExternalSort:
                     out.write(batch.serialize())
 
 
-def _sorted(rows: pa.Table, candidates: Candidates) -> pa.Table:
-    numbers = rows.column(NUMBER).to_numpy()
-    (used,) = np.nonzero(candidates.fates[numbers] == Fate.USED)
-    ranks: Ranks = candidates.ranks[numbers[used]]
-    return rows.take(used[np.argsort(ranks, kind="stable")])
+def _without_numbers(rows: pa.Table) -> tuple[pa.Table, Numbers]:
+    return rows.drop_columns(_NUMBER), rows.column(_NUMBER).to_numpy()

@@ -22,6 +22,7 @@ from automixalign.data.write import write_splits
 from automixalign.steps.step import current_step
 from automixalign.steps.tracking.record import Dataset
 from automixalign.storage import files
+from automixalign.system.garbage import rare_collections
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +49,7 @@ def prepare_data(
             template refuses.
         ModelError: conversational data and a tokenizer without chat template.
     """
-    with files.replacing(output) as folder, ExitStack() as stack:
+    with rare_collections(), files.replacing(output) as folder, ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder.parent)))
         contamination = Contamination(settings.decontaminate) if settings.decontaminate else None
         index = _near_duplicates(settings.near_duplicates)

@@ -4,10 +4,11 @@ import datetime
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,16 +17,20 @@ import pyarrow as pa
 from automixalign.config.data import DataSettings, LongAnswers, TaskSpec
 from automixalign.data.clean import Candidates, Collector, Fate
 from automixalign.data.draw import draw
-from automixalign.data.external_sort import NUMBER, ExternalSort
-from automixalign.data.pairs import TURNS, Message, Pair, content_text
+from automixalign.data.external_sort import ExternalSort
+from automixalign.data.pairs import TURNS, Message, Pair, Turn, content_text
 from automixalign.data.read_task import TaskReader
 from automixalign.data.store import split_schema
-from automixalign.data.tokens import Tokens, check_template, tokenize
+from automixalign.data.tokens import PairTokenizer, Tokens, check_template, chunks_of, tokenize
 from automixalign.system.errors import DataError, ModelError
+from automixalign.system.parallel import map_in_processes
+from automixalign.system.processors import available_processors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_MAX_PROCESSES = 4
+"""One process reads for the others, and has no time for more."""
 _to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
@@ -39,14 +44,11 @@ class Notes:
         """What the chat template leaves out -> the number of pairs."""
         self._chunks: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], npt.NDArray[np.int32]]] = []
 
-    def add(
-        self, numbers: npt.NDArray[np.int64], fates: npt.NDArray[np.uint8], tokens: Iterable[Tokens]
-    ) -> None:
-        """Take a chunk of pairs: their numbers, fates and tokens."""
-        facts = [(each.length, each.long_chosen, each.long_rejected) for each in tokens]
-        self._chunks.append((numbers, fates, np.array(facts, dtype=np.int32)))
-        self.prompt_cut += sum(each.prompt_cut for each in tokens)
-        self.lost.update(each.lost for each in tokens if each.lost)
+    def add(self, numbers: npt.NDArray[np.int64], chunk: "TokenizedChunk") -> None:
+        """Take a chunk of pairs, and their numbers."""
+        self._chunks.append((numbers, chunk.fates, chunk.facts))
+        self.prompt_cut += chunk.prompt_cut
+        self.lost.update(chunk.lost)
 
     def fates(self, count: int) -> npt.NDArray[np.uint8]:
         """The fate of each of `count` candidates; a pair that was not tokenised has another fate already."""
@@ -127,29 +129,31 @@ def check_rendering(reader: TaskReader, tokenizer: "PreTrainedTokenizerBase", se
         ModelError: the pairs are conversational and the tokenizer has no chat template.
     """
     fates: Counter[Fate] = Counter()
-    for _, tokens in _tokenized(reader, (pair for _, pair in reader), tokenizer, settings):
-        fates.update(_fate(each, settings.long_answers) for each in tokens)
-        if fates[Fate.USED]:
-            return
-    raise _nothing_fits(reader.task.name, fates, settings)
+    with naming(reader.task.name):
+        pairs = _checked((pair for _, pair in reader), tokenizer)
+        for chunk in tokenize(tokenizer, pairs, settings.max_length, settings.date):
+            fates.update(_fate(each, settings.long_answers) for each in chunk.tokens)
+            if fates[Fate.USED]:
+                return
+        raise _nothing_fits(fates, settings)
 
 
-def _tokenized(
-    reader: TaskReader, pairs: Iterator[Pair], tokenizer: "PreTrainedTokenizerBase", settings: TokenLimits
-) -> Iterator[tuple[list[Pair], list[Tokens]]]:
-    """Chunks of pairs with their tokens; errors name the task."""
-
-    def checked() -> Iterator[Pair]:
-        for number, pair in enumerate(pairs):
-            if number == 0:
-                check_template(tokenizer, not isinstance(pair.prompt, str))
-            yield pair
-
-    prefix = f"task {reader.task.name}: "
+@contextmanager
+def naming(task: str) -> Iterator[None]:
+    """Name the task in errors of its data."""
+    prefix = f"task {task}: "
     try:
-        yield from tokenize(tokenizer, checked(), settings.max_length, settings.date)
+        yield
     except (DataError, ModelError) as error:
         raise type(error)(prefix + str(error).removeprefix(prefix)) from error
+
+
+def _checked(pairs: Iterable[Pair], tokenizer: "PreTrainedTokenizerBase") -> Iterator[Pair]:
+    """The same pairs, the first of them checked against the tokenizer."""
+    for number, pair in enumerate(pairs):
+        if number == 0:
+            check_template(tokenizer, not isinstance(pair.prompt, str))
+        yield pair
 
 
 def _fate(tokens: Tokens, long_answers: LongAnswers) -> Fate:
@@ -160,12 +164,11 @@ def _fate(tokens: Tokens, long_answers: LongAnswers) -> Fate:
     return Fate.IDENTICAL_WHEN_CUT if tokens.chosen == tokens.rejected else Fate.USED
 
 
-def _nothing_fits(task: str, fates: Counter[Fate], settings: TokenLimits) -> DataError:
+def _nothing_fits(fates: Counter[Fate], settings: TokenLimits) -> DataError:
     reasons = ", ".join(f"{count} {fate.name.lower()}" for fate, count in fates.items())
     advice = ", or set 'long_answers: cut'" if fates[Fate.LONG_ANSWER] else ""
     return DataError(
-        f"task {task}: no pair fits max_length={settings.max_length} tokens ({reasons}); "
-        f"raise 'max_length'{advice}"
+        f"no pair fits max_length={settings.max_length} tokens ({reasons}); raise 'max_length'{advice}"
     )
 
 
@@ -195,38 +198,73 @@ def tokenize_task(
     else:
         pairs = (pair for source, pair in reader if collector.add(source, pair))
     notes, rows, start = Notes(), None, 0
-    for chunk, tokens in _tokenized(reader, pairs, tokenizer, settings):
-        end = start + len(chunk)
-        numbers = np.arange(start, end) if candidates is None else drawn[start:end]
-        ranks = collector.ranks(start, len(chunk)) if candidates is None else candidates.ranks[numbers]
-        fates = np.array([_fate(each, settings.long_answers) for each in tokens], dtype=np.uint8)
-        notes.add(numbers, fates, tokens)
-        if rows is None:
-            rows = ExternalSort(scratch, split_schema(not isinstance(chunk[0].prompt, str)))
-        usable = fates == Fate.USED
-        if usable.any():
-            kept = list(compress(chunk, usable)), list(compress(tokens, usable))
-            batch = _batch(reader.task.name, *kept, numbers[usable], rows.schema_with_number)
-            rows.add(batch, ranks.view(np.uint8).reshape(len(chunk), -1)[usable, 0])
-        start = end
-    candidates = candidates or _finish(reader, collector, settings.seed)
-    candidates.settle(notes.fates(len(candidates)))
-    if rows is None or not (candidates.fates == Fate.USED).any():
-        raise _nothing_fits(reader.task.name, Counter(map(Fate, candidates.fates.tolist())), settings)
+    tokenized = _Tokenized(
+        reader.task.name,
+        PairTokenizer(tokenizer, settings.max_length, settings.date),
+        settings.long_answers,
+    )
+    chunks = chunks_of(_checked(pairs, tokenizer))
+    with naming(reader.task.name):
+        for chunk in map_in_processes(tokenized, chunks, min(_MAX_PROCESSES, available_processors())):
+            end = start + len(chunk.fates)
+            numbers = np.arange(start, end) if candidates is None else drawn[start:end]
+            ranks = collector.ranks(start, end - start) if candidates is None else candidates.ranks[numbers]
+            notes.add(numbers, chunk)
+            if rows is None:
+                rows = ExternalSort(scratch, chunk.rows.schema)
+            usable = chunk.fates == Fate.USED
+            rows.add(chunk.rows, numbers[usable], ranks[usable])
+            start = end
+        candidates = candidates or _finish(reader, collector, settings.seed)
+        candidates.settle(notes.fates(len(candidates)))
+        if rows is None or not (candidates.fates == Fate.USED).any():
+            raise _nothing_fits(Counter(map(Fate, candidates.fates.tolist())), settings)
     return TaskPairs(reader, collector.identical_sides, candidates, rows, notes)
 
 
-def _batch(
-    task: str, pairs: list[Pair], tokens: list[Tokens], numbers: npt.NDArray[np.int64], schema: pa.Schema
-) -> pa.RecordBatch:
-    count = len(pairs)
+class TokenizedChunk(NamedTuple):
+    """What a process made of a chunk of pairs."""
+
+    rows: pa.RecordBatch
+    """The pairs that can be used."""
+    fates: npt.NDArray[np.uint8]
+    """Of each pair."""
+    facts: npt.NDArray[np.int32]
+    """Of each pair: tokens before any cut, and whether the chosen and the rejected answer are too long."""
+    prompt_cut: int
+    lost: Counter[str]
+
+
+class _Tokenized:
+    """Tokenises a chunk of pairs."""
+
+    def __init__(self, task: str, tokenize: PairTokenizer, long_answers: LongAnswers) -> None:
+        self._task, self._tokenize, self._long_answers = task, tokenize, long_answers
+
+    def __call__(self, pairs: list[Pair]) -> TokenizedChunk:
+        tokens = self._tokenize(pairs)
+        fates = np.array([_fate(each, self._long_answers) for each in tokens], dtype=np.uint8)
+        usable = fates == Fate.USED
+        facts = [(each.length, each.long_chosen, each.long_rejected) for each in tokens]
+        return TokenizedChunk(
+            rows=_batch(
+                self._task, list(compress(pairs, usable)), list(compress(tokens, usable)), pairs[0].prompt
+            ),
+            fates=fates,
+            facts=np.array(facts, dtype=np.int32),
+            prompt_cut=sum(each.prompt_cut for each in tokens),
+            lost=Counter(each.lost for each in tokens if each.lost),
+        )
+
+
+def _batch(task: str, pairs: list[Pair], tokens: list[Tokens], prompt: Turn) -> pa.RecordBatch:
+    schema = split_schema(not isinstance(prompt, str))
     columns: dict[str, Any] = {
         "pair_id": [pair.pair_id for pair in pairs],
-        "task": pa.repeat(task, count),
+        "task": pa.repeat(task, len(pairs)),
         "options": [pair.options and _to_json(pair.options) for pair in pairs],
         "answer": [pair.answer for pair in pairs],
-        "swapped": pa.repeat(False, count),
-        NUMBER: numbers,
+        "swapped": pa.repeat(False, len(pairs)),
     }
     for position, turn in enumerate(TURNS, start=1):  # of the fields of a pair
         columns[turn] = _stored([pair[position] for pair in pairs], schema.field(turn).type)

@@ -1,13 +1,11 @@
 """Tokenise pairs once for all later stages, exactly as TRL's DPOTrainer does."""
 
 import datetime
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from automixalign.data.pairs import Pair, text_of
+from automixalign.data.pairs import Pair, flat, text_of
 from automixalign.data.tokenization.encode import Encoder
 from automixalign.data.tokenization.lost_text import lost_text
 from automixalign.data.tokenization.rendering import Renderer, Texts
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
 _CHARACTERS_PER_TOKEN = 128
 """No token has more characters, so the text after 128 * `max_length` characters need not be tokenised."""
 _CHUNK_PAIRS, _CHUNK_CHARACTERS = 512, 1 << 21
-"""Limits of a chunk, the pairs that are tokenised together. The characters are those of the three texts."""
+"""Limits of a chunk, the pairs that are tokenised together."""
 _MAX_REFUSED = 10
 
 
@@ -54,14 +52,6 @@ class Chunk(NamedTuple):
 _Render: TypeAlias = Callable[[Pair], Texts]
 
 
-class _Rendered(NamedTuple):
-    """The texts of some pairs to tokenise, and what each lost."""
-
-    pairs: list[Pair]
-    texts: list[Texts]
-    lost: list[str | None]
-
-
 def check_template(tokenizer: "PreTrainedTokenizerBase", conversational: bool) -> None:
     """Refuse messages for a tokenizer that cannot render them by a chat template.
 
@@ -83,76 +73,75 @@ def check_template(tokenizer: "PreTrainedTokenizerBase", conversational: bool) -
         )
 
 
-def tokenize(
-    tokenizer: "PreTrainedTokenizerBase",
-    pairs: Iterable[Pair],
-    max_length: int,
-    date: datetime.date | None = None,
-) -> Iterator[Chunk]:
-    """Render and tokenise pairs, and cut sides at `max_length` tokens of prompt and side together.
+class PairTokenizer:
+    """Renders and tokenises pairs, and cuts sides at `max_length` tokens of prompt and side together.
 
     A completion starts where prompt and prompt + side diverge, as in TRL. That is usually after the prompt, and
     earlier where tokens merge across the boundary. Plain text ends with the end-of-sequence token.
 
     Args:
         tokenizer: of the base model.
-        pairs: all plain text, or all messages.
         max_length: in tokens.
         date: today's date for a chat template that asks for it.
-
-    Yields:
-        All pairs in their order.
-
-    Raises:
-        DataError: the chat template refuses pairs; up to ten of a chunk are named.
     """
-    encoder = Encoder(tokenizer)
-    pending: deque[tuple[list[Pair], Future[list[Tokens]]]] = deque()
-    # The tokenizer runs outside of Python's lock: threads encode chunks while this one reads and renders.
-    with ThreadPoolExecutor(encoder.threads) as pool:
-        for rendered in _render(tokenizer, pairs, _CHARACTERS_PER_TOKEN * (max_length + 1), date):
-            pending.append((rendered.pairs, pool.submit(_tokens, encoder, rendered, max_length)))
-            if len(pending) > encoder.threads:
-                chunk, tokens = pending.popleft()
-                yield Chunk(chunk, tokens.result())
-        while pending:
-            chunk, tokens = pending.popleft()
-            yield Chunk(chunk, tokens.result())
+
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", max_length: int, date: datetime.date | None = None
+    ) -> None:
+        self._max_length = max_length
+        self._encode = Encoder(tokenizer)
+        self._render_messages, self._render_text = Renderer(tokenizer, date), _plain_renderer(tokenizer)
+
+    def __call__(self, pairs: list[Pair]) -> list[Tokens]:
+        """The tokens of some pairs, which are all plain text, or all messages.
+
+        Raises:
+            DataError: the chat template refuses pairs; up to ten are named.
+        """
+        plain = isinstance(pairs[0].prompt, str)
+        render = self._render_text if plain else self._render_messages
+        rendered, lost = [], []
+        refused: list[tuple[Pair, Exception]] = []
+        limit = _CHARACTERS_PER_TOKEN * (self._max_length + 1)
+        for pair in pairs:
+            try:
+                texts = render(pair)
+            except Exception as error:  # a template is the model's own program, and may raise anything
+                refused.append((pair, error))
+                if len(refused) == _MAX_REFUSED:
+                    break
+                continue
+            lost.append(None if plain else lost_text(pair, texts))
+            rendered += [text[:limit] for text in texts]
+        if refused:
+            raise _refusal(refused, render)
+        ids = iter(self._encode(rendered, special_tokens=plain))
+        return [_cut(next(ids), next(ids), next(ids), self._max_length, each) for each in lost]
 
 
-def _render(
-    tokenizer: "PreTrainedTokenizerBase", pairs: Iterable[Pair], limit: int, date: datetime.date | None
-) -> Iterator[_Rendered]:
-    """The texts of pairs, by chunks, each text cut at `limit` characters."""
-    render: _Render | None = None
-    chunk = _Rendered([], [], [])
-    refused: list[tuple[Pair, Exception]] = []
+def tokenize(
+    tokenizer: "PreTrainedTokenizerBase",
+    pairs: Iterable[Pair],
+    max_length: int,
+    date: datetime.date | None = None,
+) -> Iterator[Chunk]:
+    """Tokenise any number of pairs, in their order; for the arguments see `PairTokenizer`."""
+    encode = PairTokenizer(tokenizer, max_length, date)
+    for chunk in chunks_of(pairs):
+        yield Chunk(chunk, encode(chunk))
+
+
+def chunks_of(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
+    """The pairs in chunks that are tokenised together."""
+    chunk: list[Pair] = []
     size = 0
     for pair in pairs:
-        conversational = not isinstance(pair.prompt, str)
-        if render is None:
-            render = Renderer(tokenizer, date) if conversational else _plain_renderer(tokenizer)
-        chunk.pairs.append(pair)
-        try:
-            texts = render(pair)
-        except Exception as error:  # a template is the model's own program, and may raise anything
-            refused.append((pair, error))
-            if len(refused) == _MAX_REFUSED:
-                break
-        else:
-            chunk.lost.append(lost_text(pair, texts) if conversational else None)
-            if (length := sum(map(len, texts))) > limit:
-                texts = Texts(*(text[:limit] for text in texts))
-            chunk.texts.append(texts)
-            size += length
-        if len(chunk.pairs) == _CHUNK_PAIRS or size >= _CHUNK_CHARACTERS:
-            if refused:
-                break
+        chunk.append(pair)
+        size += sum(map(len, (flat(pair.prompt), flat(pair.chosen), flat(pair.rejected))))
+        if len(chunk) == _CHUNK_PAIRS or size >= _CHUNK_CHARACTERS:
             yield chunk
-            chunk, size = _Rendered([], [], []), 0
-    if refused:
-        raise _refusal(refused, render)
-    if chunk.pairs:
+            chunk, size = [], 0
+    if chunk:
         yield chunk
 
 
@@ -167,23 +156,17 @@ def _plain_renderer(tokenizer: "PreTrainedTokenizerBase") -> _Render:
     return render
 
 
-def _refusal(refused: list[tuple[Pair, Exception]], render: _Render | None) -> DataError:
+def _refusal(refused: list[tuple[Pair, Exception]], render: _Render) -> DataError:
     pair, _ = refused[0]
     others = [message for message in pair.prompt if isinstance(message, dict) and message["role"] != "system"]
     advice = "change these rows or leave them out with 'where'"
     with suppress(Exception):
-        if render and others and len(others) < len(pair.prompt):
+        if others and len(others) < len(pair.prompt):
             render(pair._replace(prompt=others))
             advice = "it takes no system message; put such text at the beginning of the user's message"
     count = "a pair" if len(refused) == 1 else f"{len(refused)} pairs"
     lines = (f"\n  {text_of(pair.prompt)!r:.80}: {error}" for pair, error in refused)
     return DataError(f"the chat template refuses {count}; {advice}{''.join(lines)}")
-
-
-def _tokens(encoder: Encoder, rendered: _Rendered, max_length: int) -> list[Tokens]:
-    plain = isinstance(rendered.pairs[0].prompt, str)
-    ids = iter(encoder([text for texts in rendered.texts for text in texts], special_tokens=plain))
-    return [_cut(next(ids), next(ids), next(ids), max_length, lost) for lost in rendered.lost]
 
 
 def _cut(

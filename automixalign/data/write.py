@@ -2,7 +2,9 @@
 
 import random
 from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,9 @@ import pyarrow.compute as pc
 
 from automixalign.config.data import TaskSpec
 from automixalign.data.clean import Candidates
-from automixalign.data.external_sort import NUMBER
 from automixalign.data.pairs import TURNS
 from automixalign.data.split import NO_SPLIT, Labels
-from automixalign.data.store import SPLITS, TRAIN, split_path, split_writer, task_digest
+from automixalign.data.store import SPLITS, TRAIN, SplitWriter, split_path, split_writer, task_digest
 from automixalign.data.task_pairs import TaskPairs
 
 
@@ -32,23 +33,38 @@ def write_splits(pairs: TaskPairs, seed: int, labels: Labels, folder: Path) -> d
     Returns:
         Entries of the card: `tokens` (mean and largest length of each turn), `swapped`, `digest`.
     """
-    task, rows, candidates = pairs.task, pairs.rows, pairs.candidates
+    task, candidates = pairs.task, pairs.candidates
     swapped = _draw_noise(candidates, labels, task, seed)
     total, longest = Counter[str](), Counter[str]()
+
+    def wait_for(writing: list[Future[None]]) -> None:
+        for future in writing:
+            future.result()
+
+    def add(writer: SplitWriter, rows: pa.Table) -> None:
+        for turn in TURNS:
+            lengths = pc.list_value_length(rows.column(f"{turn}_ids"))
+            total[turn] += pc.sum(lengths).as_py() or 0
+            longest[turn] = max(longest[turn], pc.max(lengths).as_py() or 0)
+        writer.add(rows)
+
     with ExitStack() as stack:
         writers = [
-            stack.enter_context(split_writer(split_path(folder, task.name, split), rows.schema))
+            stack.enter_context(split_writer(split_path(folder, task.name, split), pairs.rows.schema))
             for split in SPLITS
         ]
-        for part in rows.tables(candidates):
-            numbers = part.column(NUMBER).to_numpy()
-            for turn in TURNS:
-                lengths = pc.list_value_length(part.column(f"{turn}_ids"))
-                total[turn] += pc.sum(lengths).as_py() or 0
-                longest[turn] = max(longest[turn], pc.max(lengths).as_py() or 0)
-            final = _swap(part.drop_columns(NUMBER), swapped[numbers])
-            for number, writer in enumerate(writers):
-                writer.add(final.filter(pa.array(labels[numbers] == number)))
+        # One thread writes a part, while this one reads and sorts the next.
+        thread = stack.enter_context(ThreadPoolExecutor(1))
+        writing: list[Future[None]] = []
+        for rows, numbers in pairs.rows.parts():
+            tables = []
+            for split in range(len(SPLITS)):
+                of_split = np.flatnonzero(labels[numbers] == split)
+                order = of_split[np.argsort(candidates.ranks[numbers[of_split]], kind="stable")]
+                tables.append(_swap(rows.take(order), swapped[numbers[order]]))
+            wait_for(writing)
+            writing = list(map(thread.submit, repeat(add), writers, tables))
+        wait_for(writing)
     count = int((labels != NO_SPLIT).sum())
     return {
         "tokens": {turn: {"mean": round(total[turn] / count, 1), "max": longest[turn]} for turn in TURNS},

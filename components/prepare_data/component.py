@@ -28,4 +28,6 @@ def prepare_data(settings: str, base_model: Input[Model], data: Output[Dataset])
         tokenizer = load_tokenizer(model, options.max_length)
         card = prepare_data(options, tokenizer, registered_verifiers(), Path(data.path))
         pairs = {task["name"]: task["pairs"] for task in card["tasks"]}
-        data.metadata.update(pairs=pairs, run_path="data")  # Kubeflow copies metadata; the card is in the artifact
+        data.metadata.update(
+            pairs=pairs, run_path="data"
+        )  # Kubeflow copies metadata; the card is in the artifact

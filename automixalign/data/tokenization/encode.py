@@ -1,11 +1,10 @@
 """Encode many texts at once, faster than one by one, to exactly the same token ids."""
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
-
-from automixalign.system.processors import available_processors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -16,12 +15,10 @@ _CONTEXT_FREE = {
     *("Split", "UnicodeScripts", "Whitespace", "WhitespaceSplit"),
 }
 """Pre-tokenizers that treat a piece of text alike wherever it is in the whole text."""
-_MAX_THREADS = 4
-"""More threads would wait for the Python code between the calls. Each holds the token ids of a chunk."""
 
 
 class Encoder:
-    """Encodes texts with one tokenizer. At most `threads` threads may call it at a time."""
+    """Encodes texts with one tokenizer."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
@@ -29,7 +26,8 @@ class Encoder:
         added = _separable_tokens(self._backend)
         self._separators = re.compile(f"({'|'.join(map(re.escape, added))})") if added else None
         self._added = {token: [number] for token, number in added.items()}
-        self.threads = min(_MAX_THREADS, available_processors()) if self._backend else 1
+        # Its threads would do the work of other processes, and cannot be forked.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     def __call__(self, texts: list[str], special_tokens: bool) -> list[list[int]]:
         """The token ids of each text.

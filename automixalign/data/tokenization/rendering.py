@@ -137,6 +137,10 @@ class _Voice:
             frame = self._frames[roles]
         except KeyError:
             frame = self._make_frame(*roles)
+            text = self.render(messages, generation)
+            if frame is not None and frame.fill([message["content"] for message in messages]) != text:
+                frame = self._frames[roles] = None  # never seen: a second guard against a wrong analysis
+            return text
         if frame is not None:
             return frame.fill([message["content"] for message in messages])
         if not generation:

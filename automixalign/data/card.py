@@ -8,14 +8,13 @@ import numpy as np
 
 from automixalign.config.data import DataSettings
 from automixalign.data.clean import Candidates, Fate, group_starts
+from automixalign.data.lengths import bin_width, count_long_answers, histogram
 from automixalign.data.overlap.shared import shared_by_tasks
 from automixalign.data.pairs import text_of
 from automixalign.data.split import Labels
 from automixalign.data.store import SPLITS, TEST
 from automixalign.data.task_pairs import TaskPairs
 
-_BINS = 16
-"""Bins of the histogram of lengths up to `max_length`; one more holds the longer pairs."""
 _FEW_TEST_PAIRS = 100
 _MAX_LISTED = 5
 
@@ -39,9 +38,7 @@ def describe_task(pairs: TaskPairs, settings: DataSettings, labels: Labels) -> d
         sizes = {split: int((labels[of_source] == index).sum()) for index, split in enumerate(SPLITS)}
         passed_over = reader.passed_over[number]
         sources.append({"path": source.path, "rows": dict(rows), "pairs": sizes, "passed_over": passed_over})
-    lengths = pairs.notes.facts(candidates)
-    width = max(1, -(-settings.max_length // _BINS))
-    bins = np.bincount(np.minimum(lengths[:, 0] - 1, settings.max_length) // width, minlength=_BINS + 1)
+    lengths = pairs.notes.lengths(candidates)
     return {
         "name": pairs.task.name,
         "source": pairs.task.source_names,
@@ -52,14 +49,11 @@ def describe_task(pairs: TaskPairs, settings: DataSettings, labels: Labels) -> d
             split: len(group_starts(np.sort(candidates.ranks[used & (labels == index)])))
             for index, split in enumerate(SPLITS)
         },
-        "lengths": {"width": width, "pairs": bins.tolist()},
-        "long_answers": {
-            "pairs": int(lengths[:, 1:].any(axis=1).sum()),
-            "chosen": int(lengths[:, 1].sum()),
-            "rejected": int(lengths[:, 2].sum()),
-        },
+        "lengths": {"width": bin_width(settings.max_length), "pairs": histogram(lengths)},
+        "long_answers": count_long_answers(lengths),
         "derived_prompts": reader.derived_prompts,
         "derived_prompt": text_of(reader.derived.prompt)[-200:] if reader.derived else None,
+        "texts_as_messages": reader.texts_as_messages,
         "prompt_cut": pairs.notes.prompt_cut,
         "lost": dict(pairs.notes.lost.most_common(_MAX_LISTED)),
     }
@@ -129,10 +123,12 @@ def _warnings(task: Mapping[str, Any], settings: DataSettings) -> list[str]:
         sides = f"{task['long_answers']['chosen']:,} chosen, {task['long_answers']['rejected']:,} rejected"
         what = "left out" if settings.long_answers == "drop" else "cut"
         sentences.append(
-            f"{count:,} of {total:,} pairs ({count / total:.0%}) have an answer that ends after "
+            f"{count:,} of {total:,} pairs ({count / total:.1%}) have an answer that ends after "
             f"max_length={settings.max_length} ({sides}); they are {what} "
             f"(long_answers: {settings.long_answers})"
         )
+    if count := task["texts_as_messages"]:
+        sentences.append(f"{count:,} rows of plain text became chat messages, as other rows are messages")
     if count := task["prompt_cut"]:
         sentences.append(
             f"in {count:,} pairs the prompt's end is rendered in another way once an answer follows; training "
@@ -142,7 +138,7 @@ def _warnings(task: Mapping[str, Any], settings: DataSettings) -> list[str]:
         sentences.append(f"the chat template leaves out the {what} in {count:,} pairs")
     if (count := task["pairs"][TEST]) < _FEW_TEST_PAIRS:
         sentences.append(
-            f"only {count} test pairs: an accuracy of 0.7 then has a 95 % interval of "
+            f"only {count} test pair{'s' * (count != 1)}: an accuracy of 0.7 then has a 95 % interval of "
             f"plus or minus {1.96 * (0.21 / count) ** 0.5:.2f}"
         )
     return [f"task {name}: {sentence}" for sentence in sentences]

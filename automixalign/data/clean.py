@@ -1,6 +1,6 @@
 """Find the pairs of a task that teach nothing.
 
-Memory holds 43 bytes a pair: its id, and digests of 128 bits in place of its texts.
+Memory holds 28 bytes a pair: its id, and digests of 64 bits in place of its texts.
 """
 
 import hashlib
@@ -16,10 +16,12 @@ from automixalign.data.pairs import Pair, flat, sides_are_same, texts_of
 from automixalign.system.errors import DataError
 
 Ranks = npt.NDArray[np.bytes_]
-"""A digest of seed and prompt for each pair, 16 bytes: equal for equal prompts, and the order of the split."""
+"""A digest of seed and prompt for each pair, 8 bytes: equal for equal prompts, and the order of the split."""
 Mask = npt.NDArray[np.bool_]
 
-_ID_BYTES, _DIGEST_BYTES = 8, 16
+_BYTES = 8
+"""Of an id and of a digest. Two of a million different pairs are equal with a probability of 3e-8."""
+_CHANGED = "a source changed while it was read; start again when nothing writes to it"
 
 
 class Fate(IntEnum):
@@ -39,7 +41,9 @@ class Fate(IntEnum):
 class Candidates:
     """The pairs of a task whose sides differ, numbered in the order of reading."""
 
-    def __init__(self, sources: npt.NDArray[np.uint16], ids: bytes, ranks: Ranks, fates: npt.NDArray[np.uint8]):
+    def __init__(
+        self, sources: npt.NDArray[np.uint16], ids: bytearray, ranks: Ranks, fates: npt.NDArray[np.uint8]
+    ):
         self.sources = sources
         """The number of each pair's source."""
         self.ranks = ranks
@@ -50,7 +54,7 @@ class Candidates:
     @property
     def ids(self) -> npt.NDArray[np.bytes_]:
         """The ids of the pairs as 8 bytes."""
-        return np.frombuffer(self._ids, dtype=f"S{_ID_BYTES}")
+        return np.frombuffer(self._ids, dtype=f"S{_BYTES}")
 
     def __len__(self) -> int:
         return len(self.fates)
@@ -75,17 +79,19 @@ class Candidates:
         for pair in pairs:
             if sides_are_same(pair):
                 continue
-            here = slice(number * _ID_BYTES, (number + 1) * _ID_BYTES)
+            here = slice(number * _BYTES, (number + 1) * _BYTES)
             if self._ids[here] != bytes.fromhex(pair.pair_id):
-                raise DataError("a source changed while it was read; start again when nothing writes to it")
+                raise DataError(_CHANGED)
             if self.fates[number] == Fate.USED:
                 yield pair
             number += 1
+        if number < len(self):
+            raise DataError(_CHANGED)
 
 
 def rank(seed: int, prompt_key: str) -> bytes:
     """The sort key of a prompt when a task is split; equal prompts have the same key in every task."""
-    return hashlib.sha256(f"{seed}\0{prompt_key}".encode()).digest()[:_DIGEST_BYTES]
+    return hashlib.sha256(f"{seed}\0{prompt_key}".encode()).digest()[:_BYTES]
 
 
 class PromptIndex(Protocol):
@@ -126,7 +132,7 @@ class Collector:
         sides = f"{flat(pair.prompt)}\0\0{first}\0\0{second}\0\0{pair.options or ''}"
         self._sources.append(source)
         self._ids += bytes.fromhex(pair.pair_id)
-        self._sides += hashlib.sha256(sides.encode()).digest()[:_DIGEST_BYTES]
+        self._sides += hashlib.sha256(sides.encode()).digest()[:_BYTES]
         key = rank(self._seed, pair.prompt_key)
         self._ranks += key
         self._in_order.append(in_order)
@@ -141,20 +147,20 @@ class Collector:
 
     def ranks(self, start: int, count: int) -> Ranks:
         """The ranks of `count` candidates from number `start` on."""
-        some = bytes(self._ranks[start * _DIGEST_BYTES : (start + count) * _DIGEST_BYTES])
-        return np.frombuffer(some, dtype=f"S{_DIGEST_BYTES}")
+        some = bytes(self._ranks[start * _BYTES : (start + count) * _BYTES])
+        return np.frombuffer(some, dtype=f"S{_BYTES}")
 
     def finish(self) -> Candidates:
         """The candidates, with repeated pairs and pairs that are preferred both ways found."""
         fates = np.full(len(self._sources), Fate.DUPLICATE, dtype=np.uint8)
-        unique = np.unique(np.frombuffer(self._ids, dtype=f"S{_ID_BYTES}"), return_index=True)[1]
+        unique = np.unique(np.frombuffer(self._ids, dtype=f"S{_BYTES}"), return_index=True)[1]
         fates[unique] = Fate.USED
-        sides = np.frombuffer(self._sides, dtype=f"S{_DIGEST_BYTES}")
+        sides = np.frombuffer(self._sides, dtype=f"S{_BYTES}")
         both_ways = _preferred_both_ways(sides, np.frombuffer(self._in_order, dtype=np.bool_))
         fates[(fates == Fate.USED) & both_ways] = Fate.CONTRADICTORY
         fates[(fates == Fate.USED) & np.frombuffer(self._contaminated, dtype=np.bool_)] = Fate.CONTAMINATED
-        ranks = np.frombuffer(self._ranks, dtype=f"S{_DIGEST_BYTES}")
-        return Candidates(np.frombuffer(self._sources, dtype=np.uint16), bytes(self._ids), ranks, fates)
+        ranks = np.frombuffer(self._ranks, dtype=f"S{_BYTES}")
+        return Candidates(np.frombuffer(self._sources, dtype=np.uint16), self._ids, ranks, fates)
 
 
 def _preferred_both_ways(sides: npt.NDArray[np.bytes_], in_order: Mask) -> Mask:

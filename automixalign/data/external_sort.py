@@ -6,7 +6,7 @@ With 1 GiB of memory for processes and page cache, 400,000 rows take 30 s agains
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from automixalign.data.clean import Ranks
 
-Numbers: TypeAlias = npt.NDArray[np.int64]
+Numbers: TypeAlias = npt.NDArray[np.integer[Any]]
 """The numbers of pairs among the candidates of their task."""
 _NUMBER = "number"
 _BUFFER_BYTES = 64 << 20

@@ -11,6 +11,7 @@ from automixalign.config.data import AtLeast, Scalar, SourceSpec, TaskSpec
 from automixalign.data.pairs import Pair, make_pair, text_of
 from automixalign.data.reading.row import OpenSource, Row, Unreadable
 from automixalign.data.reading.rows import open_source
+from automixalign.data.row_formats.chat import Chat
 from automixalign.data.row_formats.registry import make_format
 from automixalign.data.row_formats.row_format import DroppedRow, RowFormat
 from automixalign.system.errors import DataError
@@ -44,6 +45,8 @@ class TaskReader:
         """For each source, its files that are not read, and why."""
         self.conversational: bool | None = None
         """Whether its pairs are messages; None before the first one."""
+        self.texts_as_messages = 0
+        """Pairs of plain text in the last reading that became messages, because others are messages."""
         self.derived_prompts = 0
         """Pairs whose prompt was split off their sides, in the last reading."""
         self.derived: Pair | None = None
@@ -52,10 +55,20 @@ class TaskReader:
         self._verifier = verifiers[task.verifier] if task.verifier else None
 
     def __iter__(self) -> Iterator[tuple[int, Pair]]:
-        self.counts, self.derived_prompts = [Counter(read=0) for _ in self._sources], 0
+        self.counts = [Counter(read=0) for _ in self._sources]
+        self.derived_prompts = self.texts_as_messages = 0
+        if self.conversational is None and self._any_messages_first():
+            self.conversational = True
         for number, source in enumerate(self._sources):
             for pair in self._pairs(number, source):
                 yield number, pair
+
+    def _any_messages_first(self) -> bool:
+        """Whether the first row of any file holds messages; the plain text of others then becomes messages."""
+        firsts = (
+            self._pair(source, row, "", set()) for source in self._sources for row in source.rows.first_rows()
+        )
+        return any(isinstance(pair, Pair) and not isinstance(pair.prompt, str) for pair in firsts)
 
     def _pairs(self, number: int, source: _Source) -> Iterator[Pair]:
         counts, seed = self.counts[number], f"format:{self._seed}:{self.task.name}:{number}"
@@ -65,8 +78,7 @@ class TaskReader:
             counts["read"] += 1
             pair = self._pair(source, row, f"{seed}:{index}", unseen)
             if isinstance(pair, Pair):
-                self._note(pair, row.where)
-                yield pair
+                yield self._in_one_form(pair, row.where)
             elif isinstance(pair, Unreadable):
                 self._refuse(source, Row(row.where, pair), rows)
             else:
@@ -77,18 +89,23 @@ class TaskReader:
                 "which 'where' names"
             )
 
-    def _note(self, pair: Pair, where: str) -> None:
-        conversational = not isinstance(pair.prompt, str)
-        if self.conversational is None:
-            self.conversational = conversational
-        elif conversational != self.conversational:
-            raise DataError(
-                f"task {self.task.name}: mixes plain text and messages: {where} is the first "
-                f"row of {'messages' if conversational else 'plain text'}; use one form a task"
-            )
+    def _in_one_form(self, pair: Pair, where: str) -> Pair:
+        """The pair as messages, if the task has messages."""
         if pair.derived:
             self.derived_prompts += 1
             self.derived = self.derived or pair
+        plain = isinstance(pair.prompt, str)
+        if self.conversational is None:
+            self.conversational = not plain
+        if plain and self.conversational:
+            self.texts_as_messages += 1
+            return make_pair(Chat().read(pair._asdict(), random.Random))
+        if not plain and not self.conversational:
+            raise DataError(
+                f"task {self.task.name}: mixes plain text and messages: {where} is the first row of messages; "
+                "set 'format: chat', which makes messages of all rows"
+            )
+        return pair
 
     def _pair(self, source: _Source, row: Row, seed: str, unseen: set[str]) -> Pair | Unreadable | str:
         """The pair of a row, what is wrong with the row, or the reason why it is left out."""

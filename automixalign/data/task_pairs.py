@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, compress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -17,7 +17,8 @@ import pyarrow as pa
 from automixalign.config.data import DataSettings, LongAnswers, TaskSpec
 from automixalign.data.clean import Candidates, Collector, Fate
 from automixalign.data.draw import draw
-from automixalign.data.external_sort import ExternalSort
+from automixalign.data.external_sort import ExternalSort, Numbers
+from automixalign.data.lengths import Lengths, length_code
 from automixalign.data.pairs import TURNS, Message, Pair, Turn, content_text
 from automixalign.data.read_task import TaskReader
 from automixalign.data.store import split_schema
@@ -42,27 +43,31 @@ class Notes:
         """Pairs whose prompt is no prefix of prompt and answer."""
         self.lost: Counter[str] = Counter()
         """What the chat template leaves out -> the number of pairs."""
-        self._chunks: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], npt.NDArray[np.int32]]] = []
+        self._numbers: list[Numbers] = []
+        self._fates, self._lengths = bytearray(), bytearray()
 
-    def add(self, numbers: npt.NDArray[np.int64], chunk: "TokenizedChunk") -> None:
+    def add(self, numbers: Numbers, chunk: "TokenizedChunk") -> None:
         """Take a chunk of pairs, and their numbers."""
-        self._chunks.append((numbers, chunk.fates, chunk.facts))
+        self._numbers.append(numbers.astype(np.int32))
+        self._fates += chunk.fates
+        self._lengths += chunk.lengths
         self.prompt_cut += chunk.prompt_cut
         self.lost.update(chunk.lost)
 
-    def fates(self, count: int) -> npt.NDArray[np.uint8]:
-        """The fate of each of `count` candidates; a pair that was not tokenised has another fate already."""
-        fates = np.zeros(count, dtype=np.uint8)
-        for numbers, some, _ in self._chunks:
-            fates[numbers] = some
-        return fates
+    def settle(self, candidates: Candidates) -> None:
+        """Give the pairs that were tokenised their fates; the others have one already."""
+        fates = np.zeros(len(candidates), dtype=np.uint8)
+        fates[self._all_numbers()] = np.frombuffer(self._fates, dtype=np.uint8)
+        candidates.settle(fates)
 
-    def facts(self, candidates: Candidates) -> npt.NDArray[np.int32]:
-        """Of each candidate that was tokenised and is no repetition: its tokens before any cut, prompt and
-        longer answer together, and whether the chosen and the rejected answer are too long for `max_length`."""
+    def lengths(self, candidates: Candidates) -> Lengths:
+        """The lengths of the pairs that were tokenised and are no repetitions, if their prompts fit."""
         left_out = (Fate.DUPLICATE, Fate.CONTRADICTORY, Fate.PROMPT_TOO_LONG)
-        parts = [facts[~np.isin(candidates.fates[numbers], left_out)] for numbers, _, facts in self._chunks]
-        return np.concatenate(parts)
+        counted = ~np.isin(candidates.fates[self._all_numbers()], left_out)
+        return np.frombuffer(self._lengths, dtype=np.uint8)[counted]
+
+    def _all_numbers(self) -> npt.NDArray[np.int32]:
+        return np.concatenate([*self._numbers, np.empty(0, dtype=np.int32)])
 
 
 class TokenLimits(Protocol):
@@ -113,9 +118,9 @@ def _finish(reader: TaskReader, collector: Collector, seed: int) -> Candidates:
     if not (candidates.fates == Fate.USED).any():
         counts = sum(reader.counts, Counter(identical_sides=sum(collector.identical_sides.values())))
         counts += Counter(Fate(fate).name.lower() for fate in candidates.fates.tolist())
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
         raise DataError(
-            f"task {reader.task.name}: {reader.task.source_names} holds no usable pair "
-            f"({', '.join(f'{count} {reason}' for reason, count in counts.items())})"
+            f"task {reader.task.name}: {reader.task.source_names} holds no usable pair ({reasons or '0 read'})"
         )
     draw(reader.task, candidates, seed)
     return candidates
@@ -198,11 +203,7 @@ def tokenize_task(
     else:
         pairs = (pair for source, pair in reader if collector.add(source, pair))
     notes, rows, start = Notes(), None, 0
-    tokenized = _Tokenized(
-        reader.task.name,
-        PairTokenizer(tokenizer, settings.max_length, settings.date),
-        settings.long_answers,
-    )
+    tokenized = _Tokenized(reader.task.name, tokenizer, settings)
     chunks = chunks_of(_checked(pairs, tokenizer))
     with naming(reader.task.name):
         for chunk in map_in_processes(tokenized, chunks, min(_MAX_PROCESSES, available_processors())):
@@ -212,11 +213,11 @@ def tokenize_task(
             notes.add(numbers, chunk)
             if rows is None:
                 rows = ExternalSort(scratch, chunk.rows.schema)
-            usable = chunk.fates == Fate.USED
+            usable = np.frombuffer(chunk.fates, dtype=np.uint8) == Fate.USED
             rows.add(chunk.rows, numbers[usable], ranks[usable])
             start = end
         candidates = candidates or _finish(reader, collector, settings.seed)
-        candidates.settle(notes.fates(len(candidates)))
+        notes.settle(candidates)
         if rows is None or not (candidates.fates == Fate.USED).any():
             raise _nothing_fits(Counter(map(Fate, candidates.fates.tolist())), settings)
     return TaskPairs(reader, collector.identical_sides, candidates, rows, notes)
@@ -227,10 +228,10 @@ class TokenizedChunk(NamedTuple):
 
     rows: pa.RecordBatch
     """The pairs that can be used."""
-    fates: npt.NDArray[np.uint8]
+    fates: bytes
     """Of each pair."""
-    facts: npt.NDArray[np.int32]
-    """Of each pair: tokens before any cut, and whether the chosen and the rejected answer are too long."""
+    lengths: bytes
+    """Of each pair, the code of its tokens before any cut."""
     prompt_cut: int
     lost: Counter[str]
 
@@ -238,20 +239,23 @@ class TokenizedChunk(NamedTuple):
 class _Tokenized:
     """Tokenises a chunk of pairs."""
 
-    def __init__(self, task: str, tokenize: PairTokenizer, long_answers: LongAnswers) -> None:
-        self._task, self._tokenize, self._long_answers = task, tokenize, long_answers
+    def __init__(self, task: str, tokenizer: "PreTrainedTokenizerBase", settings: TokenLimits) -> None:
+        self._task, self._settings = task, settings
+        self._tokenize = PairTokenizer(tokenizer, settings.max_length, settings.date)
 
     def __call__(self, pairs: list[Pair]) -> TokenizedChunk:
         tokens = self._tokenize(pairs)
-        fates = np.array([_fate(each, self._long_answers) for each in tokens], dtype=np.uint8)
-        usable = fates == Fate.USED
-        facts = [(each.length, each.long_chosen, each.long_rejected) for each in tokens]
+        fates = [_fate(each, self._settings.long_answers) for each in tokens]
+        kept = [number for number, fate in enumerate(fates) if fate == Fate.USED]
         return TokenizedChunk(
             rows=_batch(
-                self._task, list(compress(pairs, usable)), list(compress(tokens, usable)), pairs[0].prompt
+                self._task,
+                [pairs[number] for number in kept],
+                [tokens[number] for number in kept],
+                pairs[0].prompt,
             ),
-            fates=fates,
-            facts=np.array(facts, dtype=np.int32),
+            fates=bytes(fates),
+            lengths=bytes(length_code(each, self._settings.max_length) for each in tokens),
             prompt_cut=sum(each.prompt_cut for each in tokens),
             lost=Counter(each.lost for each in tokens if each.lost),
         )

@@ -109,6 +109,8 @@ class _Screen:
         longest = max(bins)
         for number in range(filled[0], filled[-1] + 1):
             first, last = number * width + 1, min((number + 1) * width, limit)
+            if first > limit and not bins[number]:
+                continue
             label = f"> {limit}" if number == len(bins) - 1 else f"{first}-{last}"
             bar = self.bar * -(-_BAR_WIDTH * bins[number] // longest)
             self._line(f"  {label:>13} {bar} {bins[number]:,}".rstrip())

@@ -85,18 +85,19 @@ def test_digests_clean_as_texts_do(data: list[Data]) -> None:
     assert pairs == expected
     assert counts == expected_counts
     ranks = sorted(rank(0, pair.prompt_key) for pair in expected)
-    assert candidates.ranks[candidates.used].tolist() == np.array(ranks, "S16").tolist()
+    assert candidates.ranks[candidates.used].tolist() == np.array(ranks, "S8").tolist()
 
 
 def test_a_source_that_changes_between_two_readings_is_noticed() -> None:
     pairs = [parsed(conversation("p", str(number), "no")) for number in range(3)]
     _, _, candidates = sorted_out(pairs)
-    with pytest.raises(DataError, match="a source changed while it was read"):
-        list(candidates.used_among(iter([pairs[0], pairs[2], pairs[1]])))
+    for changed in ([pairs[0], pairs[2], pairs[1]], pairs[:2], [*pairs, pairs[0]]):
+        with pytest.raises(DataError, match="a source changed while it was read"):
+            list(candidates.used_among(iter(changed)))
 
 
 def test_ranks_are_ordered_byte_by_byte() -> None:
     """Also where a byte is 0 or above 127."""
-    keys = [bytes([byte, 0, other, *[0] * 13]) for byte in range(256) for other in (0, 1, 127, 128, 255)]
-    assert np.sort(np.array(keys[::-1], "S16")).tolist() == [key.rstrip(b"\0") for key in sorted(keys)]
-    assert len(group_starts(np.sort(np.array([*keys, *keys], "S16")))) == len(keys)
+    keys = [bytes([byte, 0, other, *[0] * 5]) for byte in range(256) for other in (0, 1, 127, 128, 255)]
+    assert np.sort(np.array(keys[::-1], "S8")).tolist() == [key.rstrip(b"\0") for key in sorted(keys)]
+    assert len(group_starts(np.sort(np.array([*keys, *keys], "S8")))) == len(keys)

@@ -11,7 +11,7 @@ from automixalign.config.data import TaskSpec
 from automixalign.data.pairs import Pair, text_of
 from automixalign.data.read_task import TaskReader, open_task
 from automixalign.system.errors import ConfigError, DataError
-from tests.data.rows import Data, conversation, plain, write_rows
+from tests.data.rows import Data, conversation, parsed, plain, write_rows
 
 
 def read(*sources: Data, verifiers: Any = None, **task: Any) -> tuple[list[Pair], TaskReader]:
@@ -120,13 +120,24 @@ def test_one_bad_row_is_named_in_one_line(tmp_path: Path) -> None:
         read({"path": str(source)})
 
 
-def test_text_beside_messages_is_refused(tmp_path: Path) -> None:
-    sources = [
-        {"path": str(write_rows(tmp_path / f"{number}.jsonl", [row]))}
-        for number, row in enumerate([plain("p", "yes", "no"), conversation("q", "yes", "no")])
+def test_text_beside_files_of_messages_becomes_messages(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.csv").write_text("prompt,chosen,rejected,answer\np,yes,no,yes\n")
+    write_rows(tmp_path / "rows" / "b.jsonl", [conversation("q", "yes", "no"), plain("r", "yes", "no")])
+    pairs, reader = read({"path": str(tmp_path / "rows")})
+    assert pairs == [
+        parsed(conversation("p", "yes", "no", answer="yes")),
+        *(parsed(conversation(name, "yes", "no")) for name in "qr"),
     ]
-    with pytest.raises(DataError, match=r"mixes plain text and messages: \S*1\.jsonl:1 is the first row of"):
-        read(*sources)
+    assert reader.texts_as_messages == 2
+
+
+def test_messages_after_text_in_one_file_are_refused(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "a.jsonl", [plain("p", "yes", "no"), conversation("q", "yes", "no")])
+    with pytest.raises(
+        DataError, match=r"mixes plain text and messages: \S*a\.jsonl:2 is the first row of mess"
+    ):
+        read({"path": str(source)})
 
 
 def test_a_verifier_must_pass_the_answer_of_every_row(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_the_pairs_of_each_task_and_its_too_long_answers(ama: Ama, config: Path)
     assert (
         "task own: 28 train, 4 validation, 4 test pairs; 4 have a too long answer (long_answers: drop)\n" in err
     )
-    assert "warning: task own: 4 of 40 pairs (10%) have an answer that ends after max_length=64 " in err
+    assert "warning: task own: 4 of 40 pairs (10.0%) have an answer that ends after max_length=64 " in err
 
 
 @pytest.mark.usefixtures("rows")

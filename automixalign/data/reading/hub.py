@@ -109,7 +109,7 @@ def _open_tables(
     data = data.select_columns(choose(data.column_names, columns))
     return OpenSource(
         spec.path,
-        lambda: number_rows(_batches(data), f"{spec.path}[{split}]"),
+        [lambda: number_rows(_batches(data), f"{spec.path}[{split}]")],
         {} if commit is None else _passed_over(builder, spec.path, commit, split),
     )
 

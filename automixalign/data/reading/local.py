@@ -1,12 +1,13 @@
 """Open a file or folder of this machine as a source."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 from automixalign.config.data import LocationSpec
 from automixalign.data.reading.data_files import check_kind, read_file
 from automixalign.data.reading.folders import choose_parts
-from automixalign.data.reading.row import OpenSource, Row
+from automixalign.data.reading.row import OpenSource
 from automixalign.data.reading.saved import is_saved, saved_files, saved_splits
 from automixalign.data.reading.splits import choose_split
 from automixalign.data.reading.tables import read_arrow
@@ -30,7 +31,7 @@ def open_local(path: Path, spec: LocationSpec, columns: Collection[str] | None =
     if not path.is_dir():
         refuse_keys(spec, "is one file")
         check_kind(path, name)
-        return OpenSource(spec.path, lambda: read_file(path, name, columns))
+        return OpenSource(spec.path, [lambda: read_file(path, name, columns)])
     if spec.data_dir:
         refuse_keys(spec, "takes either 'subset' or 'data_dir'", ("subset",))
         path, name = _inside(path, spec.data_dir, name), f"{name}/{spec.data_dir.strip('/')}"
@@ -38,12 +39,8 @@ def open_local(path: Path, spec: LocationSpec, columns: Collection[str] | None =
         refuse_keys(spec, "is a saved data set", ("subset",))
         return _open_saved(path, spec, name, columns)
     parts, passed_over = choose_parts(path, spec, name)
-
-    def rows() -> Iterator[Row]:
-        for part in parts:
-            yield from read_file(path / part, f"{name}/{part}", columns)
-
-    return OpenSource(spec.path, rows, passed_over)
+    readers = [partial(read_file, path / part, f"{name}/{part}", columns) for part in parts]
+    return OpenSource(spec.path, readers, passed_over)
 
 
 def refuse_keys(spec: LocationSpec, reason: str, keys: Sequence[str] = _SELECTIONS) -> None:
@@ -76,4 +73,4 @@ def _open_saved(path: Path, spec: LocationSpec, name: str, columns: Collection[s
         }
         path, name = path / split, f"{name}/{split}"
     paths = saved_files(path, name)
-    return OpenSource(spec.path, lambda: read_arrow(paths, name, columns), passed_over)
+    return OpenSource(spec.path, [lambda: read_arrow(paths, name, columns)], passed_over)

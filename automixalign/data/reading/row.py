@@ -1,6 +1,7 @@
 """A row of a source, as it was read, and the rows of a source."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 
@@ -25,16 +26,24 @@ class OpenSource:
 
     Args:
         name: what messages call it.
-        rows: starts a reading of all rows.
+        parts: each starts a reading of a part, such as a file.
         passed_over: the files that are not read.
     """
 
     def __init__(
-        self, name: str, rows: Callable[[], Iterator[Row]], passed_over: dict[str, str] | None = None
+        self,
+        name: str,
+        parts: Sequence[Callable[[], Iterator[Row]]],
+        passed_over: dict[str, str] | None = None,
     ) -> None:
-        self.name, self._rows = name, rows
+        self.name, self._parts = name, parts
         self.passed_over = passed_over or {}
         """File, relative to the source -> why it is not read."""
 
     def __iter__(self) -> Iterator[Row]:
-        return self._rows()
+        return chain.from_iterable(read() for read in self._parts)
+
+    def first_rows(self) -> Iterator[Row]:
+        """The first row of each part that has one."""
+        for read in self._parts:
+            yield from islice(read(), 1)

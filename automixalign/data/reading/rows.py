@@ -38,7 +38,7 @@ def open_source(
         elif isinstance(source, GeneratedSource):
             refuse_keys(spec, "is generated")
             count = task.generated_rows(spec)
-            yield OpenSource(spec.path, lambda: _generate(source, count, seed))
+            yield OpenSource(spec.path, [lambda: _generate(source, count, seed)])
         else:
             yield open_local(source.fetch(Path(scratch)), spec, columns)
 

@@ -81,6 +81,8 @@ def test_columns_limit_what_counts_as_a_test_set(tmp_path: Path) -> None:
     one = Contamination([DecontaminationSpec(path=str(tests), columns=["question"])])
     assert [text in every for text in ("A b, c", "d e f", "a b")] == [True, True, False]
     assert [text in one for text in ("A b, c", "d e f")] == [True, False]
+    with pytest.raises(DataError, match="no row has the column 'qestion', which 'columns' names"):
+        Contamination([DecontaminationSpec(path=str(tests), columns=["question", "qestion"])])
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.95])

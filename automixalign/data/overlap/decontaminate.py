@@ -24,7 +24,8 @@ class Contamination:
         test_sets: all texts of a row count, or those of the test set's `columns` alone.
 
     Raises:
-        DataError, StorageError: a source is missing, or one of its rows is unreadable.
+        DataError, StorageError: a source is missing, one of its rows is unreadable, or no row has a column
+            of `columns`.
     """
 
     def __init__(self, test_sets: list[DecontaminationSpec]) -> None:
@@ -38,12 +39,19 @@ class Contamination:
                     raise DataError(
                         f"decontaminate: {spec.path} has several splits; name the 'split' to compare with"
                     )
+                unseen = set(columns or ())
                 for row in rows:
                     if isinstance(row.data, Unreadable):
                         raise DataError(f"decontaminate: {row.where}: {row.data.problem}")
+                    unseen.difference_update(row.data)
                     for name, value in row.data.items():
                         if columns is None or name in columns:
                             self._grams.update(gram for text in _texts(value) for gram in _grams(text))
+                if unseen:
+                    raise DataError(
+                        f"decontaminate: {spec.path}: no row has the column {min(unseen)!r:.80}, which "
+                        "'columns' names"
+                    )
 
     def __contains__(self, prompt: object) -> bool:
         return isinstance(prompt, str) and any(gram in self._grams for gram in _grams(prompt))

@@ -17,13 +17,15 @@ from automixalign.data.reading.streams import MAX_LINE_BYTES, decode, naming, op
 
 _PYTHON_MESSAGES = re.compile(r"\[\s*\{\s*'(role|content|from|value)'\s*:")
 """How pandas and datasets write a list of messages to CSV."""
+_DELIMITERS = ",;\t"
 
 
 def read_csv(path: Path, name: str, delimiter: str) -> Iterator[Row]:
     """Yield the rows of a CSV file, each named by the line where its record begins.
 
     Raises:
-        DataError: the file cannot be read, is UTF-16, or its header has an empty or a repeated name.
+        DataError: the file cannot be read, is UTF-16, or its header has an empty or a repeated name, or another
+            separator.
     """
     csv.field_size_limit(MAX_LINE_BYTES)
     with naming(name, "CSV file"), open_text(path) as stream:
@@ -36,8 +38,15 @@ def read_csv(path: Path, name: str, delimiter: str) -> Iterator[Row]:
                 raise ValueError("a column has no name in the header (pandas: write it with index=False)")
             if header.count(column) > 1:
                 raise ValueError(f"the header names the column {column!r:.80} twice")
+        if len(header) == 1 and (
+            other := next((mark for mark in _DELIMITERS if mark != delimiter and mark in header[0]), None)
+        ):
+            raise ValueError(
+                f"its columns are separated by {other!r}; separate them by {delimiter!r} (its header is "
+                f"{header[0]!r:.80})"
+            )
         for line, cells in records:
-            data = cells if isinstance(cells, Unreadable) else _columns(header, cells)
+            data = cells if isinstance(cells, Unreadable) else _columns(header, cells, delimiter)
             yield Row(f"{name}:{line}", data)
 
 
@@ -73,9 +82,11 @@ class _Records:
                 yield line[:MAX_LINE_BYTES].decode(errors="replace")
 
 
-def _columns(header: list[str], cells: list[str]) -> dict[str, Any] | Unreadable:
+def _columns(header: list[str], cells: list[str], delimiter: str) -> dict[str, Any] | Unreadable:
     if len(cells) != len(header):
-        return Unreadable(f"it has {len(cells)} cells, and the header names {len(header)} columns")
+        problem = f"it has {len(cells)} cells, and the header names {len(header)} columns"
+        advice = f"; put a cell that holds {delimiter!r} in double quotes" if len(cells) > len(header) else ""
+        return Unreadable(problem + advice)
     row: dict[str, Any] = dict(zip(header, cells, strict=True))
     for column, cell in row.items():
         if cell.startswith(("[", "{")):

@@ -35,7 +35,7 @@ def check_kind(path: Path, name: str) -> str:
     """
     suffix = data_suffix(path.name)
     if suffix is None:
-        raise DataError(f"{name}: unknown kind of file; there are: {KINDS}")
+        raise DataError(f"{name}: unknown kind of file; convert or unpack it; the kinds are: {KINDS}")
     return suffix
 
 

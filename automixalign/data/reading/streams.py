@@ -19,6 +19,7 @@ MAX_LINE_BYTES = 64 << 20
 _BUFFER_BYTES = 1 << 20
 """Each filling of the buffer lets another thread run Python, and waits for it afterwards."""
 _CODECS = dict(zip(COMPRESSIONS, ("gzip", "zstd"), strict=True))
+_GZIP_START = b"\x1f\x8b"
 
 
 @contextmanager
@@ -42,13 +43,18 @@ def open_bytes(path: Path) -> io.BufferedReader:
     """Open a file from its start; reading decompresses it.
 
     Raises:
-        OSError: it cannot be opened. Reading raises it where a compressed file ends in the middle.
+        OSError: it cannot be opened, or is not compressed as its name says. Reading raises it where a
+            compressed file ends in the middle.
     """
     codec = _CODECS.get(path.suffix.lower())
     if codec is None:
         return io.BufferedReader(io.FileIO(path), _BUFFER_BYTES)
     if not path.stat().st_size:
         raise OSError("the compressed file is empty")
+    if codec == "gzip":
+        with path.open("rb") as file:
+            if file.read(len(_GZIP_START)) != _GZIP_START:
+                raise OSError(f"its content is not gzip, although its name ends in {path.suffix}")
     return io.BufferedReader(pa.input_stream(path, compression=codec), _BUFFER_BYTES)
 
 

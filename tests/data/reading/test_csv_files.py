@@ -54,7 +54,7 @@ def test_cells_with_objects_are_decoded(tmp_path: Path, text: str, value: Any) -
 
 BAD_RECORDS = {
     b"a,b\n": "it has 2 cells, and the header names 3 columns",
-    b"a,b,c,d\n": "it has 4 cells, and the header names 3 columns",
+    b"a,b,c,d\n": "it has 4 cells, and the header names 3 columns; put a cell that holds ',' in",
     b"a,\xff,c\n": "not UTF-8",
     b'"a"b,b,c\n': "not a CSV record: ',' expected after '\"'",
     b"\"[{'role': 'user', 'content': 'q'}]\",b,c\n": "'prompt' is a Python list, not JSON; write it with json",
@@ -85,6 +85,7 @@ def test_a_quote_that_is_never_closed(tmp_path: Path) -> None:
         (",prompt,chosen", "a column has no name in the header"),
         ("prompt, ,chosen", "a column has no name in the header"),
         ("prompt,chosen,prompt", "the header names the column 'prompt' twice"),
+        ("prompt;chosen", "its columns are separated by ';'; separate them by ','"),
         ('"prompt,chosen', "its header: not a CSV record"),
         (b"prompt,\xff", "its header: not UTF-8"),
     ],

@@ -95,6 +95,12 @@ def test_a_file_of_another_kind(tmp_path: Path, suffix: str, content: bytes) -> 
     refused(path, f"^{path}: not a readable ")
 
 
+def test_a_file_that_is_only_named_as_compressed(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_text("\n".join(LINES))
+    refused(path, f"^{path}: .*: its content is not gzip, although its name ends in .gz$")
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv"])
 def test_utf_16_is_refused_by_name(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"rows{suffix}"
@@ -105,7 +111,7 @@ def test_utf_16_is_refused_by_name(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("name", ["rows.txt", "rows", "rows.xlsx", "rows.jsonl.bz2"])
 def test_an_unknown_kind_of_file(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("\n".join(LINES))
-    refused(tmp_path / name, r"unknown kind of file; there are: \.jsonl, .*\.gz or \.zst")
+    refused(tmp_path / name, r"unknown kind of file; convert or unpack it; the kinds are: \.jsonl, .*\.zst")
 
 
 @pytest.mark.parametrize("key", ["split", "subset", "data_dir"])

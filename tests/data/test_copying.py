@@ -18,6 +18,7 @@ _EACH = "{% for m in messages %}"
 _COPYING = {
     "printed": _EACH + "<{{ m.role }}>{{ m['content'] }}{% endfor %}",
     "stripped": _EACH + "{{ m.content | trim }} {{ m.content.strip() + ' ' + m.content }}{% endfor %}",
+    "stripped before another": _EACH + "{{ m.content | trim }}{{ m.content }}{% endfor %}",
     "in a variable": "{% set c = messages[0]['content'] | trim %}"
     "{% if messages|length > 2 %}{% set c = '' %}{% endif %}"
     "{% set messages = messages[1:] %}{{ c ~ messages | count }}" + _EACH + "{{ m.content }}{% endfor %}",

@@ -15,7 +15,7 @@ from automixalign.data.reading.json_files import decode_json
 from automixalign.data.reading.row import Row, Unreadable
 from automixalign.data.reading.streams import MAX_LINE_BYTES, decode, naming, open_text, read_lines
 
-_PYTHON_MESSAGES = re.compile(r"\[\s*\{\s*'(role|content|from|value)'\s*:")
+_PYTHON_MESSAGES = re.compile(r"(?:array\()?\[\s*\{\s*'(?:[^{}]*[\s,]')?(?:role|content|from|value)'\s*:")
 """How pandas and datasets write a list of messages to CSV."""
 _DELIMITERS = ",;\t"
 
@@ -89,7 +89,7 @@ def _columns(header: list[str], cells: list[str], delimiter: str) -> dict[str, A
         return Unreadable(problem + advice)
     row: dict[str, Any] = dict(zip(header, cells, strict=True))
     for column, cell in row.items():
-        if cell.startswith(("[", "{")):
+        if cell.startswith(("[", "{", "array([")):
             if _PYTHON_MESSAGES.match(cell):
                 problem = f"the column {column!r:.80} is a Python list, not JSON; write it with json.dumps"
                 return Unreadable(problem)

@@ -17,6 +17,7 @@ from automixalign.data.row_formats.row_format import (
     messages,
     reply,
 )
+from automixalign.data.row_formats.shared.beside import MEDIA, SYSTEM, refuse_media, system_of, with_system
 from automixalign.data.row_formats.shared.values import as_list, as_text, need, need_text
 
 
@@ -27,16 +28,17 @@ class Alpaca(RowFormat):
     The input follows the instruction on a new line. Of the answers in `output`, the first two count.
     """
 
-    columns = ("instruction", "input", "system", "history", "chosen", "rejected", "output", *EXTRAS)
+    columns = ("instruction", "input", *SYSTEM, "history", "chosen", "rejected", "output", *EXTRAS, *MEDIA)
     optional = tuple(name for name in columns if name != "instruction")
+    marks = MEDIA
 
     def read(self, row: Mapping[str, Any], draw: Draw) -> Fields:
         """The instruction after the history, and its two answers."""
+        refuse_media(row)
         texts = [need_text(row, "instruction"), as_text(row.get("input") or "", "input")]
         asked = messages("\n".join(text for text in texts if text.strip()))
-        opening = messages("", as_text(row.get("system") or "", "system"))[:-1]
         chosen, rejected = _sides(row)
-        prompt = [*opening, *_history(row.get("history") or []), *asked]
+        prompt = with_system([*_history(row.get("history") or []), *asked], system_of(row))
         return {"prompt": prompt, "chosen": reply(chosen), "rejected": reply(rejected), **extras(row)}
 
 

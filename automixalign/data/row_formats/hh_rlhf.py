@@ -12,7 +12,8 @@ from automixalign.data.row_formats.shared.values import as_text, need, need_text
 
 @register("hh-rlhf")
 class HhRlhf(RowFormat):
-    r"""`chosen` and `rejected` as `\n\nHuman: ...\n\nAssistant: ...`; a `prompt` stands before both.
+    r"""`chosen` and `rejected` as `\n\nHuman: ...\n\nAssistant: ...`; a `prompt` stands before both,
+    unless they repeat it.
 
     The prompt is all turns up to the last of `Human:` that both sides share. Answers are never split.
     """
@@ -23,7 +24,10 @@ class HhRlhf(RowFormat):
     def read(self, row: Mapping[str, Any], draw: Draw) -> Fields:
         """The dialogues as messages, split after the last turn that both sides share."""
         before = as_text(need(row, "prompt"), "prompt") if "prompt" in row else ""
-        chosen, rejected = (parse_dialogue(before + need_text(row, side)) for side in ("chosen", "rejected"))
+        chosen, rejected = (
+            parse_dialogue(text if before.strip() and text.startswith(before.rstrip()) else before + text)
+            for text in (need_text(row, side) for side in ("chosen", "rejected"))
+        )
         if {chosen[-1]["role"], rejected[-1]["role"]} != {"assistant"}:
             raise DroppedRow("no_answer")
         shared = shared_messages(chosen, rejected)

@@ -13,6 +13,7 @@ from automixalign.data.row_formats.row_format import (
     messages,
     reply,
 )
+from automixalign.data.row_formats.shared.beside import SYSTEM, system_of, with_system
 from automixalign.data.row_formats.shared.dialogue import is_dialogue, parse_dialogue
 from automixalign.data.row_formats.shared.values import as_list, as_number, as_text, describe_value, need_one_of
 from automixalign.system.schema import NonNegative, Text
@@ -44,13 +45,13 @@ class Ratings(RowFormat):
     """The key that holds the rating, where answers are objects. By default the first there is of
     `overall_score`, `fine-grained_score`, `score`, `rating` and `rank`."""
 
-    columns = (*_PROMPTS, "system", *_LISTS, *_SCORES, "answer")
+    columns = (*_PROMPTS, *SYSTEM, *_LISTS, *_SCORES, "answer")
     optional = columns
 
     def read(self, row: Mapping[str, Any], draw: Draw) -> Fields:
         """The best answer, against the worst or one that is drawn."""
         asked = need_one_of(row, _PROMPTS)
-        prompt = _prompt(row[asked], asked, as_text(row.get("system") or "", "system"))
+        prompt = with_system(_prompt(row[asked], asked), system_of(row))
         rated = self._rated(row)
         if len(rated) < 2:
             raise DroppedRow("unrated")
@@ -70,6 +71,8 @@ class Ratings(RowFormat):
     def _rated(self, row: Mapping[str, Any]) -> list[_Rated]:
         name = need_one_of(row, _LISTS)
         answers = as_list(row[name], name)
+        if not answers:
+            raise DroppedRow("unrated")
         if any(isinstance(answer, dict) for answer in answers):
             answers, scores, sign = self._columns(answers, name)
             rating = name
@@ -88,25 +91,25 @@ class Ratings(RowFormat):
     def _columns(self, answers: list[Any], name: str) -> tuple[list[Any], list[Any], int]:
         """The texts and scores of a list of objects, and -1 if the lowest score is the best."""
         for answer in answers:
-            if not isinstance(answer, dict):
+            if not isinstance(answer, dict | None):
                 raise ValueError(f"{name!r} must be all texts or all objects, not {describe_value(answer)}")
-        first = answers[0]
-        text = next((key for key in _TEXT_KEYS if key in first), _TEXT_KEYS[0])
-        score = self.score or next((key for key in _SCORE_KEYS if key in first), _SCORE_KEYS[0])
+        answers = [answer for answer in answers if answer is not None]
+        keys = list(dict.fromkeys(key for answer in answers for key in answer))
+        text = next((key for key in _TEXT_KEYS if key in keys), _TEXT_KEYS[0])
+        score = self.score or next((key for key in _SCORE_KEYS if key in keys), _SCORE_KEYS[0])
         for key in (text, score):
-            if key not in first:
-                raise ValueError(f"{name!r} have no {key!r}; they have: {', '.join(first):.200}")
+            if key not in keys:
+                raise ValueError(f"{name!r} have no {key!r}; they have: {', '.join(keys):.200}")
         sign = -1 if score == "rank" else 1
         return [answer.get(text) for answer in answers], [answer.get(score) for answer in answers], sign
 
 
-def _prompt(value: Any, name: str, system: str) -> Messages:
+def _prompt(value: Any, name: str) -> Messages:
     if isinstance(value, str) and not is_dialogue(value):
-        return messages(value, system)
+        return messages(value)
     if isinstance(value, list):
-        turns = value
-    else:
-        turns = parse_dialogue(as_text(value, name))
-        if turns[-1] == {"role": "assistant", "content": ""}:  # Nectar's prompts end with `Assistant:`
-            del turns[-1]
-    return [{"role": "system", "content": system}, *turns] if system.strip() else turns
+        return value
+    turns = parse_dialogue(as_text(value, name))
+    if turns[-1] == {"role": "assistant", "content": ""}:  # Nectar's prompts end with `Assistant:`
+        del turns[-1]
+    return turns

@@ -6,6 +6,7 @@ from typing import Any
 
 from automixalign.data.row_formats.registry import register
 from automixalign.data.row_formats.row_format import EXTRAS, Draw, Fields, Messages, RowFormat, extras, reply
+from automixalign.data.row_formats.shared.beside import MEDIA, SYSTEM, refuse_media, system_of, with_system
 from automixalign.data.row_formats.shared.values import as_list, as_text, describe_value, need
 
 _ROLES = {
@@ -20,25 +21,19 @@ _ROLES = {
 }
 
 
-_MEDIA = ("images", "videos", "audios")
-
-
 @register("sharegpt")
 class ShareGpt(RowFormat):
     """`conversations`, and a message, text or list of messages as `chosen` and `rejected`; perhaps `system`."""
 
-    columns = ("conversations", "chosen", "rejected", "system", *EXTRAS, *_MEDIA)
-    optional = ("system", *EXTRAS, *_MEDIA)
-    marks = _MEDIA
+    columns = ("conversations", "chosen", "rejected", *SYSTEM, *EXTRAS, *MEDIA)
+    optional = (*SYSTEM, *EXTRAS, *MEDIA)
+    marks = MEDIA
 
     def read(self, row: Mapping[str, Any], draw: Draw) -> Fields:
         """The conversation and its sides as chat messages."""
-        for name in _MEDIA:
-            if row.get(name):
-                raise ValueError(f"the row has {name!r}; only text can be used")
+        refuse_media(row)
         prompt = _messages(as_list(need(row, "conversations"), "conversations"), "conversations")
-        if (system := as_text(row.get("system") or "", "system")).strip():
-            prompt.insert(0, {"role": "system", "content": system})
+        prompt = with_system(prompt, system_of(row))
         sides = {side: _side(need(row, side), side) for side in ("chosen", "rejected")}
         return {"prompt": prompt, **sides, **extras(row)}
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from automixalign.data.row_formats.registry import register
 from automixalign.data.row_formats.row_format import EXTRAS, Draw, DroppedRow, Fields, RowFormat
+from automixalign.data.row_formats.shared.beside import MEDIA, SYSTEM, holds_system, refuse_media, system_of
 from automixalign.data.row_formats.shared.common_start import shared_messages, shared_text
 from automixalign.data.row_formats.shared.dialogue import has_turns
 from automixalign.data.row_formats.shared.layouts import CONTEXT, MARKS, advice
@@ -17,7 +18,7 @@ _FIELDS = ("prompt", "chosen", "rejected", *EXTRAS)
 class Trl(RowFormat):
     """`prompt`, `chosen` and `rejected`. Without a column `prompt`, it is what both sides begin with."""
 
-    marks = tuple(name for name in dict.fromkeys((*CONTEXT, *MARKS)) if name not in _FIELDS)
+    marks = tuple(name for name in dict.fromkeys((*CONTEXT, *MARKS, *MEDIA)) if name not in _FIELDS)
     columns = (*_FIELDS, *marks)
     optional = ("prompt", *EXTRAS, *marks)
 
@@ -27,10 +28,11 @@ class Trl(RowFormat):
         for side in ("chosen", "rejected"):
             if fields.get(side) is None:
                 _refuse_missing(row, side)
+        refuse_media(row)
         if "prompt" in fields:
             _check_kinds(row, fields)
             return fields
-        if context := [name for name in CONTEXT if name in row]:
+        if context := [name for name in CONTEXT if row.get(name) not in (None, "")]:
             raise ValueError(
                 f"there is no 'prompt', and the column {context[0]!r} would be lost; {advice(row.keys())}"
             )
@@ -49,10 +51,17 @@ def _check_kinds(row: Mapping[str, Any], fields: Fields) -> None:
     if isinstance(prompt, str):
         if isinstance(chosen, list) and isinstance(rejected, list):
             raise ValueError("'prompt' is text beside sides of messages; set 'format: ultrafeedback'")
-        if row.get("system"):
-            raise ValueError("the column 'system' beside a text 'prompt' would be lost; set 'format: chat'")
-    elif isinstance(chosen, str) or isinstance(rejected, str):
+        _refuse_system(row, [])
+        return
+    if isinstance(chosen, str) or isinstance(rejected, str):
         raise ValueError("'prompt' is no text beside sides of text; set 'format: chat'")
+    _refuse_system(row, prompt)
+
+
+def _refuse_system(row: Mapping[str, Any], prompt: Any) -> None:
+    if (system := system_of(row)) and not (isinstance(prompt, list) and holds_system(prompt, system)):
+        name = next(name for name in SYSTEM if row.get(name))
+        raise ValueError(f"the column {name!r} beside the 'prompt' would be lost; set 'format: chat'")
 
 
 def _guess(chosen: Any, rejected: Any) -> Fields:

@@ -17,6 +17,7 @@ from automixalign.data.row_formats.row_format import (
     extras,
     messages,
 )
+from automixalign.data.row_formats.shared.beside import MEDIA, SYSTEM, refuse_media, system_of, with_system
 from automixalign.data.row_formats.shared.common_start import shared_messages
 from automixalign.data.row_formats.shared.values import as_list, as_number, need
 from automixalign.system.schema import NonNegative
@@ -31,20 +32,23 @@ class UltraFeedback(RowFormat):
     min_gap: NonNegative = 0
     """The smallest difference of `score_chosen` and `score_rejected`. Equal scores are a tie in any case."""
 
-    columns = ("prompt", "chosen", "rejected", *_SCORES, *EXTRAS)
-    optional = ("prompt", *_SCORES, *EXTRAS)
+    columns = ("prompt", "chosen", "rejected", *_SCORES, *SYSTEM, *EXTRAS, *MEDIA)
+    optional = ("prompt", *_SCORES, *SYSTEM, *EXTRAS, *MEDIA)
+    marks = MEDIA
 
     def read(self, row: Mapping[str, Any], draw: Draw) -> Fields:
         """The sides without the prompt that they repeat."""
+        refuse_media(row)
         self._check_scores(row)
         chosen, rejected = _side(row, "chosen"), _side(row, "rejected")
         shared = shared_messages(chosen, rejected)
         fields = {"chosen": chosen[shared:], "rejected": rejected[shared:], **extras(row)}
         if "prompt" in row:
-            return fields | {"prompt": _checked(need(row, "prompt"), chosen[:shared], chosen)}
+            prompt = _checked(need(row, "prompt"), chosen[:shared], chosen)
+            return fields | {"prompt": with_system(prompt, system_of(row))}
         if not shared:
             raise ValueError("the two sides do not begin with the same prompt")
-        return fields | {"prompt": chosen[:shared], "derived": True}
+        return fields | {"prompt": with_system(chosen[:shared], system_of(row)), "derived": True}
 
     def _check_scores(self, row: Mapping[str, Any]) -> None:
         chosen, rejected = (as_number(row.get(name), name) for name in _SCORES)

@@ -17,7 +17,8 @@ from jinja2 import nodes
 _BLANK, _OPEN, _CLOSE = "\u2003", "\ue000", "\ue001"
 _FENCES = {_BLANK, _OPEN, _CLOSE}
 """Characters that mark contents in a rendering; a template that has them itself is not followed."""
-_FENCED = re.compile(f"({_BLANK})?{_OPEN}([0-9]+){_CLOSE}({_BLANK})?")
+_FENCED = re.compile(f"({_BLANK})?{_OPEN}([0-9]+){_CLOSE}(?(1){_BLANK})")
+"""A content with both blanks around it, or without. The blank after a stripped one is not its own."""
 _LOOP_POSITIONS = {"first", "last", "index", "index0", "revindex", "revindex0", "length", "depth", "depth0"}
 _TYPE_TESTS = {"defined", "undefined", "none", "string", "mapping", "iterable", "sequence", "number", "boolean"}
 _PURE_FILTERS = {
@@ -66,9 +67,9 @@ class Frame:
             count: of the messages.
         """
         parts = _FENCED.split(render([f"{_BLANK}{_OPEN}{number}{_CLOSE}{_BLANK}" for number in range(count)]))
-        self._parts = parts[::4]
+        self._parts = parts[::3]
         self._gaps = [
-            (int(number), before is None) for before, number in zip(parts[1::4], parts[2::4], strict=True)
+            (int(number), before is None) for before, number in zip(parts[1::3], parts[2::3], strict=True)
         ]
 
     def fill(self, contents: list[str]) -> str:

@@ -58,6 +58,8 @@ BAD_RECORDS = {
     b"a,\xff,c\n": "not UTF-8",
     b'"a"b,b,c\n': "not a CSV record: ',' expected after '\"'",
     b"\"[{'role': 'user', 'content': 'q'}]\",b,c\n": "'prompt' is a Python list, not JSON; write it with json",
+    b"\"[{'id': 1, 'role': 'user', 'content': 'q'}]\",b,c\n": "'prompt' is a Python list, not JSON",
+    b"\"array([{'role': 'user', 'content': 'q'}], dtype=object)\",b,c\n": "'prompt' is a Python list, not JSON",
 }
 
 

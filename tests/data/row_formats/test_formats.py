@@ -70,8 +70,13 @@ CASES: dict[str, list[Case]] = {
         Case(plain("q", "yes", "no", system=" ")),
         Case({"prompt": TURNS, "chosen": "yes", "rejected": "no", "system": "s"}, prompt=[system("s"), *TURNS]),
         Case(conversation("q", "yes", "no")),
+        Case(conversation("q", "yes", "no", system_prompt="s"), prompt=SYSTEM),
+        Case({**conversation("q", "yes", "no", system=" s"), "prompt": SYSTEM}, prompt=SYSTEM),
+        Case(plain("q", "yes", "no", system_message="s", system="s", images=[]), prompt=SYSTEM),
     ],
     "ultrafeedback": [
+        Case(repeated(Q, "yes", "no", system="s"), prompt=SYSTEM, derived=True),
+        Case(repeated(SYSTEM, "yes", "no", prompt="q", system="s"), prompt=SYSTEM),
         Case(repeated(Q, "yes", "no", prompt="q", score_chosen=8.5, score_rejected=2.0)),
         Case(repeated([user("q ")], "yes", "no", prompt="q\n", score_chosen=None), prompt=[user("q ")]),
         Case(repeated(Q, "yes", "no", score_chosen=2.0, score_rejected=1.0), derived=True),
@@ -122,6 +127,20 @@ CASES: dict[str, list[Case]] = {
             derived=True,
         ),
         Case({"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " yes", "rejected": " no"}),
+        Case(
+            {
+                "prompt": "\n\nHuman: q\n\nAssistant: ",
+                "chosen": dialogue("q", "yes"),
+                "rejected": dialogue("q", "no"),
+            }
+        ),
+        Case(
+            {
+                side: dialogue("q", text).replace("\n", "\r\n")
+                for side, text in (("chosen", "yes"), ("rejected", "no"))
+            },
+            derived=True,
+        ),
     ],
     "pku-saferlhf": [
         Case(PKU),
@@ -155,6 +174,18 @@ CASES: dict[str, list[Case]] = {
         Case({"prompt": "q", "answers": ["yes", "also", "no", "too"], "scores": [2, 2, 1, 1]}),
         Case({"prompt": "q", "answers": ["no", "yes"], "ranks": [2, 1]}),
         Case({"prompt": "q", **RATED, "system": "s"}, prompt=SYSTEM),
+        Case({"instruction": "q", **RATED, "system_prompt": "s"}, prompt=SYSTEM),
+        Case(
+            {
+                "instruction": "q",
+                "completions": [
+                    None,
+                    {"response": "lost"},
+                    {"response": "no", "rating": 1},
+                    {"response": "yes", "rating": 2},
+                ],
+            }
+        ),
         Case({"prompt": dialogue("q", ""), **RATED, "system": "s"}, prompt=SYSTEM),
         Case(
             {
@@ -191,6 +222,9 @@ CASES: dict[str, list[Case]] = {
         Case({"conversations": [turn("human", "q")], **SIDES}),
         Case({"conversations": [turn("system", "s"), turn("human", "q")], **SIDES}, prompt=SYSTEM),
         Case({"conversations": [turn("human", "q")], **SIDES, "system": "s"}, prompt=SYSTEM),
+        Case(
+            {"conversations": [turn("system", "s"), turn("human", "q")], **SIDES, "system": "s"}, prompt=SYSTEM
+        ),
         Case({"conversations": [turn("human", "q")], "chosen": "yes", "rejected": [turn("gpt", "no")]}),
         Case({"conversations": Q, "chosen": assistant("yes"), "rejected": assistant("no")}),
         Case({"conversations": [turn("human", "a"), turn("gpt", "b"), turn("human", "q")], **SIDES}, TURNS),
@@ -259,6 +293,7 @@ SCORED = repeated(Q, "yes", "no", score_chosen=4.0, score_rejected=4.0)
         ("orca", ORCA | {"chosen": ""}, {}, "empty"),
         ("ratings", {"input": "q", **RATED, "ratings": [None, float("nan"), 1]}, {}, "unrated"),
         ("ratings", {"input": "q", "generations": [], "ratings": []}, {}, "unrated"),
+        ("ratings", {"instruction": "q", "completions": []}, {}, "unrated"),
         ("ratings", {"input": "q", **RATED, "ratings": [2, 2, 2]}, {}, "tie"),
         ("ratings", {"input": "q", **RATED}, {"min_gap": 3}, "small_gap"),
         ("alpaca", {"instruction": "", "chosen": "yes", "rejected": "no"}, {}, "empty"),
@@ -277,6 +312,17 @@ def test_rows_without_a_preference_are_dropped_by_name(
     [
         ("chat", {"chosen": "yes", "rejected": "no"}, "'prompt' is missing; the row has: chosen, rejected"),
         ("chat", {"prompt": "q", "chosen": "yes", "rejected": None}, "'rejected' is null"),
+        ("chat", plain("q", "yes", "no", system="s", system_prompt="t"), "'system' and 'system_prompt' differ"),
+        *(
+            (name, {**row, "image": "a.png"}, "the row has 'image'; only text can be used")
+            for name, row in {
+                "trl": plain("q", "yes", "no"),
+                "chat": plain("q", "yes", "no"),
+                "orca": ORCA,
+                "alpaca": {"instruction": "q", "output": ["a", "b"]},
+                "ultrafeedback": repeated(Q, "yes", "no"),
+            }.items()
+        ),
         ("ultrafeedback", plain("q", "yes", "no"), "'chosen' must be a list of messages; .*'format: chat'"),
         ("ultrafeedback", repeated(Q, "yes", "no", prompt="other"), "do not begin with the 'prompt'"),
         ("ultrafeedback", repeated(Q, "yes", "no", prompt=None), "'prompt' is null"),

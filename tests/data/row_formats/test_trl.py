@@ -75,7 +75,9 @@ SIDES = {"chosen": "The sky is blue", "rejected": "The sky is green"}
         ({**SIDES, "instruction": "sky?"}, "'instruction' would be lost; set 'format: alpaca'"),
         ({**SIDES, "context": "sky?"}, "'context' would be lost; set the 'format'"),
         ({**SIDES, "conversations": []}, "'conversations' would be lost; set 'format: sharegpt'"),
-        ({**SIDES, "prompt": "sky?", "system": "s"}, "'system' beside a text 'prompt' .*'format: chat'"),
+        ({**SIDES, "prompt": "sky?", "system": "s"}, "'system' beside the 'prompt' .*'format: chat'"),
+        (conversation("q", "yes", "no", system_prompt="s"), "'system_prompt' beside .*'format: chat'"),
+        ({**SIDES, "system_message": "s"}, "the column 'system_message' would be lost"),
         (
             {"prompt": "q", "chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]},
             "text beside sides of messages; set 'format: ultrafeedback'",
@@ -123,9 +125,18 @@ def test_rows_without_what_trl_needs_are_refused(row: Data, message: str) -> Non
         parsed(row)
 
 
-@pytest.mark.parametrize("more", [{"system": "s"}, {"question": "?"}, {"messages": []}])
+@pytest.mark.parametrize("more", [{"system": None}, {"question": "?"}, {"messages": []}, {"images": []}])
 def test_other_columns_beside_a_prompt_are_ignored(more: dict[str, Any]) -> None:
     assert parsed(conversation("q", "yes", "no") | more) == parsed(conversation("q", "yes", "no"))
+
+
+def test_a_system_column_that_repeats_the_message_is_ignored() -> None:
+    row = {**conversation("q", "yes", "no"), "prompt": [system("s"), user("q")]}
+    assert parsed(row | {"system": "s"}) == parsed(row)
+
+
+def test_an_empty_column_beside_sides_without_a_prompt_is_ignored() -> None:
+    assert parsed(SIDES | {"system": None, "input": ""}) == parsed(SIDES)
 
 
 def test_an_empty_system_column_beside_a_text_prompt_is_ignored() -> None:

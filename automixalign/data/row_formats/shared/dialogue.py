@@ -4,7 +4,7 @@ import re
 
 from automixalign.data.row_formats.row_format import Messages
 
-_TURN = re.compile(r"\n\n(Human|Assistant):")
+_TURN = re.compile(r"(?:\r?\n){2}(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 

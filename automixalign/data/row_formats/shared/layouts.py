@@ -2,7 +2,10 @@
 
 from collections.abc import Collection
 
-CONTEXT = ("question", "instruction", "input", "system", "context", "conversations", "history")
+CONTEXT = (
+    *("question", "instruction", "input", "context", "conversations", "history"),
+    *("system", "system_prompt", "system_message"),
+)
 """Columns that hold a part of the prompt in other layouts; beside them, no prompt is guessed."""
 _LAYOUTS = (
     (("response_0", "response_1"), "pku-saferlhf"),

@@ -8,7 +8,7 @@ from automixalign.data.row_formats.row_format import EXTRAS, Draw, DroppedRow, F
 from automixalign.data.row_formats.shared.beside import MEDIA, SYSTEM, holds_system, refuse_media, system_of
 from automixalign.data.row_formats.shared.common_start import shared_messages, shared_text
 from automixalign.data.row_formats.shared.dialogue import has_turns
-from automixalign.data.row_formats.shared.layouts import CONTEXT, MARKS, advice
+from automixalign.data.row_formats.shared.layouts import CONTEXT, MARKS, UNREAD, advice
 from automixalign.data.row_formats.shared.values import describe_value, need
 
 _FIELDS = ("prompt", "chosen", "rejected", *EXTRAS)
@@ -18,7 +18,7 @@ _FIELDS = ("prompt", "chosen", "rejected", *EXTRAS)
 class Trl(RowFormat):
     """`prompt`, `chosen` and `rejected`. Without a column `prompt`, it is what both sides begin with."""
 
-    marks = tuple(name for name in dict.fromkeys((*CONTEXT, *MARKS, *MEDIA)) if name not in _FIELDS)
+    marks = tuple(name for name in dict.fromkeys((*CONTEXT, *UNREAD, *MARKS, *MEDIA)) if name not in _FIELDS)
     columns = (*_FIELDS, *marks)
     optional = ("prompt", *EXTRAS, *marks)
 
@@ -32,11 +32,15 @@ class Trl(RowFormat):
         if "prompt" in fields:
             _check_kinds(row, fields)
             return fields
-        if context := [name for name in CONTEXT if row.get(name) not in (None, "")]:
-            raise ValueError(
-                f"there is no 'prompt', and the column {context[0]!r} would be lost; {advice(row.keys())}"
-            )
+        names = CONTEXT if _are_lists(fields) else (*CONTEXT, *UNREAD)
+        if context := [name for name in names if row.get(name) not in (None, "")]:
+            what = "set 'format: ultrafeedback'" if _are_lists(fields) else advice(row.keys())
+            raise ValueError(f"there is no 'prompt', and the column {context[0]!r} would be lost; {what}")
         return fields | _guess(fields["chosen"], fields["rejected"])
+
+
+def _are_lists(fields: Fields) -> bool:
+    return isinstance(fields["chosen"], list) and isinstance(fields["rejected"], list)
 
 
 def _refuse_missing(row: Mapping[str, Any], name: str) -> None:

@@ -74,6 +74,15 @@ SIDES = {"chosen": "The sky is blue", "rejected": "The sky is green"}
         ({**SIDES, "system": "s", "input": "sky?"}, "'input' would be lost; set 'format: orca'"),
         ({**SIDES, "instruction": "sky?"}, "'instruction' would be lost; set 'format: alpaca'"),
         ({**SIDES, "context": "sky?"}, "'context' would be lost; set the 'format'"),
+        ({**SIDES, "query": "sky?"}, "'query' would be lost; set the 'format' that reads it, or map 'columns'"),
+        (
+            {
+                "instruction": "q",
+                "chosen": [user("q"), assistant("a")],
+                "rejected": [user("q"), assistant("b")],
+            },
+            "'instruction' would be lost; set 'format: ultrafeedback'",
+        ),
         ({**SIDES, "conversations": []}, "'conversations' would be lost; set 'format: sharegpt'"),
         ({**SIDES, "prompt": "sky?", "system": "s"}, "'system' beside the 'prompt' .*'format: chat'"),
         (conversation("q", "yes", "no", system_prompt="s"), "'system_prompt' beside .*'format: chat'"),

@@ -7,6 +7,8 @@ CONTEXT = (
     *("system", "system_prompt", "system_message"),
 )
 """Columns that hold a part of the prompt in other layouts; beside them, no prompt is guessed."""
+UNREAD = ("messages", "conversation", "dialogue", "trajectory", "query", "problem", "post")
+"""Further names of such columns, beside sides of text. No format reads them unless `columns` maps them."""
 _LAYOUTS = (
     (("response_0", "response_1"), "pku-saferlhf"),
     (("response1", "response2"), "helpsteer3"),

@@ -107,7 +107,7 @@ def describe(
 
 
 def _warnings(task: Mapping[str, Any], settings: DataSettings) -> list[str]:
-    """Sentences on what was left out, cut or guessed, and on too small tests."""
+    """The warnings of a task: what was left out, cut or guessed, and a test split that is too small."""
     name, sentences = task["name"], []
     for source in task["sources"]:
         if passed_over := source["passed_over"]:
@@ -128,11 +128,11 @@ def _warnings(task: Mapping[str, Any], settings: DataSettings) -> list[str]:
             f"(long_answers: {settings.long_answers})"
         )
     if count := task["texts_as_messages"]:
-        sentences.append(f"{count:,} rows of plain text became chat messages, as other rows are messages")
+        sentences.append(f"{count:,} rows of plain text became chat messages, because other rows are messages")
     if count := task["prompt_cut"]:
         sentences.append(
-            f"in {count:,} pairs the prompt's end is rendered in another way once an answer follows; training "
-            "starts where they differ"
+            f"in {count:,} pairs the chat template changes the end of the prompt when an answer follows; "
+            "training starts at the first difference"
         )
     for what, count in task["lost"].items():
         sentences.append(f"the chat template leaves out the {what} in {count:,} pairs")

@@ -167,7 +167,7 @@ def _check_json(value: Any, name: str) -> None:
     try:
         text = _canonical(value)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{name} holds what JSON cannot: {error}") from error
+        raise ValueError(f"{name} holds a value that JSON does not allow: {error}") from error
     if _NUL_IN_JSON.search(text):
         raise ValueError(f"{name} holds a NUL, which is not text")
 
@@ -181,7 +181,7 @@ def _options(fields: Fields, conversational: bool) -> Options | None:
         try:
             options["tools"] = tools = json.loads(tools)
         except ValueError as error:
-            raise ValueError(f"'tools' is no JSON: {error}") from error
+            raise ValueError(f"'tools' is not JSON: {error}") from error
         if not tools:
             del options["tools"]
     if tools and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):

@@ -17,7 +17,7 @@ from automixalign.data.row_formats.row_format import DroppedRow, RowFormat
 from automixalign.system.errors import DataError
 
 Verifier: TypeAlias = Callable[[str, str], bool]
-"""Takes a generated and the right answer; returns whether the generated one passes."""
+"""Takes a generated answer and the right one; returns whether the generated one passes."""
 Verifiers: TypeAlias = Mapping[str, Verifier]
 
 MAX_NAMED_ROWS = 10

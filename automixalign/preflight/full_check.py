@@ -1,4 +1,4 @@
-"""Check a configuration with all of its data and of its base model that is on this machine."""
+"""Check a configuration, and the data and the base model that are on this machine."""
 
 import tempfile
 from pathlib import Path

@@ -36,7 +36,7 @@ def data(
 ) -> None:
     """Show the data as the run will use it: what is read, dropped and cut, and pairs as the model sees them.
 
-    It reads every source, also on S3 and hubs, and of the base model only the tokenizer.
+    It reads every source, also in S3 and on hubs. Of the base model it reads only the tokenizer.
 
     Examples:
 

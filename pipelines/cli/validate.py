@@ -31,7 +31,7 @@ def validate(
 ) -> None:
     """Check a configuration, and print it with all defaults.
 
-    All data on this machine is read and tokenised. What it showed is printed to stderr.
+    It reads and tokenises all data on this machine, and prints the results to stderr.
 
     Example:
 
@@ -68,7 +68,7 @@ def _facts(check: "FullCheck") -> list[str]:
         sizes = ", ".join(f"{count:,} {split}" for split, count in task["pairs"].items())
         lines.append(f"task {task['name']}: {sizes} pairs")
         if count := task["long_answers"]["pairs"]:
-            lines[-1] += f"; {count:,} have a too long answer (long_answers: {card['long_answers']})"
+            lines[-1] += f"; {count:,} have an answer that is too long (long_answers: {card['long_answers']})"
     for name, pairs in (check.untokenized or {}).items():
         lines.append(
             f"task {name}: {pairs:,} usable pairs; their lengths are unknown, because the base model is not on "

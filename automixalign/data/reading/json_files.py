@@ -59,7 +59,7 @@ def read_json(path: Path, name: str) -> Iterator[Row]:
             yield from _rows_of_array(stream, name)
             return
         if _OPEN_LINE.match(start):
-            raise ValueError(f"its first line is no complete object; write {_FORMS}")
+            raise ValueError(f"its first line is not a complete object; write {_FORMS}")
         yield from map(_refuse_wrapper, _rows_of_lines(stream, name))
 
 
@@ -116,7 +116,7 @@ class _Window:
         """Decode the next value; it is `Unreadable` where an object has a field twice.
 
         Raises:
-            ValueError: the text is no JSON, so that the rest of it cannot be read.
+            ValueError: the text is not JSON, so that the rest of it cannot be read.
         """
         decoder, problem = _DECODER, None
         while True:
@@ -164,7 +164,7 @@ def _rows_of_array(stream: io.BufferedReader, name: str) -> Iterator[Row]:
         yield Row(where, data if isinstance(data, Unreadable) else _checked(data))
         separator, following = ",", window.next_character()
     if window.next_character() != "]":
-        raise ValueError(f"the array breaks off at line {window.line}")
+        raise ValueError(f"the array breaks off at line {window.line}: there is no ',' and no ']'")
     window.skip()
     if window.next_character():
-        raise ValueError(f"line {window.line} goes on after the end of the array")
+        raise ValueError(f"line {window.line} has text after the end of the array")

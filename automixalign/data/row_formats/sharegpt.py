@@ -71,7 +71,7 @@ def _calls(text: str, name: str) -> list[dict[str, Any]]:
     try:
         calls = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"the function_call {name} is no JSON: {error}") from error
+        raise ValueError(f"the function_call {name} is not JSON: {error}") from error
     calls = calls if isinstance(calls, list) else [calls]
     if not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
         raise ValueError(f"the function_call {name} must be an object with 'name' and 'arguments'")

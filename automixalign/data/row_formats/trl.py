@@ -54,11 +54,11 @@ def _check_kinds(row: Mapping[str, Any], fields: Fields) -> None:
     prompt, chosen, rejected = need(row, "prompt"), fields["chosen"], fields["rejected"]
     if isinstance(prompt, str):
         if isinstance(chosen, list) and isinstance(rejected, list):
-            raise ValueError("'prompt' is text beside sides of messages; set 'format: ultrafeedback'")
+            raise ValueError("'prompt' is text, and both sides are messages; set 'format: ultrafeedback'")
         _refuse_system(row, [])
         return
     if isinstance(chosen, str) or isinstance(rejected, str):
-        raise ValueError("'prompt' is no text beside sides of text; set 'format: chat'")
+        raise ValueError("'prompt' must be text if a side is text; set 'format: chat'")
     _refuse_system(row, prompt)
 
 

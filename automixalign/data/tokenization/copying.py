@@ -79,7 +79,7 @@ class Frame:
 
 
 def refuse_to_read_contents(template: nodes.Template, pinned: bool) -> None:
-    """Change a template so that it raises an error instead of any use of contents but to copy them.
+    """Change a template so that it raises an error if it does anything with contents but copy them.
 
     It holds for messages of a role and a content that is text and not blank.
 
@@ -212,7 +212,7 @@ class _Followed:
         return _join(self._kind(node.expr1), self._kind(node.expr2) if node.expr2 else _Kind.FREE)
 
     def _truth(self, node: nodes.Not) -> _Kind:
-        """Whether a value is true depends on no content, as none is empty."""
+        """The truth of a value depends on no content, because no content is empty."""
         self._kind(node.node)
         return _Kind.FREE
 

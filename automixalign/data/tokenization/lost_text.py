@@ -1,4 +1,4 @@
-"""Find the parts of a conversation that a chat template leaves out, and the model so never sees."""
+"""Find the parts of a conversation that a chat template leaves out, so that the model never sees them."""
 
 import json
 import re

@@ -99,7 +99,7 @@ class _Template:
 
     @cached_property
     def render_copies(self) -> Callable[[_Variables], str]:
-        """Renders plain messages; raises an error if the template does not only copy their contents."""
+        """Renders plain messages; raises an error if the template does more than copy their contents."""
         parsed = self._environment.parse(self._text)
         refuse_to_read_contents(parsed, pinned=bool(self._own))
         return self._compile(parsed)

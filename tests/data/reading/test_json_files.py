@@ -106,12 +106,12 @@ def test_an_empty_array_holds_no_rows(tmp_path: Path, text: str) -> None:
         ('[{"a": 1},\n{"a": 2', "in the row that begins at line 2"),
         ('[{"a": 1}', "the array breaks off at line 1"),
         ('[{"a": 1}\n{"a": 2}]', "the array breaks off at line 2"),
-        ('[{"a": 1}]\n{"a": 2}', "line 2 goes on after the end of the array"),
+        ('[{"a": 1}]\n{"a": 2}', "line 2 has text after the end of the array"),
         ('[{"a": 1},\n{"a": nothing}]', "in the row that begins at line 2"),
         ("[" * 100_000, "nested too deeply"),
         ('{"data": [{"a": 1}]}', ":1: the rows are inside the field 'data'; write one object a line"),
-        ('{\n"data": [{"a": 1}]}', "its first line is no complete object; write one object a line"),
-        ('{"version": 1,\n"data": [{"a": 1}]}', "its first line is no complete object"),
+        ('{\n"data": [{"a": 1}]}', "its first line is not a complete object; write one object a line"),
+        ('{"version": 1,\n"data": [{"a": 1}]}', "its first line is not a complete object"),
     ],
 )
 def test_a_json_file_without_rows_to_tell_apart(tmp_path: Path, text: str, problem: str) -> None:

@@ -362,7 +362,7 @@ def test_rows_without_a_preference_are_dropped_by_name(
         (
             "sharegpt",
             {"conversations": [turn("human", "q"), turn("function_call", "f()")], **SIDES},
-            r"function_call conversations\[1\] is no JSON",
+            r"function_call conversations\[1\] is not JSON",
         ),
         (
             "sharegpt",

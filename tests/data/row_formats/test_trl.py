@@ -89,7 +89,7 @@ SIDES = {"chosen": "The sky is blue", "rejected": "The sky is green"}
         ({**SIDES, "system_message": "s"}, "the column 'system_message' would be lost"),
         (
             {"prompt": "q", "chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]},
-            "text beside sides of messages; set 'format: ultrafeedback'",
+            "is text, and both sides are messages; set 'format: ultrafeedback'",
         ),
         (
             {
@@ -99,7 +99,7 @@ SIDES = {"chosen": "The sky is blue", "rejected": "The sky is green"}
             },
             "'chosen' must begin and end with an assistant message; .*'format: ultrafeedback'",
         ),
-        ({**SIDES, "prompt": [user("q")]}, "beside sides of text; set 'format: chat'"),
+        ({**SIDES, "prompt": [user("q")]}, "must be text if a side is text; set 'format: chat'"),
         (
             {"chosen": "\n\nHuman: q\n\nAssistant: a b", "rejected": "\n\nHuman: q\n\nAssistant: a c"},
             "the text is a dialogue; set 'format: hh-rlhf'",

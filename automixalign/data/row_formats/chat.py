@@ -6,7 +6,7 @@ from typing import Any
 from automixalign.data.row_formats.registry import register
 from automixalign.data.row_formats.row_format import EXTRAS, Draw, Fields, RowFormat, extras, messages, reply
 from automixalign.data.row_formats.shared.beside import MEDIA, SYSTEM, refuse_media, system_of, with_system
-from automixalign.data.row_formats.shared.values import need
+from automixalign.data.row_formats.shared.values import as_turn, need
 
 
 @register("chat")
@@ -19,7 +19,7 @@ class Chat(RowFormat):
 
     def read(self, row: Mapping[str, Any], draw: Draw) -> Fields:
         """The fields with their texts as messages."""
-        prompt, chosen, rejected = (need(row, name) for name in ("prompt", "chosen", "rejected"))
+        prompt, chosen, rejected = (as_turn(need(row, name)) for name in ("prompt", "chosen", "rejected"))
         refuse_media(row)
         if isinstance(prompt, str):
             prompt = messages(prompt)

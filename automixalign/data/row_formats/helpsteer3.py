@@ -16,7 +16,14 @@ from automixalign.data.row_formats.row_format import (
     messages,
     reply,
 )
-from automixalign.data.row_formats.shared.values import as_number, as_text, need, need_one_of, need_text
+from automixalign.data.row_formats.shared.values import (
+    as_number,
+    as_text,
+    as_turn,
+    need,
+    need_one_of,
+    need_text,
+)
 
 _TURN = re.compile(r"\s*<extra_id_1>(User|Assistant)\n")
 _NAMES = {"context": ("response1", "response2"), "prompt": ("response_1", "response_2")}
@@ -41,7 +48,11 @@ class HelpSteer3(RowFormat):
         asked, strength = need_one_of(row, tuple(_NAMES)), self._strength(row)
         first, second = (need_text(row, name) for name in _NAMES[asked])
         chosen, rejected = (first, second) if strength < 0 else (second, first)
-        return {"prompt": _prompt(row[asked], asked), "chosen": reply(chosen), "rejected": reply(rejected)}
+        return {
+            "prompt": _prompt(as_turn(row[asked]), asked),
+            "chosen": reply(chosen),
+            "rejected": reply(rejected),
+        }
 
     def _strength(self, row: Mapping[str, Any]) -> float:
         name = next((name for name in _STRENGTHS if name in row), _STRENGTHS[0])

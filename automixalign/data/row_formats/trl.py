@@ -9,7 +9,7 @@ from automixalign.data.row_formats.shared.beside import MEDIA, SYSTEM, holds_sys
 from automixalign.data.row_formats.shared.common_start import shared_messages, shared_text
 from automixalign.data.row_formats.shared.dialogue import has_turns
 from automixalign.data.row_formats.shared.layouts import CONTEXT, MARKS, UNREAD, advice
-from automixalign.data.row_formats.shared.values import describe_value, need
+from automixalign.data.row_formats.shared.values import as_turn, describe_value, need
 
 _FIELDS = ("prompt", "chosen", "rejected", *EXTRAS)
 
@@ -24,7 +24,7 @@ class Trl(RowFormat):
 
     def read(self, row: Mapping[str, Any], draw: Draw) -> Fields:
         """The row's own fields. A row of another layout is refused, with the format that reads it."""
-        fields = {name: row[name] for name in _FIELDS if name in row}
+        fields = {name: row[name] if name in EXTRAS else as_turn(row[name]) for name in _FIELDS if name in row}
         for side in ("chosen", "rejected"):
             if fields.get(side) is None:
                 _refuse_missing(row, side)
@@ -51,7 +51,8 @@ def _refuse_missing(row: Mapping[str, Any], name: str) -> None:
 
 
 def _check_kinds(row: Mapping[str, Any], fields: Fields) -> None:
-    prompt, chosen, rejected = need(row, "prompt"), fields["chosen"], fields["rejected"]
+    need(row, "prompt")
+    prompt, chosen, rejected = fields["prompt"], fields["chosen"], fields["rejected"]
     if isinstance(prompt, str):
         if isinstance(chosen, list) and isinstance(rejected, list):
             raise ValueError("'prompt' is text, and both sides are messages; set 'format: ultrafeedback'")

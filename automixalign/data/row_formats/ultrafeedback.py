@@ -19,7 +19,7 @@ from automixalign.data.row_formats.row_format import (
 )
 from automixalign.data.row_formats.shared.beside import MEDIA, SYSTEM, refuse_media, system_of, with_system
 from automixalign.data.row_formats.shared.common_start import shared_messages
-from automixalign.data.row_formats.shared.values import as_list, as_number, need
+from automixalign.data.row_formats.shared.values import as_list, as_number, as_turn, need
 from automixalign.system.schema import NonNegative
 
 _SCORES = ("score_chosen", "score_rejected")
@@ -44,7 +44,7 @@ class UltraFeedback(RowFormat):
         shared = shared_messages(chosen, rejected)
         fields = {"chosen": chosen[shared:], "rejected": rejected[shared:], **extras(row)}
         if "prompt" in row:
-            prompt = _checked(need(row, "prompt"), chosen[:shared], chosen)
+            prompt = _checked(as_turn(need(row, "prompt")), chosen[:shared], chosen)
             return fields | {"prompt": with_system(prompt, system_of(row))}
         if not shared:
             raise ValueError("the two sides do not begin with the same prompt")
@@ -66,7 +66,7 @@ class UltraFeedback(RowFormat):
 
 
 def _side(row: Mapping[str, Any], name: str) -> Messages:
-    side = need(row, name)
+    side = as_turn(need(row, name))
     if isinstance(side, str):
         raise ValueError(f"{name!r} must be a list of messages; for sides of text, set 'format: chat'")
     return as_list(side, name)

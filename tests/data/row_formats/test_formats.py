@@ -387,6 +387,15 @@ def test_a_row_of_another_layout_is_refused_with_the_field(name: str, row: Data,
         ("ratings", {"input": "q", "generations": '["no", "yes"]', "ratings": "[1, 2.5]", "prompt": ""}),
         ("alpaca", {"instruction": "q", "input": "", "history": "", "output": '["yes", "no"]'}),
         ("orca", ORCA | {"question": "", "input": "q", "system": ""}),
+        *(
+            (name, {key: json.dumps(value) for key, value in row.items()})
+            for name, row in (
+                ("trl", conversation("q", "yes", "no")),
+                ("chat", conversation("q", "yes", "no")),
+                ("ultrafeedback", repeated(Q, "yes", "no")),
+            )
+        ),
+        ("helpsteer3", STEER | {"context": json.dumps(Q), "overall_preference": -1}),
     ],
 )
 def test_cells_of_csv_are_read(name: str, row: Data) -> None:

@@ -2,11 +2,13 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 _MAX_LISTED = 300
+_JSON_MESSAGES = re.compile(r"\s*\[\s*\{\s*\"")
 
 
 def need(row: Mapping[str, Any], name: str) -> Any:
@@ -74,6 +76,16 @@ def as_list(value: Any, name: str) -> list[Any]:
             value = json.loads(value)
     if not isinstance(value, list):
         raise ValueError(f"{name!r} must be a list, not {describe_value(value)}")
+    return value
+
+
+def as_turn(value: Any) -> Any:
+    """The messages that a text holds as JSON, as some tables store them; any other value as it is."""
+    if isinstance(value, str) and _JSON_MESSAGES.match(value):
+        with suppress(ValueError, RecursionError):
+            decoded = json.loads(value)
+            if all(isinstance(each, dict) and isinstance(each.get("role"), str) for each in decoded):
+                return decoded
     return value
 
 

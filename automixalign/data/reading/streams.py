@@ -108,4 +108,4 @@ def decode(line: bytes) -> str:
     try:
         return line.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8: {error}") from error
+        raise ValueError(f"not UTF-8 ({error}); save the file as UTF-8") from error

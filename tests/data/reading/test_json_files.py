@@ -35,7 +35,7 @@ def test_json_lines(tmp_path: Path, content: bytes, suffix: str) -> None:
 BAD_LINES = {
     b'{"prompt": "one", "chosen"': "not a JSON document: Expecting ':' delimiter at column 27",
     b'{"a": 1} {"b": 2}': "not a JSON document: Extra data at column 10",
-    b'{"a": "\xff"}': "not UTF-8: .* position 7",
+    b'{"a": "\xff"}': "not UTF-8 .* position 7.*save the file as UTF-8",
     b'["a"]': r"a row must be an object, not \['a'\]",
     b'"a"': "a row must be an object, not 'a'",
     b"null": "a row must be an object, not None",

@@ -316,7 +316,7 @@ def resolve(text: str, folder: Path, kind: Literal["model", "dataset", "folder"]
     anchored = str(folder / Path(text).expanduser())
     if is_hub_id(text) and not _exists(anchored):
         return text
-    return f"./{anchored}" if is_hub_id(anchored) else anchored
+    return f"./{anchored}" if is_hub_id(anchored) and not is_hub_id(text) else anchored
 
 
 def _is_model_id(text: str) -> bool:

@@ -253,6 +253,9 @@ def experiment_without_paths(setup: Setup, data: Path | None, output: Path) -> d
         mode="json", exclude_defaults=True, exclude={"methods", "seed"}
     )
     base = experiment["base_model"]
-    for source in (*experiment["tasks"], *([base] if Path(base["source"]).is_relative_to(output) else [])):
-        source["source"] = Path(source["source"]).name
+    if Path(base["source"]).is_relative_to(output):
+        base["source"] = Path(base["source"]).name
+    for task in experiment["tasks"]:
+        (source,) = task.pop("sources")
+        task["source"] = Path(source["path"]).name
     return experiment

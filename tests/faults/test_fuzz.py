@@ -20,11 +20,13 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from automixalign.config.data import SplitSpec, TaskSpec
+from automixalign.config.data import DataSettings, TaskSpec
 from automixalign.config.experiment import Experiment, parse_experiment
 from automixalign.config.file import dump_yaml, override, parse_yaml
-from automixalign.data.prepare import check_rendering, read_pairs
+from automixalign.data.clean import Collector, Fate
+from automixalign.data.read_task import open_task
 from automixalign.data.split import split_tasks
+from automixalign.data.task_pairs import check_rendering, read_candidates
 from automixalign.preflight.validate import plan_experiment
 from automixalign.quickstart.tiny_model import build_tokenizer
 from automixalign.scoring.verifiers.registry import registered_verifiers
@@ -46,22 +48,33 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def check_source(name: str, content: bytes) -> None:
     Path(name).write_bytes(content)
-    with contextlib.suppress(DataError):
-        read_pairs(TaskSpec(name="own", source=name, verifier="number"), 0, registered_verifiers())
-    pairs, counts = read_pairs(TaskSpec(name="own", source=name), 0, registered_verifiers())
-    listed = list(pairs)
-    assert len({pair.pair_id for pair in listed}) == len(listed) == len(pairs) <= counts["read"]
-    for pair in listed:
-        written = json.dumps([pair.prompt, pair.chosen, pair.rejected, pair.answer], ensure_ascii=False)
-        assert "\\u0000" not in written.encode().decode()
-    check_rendering("own", pairs, tokenizer(), 64)
-    tasks = {"own": listed, "other": listed[1:]}
-    ranks = {"own": pairs.ranks, "other": pairs.ranks[1:]}
-    labels = split_tasks({task: np.sort(each) for task, each in ranks.items()}, SplitSpec(test=0.3))
+    spec = {"name": "own", "source": name}
+    with (
+        contextlib.suppress(DataError),
+        open_task(TaskSpec.model_validate({**spec, "verifier": "number"}), 0, registered_verifiers()) as reader,
+    ):
+        list(reader)
+    with open_task(TaskSpec.model_validate(spec), 0, {}) as reader:
+        candidates = read_candidates(reader, 0, Collector(0))
+        listed = list(candidates.used_among(pair for _, pair in reader))
+        assert len({pair.pair_id for pair in listed}) == len(listed) <= sum(reader.counts[0].values())
+        for pair in listed:
+            written = json.dumps(pair._asdict(), ensure_ascii=False)
+            assert "\\u0000" not in written.encode().decode()
+        settings = DataSettings.model_validate(
+            {"seed": 0, "tasks": [spec], "split": {"test": 0.3}, "max_length": 64, "fingerprints": [""]}
+        )
+        check_rendering(reader, tokenizer(), settings)
+    other = Collector(0)
+    assert all([other.add(0, pair) for pair in listed[1:]])
+    tasks = {"own": candidates, "other": other.finish()}
+    numbers = np.flatnonzero(candidates.fates == Fate.USED)
+    pairs = {"own": dict(zip(numbers, listed, strict=True)), "other": dict(enumerate(listed[1:]))}
+    labels = split_tasks(tasks, settings.split)
     splits: dict[str, set[int]] = {}
-    for task, part in tasks.items():
-        for row, label in zip(np.argsort(ranks[task], kind="stable"), labels[task], strict=True):
-            splits.setdefault(part[row].prompt_key, set()).add(int(label))
+    for task, of_number in pairs.items():
+        for number, pair in of_number.items():
+            splits.setdefault(pair.prompt_key, set()).add(int(labels[task][number]))
     assert all(len(labels_of_prompt) == 1 for labels_of_prompt in splits.values())
 
 
@@ -71,7 +84,8 @@ def check_experiment(experiment: Experiment) -> None:
     written.encode()
     assert parse_experiment(parse_yaml(written, "the dump"), "the dump") == experiment
     folder = Path.cwd()
-    for source in [experiment.base_model.source, *(task.source for task in experiment.tasks)]:
+    paths = [source.path for task in experiment.tasks for source in task.sources]
+    for source in [experiment.base_model.source, *paths, *(each.path for each in experiment.decontaminate)]:
         with contextlib.suppress(OSError):
             if Path(source).exists() and folder not in Path(source).resolve().parents:
                 reject()

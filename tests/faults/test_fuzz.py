@@ -102,7 +102,7 @@ def check_config(content: str) -> None:
 
 
 def check_overrides(options: list[tuple[str, str]]) -> None:
-    data = parse_yaml(experiment(), "fuzz")
+    data = parse_experiment(parse_yaml(experiment(), "fuzz"), "fuzz").model_dump(mode="json")
     for key, value in options:
         override(data, key, parse_yaml(value, f"--set {key}"))
     check_experiment(parse_experiment(data, "fuzz"))

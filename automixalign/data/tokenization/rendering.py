@@ -24,6 +24,14 @@ _TOOL = {
     "function": {"name": "f", "description": "f", "parameters": {"type": "object", "properties": {}}},
 }
 _MAX_FRAMES = 1000
+_PROBES = (
+    "text {0}",
+    " \n\t text {0} \n ",
+    "<think>\n{0}\n</think>\n\nanswer {0}",
+    "{0}",
+    "<tool_call>{{}}</tool_call>",
+)
+"""Contents for which a frame must equal the template's own rendering, as a guard against a wrong analysis."""
 _USER: Message = {"role": "user", "content": "hello"}
 _SYSTEM: Message = {"role": "system", "content": "hello"}
 
@@ -137,10 +145,6 @@ class _Voice:
             frame = self._frames[roles]
         except KeyError:
             frame = self._make_frame(*roles)
-            text = self.render(messages, generation)
-            if frame is not None and frame.fill([message["content"] for message in messages]) != text:
-                frame = self._frames[roles] = None  # never seen: a second guard against a wrong analysis
-            return text
         if frame is not None:
             return frame.fill([message["content"] for message in messages])
         if not generation:
@@ -153,16 +157,22 @@ class _Voice:
         return {**self._variables, "messages": messages, "add_generation_prompt": generation}
 
     def _make_frame(self, generation: bool, *roles: str) -> Frame | None:
-        def render(contents: list[str]) -> str:
+        def render(contents: list[str], by: Callable[[_Variables], str] = self._template.render_copies) -> str:
             messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=True)]
-            return self._template.render_copies(self._all_variables(messages, generation))
+            return by(self._all_variables(messages, generation))
 
         if len(self._frames) >= _MAX_FRAMES:
             self._frames.clear()
+        frame = None
         with suppress(Exception):  # the template reads contents, or refuses these roles
             if all(map(str.isidentifier, roles)):  # another text might look like a gap
-                self._frames[generation, *roles] = Frame(render, len(roles))
-        return self._frames.setdefault((generation, *roles), None)
+                frame = Frame(render, len(roles))
+                for probe in _PROBES:
+                    contents = [probe.format(number) for number in range(len(roles))]
+                    if frame.fill(contents) != render(contents, self._template.render):
+                        raise AssertionError("the template reads contents, though its analysis says no")
+        self._frames[generation, *roles] = frame
+        return frame
 
 
 def _is_plain(message: Message) -> bool:

@@ -35,7 +35,9 @@ def open_source(
     with tempfile.TemporaryDirectory() as scratch:
         if isinstance(source, HubSource):
             yield open_hub(source, spec, columns)
-        elif isinstance(source, GeneratedSource):
+            return
+        refuse_keys(spec, "is not on the hub", ("revision",))
+        if isinstance(source, GeneratedSource):
             refuse_keys(spec, "is generated")
             count = task.generated_rows(spec)
             yield OpenSource(spec.path, [lambda: _generate(source, count, seed)])

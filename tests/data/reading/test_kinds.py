@@ -127,3 +127,8 @@ def test_a_file_that_is_named_is_read_whatever_its_name(tmp_path: Path) -> None:
     path.write_text("\n".join(LINES))
     assert open_rows(path).data == ROWS
     assert open_rows(path.parent.parent / "test", split="test").data == ROWS
+
+
+def test_a_revision_is_refused_away_from_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{}")
+    refused(tmp_path / "a.jsonl", "is not on the hub: remove 'revision'", revision="main")

@@ -176,20 +176,23 @@ def _options(fields: Fields, conversational: bool) -> Options | None:
     """The options of the chat template that a row has."""
     if "tools" not in fields and "chat_template_kwargs" not in fields:
         return None
-    options = {name: fields[name] for name in _OPTIONS if fields.get(name)}
+    options = {name: fields[name] for name in _OPTIONS if fields.get(name) not in (None, "", {})}
     if isinstance(tools := options.get("tools"), str):  # as in tables, whose columns have one type
         try:
-            options["tools"] = tools = json.loads(tools)
+            tools = json.loads(tools)
         except ValueError as error:
             raise ValueError(f"'tools' is not JSON: {error}") from error
-        if not tools:
+        options["tools"] = tools
+        if tools is None:
             del options["tools"]
-    if tools and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise ValueError("'tools' must be a list of objects, or such a list as JSON text")
     if not isinstance(options.get("chat_template_kwargs", {}), Mapping):
         raise ValueError("'chat_template_kwargs' must be an object")
-    if options and not conversational:
-        raise ValueError(f"{next(iter(options))!r} is for a chat template, and this row is plain text")
+    if not conversational:
+        if filled := [name for name, value in options.items() if value]:
+            raise ValueError(f"{filled[0]!r} is for a chat template, and this row is plain text")
+        return None
     for name, value in options.items():
         _check_json(value, repr(name))
     return options or None

@@ -84,7 +84,7 @@ def test_tools_may_be_json_text(tools: Any) -> None:
     assert make_pair(conversation("q", "yes", "no", tools=tools)).options == {"tools": [TOOL]}
 
 
-@pytest.mark.parametrize("tools", [None, [], "", "[]", "null"])
+@pytest.mark.parametrize("tools", [None, "", "null"])
 def test_no_tools_are_no_options(tools: Any) -> None:
     assert make_pair(conversation("q", "yes", "no", tools=tools, chat_template_kwargs={})).options is None
 
@@ -225,3 +225,9 @@ def test_sides_are_the_same_if_only_blanks_differ(chosen: Data, rejected: Data, 
 def test_text_of_messages_names_roles() -> None:
     pair: Pair = make_pair(conversation("hi", "yes", "no"))
     assert text_of([*pair.prompt, *pair.chosen]) == "user: hi\nassistant: yes"
+
+
+@pytest.mark.parametrize("tools", [[], "[]"])
+def test_an_empty_list_of_tools_reaches_the_template_as_in_trl(tools: Any) -> None:
+    assert make_pair(conversation("p", "a", "b", tools=tools)).options == {"tools": []}
+    assert make_pair(plain("p", "a", "b", tools=tools)).options is None

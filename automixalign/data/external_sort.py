@@ -24,8 +24,8 @@ _BUFFER_BYTES = 64 << 20
 class ExternalSort:
     """Takes the pairs of a task in their order, and returns them in parts, in the order of their ranks.
 
-    The first byte of a rank names the file of a row, so one in 256 rows is in memory at a time. All rows stay
-    in memory while they fit there.
+    The first nine bits of a rank name the file of a row, so one in 512 rows is in memory at a time. All rows
+    stay in memory while they fit there.
 
     Args:
         folder: a new folder for the files.
@@ -37,7 +37,7 @@ class ExternalSort:
         self._folder, self.schema = folder, schema
         self._schema_with_number = schema.append(pa.field(_NUMBER, pa.int32()))
         self._buffer: list[pa.RecordBatch] = []
-        self._buckets: list[npt.NDArray[np.uint8]] = []
+        self._buckets: list[npt.NDArray[np.uint16]] = []
         self._buffer_bytes = 0
         self._files: set[int] = set()
 
@@ -45,7 +45,8 @@ class ExternalSort:
         """Take rows, with the number and the rank of each."""
         columns = [*rows.columns, pa.array(numbers, pa.int32())]
         self._buffer.append(pa.RecordBatch.from_arrays(columns, schema=self._schema_with_number))
-        self._buckets.append(ranks.view(np.uint8).reshape(len(ranks), ranks.itemsize)[:, 0])
+        high, low = ranks.view(np.uint8).reshape(len(ranks), ranks.itemsize)[:, :2].T
+        self._buckets.append((high.astype(np.uint16) << 1) | (low >> 7))
         self._buffer_bytes += rows.nbytes
         if self._buffer_bytes >= _BUFFER_BYTES:
             self._flush()

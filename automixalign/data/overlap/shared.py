@@ -22,6 +22,8 @@ class Shared(NamedTuple):
 
 def shared_by_tasks(tasks: Mapping[str, Candidates]) -> list[Shared]:
     """What each two tasks that share a prompt have in common, among their used pairs."""
+    if len(tasks) < 2:
+        return []
     used = {name: candidates.fates == Fate.USED for name, candidates in tasks.items()}
     prompts = {name: np.unique(candidates.ranks[used[name]]) for name, candidates in tasks.items()}
     ids = {name: candidates.ids[used[name]] for name, candidates in tasks.items()}

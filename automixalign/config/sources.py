@@ -45,7 +45,7 @@ class Source(ABC):
     text: str
     """The source as the configuration has it."""
     key: str
-    """What error messages call it: `base_model.source` or `task NAME`."""
+    """What error messages call it: `base_model.source`, `task NAME` or `decontaminate`."""
     error: type[AutoMixAlignError]
     """The kind of error for a source that is missing or unreadable."""
 
@@ -264,13 +264,18 @@ def parse_base_model(source: str, revision: str | None = None) -> BaseModelSourc
 
 
 def parse_task(name: str, spec: LocationSpec) -> TaskSource:
-    """Parse one source of a task.
+    """Parse one source of the task `name`."""
+    return parse_data(f"task {name}", spec)
+
+
+def parse_data(key: str, spec: LocationSpec) -> TaskSource:
+    """Parse a source of rows.
 
     Args:
-        name: the task.
+        key: what error messages call it: `task NAME` or `decontaminate`.
         spec: the source. Its `path` has one of the forms above. An existing path is never a hub id.
     """
-    identity = (spec.path, f"task {name}", DataError)
+    identity = (spec.path, key, DataError)
     if synthetic_name(spec.path) is not None:
         return GeneratedSource(*identity)
     if s3.is_uri(spec.path):
@@ -289,7 +294,7 @@ def named_sources(
         for index, spec in enumerate(task.sources):
             sources[f"tasks.{number}.sources.{index}"] = parse_task(task.name, spec)
     for number, test_set in enumerate(decontaminate):
-        sources[f"decontaminate.{number}"] = parse_task("decontaminate", test_set)
+        sources[f"decontaminate.{number}"] = parse_data("decontaminate", test_set)
     return sources
 
 

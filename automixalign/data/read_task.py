@@ -171,11 +171,8 @@ def open_task(task: TaskSpec, seed: int, verifiers: Verifiers) -> Iterator[TaskR
         sources = []
         for spec in task.sources:
             row_format = make_format(spec.format_spec)
-            try:
-                rows = stack.enter_context(open_source(task, spec, seed, _needed_columns(spec, row_format)))
-            except DataError as error:
-                prefix = f"task {task.name}: "
-                raise DataError(prefix + str(error).removeprefix(prefix)) from error
+            columns, generated_rows = _needed_columns(spec, row_format), task.generated_rows(spec)
+            rows = stack.enter_context(open_source(f"task {task.name}", spec, columns, seed, generated_rows))
             sources.append(_Source(spec, rows, row_format))
         yield TaskReader(task, sources, seed, verifiers)
 

@@ -4,7 +4,6 @@ import datetime
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -23,7 +22,7 @@ from automixalign.data.pairs import TURNS, Message, Pair, Turn, content_text
 from automixalign.data.read_task import TaskReader
 from automixalign.data.store import split_schema
 from automixalign.data.tokens import PairTokenizer, Tokens, check_template, chunks_of, tokenize
-from automixalign.system.errors import DataError, ModelError
+from automixalign.system.errors import DataError, named
 from automixalign.system.parallel import map_in_processes
 from automixalign.system.processors import available_processors
 
@@ -134,23 +133,13 @@ def check_rendering(reader: TaskReader, tokenizer: "PreTrainedTokenizerBase", se
         ModelError: the pairs are conversational and the tokenizer has no chat template.
     """
     fates: Counter[Fate] = Counter()
-    with naming(reader.task.name):
+    with named(f"task {reader.task.name}"):
         pairs = _checked((pair for _, pair in reader), tokenizer)
         for chunk in tokenize(tokenizer, pairs, settings.max_length, settings.date):
             fates.update(_fate(each, settings.long_answers) for each in chunk.tokens)
             if fates[Fate.USED]:
                 return
         raise _nothing_fits(fates, settings)
-
-
-@contextmanager
-def naming(task: str) -> Iterator[None]:
-    """Name the task in errors of its data."""
-    prefix = f"task {task}: "
-    try:
-        yield
-    except (DataError, ModelError) as error:
-        raise type(error)(prefix + str(error).removeprefix(prefix)) from error
 
 
 def _checked(pairs: Iterable[Pair], tokenizer: "PreTrainedTokenizerBase") -> Iterator[Pair]:
@@ -205,7 +194,7 @@ def tokenize_task(
     notes, rows, start = Notes(), None, 0
     tokenized = _Tokenized(reader.task.name, tokenizer, settings)
     chunks = chunks_of(_checked(pairs, tokenizer))
-    with naming(reader.task.name):
+    with named(f"task {reader.task.name}"):
         for chunk in map_in_processes(tokenized, chunks, min(_MAX_PROCESSES, available_processors())):
             end = start + len(chunk.fates)
             numbers = np.arange(start, end) if candidates is None else drawn[start:end]

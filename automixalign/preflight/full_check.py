@@ -20,8 +20,6 @@ from automixalign.preflight.validate import is_here, pinned
 from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.system.errors import ConfigError
 
-_TEST_SETS = "decontaminate"
-
 
 class FullCheck(NamedTuple):
     """What a check of everything on this machine showed."""
@@ -54,9 +52,9 @@ def check_in_full(experiment: Experiment, with_estimate: bool = False, workers: 
     """
     experiment = pinned(experiment)
     inspect_base_model(experiment.base_model, experiment.max_length)
-    here = [task for task in experiment.tasks if all(is_here(task.name, source) for source in task.sources)]
+    here = [task for task in experiment.tasks if all(map(is_here, task.sources))]
     unread = _unread(experiment)
-    test_sets = [test_set for test_set in experiment.decontaminate if is_here(_TEST_SETS, test_set)]
+    test_sets = list(filter(is_here, experiment.decontaminate))
     experiment = experiment.model_copy(update={"decontaminate": test_sets})
     at_hand = is_at_hand(experiment.base_model)
     if with_estimate:
@@ -80,8 +78,8 @@ def _unread(experiment: Experiment) -> list[str]:
     sources: list[tuple[str, LocationSpec]] = [
         (f"task {task.name}", source) for task in experiment.tasks for source in task.sources
     ]
-    sources += [(_TEST_SETS, test_set) for test_set in experiment.decontaminate]
-    return [f"{owner}: {source.path}" for owner, source in sources if not is_here(owner, source)]
+    sources += [("decontaminate", test_set) for test_set in experiment.decontaminate]
+    return [f"{owner}: {source.path}" for owner, source in sources if not is_here(source)]
 
 
 def _check_all_is_here(experiment: Experiment, at_hand: bool, unread: list[str]) -> None:

@@ -10,12 +10,10 @@ from automixalign.config.file import parse_yaml
 from automixalign.config.models import BaseModelSpec
 from automixalign.config.plan import DECONTAMINATE, Plan
 from automixalign.config.sources import (
-    GeneratedSource,
     HubSource,
-    LocalSource,
     Source,
     parse_base_model,
-    parse_task,
+    parse_data,
 )
 from automixalign.data.clean import Collector
 from automixalign.data.read_task import open_task
@@ -85,26 +83,31 @@ def plan_experiment(experiment: Experiment) -> Plan:
         experiment = pinned(experiment)
         base_model = parse_base_model(experiment.base_model.source, experiment.base_model.revision)
         fingerprints = {"base_model": base_model.fingerprint()}
-        groups: dict[str, Sequence[LocationSpec]] = {task.name: task.sources for task in experiment.tasks}
-        for name, specs in {**groups, DECONTAMINATE: experiment.decontaminate}.items():
-            fingerprints[name] = " ".join(parse_task(name, spec).fingerprint() for spec in specs)
+        for task in experiment.tasks:
+            fingerprints[task.name] = _fingerprint(f"task {task.name}", task.sources)
+        fingerprints[DECONTAMINATE] = _fingerprint("decontaminate", experiment.decontaminate)
     return Plan.of(experiment, fingerprints)
+
+
+def _fingerprint(key: str, specs: Iterable[LocationSpec]) -> str:
+    return " ".join(parse_data(key, spec).fingerprint() for spec in specs)
 
 
 def pinned(experiment: Experiment) -> Experiment:
     """The experiment with the commits that the hub now resolves its revisions to."""
 
-    def pin(name: str, sources: Iterable[_Location]) -> list[_Location]:
-        return [_pinned(source, parse_task(name, source)) for source in sources]
+    def pin(key: str, sources: Iterable[_Location]) -> list[_Location]:
+        return [_pinned(source, parse_data(key, source)) for source in sources]
 
     base_model = experiment.base_model
     return experiment.model_copy(
         update={
             "base_model": _pinned(base_model, parse_base_model(base_model.source, base_model.revision)),
             "tasks": [
-                task.model_copy(update={"sources": pin(task.name, task.sources)}) for task in experiment.tasks
+                task.model_copy(update={"sources": pin(f"task {task.name}", task.sources)})
+                for task in experiment.tasks
             ],
-            "decontaminate": pin(DECONTAMINATE, experiment.decontaminate),
+            "decontaminate": pin("decontaminate", experiment.decontaminate),
         }
     )
 
@@ -140,7 +143,7 @@ def check_local_sources(experiment: Experiment) -> None:
     inspected = inspect_base_model(experiment.base_model, experiment.max_length)
     candidates = {}
     for task in experiment.tasks:
-        if not all(is_here(task.name, source) for source in task.sources):
+        if not all(map(is_here, task.sources)):
             continue
         with open_task(task, experiment.seed, registered_verifiers()) as reader:
             candidates[task.name] = read_candidates(reader, experiment.seed, Collector(experiment.seed))
@@ -153,6 +156,6 @@ def check_local_sources(experiment: Experiment) -> None:
         check_trainable(inspected[0], experiment.training)
 
 
-def is_here(task: str, source: LocationSpec) -> bool:
-    """Whether a source of a task can be read without a network."""
-    return isinstance(parse_task(task, source), GeneratedSource | LocalSource)
+def is_here(source: LocationSpec) -> bool:
+    """Whether a source of rows can be read without a network."""
+    return parse_data("", source).service is None

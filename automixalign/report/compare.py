@@ -4,6 +4,7 @@ import html
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,16 @@ class ReportPaths:
     facts: Path
 
 
+RUN_PATHS: Mapping[str, str] = {
+    "leaderboard": "leaderboard.json",
+    "markdown": "leaderboard.md",
+    "plots": "plots",
+    "page": "report/index.html",
+    "facts": "report/data.json",
+}
+"""Field of `ReportPaths` -> its path in a run folder."""
+
+
 def compare(settings: ComparisonSettings, results: RunResults, paths: ReportPaths) -> list[leaderboard.Entry]:
     """Write the leaderboard, the plots and the report of a run, and return the leaderboard.
 
@@ -56,10 +67,8 @@ def compare(settings: ComparisonSettings, results: RunResults, paths: ReportPath
     record = current_step().record
     record.of_pipeline = True
     record.add_metrics(summary_metrics(entries))
-    record.add_artifact(paths.leaderboard, "leaderboard.json")
-    record.add_artifact(paths.page, "report/index.html")
-    record.add_artifact(paths.facts, "report/data.json")
-    record.add_artifact(paths.plots, "plots")
+    for name in ("leaderboard", "page", "facts", "plots"):
+        record.add_artifact(getattr(paths, name), RUN_PATHS[name])
     return entries
 
 

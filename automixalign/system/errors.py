@@ -1,5 +1,8 @@
 """Errors a user can act on: each says what is wrong, where, and what to do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from automixalign.system.plain_text import printable
 
 
@@ -50,3 +53,13 @@ class UnreachableError(StorageError):
 
 class ResourceError(AutoMixAlignError):
     """A stage needs more memory than it may use; the message names the stage and the settings to lower."""
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Begin the message of every `DataError` and `ModelError` with a name, unless it does so already."""
+    prefix = f"{name}: "
+    try:
+        yield
+    except (DataError, ModelError) as error:
+        raise type(error)(prefix + str(error).removeprefix(prefix)) from error

@@ -39,13 +39,12 @@ def compare(
 
     from automixalign.config.experiment import ComparisonSettings
     from automixalign.report.collect import RunResults
-    from automixalign.report.compare import ReportPaths, compare, summary_metrics
+    from automixalign.report.compare import RUN_PATHS, ReportPaths, compare, summary_metrics
     from automixalign.steps.step import run_step
 
     evaluations = [reference, *specialists, *generalists, *(merges or [])]
     logs = {log.metadata["model"]: log for log in [*trajectories, *specialist_trajectories]}
     outputs = {"leaderboard": leaderboard, "markdown": markdown, "plots": plots, "page": page, "facts": facts}
-    run_paths = ("leaderboard.json", "leaderboard.md", "plots", "report/index.html", "report/data.json")
     with run_step("compare", reads=[*evaluations, *logs.values(), data, *losses], writes=outputs.values()):
         results = RunResults(
             evaluations=[Path(artifact.path) for artifact in evaluations],
@@ -57,5 +56,5 @@ def compare(
         paths = ReportPaths(**{name: Path(artifact.path) for name, artifact in outputs.items()})
         entries = compare(ComparisonSettings.model_validate_json(settings), results, paths)
         metrics.metadata.update(summary_metrics(entries))
-        for artifact, run_path in zip(outputs.values(), run_paths, strict=True):
-            artifact.metadata["run_path"] = run_path
+        for name, artifact in outputs.items():
+            artifact.metadata["run_path"] = RUN_PATHS[name]

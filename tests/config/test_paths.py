@@ -21,9 +21,9 @@ Data = dict[str, Any]
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The configuration's folder, beside the working directory; the home folder is a third one."""
-    for name in ("work", "home", "project"):
+    for name in ("elsewhere", "home", "project"):
         (tmp_path / name).mkdir()
-    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     return tmp_path / "project"
 
@@ -88,9 +88,9 @@ def test_an_existing_folder_is_no_hub_id(folder: Path, experiment_data: Data) ->
 def test_options_are_relative_to_the_working_directory(folder: Path, experiment_data: Data) -> None:
     sets = ["base_model=./m", "output=~/out"]
     experiment = load(folder, experiment_data, tasks=["own=a.jsonl", "home=~/b.jsonl"], sets=sets)
-    assert paths(experiment, 2) == [f"{folder.parent}/work/a.jsonl"]
+    assert paths(experiment, 2) == [f"{folder.parent}/elsewhere/a.jsonl"]
     assert paths(experiment, 3) == [f"{folder.parent}/home/b.jsonl"]
-    assert str(Path(experiment.base_model.source).resolve()) == f"{folder.parent}/work/m"
+    assert str(Path(experiment.base_model.source).resolve()) == f"{folder.parent}/elsewhere/m"
     assert experiment.output is not None
     assert experiment.output.to == f"{folder.parent}/home/out"
 
@@ -104,7 +104,7 @@ def test_a_pipe_has_no_folder(folder: Path, experiment_data: Data) -> None:
     writer.start()
     experiment = load_experiment(file=pipe)
     writer.join()
-    assert paths(experiment) == [f"{folder.parent}/work/a.jsonl"]
+    assert paths(experiment) == [f"{folder.parent}/elsewhere/a.jsonl"]
 
 
 @pytest.mark.parametrize(

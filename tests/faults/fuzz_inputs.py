@@ -130,21 +130,23 @@ configurations = damaged(
 )
 
 
-def _keys(data: Any, above: str = "") -> list[str]:
-    """Every key of a configuration in the notation of `--set`."""
+def _options(data: Any, above: str = "") -> list[tuple[str, str]]:
+    """Every key of a configuration in the notation of `--set`, and its value."""
     inside = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
-    below = [_keys(value, f"{above}.{key}" if above else str(key)) for key, value in inside]
-    return [above] * bool(above) + [key for keys in below for key in keys]
+    below = [_options(value, f"{above}.{key}" if above else str(key)) for key, value in inside]
+    return [(above, json.dumps(data))] * bool(above) + [option for options in below for option in options]
 
 
+OPTIONS = _options(parse_experiment(yaml.safe_load(experiment()), "the test").model_dump(mode="json"))
 KEYS = [
-    *_keys(parse_experiment(yaml.safe_load(experiment()), "the test").model_dump(mode="json")),
+    *(key for key, _ in OPTIONS),
     *_pieces("methods.1.eta|methods.1.c|training.lora.rank|training.trainable|registry.name|output"),
     *_pieces("cluster.steps.evaluate|cluster.default.tolerations|merges.0.parameters.weight"),
 ]
 SETTINGS = _pieces("true|null|{}|[]|[a]|{a:_1}|abc|1Gi|own.jsonl|1e-3|./x|synthetic:format|a/b|s3://b/c")
 overrides = st.lists(
-    st.tuples(
+    st.sampled_from(OPTIONS)
+    | st.tuples(
         st.sampled_from(KEYS)
         | st.sampled_from(KEYS)
         | st.lists(odd_text | st.integers(-3, 3).map(str), max_size=4).map(".".join),

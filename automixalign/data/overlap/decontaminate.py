@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from automixalign.config.data import DecontaminationSpec, SourceSpec, TaskSpec
+from automixalign.config.data import DecontaminationSpec
 from automixalign.data.reading.row import Unreadable
 from automixalign.data.reading.rows import open_source
 from automixalign.system.errors import DataError
@@ -31,9 +31,8 @@ class Contamination:
     def __init__(self, test_sets: list[DecontaminationSpec]) -> None:
         self._grams: set[bytes] = set()
         for spec in test_sets:
-            source, columns = SourceSpec(**spec.model_dump(exclude={"columns"})), spec.columns
-            task = TaskSpec(name="decontaminate", sources=[source])
-            with open_source(task, source, seed=0, columns=columns) as rows:
+            columns = spec.columns
+            with open_source("decontaminate", spec, columns) as rows:
                 other_splits = [file for file, why in rows.passed_over.items() if why.startswith("split ")]
                 if spec.split is None and other_splits:
                     raise DataError(

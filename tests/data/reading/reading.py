@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pytest
 
-from automixalign.config.data import SourceSpec, TaskSpec
+from automixalign.config.data import SourceSpec
 from automixalign.data.reading.row import Row
 from automixalign.data.reading.rows import open_source
 from automixalign.system.errors import DataError
@@ -39,8 +39,7 @@ class Opened(NamedTuple):
 def open_rows(path: Path | str, columns: Collection[str] | None = None, seed: int = 0, **keys: Any) -> Opened:
     """Read a source twice; both readings must agree."""
     spec = SourceSpec(path=str(path), **keys)
-    task = TaskSpec(name="task", sources=[spec])
-    with open_source(task, spec, seed, columns) as source:
+    with open_source("task task", spec, columns, seed) as source:
         rows = list(source)
         assert list(source) == rows
         return Opened(rows, source.passed_over)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from automixalign.config.data import SourceSpec, TaskSpec
+from automixalign.config.data import SourceSpec
 from automixalign.config.sources import parse_task
 from automixalign.data.reading.rows import open_source
 from automixalign.system.errors import DataError
@@ -25,10 +25,9 @@ def test_a_missing_path_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_generated_rows() -> None:
     spec = SourceSpec(path="synthetic:arithmetic")
-    task = TaskSpec(name="task", sources=[spec], limit=5)
 
     def generated(seed: int) -> list[object]:
-        with open_source(task, spec, seed) as source:
+        with open_source("task task", spec, seed=seed, generated_rows=5) as source:
             return list(source)
 
     rows = generated(1)

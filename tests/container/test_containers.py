@@ -95,7 +95,7 @@ def started(
     folder: Path, experiment: dict[str, Any], *arguments: str, **environment: str
 ) -> Iterator["subprocess.Popen[str]"]:
     """`ama run` with an experiment; terminated at the end."""
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".yaml") as file:
         yaml.safe_dump(experiment, file)
         command = [sys.executable, "-c", "from pipelines.cli import main; main()", "run", "-c", file.name]
         command.append("--no-cache")  # runs must not share results

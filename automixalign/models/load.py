@@ -87,14 +87,43 @@ def check_positions(config: "PretrainedConfig", max_length: int) -> None:
 
 
 def load_model(folder: Path, base_model: Path) -> "PreTrainedModel":
-    """Load a policy in fp32 for scoring or generation; a LoRA adapter is merged into `base_model`.
+    """Load a policy in fp32 for scoring or generation, with the weights that `full_model` writes.
+
+    Args:
+        folder: a full model, or a LoRA adapter.
+        base_model: the base model of an adapter.
 
     Raises:
         ModelError: the folder holds no model.
     """
-    if is_adapter(folder):
-        return load_adapter(load_full_model(base_model), folder).merge_and_unload()
-    return load_full_model(folder)
+    if not is_adapter(folder):
+        return load_full_model(folder)
+    model, dtypes = fold_adapter(folder, base_model), stored_dtypes(base_model)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(weight.to(dtypes[name]))
+    return model.to(device())
+
+
+def fold_adapter(folder: Path, base_model: Path) -> "PreTrainedModel":
+    """Add a LoRA adapter to its base model in fp32, in the CPU's memory: devices differ in their rounding.
+
+    Raises:
+        ModelError: a folder holds no model, or the adapter is one of another base.
+    """
+    model: PreTrainedModel = load_adapter(read_full_model(base_model, torch.float32), folder).merge_and_unload()
+    return model
+
+
+def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
+    """The dtype of every weight of a full model, by name, as transformers loads it by default.
+
+    Raises:
+        ModelError: the folder holds no full model in safetensors.
+    """
+    # Without memory for the weights.
+    model = read_full_model(folder, dtype="auto", device_map="meta")
+    return {name: weight.dtype for name, weight in model.state_dict().items()}
 
 
 def load_full_model(folder: Path, **options: Any) -> "PreTrainedModel":

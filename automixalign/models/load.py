@@ -80,10 +80,15 @@ def check_positions(config: "PretrainedConfig", max_length: int) -> None:
     Raises:
         ConfigError: it has fewer positions, and no RoPE scaling that extends them.
     """
-    positions = getattr(config, "max_position_embeddings", None)
-    scaling = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if positions and scaling == "default" and max_length > positions:
+    positions = position_limit(config)
+    if positions is not None and max_length > positions:
         raise ConfigError(f"max_length: the base model has {positions} positions; set it to that at most")
+
+
+def position_limit(config: "PretrainedConfig") -> int | None:
+    """The number of tokens that a model accepts; None without limit, or with a RoPE scaling that extends it."""
+    scaling = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    return (getattr(config, "max_position_embeddings", None) or None) if scaling == "default" else None
 
 
 def load_model(folder: Path, base_model: Path) -> "PreTrainedModel":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from automixalign.config.models import BaseModelSettings, BaseModelSpec
 from automixalign.config.sources import BaseModelSource, LocalSource, parse_base_model
 from automixalign.models.safety import check_full_model
+from automixalign.steps.step import current_step
 from automixalign.storage import files
 from automixalign.system.errors import ModelError
 
@@ -55,6 +56,7 @@ def _train_tiny(settings: BaseModelSettings, tiny: "TinyModel", folder: Path) ->
 def _convert(spec: BaseModelSpec, folder: Path) -> dict[str, Any]:
     import torch
 
+    from automixalign.models.generate import write_ends
     from automixalign.models.load import forget_code
 
     source = parse_base_model(spec.source, spec.revision)
@@ -71,7 +73,17 @@ def _convert(spec: BaseModelSpec, folder: Path) -> dict[str, Any]:
         forget_code(model, tokenizer)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    return {"parameters": model.num_parameters(), "architecture": type(model).__name__}
+    ends, changes = write_ends(folder, tokenizer)
+    if changes:
+        told = ", ".join(f"{key}={value!r:.40}" for key, value in changes.items())
+        current_step().warn(
+            f"{source.label}: its generation config sets {told}; greedy answers follow it, as in transformers"
+        )
+    return {
+        "parameters": model.num_parameters(),
+        "architecture": type(model).__name__,
+        "ends": tokenizer.convert_ids_to_tokens(ends),
+    }
 
 
 def inspect_base_model(

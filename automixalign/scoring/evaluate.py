@@ -1,15 +1,14 @@
 """The stage `evaluate`: one model's metrics and generated answers on every task's held-out test split."""
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import torch
 
-from automixalign.config.evaluation import EvaluationSettings, EvaluationSpec
+from automixalign.config.evaluation import EvaluationSettings
 from automixalign.data.store import IDS, TEST, read_split, tasks_of
-from automixalign.models.load import autocast, load_model, load_tokenizer
+from automixalign.models.generate import Decoding, generate
+from automixalign.models.load import load_model, load_tokenizer
 from automixalign.scoring import caches
 from automixalign.scoring.caches import SUMMARY
 from automixalign.scoring.metrics import PairScores, pair_metrics, pass_rate
@@ -19,7 +18,7 @@ from automixalign.steps.step import current_step
 from automixalign.storage import files
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 GENERATIONS = "generations.jsonl"
 REFERENCE = "reference"
@@ -95,14 +94,16 @@ def _verified_answers(
     settings: EvaluationSettings, task: str, pairs: pa.Table, policy: "PreTrainedModel", base_model: Path
 ) -> list[dict[str, Any]]:
     """Answer each distinct prompt greedily, and verify the answers."""
+    spec = settings.evaluation
     first: dict[tuple[int, ...], dict[str, Any]] = {}
     for row in pairs.select(["pair_id", "prompt_ids", "answer"]).to_pylist():
         first.setdefault(tuple(row["prompt_ids"]), row)
-    rows = list(first.values())[: settings.evaluation.max_prompts]
+    rows = list(first.values())[: spec.max_prompts]
     tokenizer = load_tokenizer(base_model)
     passes = registered_verifiers()[settings.verifiers[task]]
     prompts = [row["prompt_ids"] for row in rows]
-    outputs = generate(policy, tokenizer, prompts, settings.evaluation)
+    decoding = Decoding(spec.max_new_tokens, spec.batch_size, spec.precision)
+    outputs = generate(policy, tokenizer, prompts, decoding, track=current_step().track)
     return [
         {
             "task": task,
@@ -113,44 +114,3 @@ def _verified_answers(
         }
         for row, text in zip(rows, outputs, strict=True)
     ]
-
-
-def generate(
-    policy: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: list[list[int]],
-    spec: EvaluationSpec,
-) -> list[str]:
-    """Greedy continuations of tokenised prompts, in the order of the prompts, without special tokens."""
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    texts = [""] * len(prompts)
-    batches = [order[at : at + spec.batch_size] for at in range(0, len(order), spec.batch_size)]
-    policy.eval()
-    for batch in current_step().track(batches, len(batches)):
-        continuations = _continue(policy, tokenizer, [prompts[index] for index in batch], spec)
-        for index, text in zip(batch, continuations, strict=True):
-            texts[index] = text
-    return texts
-
-
-@torch.inference_mode()
-def _continue(
-    policy: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: list[list[int]],
-    spec: EvaluationSpec,
-) -> list[str]:
-    padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(policy.device)
-    positions = getattr(policy.config, "max_position_embeddings", None) or math.inf
-    room = positions - padded["input_ids"].shape[1]  # at least 1, as prompts are shorter than max_length
-    with autocast(spec.precision):
-        ids = policy.generate(
-            **padded,
-            do_sample=False,
-            max_new_tokens=min(spec.max_new_tokens, room),
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    new = ids[:, padded["input_ids"].shape[1] :]
-    texts: list[str] = tokenizer.batch_decode(new, skip_special_tokens=True)
-    return texts

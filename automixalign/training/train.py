@@ -1,5 +1,6 @@
 """Train one policy, a specialist or a generalist: read the pairs, train, write the model and its trajectory."""
 
+import copy
 import hashlib
 import time
 from collections.abc import Mapping
@@ -79,6 +80,7 @@ def train_policy(
     with checkpoint_store(location, key, scratch) as checkpoints:
         tokenizer = load_tokenizer(training.base_model)
         model = load_full_model(training.base_model)
+        generation_config = copy.deepcopy(model.generation_config)
         freeze(model, spec.trainable)
         log = checkpoints.folder / TRAJECTORY
         trainer = MixingTrainer(
@@ -101,6 +103,8 @@ def train_policy(
         if trainer.accelerator.is_main_process:
             _make_adapter_portable(trainer.model)
             with files.replacing(training.output) as folder:
+                # The trainer may have changed it, and `save_pretrained` refuses some changed ones.
+                model.generation_config = generation_config
                 trainer.model.save_pretrained(folder, state_dict=state_dict)
                 (folder / _MODEL_CARD).unlink(missing_ok=True)
                 _check_weights(folder, steps)

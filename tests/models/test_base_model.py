@@ -52,6 +52,7 @@ def test_a_folder_keeps_its_weights_and_tokenizer(
         "source": str(base_model),
         "parameters": sum(weight.numel() for weight in load_file(base_model / "model.safetensors").values()),
         "architecture": "LlamaForCausalLM",
+        "ends": ["<eos>"],
     }
     before, after = (load_file(folder / "model.safetensors") for folder in (base_model, tmp_path / "out"))
     assert before.keys() == after.keys()

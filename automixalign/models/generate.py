@@ -1,0 +1,171 @@
+"""Generate text: one way for evaluation, `ama chat` and `ama generate`.
+
+A generation ends at any token that the model's generation config names as an end. `prepare_base_model` writes
+them there; transformers, vLLM and MLflow read them from the same file.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig, TextStreamer
+from transformers.utils import GENERATION_CONFIG_NAME
+
+from automixalign.config.settings import Precision
+from automixalign.models.load import autocast, position_limit
+from automixalign.storage import files
+from automixalign.system.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_CHANGE_GREEDY = {
+    *("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias", "guidance_scale"),
+    *("min_length", "min_new_tokens", "suppress_tokens", "begin_suppress_tokens", "stop_strings"),
+    *("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"),
+}
+"""Keys of a generation config that also change the most likely token, or end an answer."""
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How to generate."""
+
+    max_new_tokens: int
+    batch_size: int = 1
+    """Prompts that are continued together."""
+    precision: Precision = "fp32"
+    temperature: float = 0.0
+    """0 is greedy. Otherwise tokens are drawn, with `top_p` and `top_k` of the model's generation config."""
+
+
+def write_ends(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], dict[str, Any]]:
+    """Name all ends of a generation in the generation config of a model folder, and the padding.
+
+    The ends are those that the config names, and the end of the tokenizer. The other keys stay as they are.
+
+    Returns:
+        The ids of the ends, and the keys that also change greedy decoding.
+    """
+    config = GenerationConfig.from_pretrained(folder)
+    ends = list(dict.fromkeys([tokenizer.eos_token_id, *_ids(config.eos_token_id)]))
+    path = folder / GENERATION_CONFIG_NAME
+    # `save_pretrained` refuses a changed config with a temperature and no `do_sample`, as many models have it.
+    changes = {"eos_token_id": ends[0] if len(ends) == 1 else ends, "pad_token_id": tokenizer.pad_token_id}
+    files.write_json(path, files.read_json(path) | changes)
+    set_keys = {key: value for key, value in config.to_diff_dict().items() if key in _CHANGE_GREEDY}
+    return ends, {key: value for key, value in set_keys.items() if value not in (None, 0, 1)}
+
+
+def room(policy: "PreTrainedModel", prompt: Sequence[int], wanted: int) -> int:
+    """How many tokens a model can add to a prompt, `wanted` at most; 0 or less if the prompt is too long."""
+    limit = position_limit(policy.config)
+    return wanted if limit is None else min(wanted, limit - len(prompt))
+
+
+def generate(
+    policy: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    *,
+    track: Callable[[Iterable[list[int]], int], Iterable[list[int]]] = lambda batches, _: batches,
+    write: Callable[[str], object] | None = None,
+) -> list[str]:
+    """Continue tokenised prompts.
+
+    Args:
+        policy: the model, on its device.
+        tokenizer: its tokenizer, with a token for padding.
+        prompts: token ids.
+        decoding: how to generate.
+        track: passes batches on, and shows the progress; it gets their number too.
+        write: gets each piece of the answer as soon as it is there; for one prompt.
+
+    Returns:
+        The continuations without special tokens, in the order of the prompts.
+
+    Raises:
+        ModelError: a prompt leaves no room for an answer.
+    """
+    texts = [""] * len(prompts)
+    rooms = [room(policy, prompt, decoding.max_new_tokens) for prompt in prompts]
+    if min(rooms, default=1) < 1:
+        prompt = prompts[rooms.index(min(rooms))]
+        raise ModelError(
+            f"a prompt of {len(prompt)} tokens leaves no room for an answer: the model has "
+            f"{position_limit(policy.config)} positions; shorten it"
+        )
+    order = sorted(range(len(prompts)), key=lambda number: (-rooms[number], len(prompts[number])))
+    # Prompts of a batch have equal room, so that an answer does not depend on its batch.
+    batches = [
+        equal[start : start + decoding.batch_size]
+        for _, group in itertools.groupby(order, key=rooms.__getitem__)
+        for equal in [list(group)]
+        for start in range(0, len(equal), decoding.batch_size)
+    ]
+    policy.eval()
+    for batch in track(batches, len(batches)):
+        chunk = [list(prompts[number]) for number in batch]
+        continuations = _continue(policy, tokenizer, chunk, decoding, rooms[batch[0]], write)
+        for number, text in zip(batch, continuations, strict=True):
+            texts[number] = text
+    return texts
+
+
+@torch.inference_mode()
+def _continue(
+    policy: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: list[list[int]],
+    decoding: Decoding,
+    max_new_tokens: int,
+    write: Callable[[str], object] | None,
+) -> list[str]:
+    padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(policy.device)
+    ends = set(_ids(policy.generation_config.eos_token_id))
+    if decoding.temperature:
+        sampling: dict[str, Any] = {"do_sample": True, "temperature": float(decoding.temperature)}
+    else:
+        sampling = {"do_sample": False, **dict.fromkeys(_SAMPLING)}
+    with autocast(decoding.precision):
+        ids = policy.generate(
+            **padded,
+            **sampling,
+            num_beams=1,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            tokenizer=tokenizer,  # for `stop_strings`
+            streamer=None if write is None else _Writer(tokenizer, ends, write),
+        )
+    new = ids[:, padded["input_ids"].shape[1] :].tolist()
+    # An end need not be a special token, so decoding would not always leave it out.
+    answers = [list(itertools.takewhile(lambda token: token not in ends, answer)) for answer in new]
+    texts: list[str] = tokenizer.batch_decode(answers, skip_special_tokens=True)
+    return texts
+
+
+class _Writer(TextStreamer):  # type: ignore[misc]  # transformers has no types for it
+    """Hands on each piece of an answer, without its end."""
+
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", ends: set[int], write: Callable[[str], object]
+    ) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._ends, self._write = ends, write
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.next_tokens_are_prompt or value.flatten()[0].item() not in self._ends:
+            super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self._write(text)
+
+
+def _ids(value: int | list[int] | None) -> list[int]:
+    return [] if value is None else value if isinstance(value, list) else [value]

@@ -51,8 +51,9 @@ def write_base_model(folder: Path) -> None:
 
     tokenizer = build_tokenizer()
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
-    llama(vocab_size=len(tokenizer), **ids).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with files.replacing(folder) as temporary:
+        llama(vocab_size=len(tokenizer), **ids).save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
 
 
 def data_settings() -> DataSettings:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,9 +37,21 @@ def replacing(path: Path) -> Iterator[Path]:
             except AutoMixAlignError as error:
                 error.args = tuple(str(part).replace(str(temporary), str(path)) for part in error.args)
                 raise
+            _apply_umask(temporary)
             if path.is_dir() and not path.is_symlink() and temporary.exists():
                 shutil.rmtree(path)
             temporary.replace(path)
+
+
+def _apply_umask(path: Path) -> None:
+    """Give new files the permissions that the user's umask leaves: safetensors lets only the owner read."""
+    probe = path.with_name(".umask")  # asking for the umask would change it for a moment, in all threads
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    for file in [path] if path.is_file() else list_files(path, hidden=True):
+        status = file.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+            file.chmod(mode)
 
 
 def write_text(path: Path, text: str) -> None:

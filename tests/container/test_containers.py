@@ -46,8 +46,6 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, base_model: Path) -> Pat
     words = [f"word{number}" for number in range(30)]
     rows = [{"prompt": f"say {word}:", "chosen": f" {word}!", "rejected": f" {word[::-1]}?"} for word in words]
     (folder / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for file in (folder / "base").iterdir():  # safetensors lets only its own user read
-        file.chmod(0o644)
     return folder
 
 

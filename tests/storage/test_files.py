@@ -2,10 +2,13 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from automixalign.storage import files
 
@@ -46,6 +49,27 @@ def test_replacing_changes_nothing_on_failure(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), files.replacing(folder):
         pass  # a body that forgets to write
     assert listing(tmp_path) == {"folder", "folder/old"}
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_replacing_gives_the_permissions_of_the_umask(tmp_path: Path, umask: int) -> None:
+    """safetensors itself lets only the owner read, whatever the umask."""
+    linked = tmp_path / "private"
+    linked.write_text("of another artifact")
+    linked.chmod(0o640)
+    before = os.umask(umask)
+    try:
+        with files.replacing(tmp_path / "model") as folder:
+            (folder / "part").mkdir(parents=True)
+            save_file({"weight": torch.zeros(2)}, folder / "part" / "model.safetensors")
+            files.link(linked, folder / "linked")
+        with files.replacing(tmp_path / "one.safetensors") as file:
+            save_file({"weight": torch.zeros(2)}, file)
+    finally:
+        os.umask(before)
+    for name in ("model/part/model.safetensors", "one.safetensors"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~umask
+    assert linked.stat().st_mode & 0o777 == 0o640
 
 
 def test_replacing_replaces_a_whole_folder(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def split_schema(conversational: bool) -> pa.Schema:
     """The columns of a split.
 
     A message has its `role`, its `content` as text, and `more`: JSON of what else it holds, such as tool calls.
+    `generation_ids` is the whole prompt, from which answers are generated; null where it is `prompt_ids`.
     `options` is JSON of `tools` and `chat_template_kwargs`. `swapped` marks pairs whose sides `label_noise` has
     exchanged.
     """
@@ -47,13 +48,14 @@ def split_schema(conversational: bool) -> pa.Schema:
         [("pair_id", pa.string()), ("task", pa.string())]
         + [(name, turn) for name in ("prompt", "chosen", "rejected")]
         + [(name, pa.list_(pa.int32())) for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
+        + [("generation_ids", pa.list_(pa.int32()))]
         + [("options", pa.string()), ("answer", pa.string()), ("swapped", pa.bool_())]
     )
 
 
 def read_split(data: Path, task: str, split: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read the pairs of one split: `pair_id`, `task`, text and `*_ids` of three turns, `options`,
-    `answer` and `swapped`.
+    """Read the pairs of one split: `pair_id`, `task`, text and `*_ids` of three turns,
+    `generation_ids`, `options`, `answer` and `swapped`.
 
     Args:
         columns: read these columns only.

@@ -258,6 +258,7 @@ def _batch(task: str, pairs: list[Pair], tokens: list[Tokens], prompt: Turn) -> 
         "options": [pair.options and _to_json(pair.options) for pair in pairs],
         "answer": [pair.answer for pair in pairs],
         "swapped": pa.repeat(False, len(pairs)),
+        "generation_ids": [each.generation for each in tokens],
     }
     for position, turn in enumerate(TURNS, start=1):  # of the fields of a pair
         columns[turn] = _stored([pair[position] for pair in pairs], schema.field(turn).type)

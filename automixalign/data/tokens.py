@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from automixalign.data.pairs import Pair, flat, text_of
+from automixalign.data.pairs import Options, Pair, Turn, flat, text_of
 from automixalign.data.tokenization.encode import Encoder
 from automixalign.data.tokenization.lost_text import lost_text
 from automixalign.data.tokenization.rendering import Renderer, Texts
@@ -40,6 +40,8 @@ class Tokens(NamedTuple):
     does not count."""
     lost: str | None
     """The name of the first part of the conversation that the chat template leaves out."""
+    generation: list[int] | None
+    """Ids of the whole prompt, from which an answer is generated, where they are not those of `prompt`."""
 
 
 class Chunk(NamedTuple):
@@ -89,6 +91,7 @@ class PairTokenizer:
         self, tokenizer: "PreTrainedTokenizerBase", max_length: int, date: datetime.date | None = None
     ) -> None:
         self._max_length = max_length
+        self._end: int = tokenizer.eos_token_id
         self._encode = Encoder(tokenizer)
         self._render_messages, self._render_text = Renderer(tokenizer, date), _plain_renderer(tokenizer)
 
@@ -116,7 +119,8 @@ class PairTokenizer:
         if refused:
             raise _refusal(refused, render)
         ids = iter(self._encode(rendered, special_tokens=plain))
-        return [_cut(next(ids), next(ids), next(ids), self._max_length, each) for each in lost]
+        end = self._end if plain else None
+        return [_cut(next(ids), next(ids), next(ids), self._max_length, each, end) for each in lost]
 
 
 def tokenize(
@@ -169,8 +173,47 @@ def _refusal(refused: list[tuple[Pair, Exception]], render: _Render) -> DataErro
     return DataError(f"the chat template refuses {count}; {advice}{''.join(lines)}")
 
 
+def prompt_ids(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: Turn,
+    options: Options | None = None,
+    date: datetime.date | None = None,
+) -> list[int]:
+    """The ids of a prompt alone, from which a model answers: those from which `evaluate` generates.
+
+    Args:
+        tokenizer: of the model.
+        prompt: text, or messages.
+        options: what the chat template gets beside the messages.
+        date: today's date for a chat template that asks for it.
+
+    Raises:
+        ModelError: the prompt is messages, and the tokenizer has no chat template.
+        DataError: the chat template refuses the messages.
+    """
+    plain = isinstance(prompt, str)
+    check_template(tokenizer, not plain)
+    end = tokenizer.eos_token_id if plain else None
+    try:
+        text = str(prompt) if plain else Renderer(tokenizer, date).prompt(prompt, options)
+    except Exception as error:  # a template is the model's own program, and may raise anything
+        raise DataError(f"the chat template refuses {text_of(prompt)!r:.80}: {error}") from error
+    (ids,) = Encoder(tokenizer)([text], special_tokens=plain)
+    return _without_end(ids, end)
+
+
+def _without_end(prompt: list[int], end: int | None) -> list[int]:
+    """Some tokenizers end every plain text with the end-of-sequence token; an answer does not follow it."""
+    return prompt[:-1] if end is not None and prompt[-1:] == [end] else prompt
+
+
 def _cut(
-    prompt: list[int], chosen: list[int], rejected: list[int], max_length: int, lost: str | None
+    prompt: list[int],
+    chosen: list[int],
+    rejected: list[int],
+    max_length: int,
+    lost: str | None,
+    end: int | None,
 ) -> Tokens:
     start = min(_common_prefix(prompt, chosen), _common_prefix(prompt, rejected))
     fits = 0 < start < max_length
@@ -185,6 +228,7 @@ def _cut(
         prompt_cut=start < len(prompt),
         length=max(len(chosen), len(rejected)),
         lost=lost,
+        generation=whole if fits and len(whole := _without_end(prompt, end)) > start else None,
     )
 
 

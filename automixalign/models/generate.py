@@ -62,9 +62,9 @@ def write_ends(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> tuple[list
 
 
 def room(policy: "PreTrainedModel", prompt: Sequence[int], wanted: int) -> int:
-    """How many tokens a model can add to a prompt, `wanted` at most; 0 or less if the prompt is too long."""
+    """How many tokens a model can add to a prompt, `wanted` at most."""
     limit = position_limit(policy.config)
-    return wanted if limit is None else min(wanted, limit - len(prompt))
+    return wanted if limit is None else max(0, min(wanted, limit - len(prompt)))
 
 
 def generate(

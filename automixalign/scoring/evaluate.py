@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from automixalign.config.evaluation import EvaluationSettings
 from automixalign.data.store import IDS, TEST, read_split, tasks_of
-from automixalign.models.generate import Decoding, generate
+from automixalign.models.generate import Decoding, generate, room
 from automixalign.models.load import load_model, load_tokenizer
 from automixalign.scoring import caches
 from automixalign.scoring.caches import SUMMARY
@@ -65,7 +65,7 @@ def evaluate(
     with files.replacing(output) as folder:
         for task in tasks_of(data):
             caches.check_cache(reference_logps / task, data, task)
-            pairs = read_split(data, task, split, (*IDS, "answer"))
+            pairs = read_split(data, task, split, (*IDS, "generation_ids", "answer"))
             ids = pairs.column("pair_id").to_pylist()
             cache = caches.read_cache(reference_logps / task, split, caches.CHOSEN, caches.REJECTED)
             reference_scores = caches.join(cache, ids, f"{task} {split}")
@@ -96,12 +96,17 @@ def _verified_answers(
     """Answer each distinct prompt greedily, and verify the answers."""
     spec = settings.evaluation
     first: dict[tuple[int, ...], dict[str, Any]] = {}
-    for row in pairs.select(["pair_id", "prompt_ids", "answer"]).to_pylist():
-        first.setdefault(tuple(row["prompt_ids"]), row)
-    rows = list(first.values())[: spec.max_prompts]
+    for row in pairs.select(["pair_id", "prompt_ids", "generation_ids", "answer"]).to_pylist():
+        first.setdefault(tuple(row["generation_ids"] or row["prompt_ids"]), row)
     tokenizer = load_tokenizer(base_model)
     passes = registered_verifiers()[settings.verifiers[task]]
-    prompts = [row["prompt_ids"] for row in rows]
+    prompts = [prompt for prompt in first if room(policy, prompt, 1)]
+    if omitted := len(first) - len(prompts):
+        current_step().warn(
+            f"task {task}: {omitted} of {len(first)} test prompts leave the model no room for an answer, and "
+            "are left out of the pass rate"
+        )
+    prompts = prompts[: spec.max_prompts]
     decoding = Decoding(spec.max_new_tokens, spec.batch_size, spec.precision)
     outputs = generate(policy, tokenizer, prompts, decoding, track=current_step().track)
     return [
@@ -112,5 +117,5 @@ def _verified_answers(
             "answer": row["answer"],
             "passed": passes(text, row["answer"]),
         }
-        for row, text in zip(rows, outputs, strict=True)
+        for row, text in zip(map(first.__getitem__, prompts), outputs, strict=True)
     ]

@@ -114,6 +114,7 @@ def _row(task: str, pair: Pair, ids: Tokens, swapped: bool) -> dict[str, Any]:
         "prompt_ids": ids.prompt,
         "chosen_ids": chosen_ids,
         "rejected_ids": rejected_ids,
+        "generation_ids": ids.generation,
         "options": None,
         "answer": pair.answer,
         "swapped": swapped,

@@ -23,6 +23,7 @@ def tokenize(tokenizer: Any, pair: Pair, max_length: int) -> Tokens:
         prompt_cut=start < len(prompt),
         length=max(len(chosen), len(rejected)),
         lost=None,
+        generation=prompt if fits and start < len(prompt) else None,
     )
 
 

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken
+from tokenizers import AddedToken, processors
 from transformers import PreTrainedTokenizerFast
 from trl import DPOTrainer
 
 from automixalign.data.tokenization.rendering import asks_for_date
-from automixalign.data.tokens import Tokens, tokenize
+from automixalign.data.tokens import Tokens, prompt_ids, tokenize
 from automixalign.system.errors import DataError
 from tests.data.rows import Data, assistant, conversation, parsed, system, user
 from tests.data.templates import TEMPLATES
@@ -175,8 +175,38 @@ def test_pairs_of_one_prompt_and_different_options(speaking: Any) -> None:
 
 
 def test_a_prompt_that_is_no_beginning_of_the_conversation(speaking: Any) -> None:
-    assert tokens_of(speaking(TEMPLATES["r1_distill"]), ROWS["plain"]).prompt_cut
-    assert not tokens_of(speaking(TEMPLATES["gemma"]), ROWS["plain"]).prompt_cut
+    """Answers are generated from the whole of it, which opens a thought here."""
+    tokenizer = speaking(TEMPLATES["r1_distill"])
+    tokens = tokens_of(tokenizer, ROWS["plain"])
+    assert tokens.prompt_cut
+    prompt = parsed(ROWS["plain"]).prompt
+    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+    assert tokens.generation == ids == prompt_ids(tokenizer, prompt)
+    assert tokenizer.decode(ids).endswith("<think>\n")
+    tokens = tokens_of(tokenizer := speaking(TEMPLATES["gemma"]), ROWS["plain"])
+    assert not tokens.prompt_cut and tokens.generation is None
+    assert prompt_ids(tokenizer, prompt) == tokens.prompt
+
+
+def test_a_prompt_alone_gets_its_tools_and_its_date(speaking: Any) -> None:
+    row = {**conversation("x", "y", "z", tools=[tool("weather")]), "chat_template_kwargs": {"a": 1}}
+    tokenizer = speaking("{{ tools|length }} {{ a }} {{ strftime_now('%Y') }} {{ messages[0].content }} ")
+    pair = parsed(row)
+    (chunk,) = tokenize(tokenizer, [pair], 10_000, datetime.date(1999, 1, 1))
+    ids = prompt_ids(tokenizer, pair.prompt, pair.options, datetime.date(1999, 1, 1))
+    assert ids == (chunk.tokens[0].generation or chunk.tokens[0].prompt)
+    assert tokenizer.decode(ids).strip() == "1 1 1999 x"
+
+
+def test_a_tokenizer_that_ends_every_text_does_not_end_a_prompt() -> None:
+    tokenizer = small_bpe()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    pair = parsed({"prompt": "the answer is:", "chosen": " blue", "rejected": " black"})
+    (chunk,) = tokenize(tokenizer, [pair], 100)
+    assert tokenizer.decode(prompt_ids(tokenizer, "the answer is:")) == "<s>the answer is:"
+    assert chunk.tokens[0].generation is None
 
 
 def test_refused_pairs_are_named_with_the_reason(speaking: Any) -> None:

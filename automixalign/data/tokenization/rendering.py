@@ -68,18 +68,27 @@ class Renderer:
         Raises:
             Exception: of any kind, from the chat template, or for a variable that no template can have.
         """
-        if pair.options is not None:
-            voice = self._voice(
-                {"tools": pair.options.get("tools"), **pair.options.get("chat_template_kwargs", {})}
-            )
-        else:
-            voice = self._without_options = self._without_options or self._voice({})
+        voice = self._voice_of(pair.options)
         prompt: Any = pair.prompt
         chosen: Any = pair.chosen
         rejected: Any = pair.rejected
         plain = pair.options is None and all(map(_is_plain, chain(prompt, chosen, rejected)))
         render = voice.render_plain if plain else voice.render
         return Texts(render(prompt, True), render(prompt + chosen, False), render(prompt + rejected, False))
+
+    def prompt(self, messages: Any, options: Options | None) -> str:
+        """The text of a prompt alone, with the beginning of its answer.
+
+        Raises:
+            Exception: as for a pair.
+        """
+        return self._voice_of(options).render(messages, True)
+
+    def _voice_of(self, options: Options | None) -> "_Voice":
+        if options is None:
+            self._without_options = self._without_options or self._voice({})
+            return self._without_options
+        return self._voice({"tools": options.get("tools"), **options.get("chat_template_kwargs", {})})
 
     def _voice(self, options: Options) -> "_Voice":
         if reserved := self._reserved.intersection(options):

@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from automixalign.config.experiment import Experiment
 from automixalign.method.merge_methods import MERGE_METHODS, MergeMethodSpec
 from automixalign.method.mixers import registered_mixers
-from automixalign.system.schema import LARGEST, Schema
+from automixalign.system.schema import LARGEST, Schema, schema_of
 
 PAGE = Path(__file__).with_suffix(".md")
 _HEAD = """# Configuration
@@ -29,8 +29,10 @@ This page is for people who write a configuration file. `make pages` generates i
 [`automixalign/config`](../automixalign/config); `make test` checks it.
 
 A configuration is a YAML file with the keys below. `ama run --config FILE` runs it.
-`--set KEY=VALUE` changes a key on the command line: `--set training.beta=0.2`. An entry of a list has a number,
-and the first is 0: `--set methods.3.eta=0.05`.
+`--set KEY=VALUE` changes a key on the command line: `--set training.beta=0.2`. A task, method or merge has its
+name: `--set methods.ama-r.eta=0.05`, `--set tasks.helpful.limit=500`,
+`--set merges.ties.parameters.density=0.5`. An entry of any list has a number, and the first is 0:
+`--set methods.3.eta=0.05`.
 `ama validate` prints a configuration with every default. An unknown key or an impossible value is refused
 before any work starts. [`examples/`](../examples) and [`pipelines/presets/`](../pipelines/presets) hold whole
 configurations.
@@ -78,7 +80,7 @@ def _section(
     nested = []
     rows = []
     for key, field in cls.model_fields.items():
-        below = _class_of(field)
+        below = schema_of(field)
         meaning = _meaning(cls, key) or (_first_paragraph(below) if below else "")
         if not meaning:
             raise SystemExit(f"{cls.__name__}.{key} has no docstring")
@@ -93,17 +95,6 @@ def _section(
     yield _table(["Key", "Type", "Default", "Meaning"], rows) + "\n"
     for key, below in nested:
         yield from _section(f"{path}{key}.", below, definitions[below.__name__], definitions, sections)
-
-
-def _class_of(field: FieldInfo) -> type[BaseModel] | None:
-    """The schema class of a field, or of the items of a list or map; None for plain values."""
-    waiting = [field.annotation]
-    while waiting:
-        each = waiting.pop()
-        if inspect.isclass(each) and issubclass(each, BaseModel):
-            return each
-        waiting += getattr(each, "__args__", ())
-    return None
 
 
 def _meaning(cls: type, key: str) -> str:

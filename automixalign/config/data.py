@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, Stri
 from automixalign.config.settings import Settings, shorthand
 from automixalign.quickstart.spec import synthetic_name
 from automixalign.quickstart.synthetic import SYNTHETIC_TASKS
-from automixalign.system.schema import Count, Name, Number, Positive, Schema, Text
+from automixalign.system.schema import Count, Name, Number, Positive, Schema, Text, did_you_mean
 
 LongAnswers = Literal["drop", "cut"]
 Scalar = StrictBool | StrictInt | StrictFloat | StrictStr
@@ -98,6 +98,11 @@ class TaskSpec(Schema):
     """Decides whether a generated answer passes, by the row's `answer`: `exact`, `contains`, `number` or one of
     an installed package. Without a verifier, no answers are generated."""
 
+    @classmethod
+    def known_keys(cls, data: Any) -> list[str]:
+        """Its keys, and `source`."""
+        return [*cls.model_fields, "source"]
+
     @model_validator(mode="before")
     @classmethod
     def _read_one_source(cls, data: Any) -> Any:
@@ -120,7 +125,8 @@ class TaskSpec(Schema):
 
     def _check_synthetic(self, name: str, source: SourceSpec) -> None:
         if name not in SYNTHETIC_TASKS:
-            raise ValueError(f"unknown synthetic task {name!r}; there are: {', '.join(SYNTHETIC_TASKS)}")
+            hint = did_you_mean(name, SYNTHETIC_TASKS)
+            raise ValueError(f"unknown synthetic task {name!r}{hint}; there are: {', '.join(SYNTHETIC_TASKS)}")
         rows = self.generated_rows(source)
         if rows is None:
             raise ValueError("a synthetic task needs 'limit': how many pairs to make")

@@ -140,7 +140,7 @@ def parse_experiment(data: Mapping[str, Any], origin: str) -> Experiment:
     try:
         return Experiment.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{origin} cannot be run:\n{describe(error)}") from error
+        raise ConfigError(f"{origin} cannot be run:\n{describe(error, Experiment, data)}") from error
 
 
 def model_names(experiment: Experiment) -> Sequence[str]:

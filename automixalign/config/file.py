@@ -9,6 +9,7 @@ import yaml
 from automixalign.config.experiment import Experiment
 from automixalign.config.sources import resolve
 from automixalign.system.errors import ConfigError
+from automixalign.system.schema import NAMED_LISTS, did_you_mean, element_names
 
 MAX_BYTES = 1 << 20
 """Largest size of a configuration file, a hundred times the size of a long one. Parsing more takes too long."""
@@ -16,6 +17,18 @@ MAX_BYTES = 1 << 20
 _TOO_LONG = f"it is longer than {MAX_BYTES} bytes"
 _DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
 _TEXT = "tag:yaml.org,2002:str"
+_SHORT_FORMS = {
+    "base_model": "source",
+    "output": "to",
+    "decontaminate": "path",
+    "methods": "method",
+    "merges": "method",
+    "tasks.source": "path",
+    "tasks.sources": "path",
+    "tasks.source.format": "name",
+    "tasks.sources.format": "name",
+}
+"""Key, without indices -> the key below it whose value a bare text is."""
 
 
 def _error(problem: str, mark: Any) -> yaml.constructor.ConstructorError:
@@ -110,27 +123,46 @@ def override(data: dict[str, Any], key: str, value: Any) -> None:
     """Set a key of a configuration, in place.
 
     Args:
-        key: dots between levels, an index from 0 for a list: `methods.3.eta`.
+        data: the configuration. A short form on the way, such as a bare method, becomes a mapping.
+        key: dots between levels: `methods.ama-r.eta`. An element of a list has an index from 0; a task, method
+            or merge also has its name, which comes first if it is a number.
+        value: the new value.
 
     Raises:
         ConfigError: the key does not lead to a mapping or to an element of a list.
     """
     node: Any = data
+    path = ""
     *parents, last = key.split(".")
-    try:
-        for part in parents:
-            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
-        if isinstance(node, list):
-            node[int(last)] = value
-        elif isinstance(node, dict):
-            node[last] = value
-        else:
-            raise TypeError
-    except (IndexError, ValueError, TypeError, AttributeError) as error:
-        hint = ""
-        if isinstance(node, str) and key.startswith(("methods.", "merges.")):
-            hint = f"; {node!r:.80} is a bare name: write {{method: NAME, KEY: VALUE}} in its place"
-        raise ConfigError(f"--set {key:.80}: the configuration has no such key{hint}") from error
+    for part in parents:
+        at = _key_or_index(node, part, path, key)
+        below = node[at] if isinstance(node, list) else node.setdefault(at, {})
+        path = path if isinstance(node, list) else f"{path}.{part}".removeprefix(".")
+        if isinstance(below, str) and path in _SHORT_FORMS:
+            below = node[at] = {_SHORT_FORMS[path]: below}
+        node = below
+    node[_key_or_index(node, last, path, key)] = value
+
+
+def _key_or_index(node: Any, part: str, path: str, key: str) -> Any:
+    """Where one part of the key `key` leads in `node`, which is at `path`."""
+    if isinstance(node, dict):
+        return part
+    message = f"--set {key:.80}: the configuration has no such key"
+    if not isinstance(node, list):
+        raise ConfigError(message)
+    names = element_names(node) if path in NAMED_LISTS else []
+    if names.count(part) > 1:
+        raise ConfigError(
+            f"--set {key:.80}: {path} has {names.count(part)} entries {part!r}; use an index from 0"
+        )
+    if part in names:
+        return names.index(part)
+    if re.fullmatch(r"\d{1,9}", part) and int(part) < len(node):
+        return int(part)
+    known = [name for name in names if name is not None]
+    listed = f"; {path} holds: {', '.join(known)}" if known else ""
+    raise ConfigError(f"{message}{did_you_mean(part, known)}{listed}")
 
 
 def resolve_paths(data: dict[str, Any], folder: Path) -> None:

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from automixalign.config.settings import Settings
 from automixalign.method import merge_methods
-from automixalign.system.schema import Name, Number, Positive, Schema
+from automixalign.system.schema import Name, Number, Positive, Schema, did_you_mean
 
 
 class MergeSpec(Schema):
@@ -27,6 +27,13 @@ class MergeSpec(Schema):
     def _name_by_method(cls, data: Any) -> Any:
         return {"name": data.get("method"), **data} if isinstance(data, Mapping) else data
 
+    @classmethod
+    def known_keys(cls, data: Any) -> list[str]:
+        """Its own keys, and the method's parameters below `parameters`."""
+        method = data.get("method") if isinstance(data, Mapping) else None
+        spec = merge_methods.MERGE_METHODS.get(str(method))
+        return [*cls.model_fields, *(f"parameters.{name}" for name in (spec.limits if spec else ()))]
+
     def check(self, tasks: Sequence[str]) -> None:
         """Raise ValueError unless the method can merge the specialists of these tasks."""
         try:
@@ -36,7 +43,8 @@ class MergeSpec(Schema):
         for task in self.weights:
             if task not in tasks:
                 raise ValueError(
-                    f"merges: {self.name}: weights: there is no task {task!r}; there are: {', '.join(tasks)}"
+                    f"merges: {self.name}: weights: there is no task {task!r}{did_you_mean(task, tasks)}; "
+                    f"there are: {', '.join(tasks)}"
                 )
         if self.weights and "weight" not in merge_methods.MERGE_METHODS[self.method].parameters:
             raise ValueError(f"merges: {self.name}: weights: {self.method} takes no weights")

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 from automixalign.config.extensions import Extension
 from automixalign.config.training import TrainingSettings
 from automixalign.method.mixers import registered_mixers
-from automixalign.system.schema import Name, PositiveFraction, Schema
+from automixalign.system.schema import Name, PositiveFraction, Schema, did_you_mean
 
 
 class MethodSpec(Schema):
@@ -33,10 +33,17 @@ class MethodSpec(Schema):
     def _check_options(self) -> Self:
         mixers = registered_mixers()
         if self.method not in mixers:
-            raise ValueError(f"unknown method {self.method!r}; there are: {', '.join(mixers)}")
+            hint = did_you_mean(self.method, mixers)
+            raise ValueError(f"unknown method {self.method!r}{hint}; there are: {', '.join(mixers)}")
         checked = mixers[self.method].schema.model_validate(self.options)
         self.options.update(checked.model_dump(exclude_unset=True))
         return self
+
+    @classmethod
+    def known_keys(cls, data: Any) -> list[str]:
+        """Its own keys, and the options of the mixer."""
+        mixer = registered_mixers().get(data.get("method", "")) if isinstance(data, Mapping) else None
+        return [*cls.model_fields, *(mixer.schema.model_fields if mixer else ())]
 
     @property
     def options(self) -> dict[str, Any]:

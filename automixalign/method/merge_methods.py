@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from automixalign.system.schema import did_you_mean
+
 GUIDE = "https://github.com/arcee-ai/mergekit/blob/main/docs/merge_methods.md"
 
 
@@ -250,7 +252,8 @@ def check(name: str, models: int, parameters: Mapping[str, float]) -> None:
     if name in EXCLUDED:
         raise ValueError(f"{name} cannot merge specialists: {EXCLUDED[name]}; use {_method_names()}")
     if name not in MERGE_METHODS:
-        raise ValueError(f"unknown merge method {name!r}; known are {_method_names()}")
+        hint = did_you_mean(name, MERGE_METHODS)
+        raise ValueError(f"unknown merge method {name!r}{hint}; known are {_method_names()}")
     spec = MERGE_METHODS[name]
     if models < spec.min_models or (spec.max_models is not None and models > spec.max_models):
         noun = "specialist" if spec.accepts.endswith(" 1") else "specialists"
@@ -258,7 +261,8 @@ def check(name: str, models: int, parameters: Mapping[str, float]) -> None:
     for key, value in parameters.items():
         if key not in spec.limits:
             allowed = ", ".join(sorted(spec.limits)) or "no parameters"
-            raise ValueError(f"{name} has no parameter {key!r}; it takes {allowed}")
+            hint = did_you_mean(key, spec.limits)
+            raise ValueError(f"{name} has no parameter {key!r}{hint}; it takes {allowed}")
         if not spec.limits[key].allow(value):
             raise ValueError(f"{name}: {key} must be {spec.limits[key]}, got {value:g}")
     _check_della(name, {**spec.per_model_parameters, **parameters})

@@ -20,6 +20,7 @@ from automixalign.models.prepare import transformers_silenced
 from automixalign.preflight.validate import pinned
 from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.system.errors import ConfigError
+from automixalign.system.schema import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,7 +72,8 @@ def _with_tasks(experiment: Experiment, names: Sequence[str]) -> Experiment:
     known = [task.name for task in experiment.tasks]
     for name in names:
         if name not in known:
-            raise ConfigError(f"--task {name:.80}: there is no such task; there are: {', '.join(known)}")
+            hint = did_you_mean(name, known)
+            raise ConfigError(f"--task {name:.80}: there is no such task{hint}; there are: {', '.join(known)}")
     tasks = [task for task in experiment.tasks if task.name in names]
     return experiment.model_copy(update={"tasks": tasks or experiment.tasks})
 

@@ -4,6 +4,7 @@ from automixalign.config.experiment import Experiment
 from automixalign.data.row_formats.registry import check_columns
 from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.system.errors import ConfigError
+from automixalign.system.schema import did_you_mean
 
 
 def check_names(experiment: Experiment) -> None:
@@ -12,14 +13,16 @@ def check_names(experiment: Experiment) -> None:
     Raises:
         ConfigError: naming the key and what exists.
     """
-    for number, task in enumerate(experiment.tasks):
+    for task in experiment.tasks:
         if task.verifier is not None and task.verifier not in registered_verifiers():
             raise ConfigError(
-                f"tasks.{number}.verifier: unknown verifier {task.verifier!r:.80}; "
+                f"tasks.{task.name}.verifier: unknown verifier {task.verifier!r:.80}"
+                f"{did_you_mean(task.verifier, registered_verifiers())}; "
                 f"there are: {', '.join(sorted(registered_verifiers()))}"
             )
         for index, source in enumerate(task.sources):
             try:
                 check_columns(source)
             except ConfigError as error:
-                raise ConfigError(f"tasks.{number}.sources.{index}: {error}") from error
+                key = "source" if len(task.sources) == 1 else f"sources.{index}"
+                raise ConfigError(f"tasks.{task.name}.{key}: {error}") from error

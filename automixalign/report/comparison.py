@@ -10,6 +10,7 @@ from automixalign.report import page
 from automixalign.report.runs import Run
 from automixalign.system.errors import ConfigError
 from automixalign.system.flatten import flatten
+from automixalign.system.schema import did_you_mean
 
 BASELINE = "uniform"
 _LEVEL = 0.95
@@ -30,7 +31,10 @@ def compare_runs(folders: Sequence[Path], baseline: str = BASELINE) -> dict[str,
     _check_settings(runs)
     boards = [{entry["model"]: entry for entry in run.entries} for run in runs]
     if baseline not in boards[0]:
-        raise ConfigError(f"--baseline {baseline}: there is no such model; there are: {', '.join(boards[0])}")
+        hint = did_you_mean(baseline, boards[0])
+        raise ConfigError(
+            f"--baseline {baseline}: there is no such model{hint}; there are: {', '.join(boards[0])}"
+        )
     models = [_model(name, boards, baseline) for name in boards[0]]
     experiment = runs[0].experiment
     libraries = [run.page_facts().get("library") for run in runs]

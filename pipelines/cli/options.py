@@ -38,7 +38,8 @@ Sets = Annotated[
         "--set",
         "-s",
         metavar="KEY=VALUE",
-        help="Change a key: `training.beta=0.2`, `methods.3.eta=0.1` (the first method is 0). Repeatable.",
+        help="Change a key: `training.beta=0.2`; an entry of a list by its name or number: "
+        "`methods.ama-r.eta=0.1` or `methods.3.eta=0.1` (the first is 0). Repeatable.",
     ),
 ]
 NoCache = Annotated[
@@ -61,11 +62,13 @@ def load_experiment(
     from automixalign.config.experiment import parse_experiment
     from automixalign.config.file import override, parse_yaml, read_yaml, resolve_paths, set_task
     from automixalign.preflight.names import check_names
+    from automixalign.system.schema import did_you_mean
 
     if preset is not None and file is None:
         if preset not in preset_names():
             raise ConfigError(
-                f"--preset {preset}: there is no such preset; there are: {', '.join(preset_names())}"
+                f"--preset {preset}: there is no such preset{did_you_mean(preset, preset_names())}; "
+                f"there are: {', '.join(preset_names())}"
             )
         path, source = Path(str(PRESETS / f"{preset}.yaml")), f"--preset {preset}"
     elif file is not None and preset is None:

@@ -53,7 +53,7 @@ def run(
 
         ama run --preset quickstart
 
-        ama run -p quickstart --set seed=1 --set methods.3.eta=0.1 --output runs/eta
+        ama run -p quickstart --set seed=1 --set methods.ama-r.eta=0.1 --output runs/eta
 
         ama run -p smollm2 -t helpful=data/helpful.jsonl -t code=s3://bucket/code/
 

@@ -69,15 +69,18 @@ def test_defaults_and_short_forms(experiment_data: Data) -> None:
     ("changes", "message"),
     [
         # Unknown keys, wrong types.
-        ({"trainning": {}}, r"^trainning: unknown key$"),
-        ({"methods.1.lr": 1.0}, r"^methods\.1\.lr: unknown key$"),
+        ({"trainning": {}}, r"^trainning: unknown key \(did you mean 'training'\?\)$"),
+        ({"methods.1.lr": 1.0}, r"^methods\.ama-r\.lr: unknown key$"),
         ({"seed": 1.0}, r"^seed: .*1\.0"),
         ({"seed": True}, r"^seed: .*True"),
         ({"training": None}, r"^training: .*None"),
         ({"evaluation.generate": 1}, r"^evaluation\.generate: .*bool"),
         ({"evaluation.generate": "yes"}, r"^evaluation\.generate: .*bool"),
         ({"training.precision": "fp16"}, r"^training\.precision: .*'fp32'.*'fp16'"),
-        ({"training.lr_scheduler": "cosin"}, r"^training\.lr_scheduler: .*'cosine'.*'cosin'"),
+        (
+            {"training.lr_scheduler": "cosin"},
+            r"^training\.lr_scheduler: .*'cosin'; did you mean 'cosine'\?\)",
+        ),
         # Numbers.
         ({"training.beta": 0}, r"^training\.beta: .*greater than 0.*0"),
         ({"training.beta": -0.1}, r"^training\.beta: .*greater than 0.*-0\.1"),
@@ -88,17 +91,17 @@ def test_defaults_and_short_forms(experiment_data: Data) -> None:
         ({"training.batch_size": True}, r"^training\.batch_size: .*True"),
         ({"training.batch_size": "4"}, r"^training\.batch_size: .*integer.*'4'"),
         ({"training.warmup_steps": -1}, r"^training\.warmup_steps: .*-1"),
-        ({"methods.1.c": 1.01}, r"^methods\.1\.c: .*1\.01"),
-        ({"methods.1.c": -0.01}, r"^methods\.1\.c: .*-0\.01"),
-        ({"methods.1.c": False}, r"^methods\.1\.c: .*not a boolean"),
-        ({"methods.1.eta": -1}, r"^methods\.1\.eta: .*-1"),
-        ({"methods.1.eta": math.nan}, r"^methods\.1\.eta: .*nan"),
-        ({"tasks.0.label_noise": 0.6}, r"^tasks\.0\.label_noise: .*0\.6"),
-        ({"tasks.0.limit": 0}, r"^tasks\.0\.limit: .*0"),
+        ({"methods.1.c": 1.01}, r"^methods\.ama-r\.c: .*1\.01"),
+        ({"methods.1.c": -0.01}, r"^methods\.ama-r\.c: .*-0\.01"),
+        ({"methods.1.c": False}, r"^methods\.ama-r\.c: .*not a boolean"),
+        ({"methods.1.eta": -1}, r"^methods\.ama-r\.eta: .*-1"),
+        ({"methods.1.eta": math.nan}, r"^methods\.ama-r\.eta: .*nan"),
+        ({"tasks.0.label_noise": 0.6}, r"^tasks\.arithmetic\.label_noise: .*0\.6"),
+        ({"tasks.0.limit": 0}, r"^tasks\.arithmetic\.limit: .*0"),
         ({"max_length": 7}, r"^max_length: .*8.*7"),
         (
             {"merges": [{"method": "linear", "parameters": {"weight": True}}]},
-            r"^merges\.0\.parameters\.weight: ",
+            r"^merges\.linear\.parameters\.weight: ",
         ),
         # What excludes or needs something else.
         ({"training.batch_size": 1}, r"^training\.batch_size: ama-r .*number of tasks, 2; it is 1"),
@@ -132,20 +135,31 @@ def test_defaults_and_short_forms(experiment_data: Data) -> None:
             r"^methods and merges: the name 'Specialist' is",
         ),
         # Methods, merges, synthetic tasks.
-        ({"methods.0": "dro"}, r"^methods\.0: unknown method 'dro'; there are: .*ama-r"),
-        ({"methods.0": {"name": "x"}}, r"^methods\.0\.method: .*required"),
-        ({"methods.0": {"method": "uniform", "eta": 0.1}}, r"^methods\.0\.eta: unknown key$"),
-        ({"merges": ["tise"]}, r"^merges: tise: unknown merge method 'tise'; known are .*ties"),
+        ({"methods.0": "dro"}, r"^methods\.dro: unknown method 'dro'; there are: .*ama-r"),
+        ({"methods.0": {"name": "x"}}, r"^methods\.x\.method: .*required"),
+        ({"methods.0": {"method": "uniform", "eta": 0.1}}, r"^methods\.uniform\.eta: unknown key$"),
+        (
+            {"methods": ["ama_r"]},
+            r"^methods\.ama_r: unknown method 'ama_r' \(did you mean 'ama-r'\?\); there are: ",
+        ),
+        (
+            {"merges": ["tise"]},
+            r"^merges: tise: unknown merge method 'tise' \(did you mean 'ties'\?\); known are .*ties",
+        ),
         ({"merges": ["passthrough"]}, r"^merges: passthrough: passthrough cannot merge specialists"),
         (
             {"merges": [{"method": "ties", "parameters": {"densty": 1.0}}]},
-            r"^merges: ties: ties has no parameter 'densty'; it takes .*density",
+            r"^merges: ties: ties has no parameter 'densty' \(did you mean 'density'\?\); it takes .*density",
         ),
-        ({"tasks.0.source": "synthetic:chess"}, r"^tasks\.0: unknown synthetic task 'chess'; .*arithmetic"),
-        ({"tasks.0.limit": None}, r"^tasks\.0: a synthetic task needs 'limit'"),
+        ({"tasks.0.source": "synthetic:formt"}, r"did you mean 'format'"),
+        (
+            {"tasks.0.source": "synthetic:chess"},
+            r"^tasks\.arithmetic: unknown synthetic task 'chess'; .*arithmetic",
+        ),
+        ({"tasks.0.limit": None}, r"^tasks\.arithmetic: a synthetic task needs 'limit'"),
         (
             {"tasks.0.source": "synthetic:ordering", "tasks.0.limit": 5041},
-            r"^tasks\.0: 'limit': there are only 5040 prompts of 'ordering'",
+            r"^tasks\.arithmetic: 'limit': there are only 5040 prompts of 'ordering'",
         ),
     ],
 )
@@ -164,7 +178,7 @@ def test_all_faults_are_listed(experiment_data: Data) -> None:
     assert {line.split(":")[0] for line in str(refusal.value).splitlines()[1:]} == {
         "training.beta",
         "sed",
-        "tasks.0.limit",
+        "tasks.arithmetic.limit",
     }
 
 
@@ -278,8 +292,48 @@ def test_override(experiment_data: Data) -> None:
     assert experiment.split.max_train == 7
 
 
+def test_override_by_name(experiment_data: Data) -> None:
+    """A bare name becomes a mapping, as in the schema."""
+    override(experiment_data, "tasks.format.limit", 7)
+    override(experiment_data, "methods.ama-s.eta", 0.7)
+    override(experiment_data, "merges.linear.parameters.weight", 0.5)
+    override(experiment_data, "base_model", "owner/model")
+    override(experiment_data, "base_model.revision", "main")
+    override(experiment_data, "tasks.format.source.limit", 6)
+    experiment = parse_experiment(experiment_data, "test")
+    assert (experiment.tasks[1].limit, experiment.tasks[1].sources[0].limit) == (7, 6)
+    assert experiment.methods[2].options == {"eta": 0.7}
+    assert experiment.merges[0].parameters == {"weight": 0.5}
+    assert experiment.base_model.revision == "main"
+
+
+def test_a_name_that_is_a_number_comes_before_an_index(experiment_data: Data) -> None:
+    experiment_data["tasks"][0]["name"] = "1"
+    override(experiment_data, "tasks.1.limit", 7)
+    override(experiment_data, "tasks.0.limit", 8)
+    assert [task["limit"] for task in experiment_data["tasks"]] == [8, 20]
+
+
 @pytest.mark.parametrize(
-    "key", ["methods.9.eta", "methods.x.eta", "methods.9", "methods.x", "name.x", "methods.0.eta", "seed.x.y"]
+    ("key", "message"),
+    [
+        ("methods.ama_r.eta", r"no such key \(did you mean 'ama-r'\?\); methods holds: standard, ama-r, ama-s"),
+        ("tasks.9.limit", "no such key; tasks holds: arithmetic, format"),
+        ("methods.twice.eta", "methods has 2 entries 'twice'; use an index from 0"),
+    ],
+)
+def test_override_of_an_element_that_does_not_exist(experiment_data: Data, key: str, message: str) -> None:
+    if "twice" in key:
+        experiment_data["methods"] = [
+            {"method": "ama-r", "name": "twice"},
+            {"method": "ama-s", "name": "twice"},
+        ]
+    with pytest.raises(ConfigError, match=message):
+        override(experiment_data, key, 1)
+
+
+@pytest.mark.parametrize(
+    "key", ["methods.9.eta", "methods.x.eta", "methods.9", "methods.x", "name.x", "seed.x.y"]
 )
 def test_override_of_a_key_that_does_not_exist(experiment_data: Data, key: str) -> None:
     experiment_data["seed"] = None
@@ -290,11 +344,21 @@ def test_override_of_a_key_that_does_not_exist(experiment_data: Data, key: str) 
 @pytest.mark.parametrize(
     ("key", "line"),
     [
-        ("trainin.beta", "trainin: unknown key"),
+        ("trainin.beta", r"trainin: unknown key \(did you mean 'training'\?\)"),
+        ("max_lenght", r"max_lenght: unknown key \(did you mean 'max_length'\?\)"),
+        ("beta", r"beta: unknown key \(did you mean 'training\.beta'\?\)"),
+        ("methods.ama-r.etta", r"methods\.ama-r\.etta: unknown key \(did you mean 'eta'\?\)"),
+        ("tasks.format.sorce", r"tasks\.format\.sorce: unknown key \(did you mean 'source'\?\)"),
+        ("tasks.format.source.splt", r"tasks\.format\.source\.splt: unknown key \(did you mean 'split'\?\)"),
+        (
+            "merges.linear.weight",
+            r"merges\.linear\.weight: unknown key \(did you mean 'parameters\.weight'\?\)",
+        ),
         ("training.beta.x.y", "training.beta: .*"),
         ("a.b.c", "a: unknown key"),
         (".", "unknown key"),
         ("training.", "training.: unknown key"),
+        ("methods.standard.eta", r"methods\.standard\.eta: unknown key"),
     ],
 )
 def test_the_schema_refuses_a_key_that_an_override_adds(experiment_data: Data, key: str, line: str) -> None:
@@ -327,7 +391,7 @@ def test_set_task_without_a_list(experiment_data: Data) -> None:
         set_task(experiment_data | {"tasks": {"name": "a"}}, "new", "b.jsonl")
     experiment_data["tasks"].append("nonsense")
     set_task(experiment_data, "new", "b.jsonl")
-    with pytest.raises(ConfigError, match=r"(?m)^tasks\.2: .*'nonsense'"):
+    with pytest.raises(ConfigError, match=r"(?m)^tasks\.nonsense: .*'nonsense'"):
         parse_experiment(experiment_data, "test")
 
 
@@ -506,11 +570,22 @@ def test_reserved_names_are_those_of_the_leaderboard(experiment_data: Data) -> N
     assert reserved == ["reference", "specialist-arithmetic", "specialist-format"]
 
 
-def test_a_misspelt_key_comes_before_what_is_missing_for_it(experiment_data: Data) -> None:
-    experiment_data["tasks"][0] = {"name": "arithmetic", "sauce": "a.jsonl"}
+def test_a_misspelt_key_stands_for_the_missing_one(experiment_data: Data) -> None:
+    experiment_data["tasks"][0] = {"name": "arithmetic", "sorce": "a.jsonl"}
+    experiment_data["mehtods"] = experiment_data.pop("methods")
     with pytest.raises(ConfigError) as error:
         parse_experiment(experiment_data, "test")
-    assert [line.partition(": ")[0] for line in str(error.value).splitlines()[1:]] == [
-        "tasks.0.sauce",
-        "tasks.0.sources",
+    assert str(error.value).splitlines()[1:] == [
+        "tasks.arithmetic.sorce: unknown key (did you mean 'source'?)",
+        "mehtods: unknown key (did you mean 'methods'?)",
+    ]
+
+
+def test_another_key_comes_before_the_missing_one(experiment_data: Data) -> None:
+    experiment_data["tasks"][0] = {"name": "arithmetic", "file": "a.jsonl"}
+    with pytest.raises(ConfigError) as error:
+        parse_experiment(experiment_data, "test")
+    assert str(error.value).splitlines()[1:] == [
+        "tasks.arithmetic.file: unknown key",
+        "tasks.arithmetic.sources: Field required",
     ]

@@ -60,8 +60,12 @@ FILES = [
     # Unknown and missing keys.
     keys("an unknown key", {"sed": 1}, "sed: unknown key"),
     keys("an unknown key inside", {"training.betta": 1}, "training.betta: unknown key"),
-    keys("an unknown key in a list", {"tasks.1.verfier": "exact"}, "tasks.1.verfier: unknown key"),
-    keys("another method's option", {"methods.0": {"method": "uniform", "eta": 1}}, "methods.0.eta: unknown"),
+    keys("an unknown key in a list", {"tasks.1.verfier": "exact"}, "tasks.format.verfier: unknown key"),
+    keys(
+        "another method's option",
+        {"methods.0": {"method": "uniform", "eta": 1}},
+        "methods.uniform.eta: unknown",
+    ),
     keys(
         "a merge's parameter",
         {"merges.0": {"method": "ties", "parameters": {"densty": 1}}},
@@ -89,7 +93,7 @@ FILES = [
     keys("1e400", {"training.beta": "1e400"}, "training.beta: ", "finite"),
     line("NaN", "specialist_losses: {warn_gap: .nan}\n", "specialist_losses.warn_gap: ", "nan"),
     line("infinity", "specialist_losses: {warn_gap: .inf}\n", "specialist_losses.warn_gap: ", "inf"),
-    keys("a share above one", {"tasks.0.label_noise": 1.5}, "tasks.0.label_noise: ", "1.5"),
+    keys("a share above one", {"tasks.0.label_noise": 1.5}, "tasks.arithmetic.label_noise: ", "1.5"),
     keys("an empty train split", {"split": {"validation": 0.5, "test": 0.5}}, "split: ", "below 1"),
     keys("10^300 epochs", {"budget.specialist": {"epochs": 1e300}}, "budget.specialist.epochs: "),
     keys("a batch of 10^9 pairs", {"training.batch_size": 10**9}, "training.batch_size: ", "1048576"),
@@ -110,9 +114,9 @@ FILES = [
     keys("a method used twice", {"methods": ["ama-r", "ama-r"]}, "the name 'ama-r' is used twice"),
     keys("a merge named ama-r", {"merges.0": {"method": "ties", "name": "ama-r"}}, "'ama-r' is used twice"),
     # Sources and paths.
-    keys("a source with NUL", {"tasks.0": {"name": "a", "source": "a\0.jsonl"}}, "tasks.0.sources.0.path: "),
+    keys("a source with NUL", {"tasks.0": {"name": "a", "source": "a\0.jsonl"}}, "tasks.a.source.path: "),
     keys("a source of two lines", {"base_model": "a\nb"}, "base_model.source: "),
-    keys("no source", {"tasks.0": {"name": "a", "source": ""}}, "tasks.0.sources.0.path: "),
+    keys("no source", {"tasks.0": {"name": "a", "source": ""}}, "tasks.a.source.path: "),
     keys("an unknown synthetic task", {"tasks.0.source": "synthetic:chess"}, "unknown synthetic task 'chess'"),
     keys(
         "too many pairs",
@@ -135,7 +139,7 @@ FILES = [
     ),
     keys("slerp of three tasks", {"tasks": THREE, "merges": ["slerp"]}, "merges exactly 2 specialists, got 3"),
     keys("an unknown merge", {"merges": ["tise"]}, "merges: tise: unknown merge method 'tise'"),
-    keys("an unknown method", {"methods": ["dro"]}, "methods.0: unknown method 'dro'"),
+    keys("an unknown method", {"methods": ["dro"]}, "methods.dro: unknown method 'dro'"),
     keys("a LoRA rank of 0", {"training.lora": {"rank": 0}}, "training.lora.rank: "),
     keys("a huge LoRA rank", {"training.lora": {"rank": 10**6}}, "training.lora.rank: ", "8192"),
     keys("a million processes", {"training.processes": 2**20}, "training.processes: ", "256"),
@@ -147,7 +151,7 @@ FILES = [
         "two budgets", {"budget.specialist": {"steps": 1, "epochs": 1.0}}, "budget.specialist: give exactly one"
     ),
     keys("a loss of a batch", {"training.loss_type": "aot"}, "training.loss_type: ", "'aot' cannot be mixed"),
-    keys("an unknown verifier", {"tasks.0.verifier": "regex"}, "tasks.0.verifier: "),
+    keys("an unknown verifier", {"tasks.0.verifier": "regex"}, "tasks.arithmetic.verifier: "),
     keys("FSDP of one process", {"training.fsdp": True}, "'fsdp' divides a model among 'processes'"),
     keys("no tasks", {"tasks": []}, "tasks: at least one is needed"),
 ]

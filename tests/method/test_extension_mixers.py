@@ -66,15 +66,21 @@ def test_settings_alone_bring_the_mixer_into_a_fresh_process(experiment_data: di
             "extensions.0: the module no.such cannot be imported: ModuleNotFoundError",
         ),
         ({"extensions": ["../x"]}, "extensions.0: String should match pattern"),
-        ({"methods": ["ama-x"]}, "methods.0: unknown method 'ama-x'; there are: standard, .*ama-s-ablation"),
+        (
+            {"methods": ["ama-x"]},
+            "methods.ama-x: unknown method 'ama-x' .*; there are: standard, .*ama-s-ablation",
+        ),
         (
             {"methods": [{"method": "ama-s-ablation", "discount": 0.0}]},
-            "methods.0.*discount: Input should be greater than 0",
+            "methods.ama-s-ablation.discount: Input should be greater than 0",
         ),
-        ({"methods": [{"method": "ama-s-ablation", "anneal": 1}]}, "methods.0.*anneal: .*a valid boolean"),
+        (
+            {"methods": [{"method": "ama-s-ablation", "anneal": 1}]},
+            "methods.ama-s-ablation.anneal: .*a valid boolean",
+        ),
         (
             {"methods": [{"method": "ama-r-ablation", "raw_loss": True, "task_clip": True}]},
-            "methods.0: 'raw_loss' has no excess that 'task_clip'",
+            "methods.ama-r-ablation: 'raw_loss' has no excess that 'task_clip'",
         ),
     ],
 )

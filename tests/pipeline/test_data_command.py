@@ -123,7 +123,8 @@ def test_a_selected_task_is_shown_alone(ama: Ama, config: Path, tmp_path: Path) 
 def test_a_task_that_does_not_exist_is_refused(ama: Ama, config: Path) -> None:
     ended = ama("data", "-c", config, "--task", "fromat")
     assert (ended.status, ended.out) == (2, "")
-    assert ended.err == "error: --task fromat: there is no such task; there are: arithmetic, format\n"
+    problem = "there is no such task (did you mean 'format'?); there are: arithmetic, format"
+    assert ended.err == f"error: --task fromat: {problem}\n"
 
 
 def test_it_leaves_no_file(

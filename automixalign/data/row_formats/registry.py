@@ -15,7 +15,7 @@ from automixalign.config.data import FormatSpec, SourceSpec
 from automixalign.data.row_formats.row_format import RowFormat
 from automixalign.system.errors import ConfigError
 from automixalign.system.plugins import Plugins
-from automixalign.system.schema import describe
+from automixalign.system.schema import describe, did_you_mean
 
 ENTRY_POINTS = "automixalign.row_formats"
 _formats: Plugins[type[RowFormat]] = Plugins("row format", __package__, ENTRY_POINTS, RowFormat)
@@ -31,11 +31,15 @@ def make_format(spec: FormatSpec) -> RowFormat:
     """
     formats = registered_formats()
     if spec.name not in formats:
-        raise ConfigError(f"unknown row format {spec.name!r:.80}; there are: {', '.join(sorted(formats))}")
+        hint = did_you_mean(spec.name, formats)
+        raise ConfigError(
+            f"unknown row format {spec.name!r:.80}{hint}; there are: {', '.join(sorted(formats))}"
+        )
+    row_format = formats[spec.name]
     try:
-        return formats[spec.name].model_validate(spec.options)
+        return row_format.model_validate(spec.options)
     except ValidationError as error:
-        raise ConfigError(f"row format {spec.name}: {describe(error)}") from error
+        raise ConfigError(f"row format {spec.name}: {describe(error, row_format, spec.options)}") from error
 
 
 def check_columns(spec: SourceSpec) -> None:
@@ -49,6 +53,7 @@ def check_columns(spec: SourceSpec) -> None:
     for name in spec.columns or {}:
         if name not in fields:
             raise ConfigError(
-                f"columns.{name:.80}: the row format {spec.format_spec.name} reads no such field; "
+                f"columns.{name:.80}: the row format {spec.format_spec.name} reads no such field"
+                f"{did_you_mean(name, fields)}; "
                 f"it reads: {', '.join(fields)}"
             )

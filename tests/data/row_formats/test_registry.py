@@ -40,7 +40,9 @@ def source(**keys: object) -> SourceSpec:
 
 
 def test_an_unknown_format_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"'trll'; there are: alpaca, chat, .*, trl, ultrafeedback$"):
+    with pytest.raises(
+        ConfigError, match=r"'trll' .did you mean 'trl'.*; there are: alpaca, chat, .*, trl, ultrafeedback$"
+    ):
         format_of("trll")
 
 

@@ -153,9 +153,10 @@ class SplitSpec(Schema):
     """Shares of a task's pairs, split by prompt. The caps limit the cost of scoring."""
 
     validation: Annotated[Number, Field(ge=0, lt=1)] = 0.1
-    """Share of the pairs held out of training, beside `test`, to see whether a specialist memorises."""
+    """Share of the pairs held out of training, beside `test`, to choose among the models and to see whether a
+    specialist memorises. With 0, no model is chosen."""
     test: Annotated[Number, Field(gt=0, lt=1)] = 0.1
-    """Share of the pairs that every model is evaluated on."""
+    """Share of the pairs that the results are reported on. They have no part in any choice."""
     max_train: Count | None = None
     """The largest number of training pairs of a task."""
     max_validation: Count | None = None

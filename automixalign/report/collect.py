@@ -59,6 +59,7 @@ def collect(settings: ComparisonSettings, entries: list[Entry], results: RunResu
         "name": experiment.name,
         "seed": experiment.seed,
         "verdict": leaderboard.verdict(entries),
+        "choice": leaderboard.choice(entries),
         "metrics": BETTER,
         "leaderboard": entries,
         "best": {

@@ -66,7 +66,7 @@ def compare(settings: ComparisonSettings, results: RunResults, paths: ReportPath
     page.write(collect(settings, entries, results), paths.page, paths.facts)
     record = current_step().record
     record.of_pipeline = True
-    record.add_metrics(summary_metrics(entries))
+    record.add_metrics(headline_metrics(entries))
     for name in ("leaderboard", "page", "facts", "plots"):
         record.add_artifact(getattr(paths, name), RUN_PATHS[name])
     return entries
@@ -93,14 +93,13 @@ def _check_trajectory(log: Path) -> None:
                     )
 
 
-def summary_metrics(entries: list[leaderboard.Entry]) -> dict[str, float]:
-    """The leaderboard as metrics such as `MODEL.worst.excess`."""
-    return {
-        f"{entry['model']}.{view}.{metric}": value
-        for entry in entries
-        for view in ("worst", "average")
-        for metric, value in entry[view].items()
-    }
+def headline_metrics(entries: list[leaderboard.Entry]) -> dict[str, float]:
+    """The chosen model's results on the test split, by which runs are compared; empty if none is chosen."""
+    entry = leaderboard.chosen(entries)
+    if entry is None:
+        return {}
+    worst = {f"worst_{metric}": entry["worst"][metric] for metric in ("gap", "excess", "accuracy")}
+    return worst | {key: entry["average"][key] for key in ("pass_rate",) if key in entry["average"]}
 
 
 def as_markdown(entries: list[leaderboard.Entry]) -> str:
@@ -108,7 +107,8 @@ def as_markdown(entries: list[leaderboard.Entry]) -> str:
     header, rows = leaderboard.table(entries)
     rows = [[*map(_escape, (model, family)), *numbers] for model, family, *numbers in rows]
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
-    return "\n".join([_escape(leaderboard.verdict(entries)), "", *lines, ""])
+    sentences = [_escape(leaderboard.verdict(entries)), "", _escape(leaderboard.choice(entries)), ""]
+    return "\n".join([*sentences, *lines, ""])
 
 
 def _escape(text: str) -> str:

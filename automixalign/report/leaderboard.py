@@ -8,34 +8,51 @@ from typing import Any
 import pyarrow as pa
 
 from automixalign.config.training import specialist_name
+from automixalign.data.store import TEST, VALIDATION
 from automixalign.scoring import caches
 from automixalign.scoring.caches import SUMMARY
-from automixalign.scoring.metrics import BETTER, excess, over_tasks
+from automixalign.scoring.metrics import BETTER, excess, gap, over_tasks
 from automixalign.storage import files
 from automixalign.system.errors import CacheError
 
 Entry = dict[str, Any]
+CANDIDATES = ("generalist", "merge")
+"""The families of models that compete; the others are what they are compared with."""
 
 
 def build(evaluations: Iterable[Path], order: Iterable[str]) -> list[Entry]:
     """Make the leaderboard from the evaluations of all models.
 
-    The excess of a model on a task is the mean over the task's test pairs of max(L - L_specialist, 0).
+    Excess and gap compare a model with the specialist of each task, pair by pair.
 
     Args:
         evaluations: folders that `evaluate` wrote.
         order: the models' names, in the order of the leaderboard.
 
+    Returns:
+        For each model its `tasks`, and its `average` and `worst` over them, on the test split. `validation`
+        holds the same three of the validation split, if every evaluation measured it.
+
     Raises:
         CacheError: a model or a task's specialist was not evaluated, or not on the same tasks and pairs; a
             metric is not finite, or does not agree with the scores.
     """
+    folders, names = list(evaluations), list(order)
+    entries = _measured(folders, names, TEST)
+    held_out = [folder / VALIDATION for folder in folders]
+    if all(folder.is_dir() for folder in held_out):
+        for entry, chosen_by in zip(entries, _measured(held_out, names, VALIDATION), strict=True):
+            entry[VALIDATION] = {key: chosen_by[key] for key in ("tasks", "average", "worst")}
+    return entries
+
+
+def _measured(evaluations: Iterable[Path], order: Iterable[str], split: str) -> list[Entry]:
     folders = {files.read_json(folder / SUMMARY)["model"]: folder for folder in evaluations}
     specialists: dict[str, pa.Table] = {}
     entries: list[Entry] = []
     for name in order:
         if name not in folders:
-            raise CacheError(f"the model {name} was not evaluated")
+            raise CacheError(f"the model {name} was not evaluated on the {split} split")
         summary = files.read_json(folders[name] / SUMMARY)
         if entries and summary["tasks"].keys() != entries[0]["tasks"].keys():
             raise CacheError(
@@ -46,7 +63,8 @@ def build(evaluations: Iterable[Path], order: Iterable[str]) -> list[Entry]:
         for task, measured in summary["tasks"].items():
             if task not in specialists:
                 specialists[task] = _specialist_scores(folders, task)
-            tasks[task] = {"excess": _excess(folders[name], specialists[task], task, measured), **measured}
+            compared = _compare(folders[name], specialists[task], f"{task}, {split}", task, measured)
+            tasks[task] = {**compared, **measured}
         worst, average = over_tasks(tasks)
         entry = {"model": name, "family": summary["family"], "tasks": tasks}
         entries.append({**entry, "average": average, "worst": worst})
@@ -60,18 +78,21 @@ def _specialist_scores(folders: Mapping[str, Path], task: str) -> pa.Table:
     return caches.read_scores(folder, task, caches.LOSS)
 
 
-def _excess(folder: Path, specialist: pa.Table, task: str, measured: Mapping[str, float]) -> float:
+def _compare(
+    folder: Path, specialist: pa.Table, title: str, task: str, measured: Mapping[str, float]
+) -> dict[str, float]:
+    """Excess and gap of a model on one task."""
     scores = caches.read_scores(folder, task, caches.LOSS)
     ids = scores.column("pair_id").to_pylist()
-    aligned = caches.join(specialist, ids, f"specialist of {task}, test")
+    aligned = caches.join(specialist, ids, f"specialist of {title}")
     if len(specialist) != len(aligned):
         raise CacheError(
             f"{folder}: has {len(aligned)} pairs of task {task}, but its specialist {len(specialist)}; "
             "evaluate again"
         )
-    losses = caches.column(scores, caches.LOSS)
+    losses, specialist_losses = (caches.column(table, caches.LOSS) for table in (scores, aligned))
     _check_summary(folder, task, measured, float(losses.mean()))
-    return excess(losses, caches.column(aligned, caches.LOSS))
+    return {"excess": excess(losses, specialist_losses), "gap": gap(losses, specialist_losses)}
 
 
 def _check_summary(folder: Path, task: str, measured: Mapping[str, float], loss: float) -> None:
@@ -86,12 +107,35 @@ def _check_summary(folder: Path, task: str, measured: Mapping[str, float], loss:
         )
 
 
+def chosen(entries: Iterable[Entry]) -> Entry | None:
+    """The model that a run recommends, registers and serves, chosen on the validation split.
+
+    Returns:
+        The generalist or merge with the smallest gap on its worst task of the validation split. Its numbers on
+        the test split had no part in the choice. None if the run has no validation split.
+    """
+    candidates = [entry for entry in entries if entry["family"] in CANDIDATES and VALIDATION in entry]
+    return min(candidates, key=lambda entry: float(entry[VALIDATION]["worst"]["gap"]), default=None)
+
+
+def choice(entries: Iterable[Entry]) -> str:
+    """One sentence: the chosen model, and its results on both splits."""
+    entry = chosen(entries)
+    if entry is None:
+        return "No model is chosen: the run has no validation split to choose on (split.validation)."
+    gaps = (entry[VALIDATION]["worst"]["gap"], entry["worst"]["gap"])
+    return (
+        f"Chosen on the validation split: {entry['model']}, with the smallest worst-task gap, {gaps[0]:.3f}. "
+        f"On the test split, which had no part in the choice, its worst-task gap is {gaps[1]:.3f}."
+    )
+
+
 def best(entries: list[Entry], view: str, metric: str) -> str | None:
     """The best generalist or merge by a metric of `average` or `worst`; None if none of them has it."""
     values = {
         entry["model"]: entry[view][metric]
         for entry in entries
-        if entry["family"] in ("generalist", "merge") and metric in entry[view]
+        if entry["family"] in CANDIDATES and metric in entry[view]
     }
     if not values:
         return None
@@ -122,7 +166,7 @@ def table(entries: list[Entry], metrics: Iterable[str] = tuple(BETTER)) -> tuple
 def verdict(entries: list[Entry]) -> str:
     """One sentence: the model with the smallest worst-task excess, and the next one."""
     ranked = sorted(
-        (entry for entry in entries if entry["family"] in ("generalist", "merge")),
+        (entry for entry in entries if entry["family"] in CANDIDATES),
         key=lambda entry: entry["worst"]["excess"],
     )
     first = ranked[0]

@@ -1,12 +1,16 @@
-"""The stage `evaluate`: one model's metrics and generated answers on every task's held-out test split."""
+"""The stage `evaluate`: one model's metrics on every task's held-out splits, and generated answers on `test`.
 
+`test` reports; `validation` chooses among the models (`report/leaderboard.py`).
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from automixalign.config.evaluation import EvaluationSettings
-from automixalign.data.store import IDS, TEST, read_split, tasks_of
+from automixalign.data.store import IDS, TEST, VALIDATION, read_card, read_split, tasks_of
 from automixalign.models.generate import Decoding, generate, room
 from automixalign.models.load import load_model, load_tokenizer
 from automixalign.scoring import caches
@@ -33,9 +37,11 @@ def evaluate(
     base_model: Path,
     model: Path,
     output: Path,
-    split: str = TEST,
+    splits: Sequence[str] = (TEST, VALIDATION),
 ) -> dict[str, Any]:
     """Write the scores of every pair, `TASK.parquet`, the generated answers and a summary.
+
+    Choose among models by `validation`, and keep `test` for the results.
 
     Args:
         settings: loss, verifiers, batch size and precision.
@@ -47,47 +53,73 @@ def evaluate(
         base_model: the model under a LoRA adapter; its tokenizer decodes the answers.
         model: the model to measure.
         output: folder to write.
-        split: the split to measure on. Choose settings by `validation`, and keep `test` for the results.
+        splits: the splits to measure on. The first one is measured with generated answers, into `output`; each
+            further one without them, into `output/SPLIT`, unless it is empty.
 
     Returns:
-        The summary: each task's metrics (`automixalign.scoring.metrics`). The excess is missing, because it
-        needs the specialists; the leaderboard computes it.
+        The summary of the first split: each task's metrics (`automixalign.scoring.metrics`). The excess and the
+        gap are missing, because they need the specialists; the leaderboard computes them.
 
     Raises:
         CacheError: the reference log-probabilities lack a pair or belong to other data.
         ModelError: the model cannot be loaded or gives values that are not finite.
     """
-    spec = settings.evaluation
     policy = load_model(model, base_model)
-    scorer = Scorer(policy, spec.batch_size, spec.precision)
-    tasks: dict[str, dict[str, float]] = {}
-    generations: list[dict[str, Any]] = []
-    with files.replacing(output) as folder:
-        for task in tasks_of(data):
-            caches.check_cache(reference_logps / task, data, task)
-            pairs = read_split(data, task, split, (*IDS, "generation_ids", "answer"))
-            ids = pairs.column("pair_id").to_pylist()
-            cache = caches.read_cache(reference_logps / task, split, caches.CHOSEN, caches.REJECTED)
-            reference_scores = caches.join(cache, ids, f"{task} {split}")
-            scores = reference_scores if family == REFERENCE else scorer.scores(pairs)
-            chosen_ratio, rejected_ratio = log_ratios(scores, reference_scores)
-            margins = settings.loss.beta * (chosen_ratio - rejected_ratio)
-            losses = pair_losses(settings.loss, scores, reference_scores, pairs)
-            scores = scores.append_column("margin", pa.array(margins))
-            scores = scores.append_column(caches.LOSS, pa.array(losses))
-            caches.write_scores(folder / f"{task}.parquet", scores)
-            tasks[task] = pair_metrics(PairScores(losses, margins, chosen_ratio))
-            if spec.generate and task in settings.verifiers:
-                answers = _verified_answers(settings, task, pairs, policy, base_model=base_model)
-                tasks[task]["pass_rate"] = pass_rate(answer["passed"] for answer in answers)
-                generations += answers
-        summary = {"model": name, "family": family, "loss": settings.loss.model_dump(), "tasks": tasks}
-        files.write_json(folder / SUMMARY, summary)
-        files.write_jsonl(folder / GENERATIONS, generations)
     record = current_step().record
     record.add_params({"model": name, "family": family})
-    record.add_metrics(tasks)
-    return summary
+    summaries: list[dict[str, Any]] = []
+    with files.replacing(output) as folder:
+        for split in splits:
+            if summaries and not _has_pairs(data, split):
+                continue
+            tasks, scores = _measure(settings, policy, family, data, reference_logps, split)
+            summary = {"model": name, "family": family, "loss": settings.loss.model_dump(), "tasks": tasks}
+            target = folder / split if summaries else folder
+            if not summaries:
+                generations = []
+                for task in filter(settings.verifiers.get, tasks if settings.evaluation.generate else ()):
+                    pairs = read_split(data, task, split, (*IDS, "generation_ids", "answer"))
+                    answers = _verified_answers(settings, task, pairs, policy, base_model=base_model)
+                    tasks[task]["pass_rate"] = pass_rate(answer["passed"] for answer in answers)
+                    generations += answers
+                files.write_jsonl(target / GENERATIONS, generations)
+            for task, table in scores.items():
+                caches.write_scores(target / f"{task}.parquet", table)
+            files.write_json(target / SUMMARY, summary)
+            record.add_metrics({split: tasks} if summaries else tasks)
+            summaries.append(summary)
+    return summaries[0]
+
+
+def _has_pairs(data: Path, split: str) -> bool:
+    return all(task["pairs"][split] for task in read_card(data)["tasks"])
+
+
+def _measure(
+    settings: EvaluationSettings,
+    policy: "PreTrainedModel",
+    family: str,
+    data: Path,
+    reference_logps: Path,
+    split: str,
+) -> tuple[dict[str, dict[str, float]], dict[str, pa.Table]]:
+    """Each task's metrics and scores on one split."""
+    scorer = Scorer(policy, settings.evaluation.batch_size, settings.evaluation.precision)
+    metrics, tables = {}, {}
+    for task in tasks_of(data):
+        caches.check_cache(reference_logps / task, data, task)
+        pairs = read_split(data, task, split, IDS)
+        ids = pairs.column("pair_id").to_pylist()
+        cache = caches.read_cache(reference_logps / task, split, caches.CHOSEN, caches.REJECTED)
+        reference_scores = caches.join(cache, ids, f"{task} {split}")
+        scores = reference_scores if family == REFERENCE else scorer.scores(pairs)
+        chosen_ratio, rejected_ratio = log_ratios(scores, reference_scores)
+        margins = settings.loss.beta * (chosen_ratio - rejected_ratio)
+        losses = pair_losses(settings.loss, scores, reference_scores, pairs)
+        scores = scores.append_column("margin", pa.array(margins))
+        tables[task] = scores.append_column(caches.LOSS, pa.array(losses))
+        metrics[task] = pair_metrics(PairScores(losses, margins, chosen_ratio))
+    return metrics, tables
 
 
 def _verified_answers(

@@ -16,6 +16,7 @@ TaskMetrics = Mapping[str, float]
 
 BETTER: dict[str, Literal["lower", "higher"]] = {
     "excess": "lower",
+    "gap": "lower",
     "loss": "lower",
     "accuracy": "higher",
     "margin": "higher",
@@ -56,6 +57,11 @@ def pass_rate(passes: Iterable[bool]) -> float:
 def excess(losses: Floats, specialist_losses: Floats) -> float:
     """Mean over pairs of max(L(theta, z) - L(theta_i, z), 0): the objective of AMA (arXiv 2506.00569)."""
     return float(np.maximum(losses - specialist_losses, 0).mean())
+
+
+def gap(losses: Floats, specialist_losses: Floats) -> float:
+    """Mean over pairs of L(theta, z) - L(theta_i, z). Below 0, the policy is better than the specialist."""
+    return float((losses - specialist_losses).mean())
 
 
 def over_tasks(tasks: Mapping[str, TaskMetrics]) -> tuple[dict[str, float], dict[str, float]]:

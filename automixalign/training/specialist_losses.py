@@ -44,7 +44,7 @@ def write_specialist_losses(
         reference_logps: the log-probabilities under the reference model.
         base_model: the base model of a LoRA specialist.
         specialist: the specialist of the task.
-        evaluation: the evaluation of the specialist; it has scored the test split already.
+        evaluation: the evaluation of the specialist; it has scored the held-out splits already.
         output: the folder to write.
 
     Returns:
@@ -60,9 +60,10 @@ def write_specialist_losses(
     for split in SPLITS:
         pairs = read_split(data, task, split, IDS)
         ids = pairs.column("pair_id").to_pylist()
-        if split == TEST:
-            evaluated = caches.read_scores(evaluation, task, caches.CHOSEN, caches.REJECTED)
-            scores = caches.join(evaluated, ids, f"evaluation of {task}")
+        if split != TRAIN and len(pairs):
+            folder = evaluation if split == TEST else evaluation / split
+            evaluated = caches.read_scores(folder, task, caches.CHOSEN, caches.REJECTED)
+            scores = caches.join(evaluated, ids, f"evaluation of {task}, {split}")
         elif split == TRAIN and settings.fold is not None:
             scores = cross_fitted_scores(
                 settings,
@@ -87,7 +88,7 @@ def write_specialist_losses(
     if warning := memorisation_warning(task, memorisation, settings.warn_gap, cross_fit):
         current_step().warn(warning)
     mean_loss = {split: float(losses.mean()) for split, losses in by_split.items() if len(losses)}
-    current_step().record.add_metrics({"mean_loss": mean_loss, "gap": memorisation})
+    current_step().record.add_metrics({"mean_loss": mean_loss, "memorisation": memorisation})
     with files.replacing(output) as folder:
         return caches.write_cache(
             folder,

@@ -128,13 +128,15 @@ class SeedModels:
 
     def specialist_scores(self, task: str, split: str) -> Path:
         """The evaluation of a specialist on its own task."""
+        if split != TEST:
+            return self.specialist_scores(task, TEST) / split
         specialist, settings = self.specialist(task), self._evaluation([task], generate=False)
 
         def make(new: Path) -> None:
             paths = {**self._of_task(task), "model": specialist / _MODEL, "output": new}
-            evaluate(settings, name=specialist_name(task), family="specialist", **paths, split=split)
+            evaluate(settings, name=specialist_name(task), family="specialist", **paths)
 
-        return self.store.result("specialist_scores", [settings, task, split, specialist], make)
+        return self.store.result("specialist_scores", [settings, task, specialist], make)
 
     def losses(self, task: str, cross_fit: bool) -> Path:
         """The cached losses of a specialist on its own task."""
@@ -284,7 +286,7 @@ class SeedModels:
                         **self.joint,
                         model=model,
                         output=folder / split,
-                        split=split,
+                        splits=[split],
                     )
                     (entry,) = leaderboard.build([*scores[split], folder / split], [name])
                     row[split] = entry["tasks"]

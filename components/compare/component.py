@@ -31,7 +31,8 @@ def compare(
         reference, specialists, generalists, merges: the evaluations of the models of each family.
         trajectories, specialist_trajectories: logs of the optimiser steps; their metadata hold the cost.
         data, losses: the prepared splits, and the specialists' losses on them.
-        leaderboard, markdown, metrics: every model on every task, as JSON and a table; worst and average.
+        leaderboard, markdown: every model on every task, as JSON and a table; worst and average.
+        metrics: the chosen model on its worst task of the test split.
         plots: folder of PNG files: task weights over time, and one bar chart for each metric.
         page, facts: the report as one HTML file, and its data as JSON.
     """
@@ -39,7 +40,7 @@ def compare(
 
     from automixalign.config.experiment import ComparisonSettings
     from automixalign.report.collect import RunResults
-    from automixalign.report.compare import RUN_PATHS, ReportPaths, compare, summary_metrics
+    from automixalign.report.compare import RUN_PATHS, ReportPaths, compare, headline_metrics
     from automixalign.steps.step import run_step
 
     evaluations = [reference, *specialists, *generalists, *(merges or [])]
@@ -55,6 +56,6 @@ def compare(
         )
         paths = ReportPaths(**{name: Path(artifact.path) for name, artifact in outputs.items()})
         entries = compare(ComparisonSettings.model_validate_json(settings), results, paths)
-        metrics.metadata.update(summary_metrics(entries))
+        metrics.metadata.update(headline_metrics(entries))
         for name, artifact in outputs.items():
             artifact.metadata["run_path"] = RUN_PATHS[name]

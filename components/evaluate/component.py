@@ -1,4 +1,4 @@
-"""One model on every task's test split."""
+"""One model on every task's held-out splits."""
 
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Model, Output
@@ -22,7 +22,8 @@ def evaluate(
         data: the prepared splits.
         reference_logps: the reference log-probabilities.
         base_model: the base of a LoRA model.
-        evaluation: folder with one row for each pair, the generations and a summary.
+        evaluation: folder with one row for each pair of the test split, the generations and a summary; and the
+            same without generations for the validation split, in `validation/`.
         model: the model; its metadata hold its name and family. Without one, the base model.
     """
     from pathlib import Path

@@ -26,7 +26,7 @@ def specialist_losses(
         reference_logps: the reference log-probabilities.
         base_model: the base of a LoRA specialist.
         model: the specialist.
-        evaluation: the specialist's evaluation, which scored the test split.
+        evaluation: the specialist's evaluation, which scored the held-out splits.
         losses: folder with `SPLIT.parquet` and a manifest that names its data and model.
     """
     from pathlib import Path

@@ -106,7 +106,8 @@ def show_results(console: Console, folder: Path) -> None:
         cells = [f"[bold]{cell.strip('*')}[/]" if cell.startswith("**") else cell for cell in values]
         table.add_row(_text(model), *cells, style="dim" if family in ("reference", "specialist") else None)
     console.print(table)
-    console.print(_text(leaderboard.verdict(entries)), highlight=False, emoji=False)
+    for sentence in (leaderboard.verdict(entries), leaderboard.choice(entries)):
+        console.print(_text(sentence), highlight=False, emoji=False)
     paths = {
         "leaderboard": "leaderboard.json",
         "report": runs.PAGE,

@@ -18,6 +18,7 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from automixalign.report import leaderboard
 from automixalign.report.run_folder import WORK
 from automixalign.storage import files
 from automixalign.storage.files import digest
@@ -192,7 +193,9 @@ def test_mlflow_has_the_run_its_stages_and_the_registered_model(run_folder: Path
     assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
     assert {run.info.status for run in (parent, *runs.values())} == {"FINISHED"}
     assert parent.data.params["training.beta"] == str(BETA)
-    assert parent.data.metrics["uniform.worst.excess"] == pytest.approx(board["uniform"]["worst"]["excess"])
+    chosen = leaderboard.chosen(board.values())
+    assert chosen is not None
+    assert parent.data.metrics["worst_gap"] == pytest.approx(chosen["worst"]["gap"])
     assert len(parent.inputs.dataset_inputs) == len(TASKS)
     curve = client.get_metric_history(runs["train_generalist [ama-s]"].info.run_id, "weights/own")
     assert [point.step for point in curve] == list(range(1, 9))

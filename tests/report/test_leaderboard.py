@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from automixalign.report import leaderboard
+from automixalign.report.compare import headline_metrics
 from automixalign.scoring.caches import SUMMARY
 from automixalign.storage import files
 from automixalign.system.errors import CacheError
@@ -98,13 +99,59 @@ def test_only_the_excess_is_clipped_pair_by_pair(board: list[dict[str, Any]], na
 def test_worst_and_average(board: list[dict[str, Any]]) -> None:
     standard, ties = select(board, "standard", "ties")
     assert standard["worst"] == pytest.approx(
-        {"excess": 0.6, "loss": 1.1, "accuracy": 0.4, "margin": 1.0, "pass_rate": 0.5}
+        {"excess": 0.6, "gap": 0.6, "loss": 1.1, "accuracy": 0.4, "margin": 1.0, "pass_rate": 0.5}
     )
     assert standard["average"] == pytest.approx(
-        {"excess": 0.325, "loss": (0.325 + 1.1) / 2, "accuracy": 0.65, "margin": 2.0, "pass_rate": 0.5}
+        {
+            "excess": 0.325,
+            "gap": (-2.2 / 4 + 0.6) / 2,
+            "loss": (0.325 + 1.1) / 2,
+            "accuracy": 0.65,
+            "margin": 2.0,
+            "pass_rate": 0.5,
+        }
     )
     assert ties["worst"]["margin"] == -0.5
     assert "pass_rate" not in ties["worst"] | ties["average"]
+
+
+def test_the_gap_is_signed(board: list[dict[str, Any]]) -> None:
+    """The losses of ama-r on task a differ from the specialist's by 0.4, 0.4, -0.4 and 0; on b by 0.2 and 0."""
+    (entry,) = select(board, "ama-r")
+    assert [entry["tasks"][task]["gap"] for task in "ab"] == pytest.approx([0.1, 0.1])
+    (standard,) = select(board, "standard")
+    assert standard["tasks"]["a"]["gap"] == pytest.approx((0.2 - 0.4 - 2) / 4)
+    assert standard["worst"]["gap"] == pytest.approx(0.6)
+
+
+def swapped(name: str) -> str:
+    """The model whose losses another one has on the validation split."""
+    return {"standard": "ama-r", "ama-r": "standard"}.get(name, name)
+
+
+def test_a_model_is_chosen_on_validation_by_its_worst_gap(folders: dict[str, Path]) -> None:
+    """On the test split, ama-r is the best by every measure of the loss."""
+    assert leaderboard.chosen(leaderboard.build(folders.values(), MODELS)) is None
+    for name, folder in folders.items():
+        evaluation(folder / "validation", swapped(name))
+        summary = files.read_json(folder / "validation" / SUMMARY)
+        files.write_json(folder / "validation" / SUMMARY, {**summary, "model": name})
+    board = leaderboard.build(folders.values(), MODELS)
+    assert leaderboard.best(board, "worst", "gap") == "ama-r"
+    chosen = leaderboard.chosen(board)
+    assert chosen is not None
+    assert chosen["model"] == "standard"
+    assert chosen["validation"]["worst"]["gap"] == pytest.approx(0.1)
+    assert headline_metrics(board) == pytest.approx(
+        {"worst_gap": 0.6, "worst_excess": 0.6, "worst_accuracy": 0.4, "pass_rate": 0.5}
+    )
+    assert leaderboard.choice(board).startswith("Chosen on the validation split: standard,")
+
+
+def test_without_a_validation_split_nothing_is_chosen(board: list[dict[str, Any]]) -> None:
+    assert leaderboard.chosen(board) is None
+    assert headline_metrics(board) == {}
+    assert leaderboard.choice(board).startswith("No model is chosen: the run has no validation split")
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,8 @@ def write(
 ) -> dict[str, Any]:
     evaluation = output.parent / "evaluation"
     scorer = Scorer(load_full_model(specialist), 5, "fp32")
-    files.write_table(evaluation / f"{TASK}.parquet", scorer.scores(read_split(data, TASK, "test")))
+    for split, folder in (("test", evaluation), ("validation", evaluation / "validation")):
+        files.write_table(folder / f"{TASK}.parquet", scorer.scores(read_split(data, TASK, split)))
     return write_specialist_losses(
         settings(**changes),
         task=TASK,

@@ -82,7 +82,8 @@ function leaderboardSection(run) {
   return section(
     "leaderboard",
     "Leaderboard",
-    note("Excess: mean over a task's test pairs of max(loss − specialist's loss, 0). Accuracy: share of pairs whose chosen answer has the larger reward. Pass rate: share of greedy generations that a verifier passes. Less is better for excess and loss, more for the others."),
+    run.choice ? note(run.choice) : null,
+    note("Models are chosen by the validation split; this table reports the test split. Excess: mean over a task's test pairs of max(loss − specialist's loss, 0). Gap: mean of (loss − specialist's loss); below 0, the model is better than the specialist. Accuracy: share of pairs whose chosen answer has the larger reward. Pass rate: share of greedy generations that a verifier passes. Less is better for excess, gap and loss, more for the others."),
     h("div", { class: "controls" }, choice("Show", [[OVERVIEW, "worst task and mean, every metric"], ...metrics.map((metric) => [metric, `${titleOf(metric)} on each task`])], show)),
     container,
   );

@@ -1,0 +1,27 @@
+"""An evaluation: its splits."""
+
+from pathlib import Path
+
+import pytest
+
+from automixalign.scoring import caches
+from automixalign.scoring.caches import SUMMARY
+from automixalign.scoring.evaluate import GENERATIONS
+from automixalign.storage import files
+from benchmarks import tiny
+from tests.faults.common import evaluate_tiny
+
+
+def test_the_validation_split_is_scored_beside_the_test_split(tmp_path: Path) -> None:
+    """The choice among models needs it; generated answers are for the results alone."""
+    evaluate_tiny(tiny.world().base_model, "m", "generalist", tmp_path / "m")
+    for split, folder in (("test", tmp_path / "m"), ("validation", tmp_path / "m" / "validation")):
+        summary = files.read_json(folder / SUMMARY)
+        assert summary["tasks"].keys() == set(tiny.TASKS)
+        for task, measured in summary["tasks"].items():
+            cache = caches.read_cache(tiny.world().reference_logps / task, split)
+            scores = caches.read_scores(folder, task, caches.LOSS)
+            assert scores.column("pair_id") == cache.column("pair_id")
+            assert measured["loss"] == pytest.approx(caches.column(scores, caches.LOSS).mean())
+    assert (tmp_path / "m" / GENERATIONS).exists()
+    assert not (tmp_path / "m" / "validation" / GENERATIONS).exists()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from automixalign.models import base_address
 from automixalign.models.load import fold_adapter, load_tokenizer, stored_dtypes
 from automixalign.models.safety import check_full_model, is_adapter
 from automixalign.storage import files
@@ -39,7 +40,7 @@ def write_full_model(model: Path, base_model: Path, output: Path) -> None:
             load_tokenizer(base_model).save_pretrained(folder)
         else:
             check_full_model(model)
-            shutil.copytree(model, folder)
+            shutil.copytree(model, folder, ignore=shutil.ignore_patterns(base_address.FILE))
 
 
 def save_full_model(

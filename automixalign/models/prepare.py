@@ -1,4 +1,8 @@
-"""Bring the base model into one normal form: a folder with safetensors in fp32, tokenizer and config."""
+"""Bring the base model into one normal form: a folder with safetensors, tokenizer and config.
+
+The weights have the dtype of the source; those of a GGUF file become fp32. `base_model.json` has the address of
+a base model that other programs can load.
+"""
 
 import tempfile
 import warnings
@@ -9,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from automixalign.config.models import BaseModelSettings, BaseModelSpec
 from automixalign.config.sources import BaseModelSource, LocalSource, parse_base_model
+from automixalign.models.base_address import address_of
 from automixalign.models.safety import check_full_model
 from automixalign.steps.step import current_step
 from automixalign.storage import files
@@ -73,6 +78,8 @@ def _convert(spec: BaseModelSpec, folder: Path) -> dict[str, Any]:
         forget_code(model, tokenizer)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    if (at := address_of(spec)) is not None:
+        at.write(folder)
     ends, changes = write_ends(folder, tokenizer)
     if changes:
         told = ", ".join(f"{key}={value!r:.40}" for key, value in changes.items())
@@ -165,7 +172,7 @@ def _load(source: BaseModelSource, path: Path | None, revision: str | None = Non
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **common)
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=torch.float32,
+            dtype=torch.float32 if is_gguf else "auto",
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # the error does not name the weight; the report does
             trust_remote_code=False,

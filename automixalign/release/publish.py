@@ -1,16 +1,21 @@
 """The stage `publish`, of runs with an `output`: copy models, leaderboard and report there."""
 
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from automixalign.config.release import OutputSpec, PublicationSettings
+from automixalign.models.base_address import read_address
+from automixalign.models.safety import is_adapter
 from automixalign.steps.step import current_step
 from automixalign.storage import files
 from automixalign.storage.publication import Manifest, publish
 from automixalign.system.errors import UnreachableError
 
+_REFERENCE = "models/reference"
+"""The name of the reference model among the artifacts."""
 _PAUSE_SECONDS = (5, 20, 60)
 """Before each further attempt. boto3's own retries give up after a few seconds."""
 
@@ -23,7 +28,8 @@ def publish_run(
 ) -> dict[str, Any]:
     """Copy a run's artifacts to the experiment's `output`.
 
-    Tries again if a server is down, because the run may have taken days.
+    Tries again if a server is down, because the run may have taken days. What is published loads on other
+    machines: an adapter of a base model that only this machine has is published as a full model.
 
     Args:
         settings: of the stage.
@@ -37,12 +43,36 @@ def publish_run(
     Raises:
         StorageError: the destination holds another publication, or cannot be written.
     """
-    manifest = _publish_with_retries(settings.output, settings.run, artifacts, pause_seconds)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".publication-", dir=output.parent) as scratch:
+        artifacts = _portable(artifacts, Path(scratch))
+        manifest = _publish_with_retries(settings.output, settings.run, artifacts, pause_seconds)
     files.write_text(output, manifest.model_dump_json(indent=2) + "\n")
     sizes = [file.size for file in manifest.files.values()]
     facts = {"to": settings.output.to, "files": len(sizes), "bytes": sum(sizes)}
     current_step().record.add_params(facts)
     return facts
+
+
+def _portable(artifacts: Mapping[str, Path], scratch: Path) -> dict[str, Path]:
+    """The artifacts without what only this machine can load.
+
+    Args:
+        artifacts: name -> file or folder.
+        scratch: a folder for full models in place of adapters.
+    """
+    portable = dict(artifacts)
+    reference = artifacts.get(_REFERENCE)
+    address = read_address(reference) if reference else None
+    if reference is None or address is None or not address.is_local:
+        return portable
+    from automixalign.models.full_model import write_full_model
+
+    for name, model in artifacts.items():
+        if name == _REFERENCE or is_adapter(model):
+            portable[name] = scratch / name
+            write_full_model(model, reference, portable[name])
+    return portable
 
 
 def _publish_with_retries(

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import torch
 
 from automixalign.config.training import TrainingSettings
 from automixalign.data.store import IDS, TRAIN, read_split
 from automixalign.method.mixer import Mixer
+from automixalign.models.base_address import read_address
+from automixalign.models.full_model import save_full_model, write_full_model
 from automixalign.models.load import device, load_full_model, load_tokenizer, uses_bf16
 from automixalign.models.trainable import freeze, lora_config
 from automixalign.models.weights import first_nonfinite_weight
@@ -25,8 +28,6 @@ from automixalign.training.job import Training, world_size
 if TYPE_CHECKING:
     from trl import DPOConfig
 
-BASE = "../reference"
-"""An adapter's path to its base model, the same in a run folder and in a publication."""
 _MODEL_CARD = "README.md"
 """peft's template of a model card."""
 
@@ -101,12 +102,13 @@ def train_policy(
         trainer.accelerator.wait_for_everyone()
         state_dict = trainer.whole_state_dict()
         if trainer.accelerator.is_main_process:
-            _make_adapter_portable(trainer.model)
+            # The trainer may have changed it, and `save_pretrained` refuses some changed ones.
+            model.generation_config = generation_config
             with files.replacing(training.output) as folder:
-                # The trainer may have changed it, and `save_pretrained` refuses some changed ones.
-                model.generation_config = generation_config
-                trainer.model.save_pretrained(folder, state_dict=state_dict)
-                (folder / _MODEL_CARD).unlink(missing_ok=True)
+                if spec.lora is None:
+                    save_full_model(trainer.model, training.base_model, folder, state_dict)
+                else:
+                    _save_adapter(trainer.model, training.base_model, folder, state_dict, scratch)
                 _check_weights(folder, steps)
                 tokenizer.save_pretrained(folder)
             files.link(log, training.trajectory)
@@ -147,12 +149,22 @@ def _check_weights(model: Path, steps: int) -> None:
         )
 
 
-def _make_adapter_portable(model: Any) -> None:
-    """Make equal trainings write equal adapters: peft writes the base's path, and holds modules as a set."""
-    for adapter in getattr(model, "peft_config", {}).values():
-        adapter.base_model_name_or_path = BASE
-        if isinstance(adapter.target_modules, set):
-            adapter.target_modules = sorted(adapter.target_modules)
+def _save_adapter(
+    model: Any, base_model: Path, folder: Path, state_dict: dict[str, torch.Tensor] | None, scratch: Path
+) -> None:
+    """Save an adapter with the address of its base model, or folded into a base model without an address."""
+    address = read_address(base_model)
+    adapter = folder if address else scratch / "adapter"
+    # peft writes the path of the base model, and holds modules as a set. Equal trainings write equal adapters.
+    for config in model.peft_config.values():
+        config.base_model_name_or_path, config.revision = address or (None, None)
+        if isinstance(config.target_modules, set):
+            config.target_modules = sorted(config.target_modules)
+    # "auto" would ask the hub for the base model's vocabulary.
+    model.save_pretrained(adapter, state_dict=state_dict, save_embedding_layers=False)
+    (adapter / _MODEL_CARD).unlink(missing_ok=True)
+    if address is None:
+        write_full_model(adapter, base_model, folder)
 
 
 def dpo_config(

@@ -12,7 +12,7 @@ def prepare_base_model(settings: str, base_model: Output[Model]) -> None:
 
     Args:
         settings: `BaseModelSettings` as JSON.
-        base_model: folder with safetensors in fp32, config and tokenizer.
+        base_model: folder with safetensors in the dtype of the source, config and tokenizer.
     """
     from pathlib import Path
 

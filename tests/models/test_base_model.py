@@ -70,17 +70,20 @@ def test_a_folder_on_s3(base_model: Path, tmp_path: Path, s3: Any) -> None:
         s3.upload_file(str(file), "ready", f"models/base/{file.name}")
     facts = [prepare("s3://ready/models/base", tmp_path / "s3"), prepare(base_model, tmp_path / "local")]
     assert facts[0] == facts[1] | {"source": "s3://ready/models/base"}
+    address = json.loads((tmp_path / "local" / "base_model.json").read_text())
+    assert address == {"name": str(base_model), "revision": None}
+    (tmp_path / "local" / "base_model.json").unlink()  # other programs cannot load a folder on S3
     assert digest(tmp_path / "s3") == digest(tmp_path / "local")
 
 
-def test_half_precision_becomes_fp32(model: Path, tmp_path: Path) -> None:
+def test_half_precision_stays(model: Path, tmp_path: Path) -> None:
     edit_weights(model, lambda w: w.update({name: weight.bfloat16() for name, weight in w.items()}))
     edit_config(model, dtype="bfloat16")
     prepare(model, tmp_path / "out")
     before, after = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "out"))
-    assert {weight.dtype for weight in after.values()} == {torch.float32}
-    assert all(torch.equal(before[name].float(), after[name]) for name in before)
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.float32
+    assert {weight.dtype for weight in after.values()} == {torch.bfloat16}
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
 
 
 def test_tied_weights_are_not_missing(model: Path, tmp_path: Path) -> None:

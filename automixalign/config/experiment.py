@@ -97,6 +97,14 @@ class Experiment(Schema):
         return self
 
     @model_validator(mode="after")
+    def _check_choice(self) -> Self:
+        if self.registry is not None and self.split.validation == 0:
+            raise ValueError(
+                "registry: its model is chosen on the validation split; set split.validation above 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_machines(self) -> Self:
         stages = [*TRAINING, "specialist_losses"] if self.specialist_losses.cross_fit else TRAINING
         for stage in stages:

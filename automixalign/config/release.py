@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from pydantic import StringConstraints, model_validator
 
 from automixalign.config.settings import Settings
-from automixalign.system.schema import Flag, Fraction, NonNegative, Schema, Text
+from automixalign.system.schema import Flag, Fraction, NonNegative, Number, Schema, Text
 
 
 def holds_credentials(uri: str) -> bool:
@@ -46,13 +46,16 @@ class RegistrySpec(Schema):
     """MLflow's model registry, and the gate that a new champion must pass."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[^/:@\s]{1,200}$")]
-    """The registered model. The best generalist or merge, by worst-task excess, becomes its next version."""
+    """The registered model. The generalist or merge with the smallest gap on its worst task of the validation
+    split becomes its next version."""
+    max_worst_gap: Number | None = None
+    """The gate, like all of its limits on the validation split: the largest worst-task gap."""
     max_worst_excess: NonNegative | None = None
     """The gate: the largest worst-task excess."""
     min_accuracy: Fraction | None = None
     """The gate: the smallest reward accuracy, as the mean over the tasks."""
     beat_champion: Flag = True
-    """The gate: the worst-task excess must not exceed the champion's, measured on the same data."""
+    """The gate: the worst-task gap must not exceed the champion's, measured on the same data."""
 
 
 class PublicationSettings(Settings):

@@ -1,13 +1,15 @@
-"""MLflow's model registry: the best model of a run becomes a version, and the champion if it passes the gate.
+"""MLflow's model registry: a run's chosen model becomes a version, and the champion if it passes the gate.
 
 Users load `models:/NAME@champion` (https://mlflow.org/docs/latest/ml/model-registry/). A version is a full
 model in safetensors, with its tokenizer and chat template. An adapter is merged into its base model, so that a
-version needs nothing else. Tags describe how it was made. The alias `candidate` always moves to the newest
+version needs nothing else. Its description and tags say how it was made. Choice and gate use the numbers of the
+validation split; those of the test split are only reported. The alias `candidate` always moves to the newest
 version, the alias `champion` only when the gate passes.
 """
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -15,16 +17,17 @@ from typing import Any
 
 from automixalign.config.experiment import RegistrySettings
 from automixalign.config.release import RegistrySpec
-from automixalign.data.store import read_card
-from automixalign.models.load import load_model, load_tokenizer
-from automixalign.report.leaderboard import Entry
+from automixalign.data.store import TEST, VALIDATION, read_card
+from automixalign.models.full_model import write_full_model
+from automixalign.models.load import load_tokenizer
+from automixalign.report.leaderboard import Entry, choice, chosen
 from automixalign.steps.step import current_step
 from automixalign.steps.tracking import spool
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError
 
 CANDIDATE, CHAMPION = "candidate", "champion"
-_TAG = "automixalign."
+_TAG, _WORST_GAP = "automixalign.", "validation_worst_gap"
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "accelerate")
 _QUESTION = [{"role": "user", "content": "Hello"}]
 
@@ -38,7 +41,7 @@ def register(
     base_model: Path,
     output: Path,
 ) -> dict[str, Any]:
-    """Register the model with the smallest worst-task excess; it becomes the champion if it passes the gate.
+    """Register the model that the leaderboard chooses; it becomes the champion if it passes the gate.
 
     A model that already is a version (same weights, same data) is not stored again.
 
@@ -54,17 +57,21 @@ def register(
         `name`, `model`, `version`, `champion` (whether the gate passed), and `reasons` if it did not.
 
     Raises:
-        ConfigError: no MLflow store is known.
+        ConfigError: no MLflow store is known, or no model is chosen.
         StorageError: the registry refuses the model; `UnreachableError` if it cannot be reached.
     """
     spec, target = settings.registry, _target()
     if target is None:
         raise ConfigError("an MLflow store (MLFLOW_TRACKING_URI) is needed to register a model")
-    entries: list[Entry] = files.read_json(board)
-    ranked = [entry for entry in entries if entry["model"] in candidates]
-    entry = min(ranked, key=lambda entry: float(entry["worst"]["excess"]))
+    entry = chosen(files.read_json(board))
+    if entry is None:
+        raise ConfigError(
+            "registry: no model is chosen without a validation split; set split.validation above 0"
+        )
     model = candidates[entry["model"]]
     tags = _lineage(settings, entry, model, data=data, base_model=base_model)
+    if target.run_id is not None:
+        tags[_TAG + "run_id"] = target.run_id
 
     from automixalign.steps.tracking.send import client, named_errors
 
@@ -74,9 +81,12 @@ def register(
         _ensure_registered_model(registry, spec.name)
         number = _find_version(registry, spec.name, tags)
         if number is None:
-            uri = _store(target, registry, model, base_model, name=entry["model"])
-            model_id = uri.removeprefix("models:/")
-            number = str(registry.create_model_version(spec.name, uri, tags=tags, model_id=model_id).version)
+            uri, run_id = _store(target, registry, model, base_model, name=entry["model"])
+            version_facts = {"run_id": run_id, "model_id": uri.removeprefix("models:/"), "tags": tags}
+            text = _description(settings, entry, _run_link(target, registry))
+            number = str(
+                registry.create_model_version(spec.name, uri, description=text, **version_facts).version
+            )
         reasons = gate(spec, entry, tags, _champion(registry, spec.name))
         registry.set_registered_model_alias(spec.name, CANDIDATE, number)
         if not reasons:
@@ -93,7 +103,7 @@ def register(
 def gate(
     spec: RegistrySpec, entry: Entry, tags: Mapping[str, str], champion: Mapping[str, str] | None
 ) -> list[str]:
-    """Why a model may not become the champion; empty if it may.
+    """Why a model may not become the champion, by its numbers on the validation split; empty if it may.
 
     Args:
         spec: the limits of the gate.
@@ -101,10 +111,14 @@ def gate(
         tags: the tags of its version.
         champion: the tags of the current champion's version, or None.
     """
-    worst, accuracy = entry["worst"]["excess"], entry["average"]["accuracy"]
+    validation = entry[VALIDATION]
+    gap, excess = validation["worst"]["gap"], validation["worst"]["excess"]
+    accuracy = validation["average"]["accuracy"]
     reasons = []
-    if spec.max_worst_excess is not None and worst > spec.max_worst_excess:
-        reasons.append(f"its worst-task excess {worst:.4f} is above {spec.max_worst_excess:g}")
+    if spec.max_worst_gap is not None and gap > spec.max_worst_gap:
+        reasons.append(f"its worst-task gap {gap:.4f} is above {spec.max_worst_gap:g}")
+    if spec.max_worst_excess is not None and excess > spec.max_worst_excess:
+        reasons.append(f"its worst-task excess {excess:.4f} is above {spec.max_worst_excess:g}")
     if spec.min_accuracy is not None and accuracy < spec.min_accuracy:
         reasons.append(f"its mean accuracy {accuracy:.3f} is below {spec.min_accuracy:g}")
     if champion is None or not spec.beat_champion or champion.get(_TAG + "model") == tags[_TAG + "model"]:
@@ -113,8 +127,13 @@ def gate(
         reasons.append(
             "the champion was measured on other data; set registry.beat_champion to false to replace it"
         )
-    elif worst > (limit := float(champion[_TAG + "worst_excess"])):
-        reasons.append(f"its worst-task excess {worst:.4f} is above the champion's {limit:.4f}")
+    elif (limit := champion.get(_TAG + _WORST_GAP)) is None:
+        reasons.append(
+            "the champion has no worst-task gap of a validation split, because an earlier version of this "
+            "project registered it; set registry.beat_champion to false to replace it"
+        )
+    elif gap > float(limit):
+        reasons.append(f"its worst-task gap {gap:.4f} is above the champion's {float(limit):.4f}")
     return reasons
 
 
@@ -141,12 +160,38 @@ def _lineage(
         "base_model": experiment.base_model.source,
         "base_model_digest": files.digest(base_model),
         "model": files.digest(model),
-        "worst_excess": entry["worst"]["excess"],
-        "average_excess": entry["average"]["excess"],
-        "average_accuracy": entry["average"]["accuracy"],
+        _WORST_GAP: entry[VALIDATION]["worst"]["gap"],
+        "test_worst_gap": entry["worst"]["gap"],
+        "test_worst_excess": entry["worst"]["excess"],
+        "test_average_accuracy": entry["average"]["accuracy"],
         "kfp_run": os.environ.get("KFP_RUN_ID", ""),
     }
     return {_TAG + key: str(value) for key, value in facts.items() if value != ""}
+
+
+def _description(settings: RegistrySettings, entry: Entry, run: str) -> str:
+    """A version's description, in Markdown."""
+    experiment = settings.experiment
+    lines = [
+        f"`{entry['model']}`, a {entry['family']} of {run}, made from the base model "
+        f"`{experiment.base_model.source}` by [AutoMixAlign](https://arxiv.org/abs/2506.00569).",
+        f"Tasks: {', '.join(task.name for task in experiment.tasks)}. Seed: {experiment.seed}.",
+        choice([entry]),
+        "| split | worst gap | worst excess | worst accuracy |\n| --- | --- | --- | --- |\n"
+        + "\n".join(
+            f"| {split} | {worst['gap']:.4f} | {worst['excess']:.4f} | {worst['accuracy']:.3f} |"
+            for split, worst in ((VALIDATION, entry[VALIDATION]["worst"]), (TEST, entry["worst"]))
+        ),
+    ]
+    return "\n\n".join(lines)
+
+
+def _run_link(target: spool.Target, registry: Any) -> str:
+    """The run of the pipeline, as a link within MLflow's pages."""
+    if target.run_id is None:
+        return "a run"
+    info = registry.get_run(target.run_id).info
+    return f"the run [{info.run_name}](#/experiments/{info.experiment_id}/runs/{info.run_id})"
 
 
 def _ensure_registered_model(registry: Any, name: str) -> None:
@@ -173,9 +218,10 @@ def _find_version(registry: Any, name: str, tags: Mapping[str, str]) -> str | No
     return next((str(each.version) for each in matching), None)
 
 
-def _store(target: spool.Target, registry: Any, model: Path, base_model: Path, name: str) -> str:
-    """Log the model as a full one; return its `models:/` URI, for the version."""
+def _store(target: spool.Target, registry: Any, model: Path, base_model: Path, name: str) -> tuple[str, str]:
+    """Log the model as a full one; return its `models:/` URI and the run that logged it."""
     import mlflow
+    from transformers import AutoModelForCausalLM
 
     mlflow.set_tracking_uri(target.uri)
     tokenizer = load_tokenizer(base_model)
@@ -187,12 +233,14 @@ def _store(target: spool.Target, registry: Any, model: Path, base_model: Path, n
     else:
         experiment = mlflow.set_experiment(target.experiment or "automixalign").experiment_id
     run = registry.create_run(experiment, tags=tags, run_name=f"model {name}")
-    with mlflow.start_run(run_id=run.info.run_id):
+    with mlflow.start_run(run_id=run.info.run_id), tempfile.TemporaryDirectory() as scratch:
+        write_full_model(model, base_model, Path(scratch) / name)
+        full_model = AutoModelForCausalLM.from_pretrained(Path(scratch) / name, dtype="auto")
         logged = mlflow.transformers.log_model(
-            {"model": load_model(model, base_model), "tokenizer": tokenizer},
+            {"model": full_model, "tokenizer": tokenizer},
             name=name,
             task="llm/v1/chat" if chat else "text-generation",
             input_example={"messages": _QUESTION} if chat else "Hello",
             pip_requirements=[f"{package}=={version(package)}" for package in (*_PACKAGES, "mlflow")],
         )
-    return str(logged.model_uri)
+    return str(logged.model_uri), str(run.info.run_id)

@@ -16,7 +16,7 @@ def register(
     registration: Output[Artifact],
     merges: Input[list[Model]] = None,  # kfp's form of an optional
 ) -> None:
-    """Register the generalist or merge with the smallest worst-task excess: the champion if it passes the gate.
+    """Register the model that is chosen on the validation split; it is the champion if it passes the gate.
 
     Args:
         settings: `RegistrySettings` as JSON.

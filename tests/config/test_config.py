@@ -110,6 +110,7 @@ def test_defaults_and_short_forms(experiment_data: Data) -> None:
         ({"budget.generalist": {}}, r"^budget\.generalist: give exactly one of 'steps' and 'epochs'"),
         ({"budget.generalist.steps": 0}, r"^budget\.generalist\.steps: "),
         ({"split.test": 0}, r"^split\.test: "),
+        ({"split.validation": 0, "registry": {"name": "m"}}, r"^registry: .*; set split\.validation above 0$"),
         ({"base_model": {"source": "tiny"}}, r"^base_model: the key 'tiny' goes with 'source: tiny'"),
         ({"base_model": "tiny"}, r"^base_model: the key 'tiny' goes with"),
         ({"base_model.source": "./folder"}, r"^base_model: the key 'tiny' goes with"),

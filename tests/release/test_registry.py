@@ -32,13 +32,16 @@ Data = dict[str, Any]
 QUESTION = [{"role": "user", "content": "12+3="}]
 
 
-def entry(name: str, worst: float, family: str = "generalist", accuracy: float = 0.9) -> Data:
-    return {
-        "model": name,
-        "family": family,
-        "worst": {"excess": worst, "accuracy": accuracy},
-        "average": {"excess": worst / 2, "accuracy": accuracy},
-    }
+def entry(
+    name: str, worst: float, family: str = "generalist", accuracy: float = 0.9, excess: float = 0.3
+) -> Data:
+    """A model with this worst-task gap on the validation split; the test split ranks the models otherwise."""
+
+    def views(gap: float, accuracy: float) -> Data:
+        values = {"gap": gap, "excess": excess, "accuracy": accuracy}
+        return {"worst": values, "average": values}
+
+    return {"model": name, "family": family, **views(-worst, 0.55), "validation": views(worst, accuracy)}
 
 
 @pytest.fixture
@@ -183,14 +186,15 @@ def test_the_best_candidate_becomes_a_version_and_the_gate_decides(
     assert again == first, "a retried stage creates no second version"
     second = register_best(entry("full", 0.15), entry("lora", 0.3))
     assert (second["model"], second["version"], second["champion"]) == ("full", "2", False)
-    assert second["reasons"] == ["its worst-task excess 0.1500 is above the champion's 0.1000"]
+    assert second["reasons"] == ["its worst-task gap 0.1500 is above the champion's 0.1000"]
     aliases = client.get_registered_model("assistant").aliases
     assert {name: int(number) for name, number in aliases.items()} == {"candidate": 2, "champion": 1}
     tags = client.get_model_version("assistant", "2").tags
     assert tags["automixalign.model"] == files.digest(candidates["full"])
     assert tags["automixalign.base_model_digest"] == files.digest(base_model)
     assert tags["automixalign.method"] == "full"
-    assert tags["automixalign.worst_excess"] == "0.15"
+    assert tags["automixalign.validation_worst_gap"] == "0.15"
+    assert tags["automixalign.test_worst_gap"] == "-0.15"
     assert {"automixalign.data", "automixalign.config", "automixalign.seed"} <= tags.keys()
 
 
@@ -201,13 +205,21 @@ TAGS = {"automixalign.model": "m", "automixalign.data": "d"}
     ("spec", "worst", "accuracy", "champion", "reasons"),
     [
         ({}, 0.5, 0.1, None, []),
-        ({"max_worst_excess": 0.4}, 0.5, 0.9, None, ["its worst-task excess 0.5000 is above 0.4"]),
+        ({"max_worst_gap": -0.1}, 0.0, 0.9, None, ["its worst-task gap 0.0000 is above -0.1"]),
+        ({"max_worst_excess": 0.2}, 0.1, 0.9, None, ["its worst-task excess 0.3000 is above 0.2"]),
         ({"min_accuracy": 0.8}, 0.5, 0.7, None, ["its mean accuracy 0.700 is below 0.8"]),
-        ({}, 0.1, 0.9, {"data": "d", "worst_excess": "0.1"}, []),
-        ({}, 0.2, 0.9, {"data": "d", "worst_excess": "0.1"}, ["its worst-task excess 0.2000 is above the"]),
-        ({"beat_champion": False}, 0.2, 0.9, {"data": "d", "worst_excess": "0.1"}, []),
-        ({}, 0.0, 0.9, {"data": "other", "worst_excess": "0.1"}, ["the champion was measured on other data"]),
-        ({}, 0.2, 0.9, {"data": "other", "worst_excess": "0.1", "model": "m"}, []),
+        ({}, 0.1, 0.9, {"data": "d", "validation_worst_gap": "0.1"}, []),
+        (
+            {},
+            0.2,
+            0.9,
+            {"data": "d", "validation_worst_gap": "0.1"},
+            ["its worst-task gap 0.2000 is above the"],
+        ),
+        ({}, 0.2, 0.9, {"data": "d", "worst_excess": "0.1"}, ["the champion has no worst-task gap of a valid"]),
+        ({"beat_champion": False}, 0.2, 0.9, {"data": "d", "validation_worst_gap": "0.1"}, []),
+        ({}, 0.0, 0.9, {"data": "other"}, ["the champion was measured on other data"]),
+        ({}, 0.2, 0.9, {"data": "other", "model": "m"}, []),
     ],
 )
 def test_the_gate(
@@ -218,6 +230,17 @@ def test_the_gate(
     blockers = gate(RegistrySpec(name="x", **spec), model, TAGS, tags if champion else None)
     assert len(blockers) == len(reasons)
     assert all(reason.startswith(start) for reason, start in zip(blockers, reasons, strict=True))
+
+
+def test_a_version_says_what_it_is_and_where_it_came_from(store: str, register_best: Register) -> None:
+    register_best(entry("full", 0.1))
+    version = mlflow.MlflowClient(store).get_model_version_by_alias("assistant", "champion")
+    assert version.description.startswith("`full`, a generalist of a run, made from the base model `tiny`")
+    assert "Tasks: " in version.description
+    assert (
+        "| validation | 0.1000 | 0.3000 | 0.900 |\n| test | -0.1000 | 0.3000 | 0.550 |" in version.description
+    )
+    assert mlflow.MlflowClient(store).get_run(version.run_id).info.run_name == "model full"
 
 
 def test_nothing_is_registered_without_store(register_best: Register, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from automixalign.steps.tracking.delivery import deliver
 from automixalign.steps.tracking.record import RECORD_FILE, Record
 from automixalign.storage import files
 from automixalign.system import orphans, shortages
-from automixalign.system.errors import StorageError
+from automixalign.system.errors import AutoMixAlignError, StorageError
 from automixalign.system.messages import logger, print_messages
 from automixalign.system.processors import limit_threads
 
@@ -160,10 +160,15 @@ def _log_file(step: Step) -> Any:
     return nullcontext() if folder is None else output_to(folder / log_name(step.stage, step.name))
 
 
+def _message(error: BaseException) -> str:
+    """What is wrong; only an error that nobody foresaw needs its class."""
+    return str(error) if isinstance(error, AutoMixAlignError) else f"{type(error).__name__}: {error}"
+
+
 def _report_failure(step: Step, error: BaseException) -> None:
     """Report an error wherever that is possible; a full disk must not replace it by another error."""
     reports: list[Callable[[], Any]] = [
-        lambda: step.events.write("failed", error=f"{type(error).__name__}: {error}"),
+        lambda: step.events.write("failed", error=_message(error)),
         lambda: logger.error("%s failed", step.title, exc_info=error),
         lambda: _deliver_record(step, "FAILED"),
     ]

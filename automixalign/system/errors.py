@@ -55,6 +55,18 @@ class ResourceError(AutoMixAlignError):
     """A stage needs more memory than it may use; the message names the stage and the settings to lower."""
 
 
+class Interrupted(SystemExit):
+    """A signal ends the command line; `message` says what is kept and how to go on.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.message = "interrupted"
+
+
 @contextmanager
 def named(name: str) -> Iterator[None]:
     """Begin the message of every `DataError` and `ModelError` with a name, unless it does so already."""

@@ -69,7 +69,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def element_names(elements: Iterable[Any]) -> list[str | None]:
     """The name of each element of a named list; None for an element without a valid name."""
-    names = []
+    names: list[str | None] = []
     for element in elements:
         name = element
         if isinstance(element, Mapping):

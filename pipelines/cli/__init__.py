@@ -6,6 +6,8 @@ It reads options, prints results and computes nothing. Each command imports what
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import Annotated
 
@@ -15,7 +17,7 @@ from rich.text import Text
 
 from automixalign import __version__
 from automixalign.system import shortages
-from automixalign.system.errors import AutoMixAlignError
+from automixalign.system.errors import AutoMixAlignError, Interrupted
 from automixalign.system.messages import print_messages
 from pipelines.cli.compile import compile_pipeline
 from pipelines.cli.data import data
@@ -61,16 +63,35 @@ def _version(
 
 
 def main() -> None:
-    """Run the command line. A known error is one message and exit status 2, without a traceback."""
+    """Run the command line; neither a known error (exit status 2) nor a signal (130, 143) shows a traceback."""
     print_messages()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # text of any language, on terminals that cannot show it
             stream.reconfigure(errors="backslashreplace")
-    # SIGTERM then acts like Ctrl-C: a run ends its stages before it exits.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    errors = Console(stderr=True)
     try:
-        with shortages.name_shortages("ama", ""):
+        with _interruptible(), shortages.name_shortages("ama", ""):
             app()
     except AutoMixAlignError as error:
-        Console(stderr=True).print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
+        errors.print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
         sys.exit(2)
+    except Interrupted as interruption:
+        errors.print(Text(interruption.message), soft_wrap=True)
+        raise
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM raise `Interrupted`, so that a run ends its stages before it exits."""
+
+    def interrupt(number: int, _: object) -> None:
+        raise Interrupted(number)
+
+    previous = {signal.SIGTERM: signal.signal(signal.SIGTERM, interrupt)}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell runs it in the background
+        previous[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

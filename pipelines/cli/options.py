@@ -1,5 +1,8 @@
 """Options that several commands share, and the experiment that they describe."""
 
+import itertools
+import shlex
+import sys
 import time
 from importlib import resources
 from pathlib import Path
@@ -98,6 +101,32 @@ def preset_names() -> list[str]:
 def timestamped_name(experiment: "Experiment") -> str:
     """`quickstart-20250101-120000`."""
     return f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def new_run_folder(experiment: "Experiment") -> Path:
+    """Make `runs/quickstart-20250101-120000`, or the first of `...-2`, `...-3` that does not exist.
+
+    Raises:
+        ConfigError: the working directory cannot be written to.
+    """
+    name = timestamped_name(experiment)
+    try:
+        for number in itertools.count(1):
+            folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
+            folder.parent.mkdir(exist_ok=True)
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            break
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made: {error.strerror}; name a folder by --output") from error
+    return folder
+
+
+def repeated_command(*options: str) -> str:
+    """The command line that the user gave, with these further options."""
+    return shlex.join(["ama", *sys.argv[1:], *options])
 
 
 def warn_about_tag() -> None:

@@ -6,7 +6,17 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from pipelines.cli.options import Config, NoCache, Preset, Sets, Tasks, load_experiment, timestamped_name
+from automixalign.system.errors import Interrupted
+from pipelines.cli.options import (
+    Config,
+    NoCache,
+    Preset,
+    Sets,
+    Tasks,
+    load_experiment,
+    new_run_folder,
+    repeated_command,
+)
 
 Output = Annotated[
     Path | None,
@@ -59,7 +69,7 @@ def run(
 
         ama run -p quickstart --runner docker
 
-    To resume an interrupted run, repeat the command with its --output.
+    To resume an interrupted run, repeat the command with its --output. Ctrl-C prints that command.
     """
     from automixalign.preflight.validate import check_local_sources, check_one_machine, plan_experiment
     from automixalign.report import run_folder
@@ -78,7 +88,8 @@ def run(
         from pipelines.local.containers import Containers
 
         stage_runner = Containers(experiment)
-    folder = output or Path("runs") / timestamped_name(experiment)
+    folder = output or new_run_folder(experiment)
+    command = repeated_command() if output else repeated_command("--output", str(folder))
     console, stages = Console(), display.count_stages(experiment)
     action = "resuming" if run_folder.is_begun(folder) else "results in"
     banner = f"{experiment.name}: {stages} stages, {action} {folder}"
@@ -95,6 +106,9 @@ def run(
                 retries=retries,
             )
     except StageFailedError as failure:
-        display.show_failure(Console(stderr=True), failure, folder)
+        display.show_failure(Console(stderr=True), failure, progress, folder, command)
         raise typer.Exit(1) from failure
+    except Interrupted as interruption:
+        interruption.message = display.interruption(progress, folder, command)
+        raise
     display.show_results(console, folder)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from automixalign.system.errors import ConfigError
 from pipelines.cli.options import (
     Config,
     NoCache,
@@ -14,6 +15,7 @@ from pipelines.cli.options import (
     Sets,
     Tasks,
     load_experiment,
+    repeated_command,
     timestamped_name,
     warn_about_tag,
 )
@@ -78,6 +80,12 @@ def submit(
     kube_context: Annotated[str | None, _name("--kube-context", "Context of the kubeconfig.")] = None,
     no_cache: NoCache = False,
     detach: Annotated[bool, typer.Option("--detach", help="Start the run and do not follow it.")] = False,
+    follow: Annotated[
+        str | None,
+        typer.Option(
+            "--follow", metavar="RUN_ID", help="Start nothing; follow this run of the same configuration."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent; send nothing.")] = False,
     poll: Annotated[
         float, typer.Option("--poll", metavar="SECONDS", min=0.01, help="Time between two status requests.")
@@ -86,8 +94,8 @@ def submit(
     """Run an experiment on Kubeflow Pipelines and follow it to its end.
 
     The pipeline is uploaded unless the server already has this version. Ctrl-C stops this command, not the
-    run. Exit status: 0 if the run succeeded, 1 if it failed or was cancelled, 2 if it could not be started or
-    followed.
+    run, and prints how to follow it again. Exit status: 0 if the run succeeded, 1 if it failed or was
+    cancelled, 2 if it could not be started or followed.
 
     Examples:
 
@@ -101,6 +109,10 @@ def submit(
     from pipelines.submit.server import Access, Server
     from pipelines.submit.submission import Submission
 
+    if follow is not None and (detach or dry_run):
+        raise ConfigError(
+            "--follow follows a run that was started before; it goes without --detach and --dry-run"
+        )
     experiment = load_experiment(preset, file, task, set_, no_cache=no_cache)
     check_reachable(experiment)
     access = Access(
@@ -113,6 +125,10 @@ def submit(
         kube_context=kube_context,
     )
     console = Console()
+    if follow is not None:
+        run = follow, run_name or follow
+        status = terminal.show_run(console, Server(access), experiment, run, poll, repeated_command())
+        raise typer.Exit(status)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pipeline.yaml"
         compiling.write_pipeline(experiment, package)
@@ -128,5 +144,9 @@ def submit(
         if dry_run:
             terminal.show_dry_run(console, submission, access)
             return
-        status = terminal.send_and_follow(console, Server(access), submission, None if detach else poll)
-    raise typer.Exit(status)
+        server = Server(access)
+        run_id = terminal.send(console, server, submission)
+    if not detach:
+        command = repeated_command("--follow", run_id)
+        run = run_id, submission.run_name
+        raise typer.Exit(terminal.show_run(console, server, experiment, run, poll, command))

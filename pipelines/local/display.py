@@ -1,6 +1,7 @@
 """What the terminal shows of a run: a line for each stage, then the leaderboard and the results' paths."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from automixalign.steps.events import stage_title
 from automixalign.storage import files
 from automixalign.system.plain_text import printable
 from pipelines.local.mlflow_sender import STORE
-from pipelines.local.outcome import KFP_LOG, StageFailedError
+from pipelines.local.outcome import StageFailedError
 
 _REGISTRATION, _PUBLICATION = "registration.json", "publication.json"
 _COLUMNS = {"excess": "\n{}\nexcess", "accuracy": "\n{}\naccuracy", "pass_rate": "{}\npass\nrate"}
@@ -63,6 +64,10 @@ class Progress:
                 title = _text(stage_title(*key))
                 cost = "from cache" if event["event"] == "cached" else f"{seconds:7.1f} s{loss}"
                 self.console.print(f"{_MARK[event['event']]} {title:<44}{cost}", highlight=False)
+
+    def finished_in(self, folder: Path) -> str:
+        """How many stages have finished, and where their results are."""
+        return f"{self.finished} of {self.total} stages; kept in {folder}"
 
     def _render(self) -> RenderableType:
         grid = Table.grid(padding=(0, 2))
@@ -135,16 +140,43 @@ def _show_releases(console: Console, folder: Path) -> None:
         _print(console, f"  {'published':<13}{output}")
 
 
-def show_failure(console: Console, failure: StageFailedError, folder: Path) -> None:
-    """Print which stage failed, why, and the end of its log."""
+def show_failure(
+    console: Console, failure: StageFailedError, progress: Progress, folder: Path, command: str
+) -> None:
+    """Print which stage failed, why, where its log is, and how to go on.
+
+    Args:
+        console: where to print.
+        failure: the stage and the reason. If it gave none, the last lines of its log are printed, too.
+        progress: of the run.
+        folder: the run folder.
+        command: resumes the run.
+    """
     line = f"[red]✗ {_text(failure.stage)} failed:[/] {_text(failure.reason)}"
     console.print(line, highlight=False, soft_wrap=True, emoji=False)
-    tail = failure.tail()
-    if tail:
-        console.rule(_text(f"last lines of {failure.log}"), style="dim")
-        _print(console, tail)
-        console.rule(style="dim")
-    _print(console, f"kfp's own log: {folder / run_folder.LOGS / KFP_LOG}")
+    for line in failure.tail():
+        _print(console, f"  | {line}")
+    log = {"log": failure.log} if failure.log.exists() else {}
+    _print(console, _facts({**log, "finished": progress.finished_in(folder), "go on with": command}))
+
+
+def interruption(progress: Progress, folder: Path, command: str) -> str:
+    """What an interrupted run has kept, and how to go on: four lines at most.
+
+    Args:
+        progress: of the run.
+        folder: the run folder, which does not exist if no stage could start.
+        command: resumes the run.
+    """
+    if not run_folder.is_begun(folder):
+        return printable("interrupted before the first stage; nothing is kept")
+    unfinished = {"unfinished": ", ".join(stage_title(*key) for key in progress.running)}
+    facts = {"finished": progress.finished_in(folder), **(unfinished if progress.running else {})}
+    return printable(f"interrupted\n{_facts({**facts, 'go on with': command})}")
+
+
+def _facts(facts: Mapping[str, object]) -> str:
+    return "\n".join(f"  {title:<13}{fact}" for title, fact in facts.items())
 
 
 def _print(console: Console, text: str) -> None:

@@ -14,20 +14,26 @@ from automixalign.system.errors import AutoMixAlignError
 
 KFP_LOG = "kfp.log"
 _STATES = ("started", "finished", "failed", "cached")
-_TAIL_LINES = 25
+_TAIL_LINES = 5
 
 
 class StageFailedError(AutoMixAlignError):
-    """A stage of the DAG failed."""
+    """A stage of the DAG failed.
 
-    def __init__(self, stage: str, reason: str, log: Path) -> None:
-        self.stage, self.reason, self.log = stage, reason, log
+    Args:
+        stage: its title.
+        reason: why it failed.
+        log: its log.
+        explained: whether it reported the reason itself.
+    """
+
+    def __init__(self, stage: str, reason: str, log: Path, explained: bool) -> None:
+        self.stage, self.reason, self.log, self.explained = stage, reason, log, explained
         super().__init__(f"{stage}: {reason}")
 
-    def tail(self) -> str:
-        """The last lines of the stage's log."""
-        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
-        return "\n".join(text.splitlines()[-_TAIL_LINES:])
+    def tail(self) -> list[str]:
+        """The last lines of the log of a stage that reported no reason."""
+        return [] if self.explained else _lines(self.log)[-_TAIL_LINES:]
 
 
 class EventReader:
@@ -78,14 +84,17 @@ def find_failure(
             states[key] = event
     for key, event in states.items():
         if event["event"] in ("started", "failed"):
-            reason = event.get("error") or _why_killed(event, logs)
-            return StageFailedError(stage_title(*key), reason, logs / log_name(*key))
+            error = event.get("error")
+            reason = error or _why_killed(event, logs)
+            return StageFailedError(stage_title(*key), reason, logs / log_name(*key), error is not None)
     if status:
-        return StageFailedError("kfp", f"the local runner failed{_full_disk(logs)}", logs / KFP_LOG)
+        last_line = f": {lines[-1].strip()}" if (lines := _lines(logs / KFP_LOG)) else ""
+        reason = f"the local runner failed{last_line}{_full_disk(logs)}"
+        return StageFailedError("kfp", reason, logs / KFP_LOG, explained=True)
     last_stages = {"compare": True, "register": experiment.registry, "publish": experiment.output}
     for stage, is_configured in last_stages.items():  # no other stage would miss their results
         if is_configured and (stage, "") not in states:
-            return StageFailedError(stage, "never started", logs / KFP_LOG)
+            return StageFailedError(stage, "never started", logs / KFP_LOG, explained=False)
     return None
 
 
@@ -104,6 +113,12 @@ def _why_killed(started: dict[str, Any], logs: Path) -> str:
         return f"ended without an error message{full_disk}"
     killed = "it was killed (SIGKILL), most often because memory ran out"
     return f"ended without an error message: {killed}; {advice}"
+
+
+def _lines(log: Path) -> list[str]:
+    """The lines of a log that are not empty."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def _full_disk(logs: Path) -> str:

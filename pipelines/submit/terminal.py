@@ -1,12 +1,13 @@
 """What the terminal shows of a submission, and its exit status."""
 
-import signal
 import time
 
 from rich.console import Console
 from rich.markup import escape
 
+from automixalign.config.experiment import Experiment
 from automixalign.config.file import dump_yaml
+from automixalign.system.errors import Interrupted
 from automixalign.system.plain_text import printable
 from pipelines.submit.following import Outcome, follow
 from pipelines.submit.server import Access, Server
@@ -25,43 +26,61 @@ def show_dry_run(console: Console, submission: Submission, access: Access) -> No
         _print(console, f"    {line}")
 
 
-def send_and_follow(console: Console, server: Server, submission: Submission, poll: float | None) -> int:
-    """Start the run and show its progress until it ends.
+def send(console: Console, server: Server, submission: Submission) -> str:
+    """Start the run, and show where it is.
 
     Args:
         console: where to print.
         server: runs the pipeline.
         submission: the run to start.
-        poll: seconds between two status requests; None to not follow the run.
 
     Returns:
-        The exit status: 0 if the run succeeded or is not followed, 1 if it did not succeed, 130 after Ctrl-C.
-        Ctrl-C does not stop the run.
+        The id of the run.
 
     Raises:
         ServerError: the run cannot be started.
-        FollowingError: the run has started, but cannot be followed.
     """
     started = submission.send(server)
     link = server.link(started.run_id)
     upload = "uploaded" if started.uploaded else "is already on the server"
     _print(console, f"{submission.pipeline_name} {submission.version} {upload}")
     _print(console, f"{submission.run_name}: {link}")
-    if poll is None:
-        return 0
+    return started.run_id
+
+
+def show_run(
+    console: Console, server: Server, experiment: Experiment, run: tuple[str, str], poll: float, command: str
+) -> int:
+    """Show the progress of a run until it ends. Ctrl-C does not stop the run.
+
+    Args:
+        console: where to print.
+        server: has the run.
+        experiment: what it runs.
+        run: its id, and its name for messages.
+        poll: seconds between two status requests.
+        command: follows the run again.
+
+    Returns:
+        The exit status: 0 if the run succeeded, 1 if it did not.
+
+    Raises:
+        FollowingError: the run cannot be followed.
+        Interrupted: the user no longer follows the run.
+    """
+    run_id, name = run
+    link = server.link(run_id)
     try:
         from pipelines.local import display  # slow to import; the run has already started
 
-        progress = display.Progress(console, display.count_stages(submission.experiment))
+        progress = display.Progress(console, display.count_stages(experiment))
         with progress.live:
-            outcome = follow(server, started.run_id, progress.show, poll)
-    except KeyboardInterrupt:
-        _print(console, f"no longer following; the run continues: {link}")
-        return 128 + signal.SIGINT
-    except SystemExit:
-        _print(console, f"no longer following; the run continues: {link}")
+            outcome = follow(server, run_id, progress.show, poll)
+    except Interrupted as interruption:
+        message = f"no longer following; the run continues: {link}\nto follow it again: {command}"
+        interruption.message = printable(message)
         raise
-    return _show_end(console, outcome, submission.run_name, seconds=time.time() - progress.started, link=link)
+    return _show_end(console, outcome, name, seconds=time.time() - progress.started, link=link)
 
 
 def _show_end(console: Console, outcome: Outcome, name: str, seconds: float, link: str) -> int:

@@ -78,8 +78,9 @@ def test_the_error_warning_and_log_of_a_stage(
 def test_the_log_of_a_failed_stage(tmp_path: Path, console: Console, shown: StringIO) -> None:
     log = tmp_path / "step.log"
     log.write_text(STEERING, encoding="utf-8", errors="surrogatepass")
-    display.show_failure(console, StageFailedError("stage", STEERING, log), tmp_path)
-    assert shown.getvalue().count(SHOWN) == 2
+    failure = StageFailedError("stage", STEERING, log, explained=False)
+    display.show_failure(console, failure, display.Progress(console, 1), tmp_path, STEERING)
+    assert shown.getvalue().count(SHOWN) == 3
     check_shown(shown.getvalue(), MARKUP)
 
 

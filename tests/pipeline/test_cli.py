@@ -3,16 +3,20 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from automixalign import __version__
 from automixalign.config.experiment import parse_experiment
-from pipelines.cli.options import load_experiment
+from pipelines.cli.options import load_experiment, new_run_folder
 from tests.pipeline.conftest import Ama, Ended
 
 ROW = '{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
@@ -163,6 +167,32 @@ def test_broken_data_is_refused_before_the_run(
     assert ended.status == 2
     assert ended.err.startswith(message)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "my.yaml"]
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_command_says_so_in_one_line(tmp_path: Path, sent: signal.Signals, status: int) -> None:
+    """The command waits for its configuration, which comes through a pipe."""
+    pipe = tmp_path / "my.yaml"
+    os.mkfifo(pipe)
+    code = "from pipelines.cli import main; main()"
+    command = [sys.executable, "-c", code, "validate", "--config", str(pipe)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with pipe.open("w"):  # blocks until the command reads
+        process.send_signal(sent)
+        assert process.communicate(timeout=60) == ("", "interrupted\n")
+    assert process.returncode == status
+
+
+def test_runs_of_one_second_get_folders_of_their_own(
+    tmp_path: Path, experiment_data: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda _: "20250101-120000")
+    experiment = parse_experiment(experiment_data, "test")
+    with ThreadPoolExecutor(4) as pool:
+        folders = sorted(map(str, pool.map(lambda _: new_run_folder(experiment), range(4))))
+    name = f"runs/{experiment.name}-20250101-120000"
+    assert folders == [name, f"{name}-2", f"{name}-3", f"{name}-4"]
 
 
 def test_brackets_in_a_refusal_are_not_markup(ama: Ama) -> None:

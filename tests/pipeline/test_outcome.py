@@ -66,15 +66,25 @@ KILLED = (
         (FAILED, 1, "evaluate [a]: ValueError: no", "evaluate-a.log"),
         (FAILED, 0, "evaluate [a]: ValueError: no", "evaluate-a.log"),
         (events("started evaluate b"), 0, KILLED, "evaluate-b.log"),
-        ([], 1, "kfp: the local runner failed", "kfp.log"),
+        ([], 1, "kfp: the local runner failed: RuntimeError: no engine", "kfp.log"),
     ],
     ids=["failed", "failed, and kfp did not notice", "killed, and kfp did not notice", "kfp itself"],
 )
 def test_a_failure_is_the_first_bad_stage_whatever_kfp_reports(
-    last_events: list[dict[str, Any]], status: int, message: str, log: str, experiment: Experiment
+    last_events: list[dict[str, Any]],
+    status: int,
+    message: str,
+    log: str,
+    experiment: Experiment,
+    tmp_path: Path,
 ) -> None:
-    failure = find_failure(experiment, [*SUCCESS, *last_events], status, LOGS)
-    assert (str(failure), failure and failure.log) == (message, LOGS / log)
+    for name in ("kfp.log", "evaluate-a.log", "evaluate-b.log"):
+        (tmp_path / name).write_text("Traceback:\n  line 1\nRuntimeError: no engine\n\n")
+    failure = find_failure(experiment, [*SUCCESS, *last_events], status, tmp_path)
+    assert failure is not None
+    assert (str(failure), failure.log) == (message, tmp_path / log)
+    tail = ["Traceback:", "  line 1", "RuntimeError: no engine"]
+    assert failure.tail() == (tail if "evaluate [b]" in message else []), "only of a stage without a message"
 
 
 def test_a_stage_that_the_system_killed_for_memory(experiment: Experiment) -> None:

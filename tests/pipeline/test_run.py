@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -288,34 +290,66 @@ def test_a_broken_row_is_refused_before_the_first_stage(base_model: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_ending_a_run_ends_its_stages(base_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_ending_a_run_ends_its_stages_and_says_how_to_go_on(
+    sent: signal.Signals, base_model: Path, tmp_path: Path
+) -> None:
     config = write_config(tmp_path, base_model, own_rows())
-    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "run", "--config", str(config)]
-    run = subprocess.Popen([*command, "--output", str(tmp_path / "run")], stdout=subprocess.DEVNULL)
-    events = tmp_path / "run" / "logs" / "events.jsonl"
+    given = ["run", "--config", str(config), "--set", "methods.uniform.average_iterates=0.5"]
+    if sent is signal.SIGTERM:
+        given += ["--output", str(tmp_path / "runs")]
+    run = subprocess.Popen(
+        [sys.executable, "-c", "from pipelines.cli import main; main()", *given],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def log() -> str:
+        return "".join(path.read_text() for path in (tmp_path / "runs").rglob("logs/events.jsonl"))
+
     deadline = time.monotonic() + 300
-    while not re.search(r'"stage": "(?!validate).*"started"', events.read_text() if events.exists() else ""):
+    while not re.search(r'"stage": "(?!validate).*"started"', log()):
         assert run.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
     processes = psutil.Process(run.pid).children(recursive=True)
     assert len(processes) >= 4, "the process that runs the DAG, its fork server, a stage, and the MLflow sender"
-    run.terminate()
-    assert run.wait(30) == 143
+    run.send_signal(sent)
+    errors = run.communicate(timeout=30)[1].splitlines()
+    assert run.returncode == 128 + sent
+    title, finished, *unfinished, go_on = errors[-(4 if "unfinished" in errors[-2] else 3) :]
+    (folder,) = {path.parents[1] for path in (tmp_path / "runs").rglob("logs/events.jsonl")}
+    shown = folder.relative_to(tmp_path) if sent is signal.SIGINT else folder
+    assert title == "interrupted"
+    assert re.fullmatch(rf"  finished     [1-9] of \d+ stages; kept in {re.escape(str(shown))}", finished)
+    assert all(line.startswith("  unfinished   ") for line in unfinished)
+    output = ["--output", str(shown)] if sent is signal.SIGINT else []
+    assert go_on == f"  go on with   {shlex.join(['ama', *given, *output])}"
+    assert "Traceback" not in "".join(errors)
     _, alive = psutil.wait_procs(processes, 10)
     assert not alive
 
 
 @pytest.mark.slow
-def test_a_failed_stage_is_named_with_the_end_of_its_log(base_model: Path, tmp_path: Path) -> None:
+def test_a_failed_stage_is_named_with_its_message_and_its_log(base_model: Path, tmp_path: Path) -> None:
     first, *others = own_rows()
     too_long = [row | {"prompt": row["prompt"] * 9} for row in others]
     config = write_config(tmp_path, base_model, [first, *too_long])
     failed = ama("run", "--config", config, "--output", tmp_path / "run")
     assert failed.returncode == 1
-    assert "prepare_data failed" in failed.stderr
-    assert "task own: 1 usable pairs with 1 prompts leave its train split empty" in failed.stderr
-    assert "Traceback" in failed.stderr, "the end of the stage's log"
+    first_line, *facts = failed.stderr.splitlines()[-4:]
+    message = "task own: 1 usable pairs with 1 prompts leave its train split empty"
+    assert first_line.startswith(f"✗ prepare_data failed: {message}")
+    log = tmp_path / "run" / "logs" / "prepare_data.log"
+    assert facts == [
+        f"  log          {log}",
+        f"  finished     2 of 19 stages; kept in {tmp_path / 'run'}",
+        f"  go on with   ama run --config {config} --output {tmp_path / 'run'}",
+    ]
+    assert message not in failed.stdout
+    assert "Traceback" in log.read_text()
     assert (tmp_path / "run" / "models" / "reference" / "config.json").exists(), "results of finished stages"
     assert not (tmp_path / "run" / "leaderboard.json").exists()
 

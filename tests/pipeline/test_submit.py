@@ -222,8 +222,22 @@ def test_an_interrupt_does_not_end_a_run(stub: Stub, submit: Submit, sent: signa
     stub.states = [RunState("RUNNING", [Task("evaluate", "RUNNING")]), interrupt, RunState("RUNNING")]
     ended = submit.to_stub()
     assert ended.status == status
-    assert ended.out.splitlines()[-1] == f"no longer following; the run continues: {stub.run_links[0]}"
+    (run_id,) = stub.runs
+    command = f"ama submit --config {submit.config} --poll 0.02 --host {stub.url} --follow {run_id}"
+    assert ended.err.splitlines() == [
+        f"no longer following; the run continues: {stub.run_links[0]}",
+        f"to follow it again: {command}",
+    ]
     assert stub.operations[-2:] == ["run_service_get_run", "run_service_get_run"]
+    stub.states = [RunState("SUCCEEDED", [Task("evaluate", "SUCCEEDED")])]
+    again = submit.ama(*command.split()[1:])
+    assert again.status == 0
+    assert again.out.splitlines()[-1].endswith(stub.run_links[0])
+    assert list(stub.runs) == [run_id], "no other run is started"
+
+
+def test_following_starts_nothing_so_other_options_are_refused(submit: Submit) -> None:
+    assert "--follow follows a run that was started before" in submit.refuses("--follow", "id", "--detach")
 
 
 def test_a_detached_run_is_not_followed(stub: Stub, submit: Submit) -> None:

@@ -23,6 +23,7 @@ from typing import ClassVar, Literal
 from automixalign.config.data import LocationSpec, TaskSpec
 from automixalign.config.models import BaseModelSpec
 from automixalign.quickstart.spec import synthetic_name
+from automixalign.steps.step import current_step
 from automixalign.storage import files, hub, s3
 from automixalign.system.errors import AutoMixAlignError, DataError, ModelError
 
@@ -236,6 +237,26 @@ class HubSource(Source):
 
     def fingerprint(self) -> str:
         return f"{self.text}@{self.commit()}"
+
+    def fetch(self, scratch: Path) -> Path | None:
+        """The local copy of a model, if the hub does not answer; otherwise None.
+
+        Raises:
+            ModelError: the hub does not answer, and there is no local copy.
+        """
+        if self.kind == "dataset":  # `data.reading` also reads the tables that `datasets` keeps
+            return None
+        commit, answers = hub.find_commit(self.text, self.kind, self.revision)
+        if answers:
+            return None
+        copy = hub.local_copy(self.text, self.kind, commit) if commit else None
+        if copy is None:
+            raise self.error(
+                f"{self.label}: the hub does not answer, and there is no local copy of "
+                f"{self.revision or 'it'}: check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or name a folder"
+            )
+        current_step().warn(f"{self.label}: the hub does not answer; its local copy is used, commit {commit}")
+        return copy
 
 
 BaseModelSource = GeneratedSource | LocalSource | PackageSource | S3Source | RegistrySource | HubSource

@@ -22,10 +22,11 @@ _MAX_LISTED = 5
 def describe_task(pairs: TaskPairs, settings: DataSettings, labels: Labels) -> dict[str, Any]:
     """The card's entry of a task.
 
-    `rows`: rows that were read, and those left out by reason; `sources` has the same for each source, and
-    `passed_over`, its files that are not read, with the reason. `pairs` and `prompts`: the sizes of the splits.
-    `lengths`: a histogram of the tokens of prompt and longer answer, before any cut; the last bin holds the
-    pairs above `max_length`. `long_answers`: the pairs with a chosen or rejected answer that is too long.
+    `rows`: rows that were read, and those left out by reason; `sources` has the same for each source, its
+    `commit` if it is on the hub, and `passed_over`, its files that are not read, with the reason. `pairs` and
+    `prompts`: the sizes of the splits. `lengths`: a histogram of the tokens of prompt and longer answer, before
+    any cut; the last bin holds the pairs above `max_length`. `long_answers`: the pairs with a chosen or
+    rejected answer that is too long.
     """
     candidates, reader = pairs.candidates, pairs.reader
     used = candidates.fates == Fate.USED
@@ -36,8 +37,8 @@ def describe_task(pairs: TaskPairs, settings: DataSettings, labels: Labels) -> d
         rows = reader.counts[number] + Counter(identical_sides=pairs.identical_sides.get(number, 0))
         rows += Counter({Fate(fate).name.lower(): count for fate, count in fates.items() if fate != Fate.USED})
         sizes = {split: int((labels[of_source] == index).sum()) for index, split in enumerate(SPLITS)}
-        passed_over = reader.passed_over[number]
-        sources.append({"path": source.path, "rows": dict(rows), "pairs": sizes, "passed_over": passed_over})
+        facts = {"path": source.path, "commit": reader.commits[number], "rows": dict(rows), "pairs": sizes}
+        sources.append({**facts, "passed_over": reader.passed_over[number]})
     lengths = pairs.notes.lengths(candidates)
     return {
         "name": pairs.task.name,

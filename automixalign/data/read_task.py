@@ -43,6 +43,8 @@ class TaskReader:
         """For each source, the rows of the last reading: `read`, and those left out by reason."""
         self.passed_over = [source.rows.passed_over for source in sources]
         """For each source, its files that are not read, and why."""
+        self.commits = [source.rows.commit for source in sources]
+        """For each source, the commit of the data set; None for one that is not on the hub."""
         self.conversational: bool | None = None
         """Whether its pairs are messages; None before the first one."""
         self.texts_as_messages = 0

@@ -61,6 +61,7 @@ def _train_tiny(settings: BaseModelSettings, tiny: "TinyModel", folder: Path) ->
 def _convert(spec: BaseModelSpec, folder: Path) -> dict[str, Any]:
     import torch
 
+    from automixalign.models.base_card import write_base_card
     from automixalign.models.generate import write_ends
     from automixalign.models.load import forget_code
 
@@ -78,6 +79,7 @@ def _convert(spec: BaseModelSpec, folder: Path) -> dict[str, Any]:
         forget_code(model, tokenizer)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        write_base_card(source, path, folder)
     if (at := address_of(spec)) is not None:
         at.write(folder)
     ends, changes = write_ends(folder, tokenizer)

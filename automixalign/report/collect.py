@@ -16,7 +16,7 @@ from automixalign.report.leaderboard import Entry
 from automixalign.report.limits import accuracy_errors, limits
 from automixalign.scoring.metrics import BETTER
 from automixalign.storage import files
-from automixalign.system.provenance import versions
+from automixalign.system.provenance import git_commit, versions
 
 _PACKAGES = ("python", "torch", "transformers", "trl", "peft", "mergekit", "kfp")
 _COSTS = ("steps", "pairs", "tokens", "seconds", "trained_parameters")
@@ -80,6 +80,7 @@ def collect(settings: ComparisonSettings, entries: list[Entry], results: RunResu
         "config": dump_yaml(experiment),
         "versions": {"automixalign": __version__, **{name: versions()[name] for name in _PACKAGES}},
         "library": settings.code,
+        "commit": git_commit(),
         "limits": limits(experiment, results.costs, tasks),
         "accuracy_errors": accuracy_errors(tasks, entries),
     }

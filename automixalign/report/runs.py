@@ -80,7 +80,7 @@ def rebuild(folder: Path, costs: Mapping[str, Mapping[str, Any]]) -> Path:
     except FileNotFoundError as error:
         raise ConfigError(f"{folder} is incomplete: there is no {error.filename}") from error
     # The software that made the run, not what is installed now.
-    facts |= {key: old_facts.get(key) for key in ("versions", "library")}
+    facts |= {key: old_facts.get(key) for key in ("versions", "library", "commit")}
     events = folder / run_folder.LOGS / EVENTS_FILE
     if events.is_file():
         facts |= _event_facts(parse_events(events.read_bytes()), facts["warnings"])

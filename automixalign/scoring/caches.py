@@ -22,6 +22,8 @@ CHOSEN, REJECTED, LOSS = "chosen_logps", "rejected_logps", "loss"
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
 """The file of an evaluation with the metrics of each task."""
+GENERATIONS = "generations.jsonl"
+"""The file of an evaluation with the generated answers, one for each prompt of a task with a verifier."""
 
 
 def write_cache(

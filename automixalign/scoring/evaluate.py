@@ -14,7 +14,7 @@ from automixalign.data.store import IDS, TEST, VALIDATION, read_card, read_split
 from automixalign.models.generate import Decoding, generate, room
 from automixalign.models.load import load_model, load_tokenizer
 from automixalign.scoring import caches
-from automixalign.scoring.caches import SUMMARY
+from automixalign.scoring.caches import GENERATIONS, SUMMARY
 from automixalign.scoring.metrics import PairScores, pair_metrics, pass_rate
 from automixalign.scoring.scorer import Scorer, log_ratios, pair_losses
 from automixalign.scoring.verifiers.registry import registered_verifiers
@@ -24,7 +24,6 @@ from automixalign.storage import files
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-GENERATIONS = "generations.jsonl"
 REFERENCE = "reference"
 
 

@@ -50,3 +50,14 @@ def is_cached(repo: str, file: str, revision: str | None = None) -> bool:
     except HFValidationError:  # no hub has such an id
         return False
     return isinstance(path, str)
+
+
+def local_copy(repo: str, kind: Kind, commit: str) -> Path | None:
+    """The files of a commit that the hub's client fetched before, all or some; None if it fetched none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, repo_type=kind, revision=commit, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None

@@ -9,6 +9,8 @@ import json
 import os
 import platform
 import re
+import shutil
+import subprocess
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import metadata
@@ -114,6 +116,15 @@ def _expand(module: str) -> list[str]:
         return [module]
     folder = _PACKAGE.parent / package.replace(".", "/")
     return [package, *(f"{package}.{file.stem}" for file in folder.glob("*.py") if file.stem != "__init__")]
+
+
+@cache
+def git_commit() -> str:
+    """The git commit of this code; empty outside a checkout."""
+    if (git := shutil.which("git")) is None:
+        return ""
+    command = [git, "-C", str(_PACKAGE), "rev-parse", "--verify", "--quiet", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 @cache

@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from automixalign.config.models import BaseModelSettings, BaseModelSpec
 from automixalign.config.sources import parse_base_model
+from automixalign.models.base_card import read_licence
 from automixalign.models.prepare import prepare_base_model
+from automixalign.steps.step import collect_warnings
 from automixalign.storage.files import digest
 from automixalign.system.errors import ModelError
 
@@ -63,6 +65,33 @@ def test_a_folder_keeps_its_weights_and_tokenizer(
         tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     )
     assert restored("2+2=")["input_ids"] == tokenizer("2+2=")["input_ids"]
+
+
+def test_a_folder_gives_its_licence_and_no_path(model: Path, tmp_path: Path) -> None:
+    (model / "README.md").write_text("---\nlicense: apache-2.0\nlicense_name: [1]\n---\n# Mine\n")
+    prepare(model, tmp_path / "out")
+    assert read_licence(tmp_path / "out") == {"license": "apache-2.0"}
+    assert str(tmp_path) not in (tmp_path / "out" / "README.md").read_text()
+    assert read_licence(tmp_path / "nothing") == {}
+
+
+def test_without_the_hub_its_local_copy_is_used(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (model / "README.md").write_text("---\nlicense: mit\n---\n")
+    with pytest.raises(
+        ModelError, match="owner/name: the hub does not answer, and there is no local copy of it"
+    ):
+        prepare("owner/name", tmp_path / "out")
+    commit = "a" * 40
+    shutil.copytree(model, tmp_path / "models--owner--name" / "snapshots" / commit)
+    with collect_warnings() as warnings:
+        prepare("owner/name", tmp_path / "out", revision=commit)
+    told = f"base_model.source: owner/name: the hub does not answer; its local copy is used, commit {commit}"
+    assert told in warnings
+    assert read_licence(tmp_path / "out") == {"license": "mit"}
 
 
 def test_a_folder_on_s3(base_model: Path, tmp_path: Path, s3: Any) -> None:

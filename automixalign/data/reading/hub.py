@@ -13,7 +13,7 @@ from automixalign.data.reading.row import OpenSource
 from automixalign.data.reading.splits import choose_config, choose_split, read_configs
 from automixalign.data.reading.tables import BATCH_ROWS, choose, number_rows
 from automixalign.steps.step import current_step
-from automixalign.storage.hub import find_commit
+from automixalign.storage.hub import find_commit, local_copy
 from automixalign.system.errors import DataError
 
 
@@ -34,8 +34,9 @@ def open_hub(source: HubSource, spec: LocationSpec, columns: Collection[str] | N
     commit, answers = find_commit(spec.path, "dataset", source.revision)
     try:
         if answers:
-            return _open_tables(_builder(spec, commit), source, spec, columns, commit)
-        opened = _open_copy(source, spec, commit, columns)
+            opened = _open_tables(_builder(spec, commit), source, spec, columns, commit)
+        else:
+            opened = _open_copy(source, spec, commit, columns)
     except DataError:
         raise
     except Exception as error:  # the hub's client raises many kinds
@@ -43,7 +44,9 @@ def open_hub(source: HubSource, spec: LocationSpec, columns: Collection[str] | N
             f"{source.label} is neither a local path nor a readable hub data set with "
             f"{_selection(spec)}: {_problem(error)}"
         ) from error
-    current_step().warn(f"{source.label}: the hub does not answer; its local copy is used, commit {commit}")
+    opened.commit = commit
+    if not answers:
+        current_step().warn(f"{source.label}: the hub does not answer; its local copy is used, commit {commit}")
     return opened
 
 
@@ -66,7 +69,7 @@ def _open_copy(
 ) -> OpenSource:
     from datasets.packaged_modules.cache.cache import Cache
 
-    files = None if commit is None else _stored_files(spec.path, commit)
+    files = None if commit is None else local_copy(spec.path, "dataset", commit)
     if commit is not None and spec.data_dir is None:
         configs = {} if files is None else read_configs(files, spec.path)
         subset = spec.subset or choose_config(configs, None, spec.path).get("config_name", "default")
@@ -82,17 +85,6 @@ def _open_copy(
     if files is None:
         raise ConnectionError(f"the hub does not answer, and there is no local copy of {commit or 'it'}")
     return open_local(files, spec, columns)
-
-
-def _stored_files(path: str, commit: str) -> Path | None:
-    """The files of a commit that the hub's client fetched before."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(path, repo_type="dataset", revision=commit, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
 
 
 def _open_tables(

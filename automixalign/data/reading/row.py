@@ -39,6 +39,8 @@ class OpenSource:
         self.name, self._parts = name, parts
         self.passed_over = passed_over or {}
         """File, relative to the source -> why it is not read."""
+        self.commit: str | None = None
+        """Of a data set on the hub."""
 
     def __iter__(self) -> Iterator[Row]:
         return chain.from_iterable(read() for read in self._parts)

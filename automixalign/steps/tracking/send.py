@@ -4,13 +4,10 @@ import fcntl
 import json
 import math
 import os
-import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ from automixalign.steps.tracking.spool import Spool, Target
 from automixalign.storage import files
 from automixalign.system import shortages
 from automixalign.system.errors import StorageError, UnreachableError
-from automixalign.system.provenance import library_digest
+from automixalign.system.provenance import git_commit, library_digest
 
 _METRICS_PER_CALL, _PARAMS_PER_CALL = 1000, 100
 """MLflow's limits."""
@@ -252,18 +249,9 @@ def _versions() -> dict[str, str]:
     tags = {"automixalign.version": __version__, "automixalign.library": library_digest()}
     if run := os.environ.get("KFP_RUN_ID"):
         tags["kfp.run_id"] = run
-    if commit := _commit():
+    if commit := git_commit():
         tags["mlflow.source.git.commit"] = commit
     return tags
-
-
-@cache
-def _commit() -> str:
-    """The git commit of this code; empty outside a checkout."""
-    if (git := shutil.which("git")) is None:
-        return ""
-    command = [git, "-C", str(Path(__file__).parent), "rev-parse", "--verify", "--quiet", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 @contextmanager

@@ -1,0 +1,125 @@
+"""Model cards: what they say, and what they must not say."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from automixalign.data.store import read_card
+from automixalign.models.base_address import BaseAddress
+from automixalign.release.model_card import RunFacts, model_card, write_model_card
+from automixalign.report import leaderboard
+from automixalign.report.runs import Run
+from automixalign.storage import files
+from automixalign.system.errors import ConfigError
+
+COMMIT = "a" * 40
+
+
+@pytest.fixture(scope="module")
+def facts(finished_run: Path) -> RunFacts:
+    return RunFacts.of_run(Run.read(finished_run))
+
+
+def test_a_card_states_method_data_and_results(facts: RunFacts, tmp_path: Path) -> None:
+    text = write_model_card(tmp_path, facts, "uniform").read_text()
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "text-generation"
+    assert {"automixalign", "generalist", "uniform"} <= set(card.data.tags)
+    assert {result.metric_type for result in card.data.eval_results} == {
+        "excess",
+        "loss",
+        "accuracy",
+        "pass_rate",
+    }
+    for row in ("mixing method | uniform", "`beta` | 0.1", "`steps` | 3", "LoRA rank | 2", "`seed` | 3"):
+        assert f"| {row} |" in text
+    for task in read_card(facts.data)["tasks"]:
+        row = rf"\| {task['name']} \| `synthetic:{task['name']}` \| 30 \| .* \| `{task['digest'][:16]}` \|"
+        assert re.search(row, text)
+    assert f"commit `{'c' * 40}`" in text
+    assert "One run with one seed (3)" in text
+
+
+def test_a_card_compares_with_reference_and_uniform_on_each_task(facts: RunFacts) -> None:
+    text = str(model_card(facts, "linear"))
+    measured = facts.entry("linear")["tasks"]["format"]
+    number = r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]"
+    assert re.search(rf"\| format \| linear \| {number} \| {number} \| {number} \| {number} \|", text)
+    assert f"| format | linear | {measured['excess']:.3f} [" in text
+    assert re.search(rf"\| format \| reference \| {number} \| {number} \| - \| {number} \|", text)
+    assert "| refusal | uniform |" in text
+
+
+def test_a_card_without_evaluations_has_no_intervals(facts: RunFacts) -> None:
+    text = str(model_card(replace(facts, evaluations={}), "uniform"))
+    assert "intervals" not in text
+    assert f"| format | uniform | {facts.entry('uniform')['tasks']['format']['excess']:.3f} |" in text
+
+
+def test_the_base_model_of_the_hub_and_its_licence_are_in_the_front_matter(
+    facts: RunFacts, tmp_path: Path
+) -> None:
+    files.link(facts.base_model, tmp_path / "base")
+    BaseAddress("org/base", COMMIT).write(tmp_path / "base")
+    licence = "license: other\nlicense_name: gemma\nlicense_link: https://example.org"
+    (tmp_path / "base" / "README.md").write_text(f"---\n{licence}\n---\n")
+    card = model_card(replace(facts, base_model=tmp_path / "base"), "uniform", "adapter", "org/mine")
+    assert (card.data.base_model, card.data.license, card.data.license_name) == ("org/base", "other", "gemma")
+    assert card.data.library_name == "peft"
+    assert f"`org/base`, commit `{COMMIT}`" in card.text
+    assert 'name = "org/mine"' in card.text
+
+
+def test_a_card_says_whether_the_run_chose_the_model(facts: RunFacts) -> None:
+    chosen = leaderboard.chosen(facts.entries)
+    assert chosen is not None
+    (other,) = {"uniform", "linear"} - {chosen["model"]}
+    sentence = f"The run has 2 generalists and merges. {leaderboard.choice(facts.entries)}"
+    assert sentence in str(model_card(facts, chosen["model"]))
+    assert "did not choose" not in str(model_card(facts, chosen["model"]))
+    assert f"{sentence} This card is of {other}, which the run did not choose." in str(model_card(facts, other))
+
+
+def test_an_unknown_licence_is_not_guessed(facts: RunFacts) -> None:
+    card = model_card(facts, "uniform")
+    assert card.data.get("license") is None
+    assert card.data.get("base_model") is None
+    assert "unknown, because no card of it names one" in card.text
+
+
+def test_data_sets_of_the_hub_are_named_and_paths_of_this_machine_are_not(
+    facts: RunFacts, tmp_path: Path
+) -> None:
+    data: dict[str, Any] = read_card(facts.data)
+    data["tasks"][0]["sources"][0] |= {"path": "org/pairs", "commit": COMMIT}
+    data["tasks"][1]["sources"][0] |= {"path": "/home/someone/secret/rows.jsonl", "commit": None}
+    files.write_json(tmp_path / "card.json", data)
+    base_model = facts.experiment.base_model.model_copy(update={"source": "/home/someone/secret/base"})
+    experiment = facts.experiment.model_copy(update={"base_model": base_model})
+    card = model_card(replace(facts, experiment=experiment, data=tmp_path, evaluations={}), "uniform")
+    assert card.data.datasets == ["org/pairs"]
+    assert card.data.eval_results[0].dataset_type == "org/pairs"
+    assert f"`org/pairs` at `{COMMIT[:12]}`" in card.text
+    assert "`rows.jsonl`" in card.text
+    assert "`base`, which is not on the model hub" in card.text
+    assert "secret" not in str(card)
+
+
+def test_an_unknown_model_is_refused_with_those_there_are(facts: RunFacts) -> None:
+    with pytest.raises(ConfigError, match=r"ama-x: the run has no such model; it has: reference, .*, linear"):
+        model_card(facts, "ama-x")
+
+
+def test_the_snippet_of_a_card_runs(facts: RunFacts, finished_run: Path, tmp_path: Path) -> None:
+    """In a new process without this project, beside the folder of the model."""
+    files.link(finished_run / "models" / "linear", tmp_path / "linear")
+    card = write_model_card(tmp_path / "linear", facts, "linear").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, check=True, capture_output=True)

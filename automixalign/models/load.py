@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from automixalign.models.rope import treat_rows_alone
 from automixalign.models.safety import check_adapter, check_full_model, is_adapter
 from automixalign.system import mkl
 from automixalign.system.errors import ConfigError, ModelError
@@ -150,11 +151,13 @@ def read_full_model(folder: Path, dtype: "torch.dtype | str", **options: Any) ->
 
     check_full_model(folder)
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
         )
     except Exception as error:  # transformers raises many kinds, safetensors its own
         raise ModelError(f"{folder} holds no causal language model: {failure_reason(error)}") from error
+    treat_rows_alone(model)
+    return model
 
 
 def failure_reason(error: Exception) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from automixalign.models.rope import depends_on_length
 from automixalign.scoring.logps import attention
 from automixalign.scoring.logps.batch import PairBatch, PairIds
 
@@ -21,10 +22,11 @@ PACKED = frozenset(
 
 
 def can_pack(config: "PreTrainedConfig") -> bool:
-    """Whether pairs can be packed: every layer of the model attends to all tokens before a token."""
+    """Whether pairs can be packed: every layer attends to all tokens before a token, whatever the length."""
     kinds = getattr(config, "layer_types", None)
     everywhere = set(kinds) == {"full_attention"} if kinds else getattr(config, "sliding_window", None) is None
-    return config.model_type in PACKED and everywhere and not getattr(config, "attention_dropout", 0.0)
+    together = config.model_type in PACKED and everywhere and not depends_on_length(config)
+    return together and not getattr(config, "attention_dropout", 0.0)
 
 
 def batch_of(pairs: Sequence[PairIds], packed: bool) -> PairBatch:

@@ -20,9 +20,9 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from automixalign.models.full_model import write_full_model
 from automixalign.report import leaderboard
 from automixalign.report.run_folder import WORK
-from automixalign.models.full_model import write_full_model
 from automixalign.storage import files
 from automixalign.storage.files import digest
 from automixalign.storage.publication import Manifest, fetch

@@ -1,7 +1,7 @@
 """Rotary positions whose frequencies depend on the length of the row: each row gets those of its own length.
 
-transformers takes the frequencies of all rows from the longest one, and `dynamic` ones also from earlier batches.
-The numbers of a row would then depend on the rows beside it and before it.
+transformers takes the frequencies of all rows from the longest one, and `dynamic` ones also from earlier
+batches. The numbers of a row would then depend on the rows beside it and before it.
 """
 
 from typing import TYPE_CHECKING, Any

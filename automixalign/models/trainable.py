@@ -39,7 +39,8 @@ def lora_config(model: "PreTrainedModel", lora: LoraSpec | None) -> "LoraConfig 
         None without `lora`.
 
     Raises:
-        ConfigError: a target is no module of the model. peft ignores it if another target is one.
+        ConfigError: a target is no module of the model, which peft ignores if another target is one; or it is
+            the head or an embedding that shares the head's weights.
     """
     if lora is None:
         return None
@@ -48,11 +49,17 @@ def lora_config(model: "PreTrainedModel", lora: LoraSpec | None) -> "LoraConfig 
     if not isinstance(lora.target_modules, str):
         names = [name for name, _ in model.named_modules() if name]
         for target in lora.target_modules:
-            if not any(name == target or name.endswith(f".{target}") for name in names):
+            targeted = [name for name in names if name == target or name.endswith(f".{target}")]
+            if not targeted:
                 suffixes = sorted({name.rpartition(".")[2] for name in names if not name[-1].isdigit()})
                 raise ConfigError(
                     f"training.lora.target_modules: {target!r} is no module of the base model; "
                     f"there are: {_shorten(suffixes)}"
+                )
+            if unfit := [name for name in targeted if name in _unfit_for_lora(model)]:
+                raise ConfigError(
+                    f"training.lora.target_modules: {target!r} is {_shorten(unfit)}, the head of the base model "
+                    "or tied to it; name modules of its layers, or write all-linear, which leaves the head out"
                 )
     return LoraConfig(
         r=lora.rank,
@@ -61,6 +68,24 @@ def lora_config(model: "PreTrainedModel", lora: LoraSpec | None) -> "LoraConfig 
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
     )
+
+
+def _unfit_for_lora(model: "PreTrainedModel") -> set[str]:
+    """The head, and modules with tied weights: an adapter of one of these changes the other when it is folded."""
+    tied = model.all_tied_weights_keys
+    weights = {*tied.keys(), *tied.values()}
+    head = model.get_output_embeddings()
+    return {
+        name
+        for name, module in model.named_modules()
+        if f"{name}.weight" in weights or (head is not None and module is head)
+    }
+
+
+def has_named_modules(training: TrainingSpec) -> bool:
+    """Whether a training names modules or parameters, which the base model may lack."""
+    named = training.lora is not None and not isinstance(training.lora.target_modules, str)
+    return named or training.trainable is not None
 
 
 def check_trainable(model: "PreTrainedModel", training: TrainingSpec) -> None:

@@ -1,7 +1,9 @@
 """The first stage of the DAG: check the configuration and its sources, then plan the other stages."""
 
 import os
+import tempfile
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from automixalign.config.data import DecontaminationSpec, LocationSpec, SourceSpec
@@ -19,8 +21,9 @@ from automixalign.data.clean import Collector
 from automixalign.data.read_task import open_task
 from automixalign.data.split import split_tasks
 from automixalign.data.task_pairs import check_rendering, read_candidates
+from automixalign.models.inspect import is_at_hand, read_outline
 from automixalign.models.prepare import inspect_base_model, transformers_silenced
-from automixalign.models.trainable import check_trainable
+from automixalign.models.trainable import check_trainable, has_named_modules
 from automixalign.preflight.names import check_names
 from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.steps.step import current_step
@@ -154,6 +157,10 @@ def check_local_sources(experiment: Experiment) -> None:
         split_tasks(candidates, experiment.split)
     if inspected is not None:
         check_trainable(inspected[0], experiment.training)
+    elif has_named_modules(experiment.training) and is_at_hand(experiment.base_model):
+        with tempfile.TemporaryDirectory() as scratch, transformers_silenced():
+            outline = read_outline(experiment.base_model, Path(scratch))
+            check_trainable(outline.empty_model(), experiment.training)
 
 
 def is_here(source: LocationSpec) -> bool:

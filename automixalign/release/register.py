@@ -19,7 +19,7 @@ from automixalign.config.experiment import RegistrySettings
 from automixalign.config.release import RegistrySpec
 from automixalign.data.store import TEST, VALIDATION, read_card
 from automixalign.models.full_model import write_full_model
-from automixalign.models.load import load_tokenizer
+from automixalign.models.load import load_tokenizer, read_full_model
 from automixalign.report.leaderboard import Entry, choice, chosen
 from automixalign.steps.step import current_step
 from automixalign.steps.tracking import spool
@@ -81,7 +81,7 @@ def register(
         _ensure_registered_model(registry, spec.name)
         number = _find_version(registry, spec.name, tags)
         if number is None:
-            uri, run_id = _store(target, registry, model, base_model, name=entry["model"])
+            uri, run_id = _store(target, registry, settings, model, base_model, name=entry["model"])
             version_facts = {"run_id": run_id, "model_id": uri.removeprefix("models:/"), "tags": tags}
             text = _description(settings, entry, _run_link(target, registry))
             number = str(
@@ -218,10 +218,16 @@ def _find_version(registry: Any, name: str, tags: Mapping[str, str]) -> str | No
     return next((str(each.version) for each in matching), None)
 
 
-def _store(target: spool.Target, registry: Any, model: Path, base_model: Path, name: str) -> tuple[str, str]:
+def _store(
+    target: spool.Target,
+    registry: Any,
+    settings: RegistrySettings,
+    model: Path,
+    base_model: Path,
+    name: str,
+) -> tuple[str, str]:
     """Log the model as a full one; return its `models:/` URI and the run that logged it."""
     import mlflow
-    from transformers import AutoModelForCausalLM
 
     mlflow.set_tracking_uri(target.uri)
     tokenizer = load_tokenizer(base_model)
@@ -235,10 +241,18 @@ def _store(target: spool.Target, registry: Any, model: Path, base_model: Path, n
     run = registry.create_run(experiment, tags=tags, run_name=f"model {name}")
     with mlflow.start_run(run_id=run.info.run_id), tempfile.TemporaryDirectory() as scratch:
         write_full_model(model, base_model, Path(scratch) / name)
-        full_model = AutoModelForCausalLM.from_pretrained(Path(scratch) / name, dtype="auto")
+        full_model = read_full_model(Path(scratch) / name, dtype="auto")
+        # MLflow's server tells this to its clients, in place of a folder of this machine.
+        full_model.name_or_path = f"models:/{settings.registry.name}"
         logged = mlflow.transformers.log_model(
             {"model": full_model, "tokenizer": tokenizer},
             name=name,
+            # As in the evaluation. Without it, MLflow's server draws tokens; a request may set `max_tokens`.
+            model_config={
+                "do_sample": False,
+                "num_beams": 1,
+                "max_new_tokens": settings.experiment.evaluation.max_new_tokens,
+            },
             task="llm/v1/chat" if chat else "text-generation",
             input_example={"messages": _QUESTION} if chat else "Hello",
             pip_requirements=[f"{package}=={version(package)}" for package in (*_PACKAGES, "mlflow")],

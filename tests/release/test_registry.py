@@ -16,6 +16,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from automixalign.config.evaluation import EvaluationSpec
 from automixalign.config.experiment import RegistrySettings, parse_experiment
 from automixalign.config.release import RegistrySpec
 from automixalign.models.load import load_full_model, load_model, load_tokenizer
@@ -98,13 +99,13 @@ def register_best(
     return register_best
 
 
-def greedy(model: Any, base_model: Path) -> str:
+def greedy(model: Any, base_model: Path, tokens: int = 12) -> str:
     """The model's answer to `QUESTION`."""
     tokenizer = load_tokenizer(base_model)
     prompt = tokenizer.apply_chat_template(
         QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
-    answer = model.generate(**prompt, max_new_tokens=12, do_sample=False)
+    answer = model.generate(**prompt, max_new_tokens=tokens, do_sample=False)
     return str(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
@@ -115,8 +116,8 @@ def ask_champion(environment: dict[str, str]) -> str:
     return done.stdout.splitlines()[-1]
 
 
-TRACKING_PAGE = (Path(__file__).parents[2] / "docs" / "tracking.md").read_text(encoding="utf-8")
-(CONSUMER,) = re.findall(r"```python\n(.*?)```", TRACKING_PAGE, re.DOTALL)
+SERVING_PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+(CONSUMER,) = re.findall(r"```python\n(.*?)```", SERVING_PAGE, re.DOTALL)
 """The code on that page for users of a registered model."""
 
 
@@ -163,17 +164,22 @@ def test_a_server_with_artifacts_on_s3_serves_the_same_model(
 def test_the_champion_is_served_as_a_chat(
     store: str, register_best: Register, candidates: Paths, base_model: Path, tmp_path: Path
 ) -> None:
-    """MLflow's server gives the model's answer. It always samples, so the temperature is almost 0."""
+    """MLflow's server answers as the evaluation does, also a request that sets nothing, and tells no path."""
     register_best(entry("full", 0.1))
     command = ["models", "serve", "-m", "models:/assistant@champion", "--env-manager", "local"]
-    body = json.dumps({"messages": QUESTION, "max_tokens": 12, "temperature": 1e-3}).encode()
+    completions = []
     with running(command, free_port(), tmp_path / "serve.log", "ping") as uri:
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"{uri}/invocations", body, headers)  # noqa: S310  our own server
-        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310  our own server
-            (completion,) = json.loads(answer.read())
-    expected = greedy(load_full_model(candidates["full"]), base_model)
-    assert completion["choices"][0]["message"]["content"] == expected
+        for options in ({}, {"max_tokens": 12}, {"max_tokens": 12, "temperature": 0.0}):
+            body = json.dumps({"messages": QUESTION, **options}).encode()
+            headers = {"Content-Type": "application/json"}
+            request = urllib.request.Request(f"{uri}/invocations", body, headers)  # noqa: S310  our own server
+            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310  our own server
+                completions += json.loads(answer.read())
+    policy = load_full_model(candidates["full"])
+    texts = [completion["choices"][0]["message"]["content"] for completion in completions]
+    assert texts == [greedy(policy, base_model, tokens) for tokens in (EvaluationSpec().max_new_tokens, 12, 12)]
+    assert completions[0]["model"] == "models:/assistant"
+    assert str(tmp_path) not in json.dumps(completions)
 
 
 def test_the_best_candidate_becomes_a_version_and_the_gate_decides(

@@ -111,6 +111,26 @@ def make_pair(fields: Fields) -> Pair:
     return Pair(digest[:16], prompt, chosen, rejected, answer, options, fields.get("derived", False))
 
 
+def make_prompt(fields: Fields) -> tuple[Turn, Options | None]:
+    """Check a prompt without answers, and what the chat template gets beside it.
+
+    Args:
+        fields: `prompt`, and perhaps `tools` and `chat_template_kwargs`.
+
+    Raises:
+        DroppedRow: the prompt is empty.
+        ValueError: it is none; the text names the field.
+    """
+    prompt = _turn(fields["prompt"], "prompt")
+    if isinstance(prompt, list):
+        _check_end(prompt)
+    try:
+        flat(prompt).encode()
+    except UnicodeEncodeError as error:
+        raise _half_surrogate({"prompt": fields["prompt"]}) from error
+    return prompt, _options(fields, conversational=isinstance(prompt, list))
+
+
 def _turn(value: Any, field: str) -> Turn:
     if isinstance(value, str):
         _check_text(value, field)
@@ -232,11 +252,15 @@ def _has_encoding(value: Any) -> bool:
     return True
 
 
-def _check_order(prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> None:
+def _check_end(prompt: list[Message]) -> None:
     if prompt[-1]["role"] != "user" and "user" not in [message["role"] for message in prompt]:
         raise ValueError("'prompt' holds no user message")
     if prompt[-1]["role"] == "assistant":
         raise ValueError("'prompt' must end before the assistant's turn")
+
+
+def _check_order(prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> None:
+    _check_end(prompt)
     for field, turn in (("chosen", chosen), ("rejected", rejected)):
         if turn[0]["role"] != "assistant" or turn[-1]["role"] != "assistant":
             raise ValueError(

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from transformers import GenerationConfig, TextStreamer
@@ -43,6 +43,24 @@ class Decoding:
     """0 is greedy. Otherwise tokens are drawn, with `top_p` and `top_k` of the model's generation config."""
 
 
+Track: TypeAlias = Callable[[Iterable[list[int]], int], Iterable[list[int]]]
+"""Passes batches on, and shows the progress; it gets their number too."""
+
+
+def all_at_once(batches: Iterable[list[int]], _: int) -> Iterable[list[int]]:
+    """Show no progress."""
+    return batches
+
+
+class Answer(NamedTuple):
+    """What a model adds to a prompt."""
+
+    text: str
+    """Without special tokens."""
+    complete: bool
+    """Whether it ends by itself, and not at the largest number of tokens."""
+
+
 def write_ends(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], dict[str, Any]]:
     """Name all ends of a generation in the generation config of a model folder, and the padding.
 
@@ -51,12 +69,13 @@ def write_ends(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> tuple[list
     Returns:
         The ids of the ends, and the keys that also change greedy decoding.
     """
-    config = GenerationConfig.from_pretrained(folder)
-    ends = list(dict.fromkeys([tokenizer.eos_token_id, *_ids(config.eos_token_id)]))
     path = folder / GENERATION_CONFIG_NAME
+    values = files.read_json(path)
+    config = GenerationConfig.from_dict(values)
+    ends = list(dict.fromkeys([tokenizer.eos_token_id, *_ids(config.eos_token_id)]))
     # `save_pretrained` refuses a changed config with a temperature and no `do_sample`, as many models have it.
     changes = {"eos_token_id": ends[0] if len(ends) == 1 else ends, "pad_token_id": tokenizer.pad_token_id}
-    files.write_json(path, files.read_json(path) | changes)
+    files.write_json(path, values | changes)
     set_keys = {key: value for key, value in config.to_diff_dict().items() if key in _CHANGE_GREEDY}
     return ends, {key: value for key, value in set_keys.items() if value not in (None, 0, 1)}
 
@@ -73,9 +92,9 @@ def generate(
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     *,
-    track: Callable[[Iterable[list[int]], int], Iterable[list[int]]] = lambda batches, _: batches,
+    track: Track = all_at_once,
     write: Callable[[str], object] | None = None,
-) -> list[str]:
+) -> list[Answer]:
     """Continue tokenised prompts.
 
     Args:
@@ -83,16 +102,16 @@ def generate(
         tokenizer: its tokenizer, with a token for padding.
         prompts: token ids.
         decoding: how to generate.
-        track: passes batches on, and shows the progress; it gets their number too.
+        track: shows the progress.
         write: gets each piece of the answer as soon as it is there; for one prompt.
 
     Returns:
-        The continuations without special tokens, in the order of the prompts.
+        The answers, in the order of the prompts.
 
     Raises:
         ModelError: a prompt leaves no room for an answer.
     """
-    texts = [""] * len(prompts)
+    answers = [Answer("", complete=False)] * len(prompts)
     rooms = [room(policy, prompt, decoding.max_new_tokens) for prompt in prompts]
     if min(rooms, default=1) < 1:
         prompt = prompts[rooms.index(min(rooms))]
@@ -111,10 +130,10 @@ def generate(
     policy.eval()
     for batch in track(batches, len(batches)):
         chunk = [list(prompts[number]) for number in batch]
-        continuations = _continue(policy, tokenizer, chunk, decoding, rooms[batch[0]], write)
-        for number, text in zip(batch, continuations, strict=True):
-            texts[number] = text
-    return texts
+        continued = _continue(policy, tokenizer, chunk, decoding, rooms[batch[0]], write)
+        for number, answer in zip(batch, continued, strict=True):
+            answers[number] = answer
+    return answers
 
 
 @torch.inference_mode()
@@ -125,7 +144,7 @@ def _continue(
     decoding: Decoding,
     max_new_tokens: int,
     write: Callable[[str], object] | None,
-) -> list[str]:
+) -> list[Answer]:
     padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(policy.device)
     ends = set(_ids(policy.generation_config.eos_token_id))
     if decoding.temperature:
@@ -144,9 +163,11 @@ def _continue(
         )
     new = ids[:, padded["input_ids"].shape[1] :].tolist()
     # An end need not be a special token, so decoding would not always leave it out.
-    answers = [list(itertools.takewhile(lambda token: token not in ends, answer)) for answer in new]
-    texts: list[str] = tokenizer.batch_decode(answers, skip_special_tokens=True)
-    return texts
+    own = [list(itertools.takewhile(lambda token: token not in ends, tokens)) for tokens in new]
+    texts = tokenizer.batch_decode(own, skip_special_tokens=True)
+    return [
+        Answer(text, complete=len(tokens) < max_new_tokens) for text, tokens in zip(texts, own, strict=True)
+    ]
 
 
 class _Writer(TextStreamer):  # type: ignore[misc]  # transformers has no types for it

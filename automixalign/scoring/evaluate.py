@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 REFERENCE = "reference"
+_MAX_CUT = 0.1
+"""The share of answers that may be cut at `max_new_tokens` without a warning."""
 
 
 def evaluate(
@@ -139,14 +141,20 @@ def _verified_answers(
         )
     prompts = prompts[: spec.max_prompts]
     decoding = Decoding(spec.max_new_tokens, spec.batch_size, spec.precision)
-    outputs = generate(policy, tokenizer, prompts, decoding, track=current_step().track)
+    answers = generate(policy, tokenizer, prompts, decoding, track=current_step().track)
+    cut = sum(not answer.complete for answer in answers)
+    if cut > _MAX_CUT * len(answers):
+        current_step().warn(
+            f"task {task}: {cut} of {len(answers)} answers are cut at evaluation.max_new_tokens="
+            f"{spec.max_new_tokens}"
+        )
     return [
         {
             "task": task,
             "pair_id": row["pair_id"],
-            "output": text,
+            "output": answer.text,
             "answer": row["answer"],
-            "passed": passes(text, row["answer"]),
+            "passed": passes(answer.text, row["answer"]),
         }
-        for row, text in zip(map(first.__getitem__, prompts), outputs, strict=True)
+        for row, answer in zip(map(first.__getitem__, prompts), answers, strict=True)
     ]

@@ -19,8 +19,10 @@ from automixalign import __version__
 from automixalign.system import shortages
 from automixalign.system.errors import AutoMixAlignError, Interrupted
 from automixalign.system.messages import print_messages
+from pipelines.cli.chat import chat
 from pipelines.cli.compile import compile_pipeline
 from pipelines.cli.data import data
+from pipelines.cli.generate import generate
 from pipelines.cli.report import report
 from pipelines.cli.run import run
 from pipelines.cli.submit import submit
@@ -48,7 +50,7 @@ Examples:
     ama validate --config my.yaml
 """,
 )
-for command in (run, validate, data, sync, report, submit):
+for command in (run, validate, data, chat, generate, sync, report, submit):
     app.command()(command)
 app.command("compile")(compile_pipeline)
 

@@ -102,8 +102,11 @@ def test_a_trained_model_ends_and_decodes_as_in_transformers(
         model = tmp_path / "merged"
     answers = generate(policy, tokenizer, PROMPTS, Decoding(20, batch_size=2))
     expected = [answer_ids(model, prompt) for prompt in PROMPTS]
-    assert answers == [tokenizer.decode(ids, skip_special_tokens=True) for ids in expected]
-    assert len(expected[0]) < 20, "the test needs an answer that ends"
+    assert [answer.text for answer in answers] == [
+        tokenizer.decode(ids, skip_special_tokens=True) for ids in expected
+    ]
+    assert [answer.complete for answer in answers] == [len(ids) < 20 for ids in expected]
+    assert answers[0].complete, "the test needs an answer that ends"
     saved = json.loads((model / "generation_config.json").read_text())
     assert saved["eos_token_id"] == json.loads((base / "generation_config.json").read_text())["eos_token_id"]
     assert saved["temperature"] == 0.6
@@ -117,8 +120,8 @@ def test_an_answer_ends_before_the_first_end(gemma_like: Path, tmp_path: Path) -
     policy, tokenizer = load_model(base, base), load_tokenizer(base)
     pieces: list[str] = []
     (answer,) = generate(policy, tokenizer, PROMPTS[:1], Decoding(20), write=pieces.append)
-    assert tokenizer(answer, add_special_tokens=False)["input_ids"] == answer_ids(base, PROMPTS[0])[:3]
-    assert "".join(pieces) == answer
+    assert tokenizer(answer.text, add_special_tokens=False)["input_ids"] == answer_ids(base, PROMPTS[0])[:3]
+    assert "".join(pieces) == answer.text
 
 
 def test_a_temperature_draws_and_a_seed_repeats(base_model: Path) -> None:
@@ -149,8 +152,8 @@ def test_an_answer_ends_at_the_last_position_of_the_model(
     learned_positions: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, longest: int, tokens: int
 ) -> None:
     """And a short prompt gets all its tokens, whatever other prompts there are."""
-    texts = generate(learned_positions, tokenizer, [[50] * longest, [60] * 3], Decoding(20, batch_size=2))
-    assert [len(text) for text in texts] == [tokens, 20]
+    answers = generate(learned_positions, tokenizer, [[50] * longest, [60] * 3], Decoding(20, batch_size=2))
+    assert [len(answer.text) for answer in answers] == [tokens, 20]
 
 
 def test_a_prompt_without_room_is_refused(

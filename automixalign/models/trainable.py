@@ -71,7 +71,7 @@ def lora_config(model: "PreTrainedModel", lora: LoraSpec | None) -> "LoraConfig 
 
 
 def _unfit_for_lora(model: "PreTrainedModel") -> set[str]:
-    """The head, and modules with tied weights: an adapter of one of these changes the other when it is folded."""
+    """The head, and modules with tied weights: folding an adapter of one of these changes the other."""
     tied = model.all_tied_weights_keys
     weights = {*tied.keys(), *tied.values()}
     head = model.get_output_embeddings()

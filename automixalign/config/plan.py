@@ -125,6 +125,8 @@ class Plan(BaseModel):
                 **scoring,
                 loss=training.loss,
                 warn_gap=experiment.specialist_losses.warn_gap,
+                budget=experiment.budget.specialist,
+                pairs_per_step=training.batch_size,
                 fold=specialist.for_a_half() if experiment.specialist_losses.cross_fit else None,
             ),
             tasks=tasks,

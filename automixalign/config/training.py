@@ -137,7 +137,8 @@ class SpecialistLossesSpec(Schema):
     other half. Specialists then cost twice as much; use it where they memorise their pairs."""
     warn_gap: Positive = 0.1
     """Warn if a specialist's mean loss on held-out pairs exceeds that on its training pairs by more than this
-    (in nats): it has memorised them. This is not the gap between a generalist and a specialist."""
+    (in nats), if its training saw each pair at least twice, and if the 95 % interval of the difference excludes
+    0: it has memorised them. This is not the gap between a generalist and a specialist."""
 
 
 class TrainingSettings(Settings):
@@ -160,5 +161,9 @@ class SpecialistLossesSettings(ScoringSettings):
 
     loss: Loss
     warn_gap: float
+    budget: Budget | None = None
+    """Of the specialists; with `pairs_per_step` it says how often a training saw each pair."""
+    pairs_per_step: int | None = None
+    """Of the specialists' trainings."""
     fold: SpecialistSettings | None
     """How to train on one half of a task's pairs; None without cross-fitting."""

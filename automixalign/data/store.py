@@ -1,6 +1,6 @@
 """Prepared splits on disk: `FOLDER/TASK/{train,validation,test}.parquet`, and the card of all tasks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,11 @@ def read_card(data: Path) -> dict[str, Any]:
     """The statistics card of a data folder."""
     card: dict[str, Any] = files.read_json(data / "card.json")
     return card
+
+
+def count_pairs(data: Path, splits: Iterable[str]) -> int:
+    """The pairs of all tasks in some splits."""
+    return sum(task["pairs"][split] for task in read_card(data)["tasks"] for split in splits)
 
 
 def split_schema(conversational: bool) -> pa.Schema:

@@ -389,7 +389,7 @@ def _measured(
     """A metric with its interval; the reference has no preference, so no accuracy."""
     measured = entry["tasks"][task]
     if metric not in measured or (entry["family"] == "reference" and metric == "accuracy"):
-        return "-"
+        return leaderboard.NOT_MEASURED
     interval = intervals.get(task, {}).get(metric)
     value = f"{measured[metric]:.3f}"
     return value if interval is None else f"{value} [{interval.low:.3f}, {interval.high:.3f}]"

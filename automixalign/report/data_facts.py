@@ -14,6 +14,7 @@ from automixalign.storage import files
 from automixalign.training.memorisation import memorisation_warning
 
 _OF_CARD = ("name", "sources", "pairs", "tokens", "long_answers", "swapped")
+_OF_MANIFEST = ("mean_loss", "gap", "gap_interval", "passes", "cross_fit")
 _LOSS_AT_MARGIN_0 = {"sigmoid": math.log(2), "sigmoid_norm": math.log(2), "robust": math.log(2), "hinge": 1.0}
 """Of the losses that fall with the margin: a larger loss means that the model prefers the rejected answer."""
 
@@ -39,7 +40,7 @@ def data_facts(
         facts.append(
             {
                 **{key: entry[key] for key in _OF_CARD},
-                "specialist": {key: manifest[key] for key in ("mean_loss", "gap", "cross_fit")},
+                "specialist": {key: manifest[key] for key in _OF_MANIFEST if key in manifest},
                 "clipped": {name: last_mean(trajectories[name], "clipped", task) for name in clipping},
                 "contradicted": _contradicted(folders[task], experiment.training.loss_type),
             }
@@ -50,11 +51,7 @@ def data_facts(
 def memorisation_warnings(experiment: Experiment, facts: Iterable[Mapping[str, Any]]) -> list[str]:
     """The warnings of the stages `specialist_losses`, from the facts of each task."""
     limit = experiment.specialist_losses.warn_gap
-    warnings = (
-        memorisation_warning(task["name"], specialist["gap"], limit, specialist["cross_fit"])
-        for task in facts
-        for specialist in [task["specialist"]]
-    )
+    warnings = (memorisation_warning(task["name"], task["specialist"], limit) for task in facts)
     return [warning for warning in warnings if warning]
 
 

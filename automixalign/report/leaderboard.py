@@ -16,6 +16,7 @@ from automixalign.storage import files
 from automixalign.system.errors import CacheError
 
 Entry = dict[str, Any]
+NOT_MEASURED = "–"  # noqa: RUF001  a dash for no value
 CANDIDATES = ("generalist", "merge")
 """The families of models that compete; the others are what they are compared with."""
 
@@ -157,7 +158,7 @@ def table(entries: list[Entry], metrics: Iterable[str] = tuple(BETTER)) -> tuple
     for entry in entries:
         cells = []
         for view, metric in columns:
-            value = f"{entry[view][metric]:.3f}" if metric in entry[view] else "-"
+            value = f"{entry[view][metric]:.3f}" if metric in entry[view] else NOT_MEASURED
             cells.append(f"**{value}**" if winners[view, metric] == entry["model"] else value)
         rows.append([entry["model"], entry["family"], *cells])
     return header, rows

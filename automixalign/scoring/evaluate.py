@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from automixalign.config.evaluation import EvaluationSettings
-from automixalign.data.store import IDS, TEST, VALIDATION, read_card, read_split, tasks_of
+from automixalign.data.store import IDS, TEST, VALIDATION, count_pairs, read_card, read_split, tasks_of
 from automixalign.models.generate import Decoding, generate, room
 from automixalign.models.load import load_model, load_tokenizer
 from automixalign.scoring import caches
@@ -58,8 +58,9 @@ def evaluate(
             further one without them, into `output/SPLIT`, unless it is empty.
 
     Returns:
-        The summary of the first split: each task's metrics (`automixalign.scoring.metrics`). The excess and the
-        gap are missing, because they need the specialists; the leaderboard computes them.
+        The summary of the first split: each task's metrics (`automixalign.scoring.metrics`). The reference
+        model has no accuracy. The excess and the gap are missing, because they need the specialists; the
+        leaderboard computes them.
 
     Raises:
         CacheError: the reference log-probabilities lack a pair or belong to other data.
@@ -73,7 +74,8 @@ def evaluate(
         for split in splits:
             if summaries and not _has_pairs(data, split):
                 continue
-            tasks, scores = _measure(settings, policy, family, data, reference_logps, split)
+            with current_step().whole(count_pairs(data, [split])):
+                tasks, scores = _measure(settings, policy, family, data, reference_logps, split)
             summary = {"model": name, "family": family, "loss": settings.loss.model_dump(), "tasks": tasks}
             target = folder / split if summaries else folder
             if not summaries:
@@ -120,6 +122,8 @@ def _measure(
         scores = scores.append_column("margin", pa.array(margins))
         tables[task] = scores.append_column(caches.LOSS, pa.array(losses))
         metrics[task] = pair_metrics(PairScores(losses, margins, chosen_ratio))
+        if family == REFERENCE:
+            del metrics[task]["accuracy"]  # it prefers neither answer: every margin is 0 by definition
     return metrics, tables
 
 

@@ -4,7 +4,8 @@ To add a metric of test pairs, write a function of `PairScores`, list it in `PAI
 `BETTER`. The leaderboard, the report and MLflow then show it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -62,6 +63,35 @@ def excess(losses: Floats, specialist_losses: Floats) -> float:
 def gap(losses: Floats, specialist_losses: Floats) -> float:
     """Mean over pairs of L(theta, z) - L(theta_i, z). Below 0, the policy is better than the specialist."""
     return float((losses - specialist_losses).mean())
+
+
+def difference_interval(
+    values: Floats, clusters: Sequence[int], others: Floats, other_clusters: Sequence[int]
+) -> tuple[float, float] | None:
+    """The 95 % interval of mean(values) - mean(others), two independent samples, by Student's t.
+
+    Args:
+        values: of the first sample, shape (pairs,).
+        clusters: the cluster of each value, such as the number of its prompt; values of a cluster are related.
+        others: of the second sample.
+        other_clusters: the clusters of `others`.
+
+    Returns:
+        Its limits; None if a sample has fewer than two clusters.
+    """
+    from scipy import stats
+
+    variance, counts = 0.0, []
+    for sample, numbers in ((values, clusters), (others, other_clusters)):
+        _, indices = np.unique(numbers, return_inverse=True)
+        sums = np.bincount(indices, weights=sample - sample.mean())
+        counts.append(len(sums))
+        if len(sums) < 2:
+            return None
+        variance += len(sums) / (len(sums) - 1) * float((sums**2).sum()) / len(sample) ** 2
+    mean = float(values.mean() - others.mean())
+    half_width = float(stats.t.ppf(0.975, min(counts) - 1)) * math.sqrt(variance)
+    return mean - half_width, mean + half_width
 
 
 def over_tasks(tasks: Mapping[str, TaskMetrics]) -> tuple[dict[str, float], dict[str, float]]:

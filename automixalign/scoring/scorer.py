@@ -54,11 +54,13 @@ class Scorer:
         order = sorted(range(len(pairs)), key=lambda index: pairs[index].size)
         size = max(1, self.batch_size // 2)
         batches = [order[at : at + size] for at in range(0, len(order), size)]
+        tokens = np.array([sum(pairs[index].size for index in rows) for rows in batches])
+        work = len(pairs) * tokens / tokens.sum()  # in pairs of mean length
         result = np.zeros((len(pairs), 2))
         self.model.eval()
         heap.keep_freed_memory()
         with packing(self.model) as packed:
-            for rows in current_step().track(batches, len(batches)):
+            for rows in current_step().track(batches, len(pairs), work):
                 batch = batch_of([pairs[index] for index in rows], packed).to(self.model.device)
                 with autocast(self.precision):
                     result[rows] = side_logps(self.model, batch).double().cpu().numpy()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -44,6 +45,7 @@ class Step:
         self.events = EventLog(stage, name)
         self.record = Record(stage=stage, name=name)
         self._reported = 0.0
+        self._before, self._whole = 0, 0
 
     def report(self, done: int, total: int, **facts: float) -> None:
         """Report progress, at most twice a second."""
@@ -57,11 +59,33 @@ class Step:
         logger.warning("%s", message)
         self.events.write("warning", message=message)
 
-    def track(self, items: Iterable[_T], total: int) -> Iterator[_T]:
-        """Yield the items, and report each one as done."""
-        for number, item in enumerate(items, start=1):
+    def track(self, items: Iterable[_T], total: int, work: Iterable[float] | None = None) -> Iterator[_T]:
+        """Yield the items, and report each one as done.
+
+        Args:
+            items: what to do.
+            total: how much work they are.
+            work: of each item; by default 1.
+        """
+        done = 0.0
+        for item, each in zip(items, repeat(1.0) if work is None else work, strict=False):
             yield item
-            self.report(number, total)
+            done += each
+            self.report(self._before + round(done), self._whole or total)
+        self._before += total if self._whole else 0
+
+    @contextmanager
+    def whole(self, total: int) -> Iterator[None]:
+        """Report what each `track` inside counts as parts of one whole.
+
+        Args:
+            total: how much work all of them are, in their unit.
+        """
+        self._whole = total
+        try:
+            yield
+        finally:
+            self._before = self._whole = 0
 
 
 _current: ContextVar[Step] = ContextVar("current_step")

@@ -1,14 +1,13 @@
 """The specialist's loss L(theta_i, z) of every pair of its task. The excess is measured from it.
 
 If the losses of held-out pairs are much higher than those of the training pairs, the specialist has memorised
-its training pairs. The manifest records the difference as `gap`, and a large one causes a warning.
+its training pairs. The manifest records the difference as `gap`; `memorisation` says when it causes a warning.
 `cross_fitting` avoids it.
 """
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from automixalign.config.training import SpecialistLossesSettings
@@ -19,9 +18,7 @@ from automixalign.scoring.scorer import Scorer, pair_losses
 from automixalign.steps.step import current_step
 from automixalign.storage import files
 from automixalign.training.cross_fitting import cross_fitted_scores
-from automixalign.training.memorisation import memorisation_warning
-
-_HELD_OUT = [split for split in SPLITS if split != TRAIN]
+from automixalign.training.memorisation import measure_memorisation, memorisation_warning
 
 
 def write_specialist_losses(
@@ -48,8 +45,7 @@ def write_specialist_losses(
         output: the folder to write.
 
     Returns:
-        The manifest, with the mean loss of each split and `gap`, the memorisation: mean loss of the held-out
-        pairs minus mean loss of the training pairs. A value above `warn_gap` causes a warning.
+        The manifest, with the mean loss of each split and what `measure_memorisation` returns.
 
     Raises:
         CacheError: the evaluation or `reference_logps` lacks a pair.
@@ -57,8 +53,8 @@ def write_specialist_losses(
     """
     scorer = Scorer(load_model(specialist, base_model), settings.batch_size, settings.precision)
     tables = {}
-    for split in SPLITS:
-        pairs = read_split(data, task, split, IDS)
+    splits = {split: read_split(data, task, split, IDS) for split in SPLITS}
+    for split, pairs in splits.items():
         ids = pairs.column("pair_id").to_pylist()
         if split != TRAIN and len(pairs):
             folder = evaluation if split == TEST else evaluation / split
@@ -82,13 +78,11 @@ def write_specialist_losses(
         scores = scores.select(["pair_id", caches.CHOSEN, caches.REJECTED])
         tables[split] = scores.append_column(caches.LOSS, pa.array(losses))
     by_split = {split: caches.column(table, caches.LOSS) for split, table in tables.items()}
-    held_out = np.concatenate([by_split[split] for split in _HELD_OUT])
-    memorisation = float(held_out.mean() - by_split[TRAIN].mean())
-    cross_fit = settings.fold is not None
-    if warning := memorisation_warning(task, memorisation, settings.warn_gap, cross_fit):
+    memorisation = measure_memorisation(settings, by_split, splits)
+    if warning := memorisation_warning(task, memorisation, settings.warn_gap):
         current_step().warn(warning)
     mean_loss = {split: float(losses.mean()) for split, losses in by_split.items() if len(losses)}
-    current_step().record.add_metrics({"mean_loss": mean_loss, "memorisation": memorisation})
+    current_step().record.add_metrics({"mean_loss": mean_loss, "memorisation": memorisation["gap"]})
     with files.replacing(output) as folder:
         return caches.write_cache(
             folder,
@@ -98,7 +92,6 @@ def write_specialist_losses(
             model=files.digest(specialist),
             precision=settings.precision,
             **settings.loss.model_dump(),
-            cross_fit=cross_fit,
             mean_loss=mean_loss,
-            gap=memorisation,
+            **memorisation,
         )

@@ -27,6 +27,8 @@ _REGISTRATION, _PUBLICATION = "registration.json", "publication.json"
 _COLUMNS = {"excess": "\n{}\nexcess", "accuracy": "\n{}\naccuracy", "pass_rate": "{}\npass\nrate"}
 """Metric -> column title. These fit a terminal of 80 columns; the report shows all metrics."""
 
+_BAR_WIDTH, _WIDE = 16, 96
+"""Of a progress bar, and the narrowest terminal that has room for it."""
 _MARK = {"finished": "[green]✓[/]", "failed": "[red]✗[/]", "cached": "[green]✓[/]"}
 
 
@@ -52,7 +54,10 @@ class Progress:
             if event["event"] == "started":
                 self.running[key] = {"started": event["time"]}
             elif event["event"] == "progress" and key in self.running:
-                self.running[key].update(event)
+                stage = self.running[key]
+                if event["total"] != stage.get("total") or event["done"] < stage["done"]:
+                    stage["begun"] = event["time"], event["done"]
+                stage.update(event)
             elif event["event"] == "warning":
                 line = f"[yellow]![/] {_text(event['message'])}"
                 self.console.print(line, highlight=False, soft_wrap=True, emoji=False)
@@ -77,12 +82,27 @@ class Progress:
                 Spinner("dots"),
                 _text(stage_title(*key)),
                 f"{time.time() - stage['started']:.0f} s",
-                ProgressBar(total, done, width=24) if total else "",
+                ProgressBar(total, done, width=_BAR_WIDTH) if total and self.console.width >= _WIDE else "",
                 f"{done}/{total}" if total else "",
+                _time_left(stage),
                 f"loss {stage['loss']:.3f}" if "loss" in stage else "",
             )
         clock = time.strftime("%M:%S", time.gmtime(time.time() - self.started))
         return Group(grid, f"[dim]{clock}  {self.finished} of {self.total} stages[/]")
+
+
+def _time_left(stage: Mapping[str, Any]) -> str:
+    """`3 min left`, from the speed since the first report of a stage; empty before the second one."""
+    if "begun" not in stage:
+        return ""
+    time_begun, done_begun = stage["begun"]
+    if stage["done"] <= done_begun:
+        return ""
+    speed = (stage["done"] - done_begun) / max(stage["time"] - time_begun, 1e-3)
+    seconds = max(stage["time"] + (stage["total"] - stage["done"]) / speed - time.time(), 0)
+    if seconds < 90:
+        return f"{seconds:.0f} s left"
+    return f"{seconds / 60:.0f} min left" if seconds < 5400 else f"{seconds / 3600:.1f} h left"
 
 
 def count_stages(experiment: Experiment) -> int:
@@ -95,6 +115,7 @@ def show_results(console: Console, folder: Path) -> None:
     """Print the leaderboard, the verdict, and the paths of the results."""
     entries = files.read_json(folder / LEADERBOARD)
     header, rows = leaderboard.table(entries, _COLUMNS)
+    dash = "-" if console.options.ascii_only else leaderboard.NOT_MEASURED
     table = Table(
         title="held-out test split; best generalist or merge in bold",
         title_justify="left",
@@ -109,6 +130,7 @@ def show_results(console: Console, folder: Path) -> None:
         table.add_column(_COLUMNS[metric].format(view), justify="right", no_wrap=True)
     for model, family, *values in rows:
         cells = [f"[bold]{cell.strip('*')}[/]" if cell.startswith("**") else cell for cell in values]
+        cells = [dash if cell == leaderboard.NOT_MEASURED else cell for cell in cells]
         table.add_row(_text(model), *cells, style="dim" if family in ("reference", "specialist") else None)
     console.print(table)
     for sentence in (leaderboard.verdict(entries), leaderboard.choice(entries)):

@@ -449,7 +449,7 @@ def complete_data(experiment_data: Data) -> Data:
         ({"training.loss_type": "ipo"}, {*LOSSES, *GENERALISTS, "evaluation", "comparison"}),
         ({"specialist_losses.cross_fit": True}, {"specialist_losses", "comparison"}),
         ({"training.learning_rate": 0.1}, {"specialist", *GENERALISTS, "comparison"}),
-        ({"budget.specialist.steps": 9}, {"specialist", "comparison"}),
+        ({"budget.specialist.steps": 9}, {"specialist", "specialist_losses", "comparison"}),
         ({"budget.generalist.steps": 9}, {*GENERALISTS, "comparison"}),
         ({"merges.0": "ties"}, {"merges.0", "comparison"}),
         ({"evaluation.max_new_tokens": 9}, {"evaluation", "comparison"}),

@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from pipelines.local.display import Progress
@@ -21,3 +22,28 @@ def test_a_warning_is_shown_at_once() -> None:
     assert shown[0] == "! specialist-a: its held-out loss [0.3] is above"
     assert shown[1].split() == ["✓", "specialist_losses", "[a]", "2.5", "s"]
     assert progress.finished == 1
+
+
+@pytest.mark.parametrize(
+    ("reports", "left"),
+    [
+        ([], None),
+        ([(60, 10, 400)], None),
+        ([(60, 10, 400), (160, 20, 400)], "63 min left"),
+        ([(60, 10, 400), (70, 400, 400), (80, 1, 100), (90, 51, 100)], "10 s left"),
+    ],
+    ids=["no report", "one report", "speed without the time to load", "a new bar"],
+)
+def test_the_time_left(
+    reports: list[tuple[int, int, int]], left: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(file=io.StringIO(), width=80)
+    stage = {"stage": "reference_logps", "name": ""}
+    progress = Progress(console, 1)
+    progress.show([{**stage, "event": "started", "time": 0.0}])
+    progress.show([{**stage, "event": "progress", "time": t, "done": d, "total": n} for t, d, n in reports])
+    monkeypatch.setattr("time.time", lambda: float(reports[-1][0] if reports else 1))
+    console.print(progress.live.get_renderable())
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert ("left" in shown) == (left is not None)
+    assert left is None or left in shown

@@ -53,7 +53,9 @@ def test_a_card_compares_with_reference_and_uniform_on_each_task(facts: RunFacts
     number = r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]"
     assert re.search(rf"\| format \| linear \| {number} \| {number} \| {number} \| {number} \|", text)
     assert f"| format | linear | {measured['excess']:.3f} [" in text
-    assert re.search(rf"\| format \| reference \| {number} \| {number} \| - \| {number} \|", text)
+    assert re.search(
+        rf"\| format \| reference \| {number} \| {number} \| {leaderboard.NOT_MEASURED} \| {number} \|", text
+    )
     assert "| refusal | uniform |" in text
 
 

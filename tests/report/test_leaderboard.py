@@ -207,12 +207,12 @@ def test_table(board: list[dict[str, Any]]) -> None:
     columns = [f"{view} {metric}" for metric in ("excess", "pass_rate") for view in ("worst", "average")]
     assert header == ["model", "family", *columns]
     assert rows == [
-        ["reference", "reference", "0.500", "0.438", "-", "-"],
-        ["specialist-a", "specialist", "1.500", "0.750", "-", "-"],
-        ["specialist-b", "specialist", "0.250", "0.125", "-", "-"],
+        ["reference", "reference", "0.500", "0.438", leaderboard.NOT_MEASURED, leaderboard.NOT_MEASURED],
+        ["specialist-a", "specialist", "1.500", "0.750", leaderboard.NOT_MEASURED, leaderboard.NOT_MEASURED],
+        ["specialist-b", "specialist", "0.250", "0.125", leaderboard.NOT_MEASURED, leaderboard.NOT_MEASURED],
         ["standard", "generalist", "0.600", "0.325", "**0.500**", "**0.500**"],
         ["ama-r", "generalist", "**0.200**", "**0.150**", "0.250", "0.250"],
-        ["ties", "merge", "1.500", "0.750", "-", "-"],
+        ["ties", "merge", "1.500", "0.750", leaderboard.NOT_MEASURED, leaderboard.NOT_MEASURED],
     ]
 
 

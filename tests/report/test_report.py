@@ -244,7 +244,10 @@ def test_runs_with_other_settings_or_the_same_seed_are_refused(
 
 
 def test_an_unknown_baseline_is_refused(seeds: list[Path]) -> None:
-    with pytest.raises(ConfigError, match="--baseline ama-s: there is no such model; there are: reference, "):
+    with pytest.raises(
+        ConfigError,
+        match=r"--baseline ama-s: there is no such model .did you mean .ama-r...; there are: reference, ",
+    ):
         compare_runs(seeds, "ama-s")
 
 

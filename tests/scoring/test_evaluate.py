@@ -1,5 +1,6 @@
 """An evaluation: its splits."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from automixalign.scoring import caches
 from automixalign.scoring.caches import SUMMARY
 from automixalign.scoring.evaluate import GENERATIONS
+from automixalign.scoring.metrics import over_tasks
 from automixalign.storage import files
 from benchmarks import tiny
 from tests.faults.common import evaluate_tiny
@@ -25,3 +27,14 @@ def test_the_validation_split_is_scored_beside_the_test_split(tmp_path: Path) ->
             assert measured["loss"] == pytest.approx(caches.column(scores, caches.LOSS).mean())
     assert (tmp_path / "m" / GENERATIONS).exists()
     assert not (tmp_path / "m" / "validation" / GENERATIONS).exists()
+
+
+def test_the_reference_has_no_accuracy(tmp_path: Path) -> None:
+    """Its margins are 0 by definition, so it prefers neither answer; its loss, ln 2, is meaningful."""
+    evaluate_tiny(tiny.world().base_model, "reference", "reference", tmp_path / "reference")
+    tasks = files.read_json(tmp_path / "reference" / SUMMARY)["tasks"]
+    for measured in tasks.values():
+        assert "accuracy" not in measured
+        assert (measured["loss"], measured["margin"]) == (pytest.approx(math.log(2)), 0)
+    worst, average = over_tasks(tasks)
+    assert "accuracy" not in worst.keys() | average.keys()

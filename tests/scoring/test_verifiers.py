@@ -47,7 +47,7 @@ def test_verifiers(verifier: str, output: str, answer: str, passes: bool) -> Non
 def test_an_unknown_verifier_is_refused(experiment_data: dict[str, Any]) -> None:
     experiment_data["tasks"][1]["verifier"] = "regex"
     experiment = parse_experiment(experiment_data, "the test")
-    with pytest.raises(ConfigError, match=r"^tasks\.1\.verifier: .*'regex'; .*contains, exact, number"):
+    with pytest.raises(ConfigError, match=r"^tasks\.format\.verifier: .*'regex'; .*contains, exact, number"):
         check_names(experiment)
 
 

@@ -86,6 +86,16 @@ def test_progress_is_reported_at_most_twice_a_second_and_at_the_end(events: Any)
     assert len(reported) < 10
 
 
+def test_parts_are_reported_as_one_whole(events: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("automixalign.steps.step._REPORT_SECONDS", 0)
+    with run_step("reference_logps") as step:
+        with step.whole(7):
+            assert [*step.track("ab", 4, work=[1, 3]), *step.track("cd", 3, work=[1.5, 1.5])] == [*"abcd"]
+        assert [*step.track("e", 1)] == ["e"]
+    reported = [(event["done"], event["total"]) for event in events() if event["event"] == "progress"]
+    assert reported == [(1, 7), (4, 7), (6, 7), (7, 7), (1, 1)]
+
+
 def test_a_line_that_was_cut_short_costs_only_its_own_event(tmp_path: Path) -> None:
     assert parse_events(b'{"event": "started"}\n{"event": "prog\n{"event": "finished"}\n') == [
         {"event": "started"},

@@ -20,6 +20,7 @@ from automixalign.storage import files
 from automixalign.system.errors import DataError
 from automixalign.training.cross_fitting import halves
 from automixalign.training.launch import train as train_it
+from automixalign.training.memorisation import measure_memorisation, memorisation_warning
 from automixalign.training.specialist import SpecialistTraining
 from automixalign.training.specialist_losses import write_specialist_losses
 from benchmarks import tiny
@@ -132,8 +133,48 @@ def test_a_memorising_specialist_is_warned_about(
     assert manifest["gap"] == pytest.approx(held_out.mean() - losses["train"].mean())
     assert manifest["gap"] > 0.05
     assert "warning: specialist-format: its held-out loss is" in capsys.readouterr().err
+    assert manifest["gap_interval"][0] > 0
     write(*sources, tmp_path / "quiet", warn_gap=10.0)
     assert "warning" not in capsys.readouterr().err
+
+
+OLD = {"gap": 0.3, "cross_fit": False}
+
+
+@pytest.mark.parametrize(
+    ("measured", "warns"),
+    [
+        (OLD, True),
+        ({**OLD, "gap": 0.1}, False),
+        ({**OLD, "gap_interval": (0.1, 0.5), "passes": 2.0}, True),
+        ({**OLD, "gap_interval": (0.1, 0.5), "passes": None}, True),
+        ({**OLD, "gap_interval": (0.1, 0.5), "passes": 1.9}, False),
+        ({**OLD, "gap_interval": (-0.1, 0.7), "passes": 2.0}, False),
+        ({**OLD, "gap_interval": None, "passes": 2.0}, False),
+        ({**OLD, "gap_interval": (0.1, 0.5), "passes": 0.5, "cross_fit": True}, True),
+    ],
+    ids=[
+        "earlier version",
+        "small",
+        "large",
+        "unknown passes",
+        "seen once",
+        "by chance",
+        "one prompt",
+        "splits",
+    ],
+)
+def test_memorised_needs_two_passes_and_an_interval_above_0(measured: dict[str, Any], warns: bool) -> None:
+    assert (memorisation_warning("a", measured, 0.1) is not None) == warns
+
+
+def test_passes_are_those_of_the_budget(noisy: Path) -> None:
+    pairs = {split: read_split(noisy / "data", TASK, split) for split in ("train", "validation", "test")}
+    losses = {split: np.ones(len(table)) for split, table in pairs.items()}
+    budget = {"budget": {"steps": 10}, "pairs_per_step": 6}
+    measured = measure_memorisation(settings(**budget), losses, pairs)
+    assert measured["passes"] == 60 / len(pairs["train"])
+    assert (measured["gap"], measured["gap_interval"]) == (0, (0, 0))
 
 
 def test_cross_fitting_scores_each_pair_by_a_specialist_that_never_saw_it(

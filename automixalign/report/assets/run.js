@@ -190,13 +190,15 @@ function dataSection(run) {
       rows: run.tasks,
     }),
     h("h3", {}, "How far the specialists have memorised their training pairs"),
-    note("Memorisation: mean loss on the held-out pairs minus mean loss on the training pairs. A large value means that the specialist has memorised its training pairs. Its losses on them are then too low for a comparison. Cross-fitting avoids this: a specialist trained on one half of the pairs scores the other half. Swapped training pairs make the value smaller."),
+    note("Memorisation: mean loss on the held-out pairs minus mean loss on the training pairs, with its 95 % interval over prompts. A large value means that the specialist has memorised its training pairs, if the interval excludes 0 and the training saw each pair at least twice (passes). Its losses on them are then too low for a comparison. Cross-fitting avoids this: a specialist trained on one half of the pairs scores the other half. Swapped training pairs make the value smaller."),
     table({
       caption: "Each specialist on its own task",
       columns: [
         name,
         ...["train", "validation", "test"].map(loss),
         { title: "memorisation", cell: (task) => signed(task.specialist.gap) },
+        { title: "95 % interval", cell: ({ specialist }) => (specialist.gap_interval ? specialist.gap_interval.map((limit) => signed(limit)).join(" to ") : "–") },
+        { title: "passes", cell: (task) => number(task.specialist.passes, 1) },
         { title: "cross-fitted", text: true, cell: (task) => (task.specialist.cross_fit ? "yes" : "no") },
       ],
       rows: run.tasks,

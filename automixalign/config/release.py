@@ -21,7 +21,8 @@ class TrackingSpec(Schema):
     """
 
     uri: Text | None = None
-    """A server or a store; by default a SQLite store in the run folder. Credentials belong in the environment
+    """A server or a store; by default MLflow's own default, the SQLite store `mlflow.db` in the working
+    directory. Credentials belong in the environment
     (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN)."""
     experiment: Text = "automixalign"
     """MLflow's experiment, which groups runs."""

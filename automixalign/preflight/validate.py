@@ -75,8 +75,8 @@ def plan_experiment(experiment: Experiment) -> Plan:
         StorageError: a source on S3 does not exist, the output is not writable, or the model registry does not
             answer.
     """
-    uri = experiment.tracking.uri or os.environ.get(spool.URI, "")
-    if experiment.registry is not None and uri.startswith(("http://", "https://")):
+    uri = experiment.tracking.uri or os.environ.get(spool.URI)
+    if experiment.registry is not None and uri is not None:
         from automixalign.steps.tracking.send import check_registry
 
         check_registry(uri)

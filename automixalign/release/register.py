@@ -60,8 +60,9 @@ def register(
         ConfigError: no MLflow store is known, or no model is chosen.
         StorageError: the registry refuses the model; `UnreachableError` if it cannot be reached.
     """
-    spec, target = settings.registry, _target()
-    if target is None:
+    spec, process_spool = settings.registry, spool.of_environment()
+    target = None if process_spool is None else process_spool.target()
+    if process_spool is None or target is None:
         raise ConfigError("an MLflow store (MLFLOW_TRACKING_URI) is needed to register a model")
     entry = chosen(files.read_json(board))
     if entry is None:
@@ -70,14 +71,15 @@ def register(
         )
     model = candidates[entry["model"]]
     tags = _lineage(settings, entry, model, data=data, base_model=base_model)
-    if target.run_id is not None:
-        tags[_TAG + "run_id"] = target.run_id
 
-    from automixalign.steps.tracking.send import client, named_errors
+    from automixalign.steps.tracking.send import client, named_errors, opened_target
 
     failure = f"{entry['model']} cannot be registered as {spec.name} (the run's own results are complete)"
     with named_errors(failure):
+        target = opened_target(process_spool, target)
         registry = client(target)
+        if target.run_id is not None:
+            tags[_TAG + "run_id"] = target.run_id
         _ensure_registered_model(registry, spec.name)
         number = _find_version(registry, spec.name, tags)
         if number is None:
@@ -135,11 +137,6 @@ def gate(
     elif gap > float(limit):
         reasons.append(f"its worst-task gap {gap:.4f} is above the champion's {float(limit):.4f}")
     return reasons
-
-
-def _target() -> spool.Target | None:
-    process_spool = spool.of_environment()
-    return process_spool.target() if process_spool else None
 
 
 def _lineage(
@@ -229,6 +226,8 @@ def _store(
     """Log the model as a full one; return its `models:/` URI and the run that logged it."""
     import mlflow
 
+    from automixalign.steps.tracking.send import experiment_id
+
     mlflow.set_tracking_uri(target.uri)
     tokenizer = load_tokenizer(base_model)
     chat = tokenizer.chat_template is not None
@@ -237,7 +236,7 @@ def _store(
         experiment = registry.get_run(target.run_id).info.experiment_id
         tags["mlflow.parentRunId"] = target.run_id
     else:
-        experiment = mlflow.set_experiment(target.experiment or "automixalign").experiment_id
+        experiment = experiment_id(registry, target)
     run = registry.create_run(experiment, tags=tags, run_name=f"model {name}")
     with mlflow.start_run(run_id=run.info.run_id), tempfile.TemporaryDirectory() as scratch:
         write_full_model(model, base_model, Path(scratch) / name)

@@ -1,7 +1,8 @@
 """Run stages in containers: `ama run --runner docker`, through kfp's DockerRunner.
 
-A container sees the image, the run folder, the experiment's local sources (read-only) and a scratch folder. It
-has no root rights, and no network unless the configuration names a service (see `needs.py`).
+A container sees the image, the run folder, the experiment's local sources (read-only) and a scratch folder.
+With a `registry`, it also sees the folder of an MLflow store that is a file. It has no root rights, and no
+network unless the configuration names a service (see `needs.py`).
 """
 
 import json
@@ -21,11 +22,10 @@ from kfp.local.docker_task_handler import add_latest_tag_if_not_present
 
 from automixalign.config.experiment import Experiment
 from automixalign.report.run_folder import WORK
-from automixalign.steps.tracking import spool
+from automixalign.steps.tracking.store import ARTIFACTS
 from automixalign.system.errors import ConfigError
 from automixalign.system.provenance import library_digest
 from components.image import IMAGE
-from pipelines.local.mlflow_sender import STORE
 from pipelines.local.needs import needs_of
 
 NETWORK = "AMA_DOCKER_NETWORK"
@@ -94,11 +94,15 @@ class Containers:
         self._run, scratch = folder, folder / WORK / "scratch"
         self.end()  # removes the containers of a run that was killed
         scratch.mkdir()
-        if environment[spool.URI] == f"sqlite:///{folder / STORE}":
-            (folder / STORE).touch()  # SQLite would give access to its owner only
+        shared = [folder, *folder.rglob("*")]
+        if self.needs.store:
+            self.needs.store.touch()  # SQLite would give access to its owner only
+            artifacts = self.needs.store.with_name(ARTIFACTS)
+            artifacts.mkdir(exist_ok=True)
+            shared += [self.needs.store.parent, self.needs.store, artifacts]
         if os.getuid() == 0:  # the stages are not root: their group gives them access
             self._umask = os.umask(0o002)
-            for path in (folder, *folder.rglob("*")):
+            for path in shared:
                 os.chown(path, -1, 0)
                 path.chmod(path.stat().st_mode | (path.stat().st_mode & 0o700) >> 3)
         values = {"HOME": _SCRATCH, "TMPDIR": _SCRATCH}

@@ -1,5 +1,6 @@
 """What the terminal shows of a run: a line for each stage, then the leaderboard and the results' paths."""
 
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +19,10 @@ from automixalign.config.file import read_yaml
 from automixalign.report import leaderboard, run_folder, runs
 from automixalign.report.run_folder import LEADERBOARD
 from automixalign.steps.events import stage_title
+from automixalign.steps.tracking.store import default_store, sqlite_file
 from automixalign.storage import files
 from automixalign.system.plain_text import printable
-from pipelines.local.mlflow_sender import STORE
+from pipelines.local.mlflow_sender import LINK
 from pipelines.local.outcome import StageFailedError
 
 _REGISTRATION, _PUBLICATION = "registration.json", "publication.json"
@@ -144,10 +146,19 @@ def show_results(console: Console, folder: Path) -> None:
     }
     for title, path in paths.items():
         _print(console, f"  {title:<13}{folder / path}")
-    if (folder / STORE).exists():
-        command = f"mlflow ui --backend-store-uri sqlite:///{(folder / STORE).resolve()}"
-        _print(console, f"  {'MLflow':<13}{command}")
+    if (folder / LINK).exists():
+        _print(console, f"  {'MLflow':<13}{_mlflow_address(files.read_json(folder / LINK))}")
     _show_releases(console, folder)
+
+
+def _mlflow_address(link: dict[str, str]) -> str:
+    """Where to see the run: the address of a server, or the command that starts one."""
+    uri = link["uri"]
+    if uri == default_store():
+        return f"mlflow ui (run {link['run_id']})"
+    if sqlite_file(uri):
+        return f"mlflow ui --backend-store-uri {shlex.quote(uri)} (run {link['run_id']})"
+    return f"{uri} (run {link['run_id']})"
 
 
 def _show_releases(console: Console, folder: Path) -> None:

@@ -9,9 +9,18 @@ from automixalign.config.experiment import Experiment
 from automixalign.config.release import holds_credentials
 from automixalign.report.run_folder import WORK
 from automixalign.steps.tracking import spool
+from automixalign.steps.tracking.store import (
+    ARTIFACTS,
+    check_no_folder,
+    default_store,
+    sqlite_file,
+    sqlite_uri,
+)
+from automixalign.storage import files
 from automixalign.system.errors import ConfigError
 
-STORE, ARTIFACTS = "mlflow.db", "mlartifacts"
+LINK = "mlflow.json"
+"""In a run folder: the store, the experiment and the id of the MLflow run."""
 MAX_WAIT_SECONDS = 120
 """How long a run waits at its end for MLflow to accept the last records."""
 
@@ -21,8 +30,29 @@ def spool_folder(run_folder: Path) -> Path:
     return run_folder / WORK / "spool"
 
 
+def store_uri(experiment: Experiment) -> str:
+    """The store of a run: that of the configuration, of the environment, or of the working directory.
+
+    Raises:
+        ConfigError: the URI holds a password, which would be written to the run folder; or the store cannot be
+            written.
+    """
+    uri = experiment.tracking.uri or os.environ.get(spool.URI) or default_store()
+    if holds_credentials(uri):
+        raise ConfigError(f"{spool.URI} holds a user or password; use MLFLOW_TRACKING_USERNAME and _PASSWORD")
+    check_no_folder(uri)
+    if (file := sqlite_file(uri)) is None:
+        return uri
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise ConfigError(
+            f"tracking.uri: the MLflow store {file} cannot be written; name another one, such as "
+            "sqlite:///FOLDER/mlflow.db, or run in another working directory"
+        )
+    return sqlite_uri(file)
+
+
 class MlflowSender:
-    """Sends records to the store of the configuration, of the environment, or in the run folder.
+    """Sends records to the run's store.
 
     Args:
         experiment: the checked configuration.
@@ -30,22 +60,20 @@ class MlflowSender:
         log: file for the output of the process that sends.
 
     Raises:
-        ConfigError: the store's URI holds a password, which would be written to the run folder.
+        ConfigError: see `store_uri`.
     """
 
     def __init__(self, experiment: Experiment, run_folder: Path, log: Path) -> None:
-        uri = experiment.tracking.uri or os.environ.get(spool.URI) or f"sqlite:///{run_folder / STORE}"
-        if holds_credentials(uri):
-            raise ConfigError(
-                f"{spool.URI} holds a user or password; use MLFLOW_TRACKING_USERNAME and _PASSWORD"
-            )
+        uri = store_uri(experiment)
+        store = sqlite_file(uri)
+        self._link = run_folder / LINK
         self.spool = spool.Spool(spool_folder(run_folder))
         target = spool.Target(
             uri=uri,
             experiment=experiment.tracking.experiment,
             run_name=run_folder.name,
             run_id=os.environ.get(spool.RUN_ID),
-            artifacts=(run_folder / ARTIFACTS).as_uri() if uri.startswith("sqlite:") else None,
+            artifacts=(store.parent / ARTIFACTS).as_uri() if store else None,
         )
         self._must_send = self.spool.reopen(target)
         self.environment = {spool.FOLDER: str(self.spool.folder), spool.FOLLOWED: "1", spool.URI: uri}
@@ -70,11 +98,19 @@ class MlflowSender:
         self.spool.close(status)
 
     def wait(self) -> str | None:
-        """Wait until MLflow has all records; call `close` first.
+        """Wait until MLflow has all records, and write the link to the MLflow run; call `close` first.
 
         Returns:
             None if MLflow has everything, else what is missing and how to send it.
         """
+        try:
+            return self._wait()
+        finally:
+            if (target := self.spool.target()) and target.run_id:
+                link = {"uri": target.uri, "experiment": target.experiment, "run_id": target.run_id}
+                files.write_json(self._link, link)
+
+    def _wait(self) -> str | None:
         if self._process is None:
             return None
         try:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from automixalign.config.experiment import Experiment
 from automixalign.config.sources import LocalSource, named_sources
 from automixalign.steps.tracking import spool
+from automixalign.steps.tracking.store import check_no_folder, default_store, sqlite_file
 from automixalign.storage import s3
 from automixalign.system.errors import ConfigError
 
@@ -33,6 +34,8 @@ class Needs:
     """Files and folders, absolute."""
     write: set[Path] = field(default_factory=set)
     """Folders, absolute."""
+    store: Path | None = None
+    """The file of the MLflow store, absolute, if a stage needs it; its folder is in `write`."""
     services: dict[str, str] = field(default_factory=dict)
     """`s3`, `mlflow`, `hub` -> the first key of the configuration that needs it."""
     variables: set[str] = field(default_factory=set)
@@ -69,7 +72,7 @@ def needs_of(experiment: Experiment, environ: Mapping[str, str]) -> Needs:
     if experiment.registry is not None:
         needs.services.setdefault("mlflow", "registry")
     if "mlflow" in needs.services:
-        _add_mlflow_store(needs, experiment.tracking.uri or environ.get(spool.URI))
+        _add_mlflow_store(needs, experiment.tracking.uri or environ.get(spool.URI) or default_store())
     if "hub" in needs.services and environ.get(_OFFLINE, "0").lower() in ("1", "on", "yes", "true"):
         raise ConfigError(
             f"{needs.services['hub']} is on the hub, but {_OFFLINE} is set: unset it, or name a local folder"
@@ -88,15 +91,13 @@ def _link_targets_outside(folder: Path) -> Iterator[Path]:
                 yield target
 
 
-def _add_mlflow_store(needs: Needs, uri: str | None) -> None:
-    """Check that containers can reach the MLflow store; None is a store in the run folder."""
-    if uri is None:
+def _add_mlflow_store(needs: Needs, uri: str) -> None:
+    """Give the stages access to the MLflow store."""
+    check_no_folder(uri)
+    if (file := sqlite_file(uri)) is not None:
         del needs.services["mlflow"]
-    elif is_store_in_files(uri):
-        raise ConfigError(
-            f"{needs.services['mlflow']}: the MLflow store {uri} is in files that containers do not see: name "
-            f"a server, unset {spool.URI} for a store in the run folder, or run without --runner docker"
-        )
+        needs.store = file
+        needs.write.add(file.parent)
     elif is_loopback(uri):
         needs.loopback.add(spool.URI)
 

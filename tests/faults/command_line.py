@@ -34,10 +34,15 @@ def experiment(changes: Mapping[str, Any] | None = None) -> str:
 
 
 def ama(*arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Run the command line in a process of its own, with these further environment variables."""
+    """Run the command line in a process of its own, with these further environment variables.
+
+    The working directory, where the MLflow store is, is the parent of an absolute `--output`.
+    """
     command = [sys.executable, "-c", "from pipelines.cli import main; main()", *map(str, arguments)]
     environ = {**os.environ, "COLUMNS": "100", **environment}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
+    output = Path(command[command.index("--output") + 1]) if "--output" in command else Path()
+    folder = output.parent if output.is_absolute() else Path()
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environ, cwd=folder)
 
 
 class Ended(NamedTuple):

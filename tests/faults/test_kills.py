@@ -75,6 +75,8 @@ class Run:
     def __init__(self, parent: Path, server: Seaweed, name: str) -> None:
         server.client.create_bucket(Bucket=name)
         self.folder, self.bucket, self.client = parent / name, name, server.client
+        self.working = parent / f"working-{name}"
+        self.working.mkdir()
         self.config, self.log = parent / f"{name}.yaml", parent / f"{name}.log"
         self.config.write_text(yaml.safe_dump(EXPERIMENT | {"output": f"s3://{name}/run"}), encoding="utf-8")
         self.environment = {**os.environ, **server.environment, "AMA_CACHE": str(parent / f"cache-{name}")}
@@ -84,7 +86,9 @@ class Run:
         command = [sys.executable, "-c", "from pipelines.cli import main; main()", "run"]
         command += ["--config", str(self.config), "--output", str(self.folder), *options]
         with self.log.open("ab") as out:
-            return subprocess.Popen(command, env=self.environment, stdout=out, stderr=subprocess.STDOUT)
+            return subprocess.Popen(
+                command, env=self.environment, stdout=out, stderr=subprocess.STDOUT, cwd=self.working
+            )
 
     def finish(self) -> int:
         """Start it and wait until it has ended; return its status."""
@@ -112,7 +116,7 @@ class Run:
         manifest = json.loads(
             self.client.get_object(Bucket=self.bucket, Key="run/manifest.json")["Body"].read()
         )
-        store = mlflow.MlflowClient(f"sqlite:///{self.folder / 'mlflow.db'}")
+        store = mlflow.MlflowClient(f"sqlite:///{self.working / 'mlflow.db'}")
         experiments = [experiment.experiment_id for experiment in store.search_experiments()]
         (tracked,) = (r for r in store.search_runs(experiments) if r.info.run_name == self.folder.name)
         return {

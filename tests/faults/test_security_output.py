@@ -197,7 +197,7 @@ def test_no_command_writes_or_shows_a_secret(
         monkeypatch.setenv(name, value)
     ended = ama(*command, "--config", "config.yaml", **{**ENVIRONMENT, **variables})
     assert ended.returncode == status, f"{ended.stdout} {ended.stderr}"
-    assert status or command[0] != "run" or (tmp_path / "run" / "mlflow.db").is_file()
+    assert status or command[0] != "run" or (tmp_path / "mlflow.db").is_file()
     check_no_secret(tmp_path, ended.stdout, ended.stderr)
 
 

@@ -90,7 +90,15 @@ def test_the_parent_of_an_output_folder_is_writable(data: Data, tmp_path: Path) 
     assert needs(data | {"output": "new/out"}).write == {tmp_path}
 
 
-NO_STORE = "registry: the MLflow store sqlite:////elsewhere/mlflow.db is in files"
+def test_the_folder_of_a_store_is_writable_for_the_registry(data: Data, tmp_path: Path) -> None:
+    assert needs(data).store is None
+    default = needs(data | {"registry": {"name": "m"}})
+    assert (default.store, default.write) == (tmp_path / "mlflow.db", {tmp_path})
+    other = needs(data | {"registry": {"name": "m"}}, MLFLOW_TRACKING_URI="sqlite:////a%25b/c.db")
+    assert (other.store, other.write) == (Path("/a%b/c.db"), {Path("/a%b")})
+
+
+NO_STORE = "tracking.uri: the MLflow store file:///elsewhere is a folder of files"
 OFFLINE = "base_model.source is on the hub, but HF_HUB_OFFLINE is set"
 PACKAGE = "base_model.source: package:smol/m.gguf is in a package of"
 
@@ -100,9 +108,9 @@ PACKAGE = "base_model.source: package:smol/m.gguf is in a package of"
     [
         ({"base_model": "package:smol/m.gguf"}, {}, PACKAGE),
         ({"base_model": "owner/name"}, {"HF_HUB_OFFLINE": "1"}, OFFLINE),
-        ({"registry": {"name": "m"}}, {"MLFLOW_TRACKING_URI": "sqlite:////elsewhere/mlflow.db"}, NO_STORE),
+        ({"registry": {"name": "m"}}, {"MLFLOW_TRACKING_URI": "file:///elsewhere"}, NO_STORE),
     ],
-    ids=["package", "offline", "store in files"],
+    ids=["package", "offline", "store in a folder"],
 )
 def test_what_containers_cannot_reach_is_refused(
     data: Data, change: Data, environ: dict[str, str], message: str

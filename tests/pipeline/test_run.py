@@ -181,8 +181,8 @@ def test_specialist_losses_are_cross_fitted_as_configured(run_folder: Path) -> N
 
 
 def test_mlflow_has_the_run_its_stages_and_the_registered_model(run_folder: Path) -> None:
-    """In the run folder's own store; no record waits."""
-    client = mlflow.MlflowClient(f"sqlite:///{run_folder}/mlflow.db")
+    """In the store of the working directory; no record waits."""
+    client = mlflow.MlflowClient(f"sqlite:///{run_folder.parent}/mlflow.db")
     experiment = client.get_experiment_by_name("automixalign")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     parent = runs.pop(run_folder.name)

@@ -18,12 +18,14 @@ from automixalign.steps.step import run_step
 from automixalign.steps.tracking.record import Dataset, Record
 from automixalign.steps.tracking.send import send_waiting
 from automixalign.steps.tracking.spool import FOLDER, FOLLOWED, RUN_ID, URI, Spool, Target
+from automixalign.steps.tracking.store import default_store
+from automixalign.storage import files
 from automixalign.system.errors import ConfigError
 from benchmarks.servers.mlflow_server import server
 from benchmarks.servers.mlflow_store import sqlite_store
 from benchmarks.servers.ports import free_port
 from pipelines import cli
-from pipelines.local.mlflow_sender import STORE, MlflowSender, spool_folder
+from pipelines.local.mlflow_sender import LINK, MlflowSender, spool_folder
 
 
 @pytest.fixture(autouse=True)
@@ -211,10 +213,14 @@ def test_a_record_of_the_pipeline_is_added_once_for_each_target(spool: Spool, ur
 
 
 def test_a_local_run_starts_its_sender_only_with_records(
-    experiment_data: dict[str, Any], tmp_path: Path
+    experiment_data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    experiment, folder, log = parse_experiment(experiment_data, "test"), tmp_path / "run", tmp_path / "log"
-    uri = f"sqlite:///{folder / STORE}"
+    """The store is that of the working directory, whatever its name; the run folder has a link to the run."""
+    working = tmp_path / "a b%20c?d#e"
+    working.mkdir()
+    monkeypatch.chdir(working)
+    experiment, folder, log = parse_experiment(experiment_data, "test"), working / "run", tmp_path / "log"
+    uri = default_store()
 
     def run(*records: Record, status: str = "FINISHED") -> None:
         log.unlink(missing_ok=True)
@@ -233,7 +239,12 @@ def test_a_local_run_starts_its_sender_only_with_records(
     assert not log.exists()
     run(make_record())
     assert log.exists()
+    assert {file.name for file in working.iterdir()} == {"mlflow.db", "run"}
+    assert {file.name for file in tmp_path.iterdir()} == {working.name, "log"}
     assert statuses(uri) == dict.fromkeys(("run", "validate_config", "train [a]"), "FINISHED")
+    link = files.read_json(folder / LINK)
+    assert runs(uri)["run"].info.run_id == link["run_id"]
+    assert runs(uri)["run"].info.artifact_uri.startswith((working / "mlartifacts").as_uri())
     run(status="FAILED")
     assert statuses(uri)["run"] == "FAILED"
 

@@ -7,13 +7,14 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from automixalign import __version__
 from automixalign.steps.tracking.record import Record
 from automixalign.steps.tracking.spool import Spool, Target
+from automixalign.steps.tracking.store import sqlite_file
 from automixalign.storage import files
 from automixalign.system import shortages
 from automixalign.system.errors import StorageError, UnreachableError
@@ -34,7 +35,6 @@ _CLIENT_SETTINGS = {
 }
 """MLflow's retries with backoff take minutes by default. With these settings, a call ends within 50 seconds if
 the server does not answer, and within 5 if it is down."""
-_SQLITE = "sqlite:///"
 _UNREACHABLE_ADVICE = (
     "check that the MLflow server is up and that MLFLOW_TRACKING_URI is its address, then start again"
 )
@@ -98,8 +98,8 @@ def client(target: Target) -> Any:
 @contextmanager
 def _only_opener(uri: str) -> Iterator[None]:
     """Let one process at a time open an SQLite store: MLflow creates its tables then, and two collide."""
-    path = Path(uri.removeprefix(_SQLITE))
-    if not uri.startswith(_SQLITE) or not path.parent.is_dir():
+    path = sqlite_file(uri)
+    if path is None or not path.parent.is_dir():
         yield
         return
     folder = os.open(path.parent, os.O_RDONLY)
@@ -108,6 +108,10 @@ def _only_opener(uri: str) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
+        quoted = Path(uri.removeprefix("sqlite:///")).parent
+        if quoted != path.parent:  # MLflow 3.17 makes an empty folder with this name
+            with suppress(OSError):
+                os.removedirs(quoted)
 
 
 @contextmanager
@@ -132,19 +136,20 @@ def named_errors(failure: str) -> Iterator[None]:
 
 
 def check_registry(uri: str) -> None:
-    """Check that a model registry answers. Only `register` shows whether it accepts a model.
+    """Check that a model registry answers this user. Only `register` shows whether it accepts a model.
 
     Raises:
         UnreachableError: it does not answer.
+        StorageError: the store has no registry, or does not let this user in.
     """
-    from mlflow.exceptions import MlflowException
+    with named_errors(f"registry: {uri} does not answer as a model registry"):
+        client(Target(uri=uri)).search_registered_models(max_results=1)
 
-    with named_errors("the model registry cannot be reached"):
-        try:
-            client(Target(uri=uri)).search_registered_models(max_results=1)
-        except MlflowException as error:
-            if error.get_http_status_code() >= 500:
-                raise
+
+def opened_target(spool: Spool, target: Target) -> Target:
+    """The target of a spool, with the pipeline's run. The sender may create it at the same time."""
+    with _locked(spool):
+        return open_pipeline_run(spool, spool.target() or target)
 
 
 def open_pipeline_run(spool: Spool, target: Target) -> Target:
@@ -152,7 +157,7 @@ def open_pipeline_run(spool: Spool, target: Target) -> Target:
     if target.run_id is not None or target.run_name is None:
         return target
     mlflow = client(target)
-    experiment = _experiment(mlflow, target)
+    experiment = experiment_id(mlflow, target)
     run = _find_run(mlflow, experiment, target.key) or mlflow.create_run(
         experiment, run_name=target.run_name, tags={_KEY_TAG: target.key, **_versions()}
     )
@@ -161,10 +166,20 @@ def open_pipeline_run(spool: Spool, target: Target) -> Target:
     return target
 
 
-def _experiment(mlflow: Any, target: Target) -> str:
+def experiment_id(mlflow: Any, target: Target) -> str:
+    """The id of a target's experiment, which is created if there is none."""
+    from mlflow.exceptions import MlflowException
+
     name = target.experiment or _EXPERIMENT
     experiment = mlflow.get_experiment_by_name(name)
-    return str(experiment.experiment_id if experiment else mlflow.create_experiment(name, target.artifacts))
+    if experiment is None:
+        try:
+            return str(mlflow.create_experiment(name, target.artifacts))
+        except MlflowException:
+            experiment = mlflow.get_experiment_by_name(name)
+            if experiment is None:  # else another run created it at the same moment
+                raise
+    return str(experiment.experiment_id)
 
 
 def _send(spool: Spool, file: Path, target: Target) -> None:
@@ -185,7 +200,7 @@ def _send(spool: Spool, file: Path, target: Target) -> None:
 def _create_run(mlflow: Any, record: Record, target: Target) -> str:
     tags = {_KEY_TAG: record.key, "automixalign.stage": record.stage, **_versions(), **record.tags}
     if target.run_id is None:
-        experiment = _experiment(mlflow, target)
+        experiment = experiment_id(mlflow, target)
     else:
         experiment = mlflow.get_run(target.run_id).info.experiment_id
         tags["mlflow.parentRunId"] = target.run_id

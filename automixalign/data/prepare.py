@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 
 
 def prepare_data(
-    settings: DataSettings, tokenizer: "PreTrainedTokenizerBase", verifiers: Verifiers, output: Path
+    settings: DataSettings,
+    tokenizer: "PreTrainedTokenizerBase",
+    verifiers: Verifiers,
+    output: Path,
+    vocabulary: int | None = None,
 ) -> dict[str, Any]:
     """Write the splits of all tasks as Parquet, and a statistics card.
 
@@ -40,13 +44,14 @@ def prepare_data(
         tokenizer: of the base model.
         verifiers: by name. Each must pass the right answers of the tasks that name it.
         output: folder to write.
+        vocabulary: rows of the model's embedding, if the tokenizer may have more tokens.
 
     Returns:
         The card, as `card.py` describes it.
 
     Raises:
-        DataError: malformed rows (file and line), a task without usable pairs, or messages that the chat
-            template refuses.
+        DataError: malformed rows (file and line), a task without usable pairs, messages that the chat template
+            refuses, or a token without a row in the embedding.
         ModelError: conversational data and a tokenizer without chat template.
     """
     with rare_collections(), files.replacing(output) as folder, ExitStack() as stack:
@@ -66,7 +71,7 @@ def prepare_data(
         for reader in readers:
             name = reader.task.name
             tasks[name] = tokenize_task(
-                reader, settings, tokenizer, collectors[name], known.get(name), scratch / name
+                reader, settings, tokenizer, collectors[name], known.get(name), scratch / name, vocabulary
             )
         labels = split_tasks({name: pairs.candidates for name, pairs in tasks.items()}, settings.split)
         cards = []

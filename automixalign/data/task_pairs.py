@@ -173,6 +173,7 @@ def tokenize_task(
     collector: Collector,
     candidates: Candidates | None,
     scratch: Path,
+    vocabulary: int | None = None,
 ) -> TaskPairs:
     """Read, clean, draw and tokenise the pairs of a task.
 
@@ -181,9 +182,11 @@ def tokenize_task(
         collector: takes the pairs, if `candidates` is None.
         candidates: what an earlier reading found; only those still used are then tokenised.
         scratch: a new folder for files, which are removed while they are read.
+        vocabulary: rows of the model's embedding; None for as many as the tokenizer has tokens.
 
     Raises:
-        DataError: malformed rows, no usable pair, text and messages in one task, or no pair that fits.
+        DataError: malformed rows, no usable pair, text and messages in one task, no pair that fits, or a token
+            without a row in the embedding.
         ModelError: the pairs are conversational and the tokenizer has no chat template.
     """
     if candidates is not None:
@@ -192,7 +195,7 @@ def tokenize_task(
     else:
         pairs = (pair for source, pair in reader if collector.add(source, pair))
     notes, rows, start = Notes(), None, 0
-    tokenized = _Tokenized(reader.task.name, tokenizer, settings)
+    tokenized = _Tokenized(reader.task.name, tokenizer, settings, vocabulary)
     chunks = chunks_of(_checked(pairs, tokenizer))
     with named(f"task {reader.task.name}"):
         for chunk in map_in_processes(tokenized, chunks, min(_MAX_PROCESSES, available_processors())):
@@ -228,14 +231,24 @@ class TokenizedChunk(NamedTuple):
 class _Tokenized:
     """Tokenises a chunk of pairs."""
 
-    def __init__(self, task: str, tokenizer: "PreTrainedTokenizerBase", settings: TokenLimits) -> None:
+    def __init__(
+        self,
+        task: str,
+        tokenizer: "PreTrainedTokenizerBase",
+        settings: TokenLimits,
+        vocabulary: int | None = None,
+    ) -> None:
         self._task, self._settings = task, settings
+        self._further = set() if vocabulary is None else set(range(vocabulary, len(tokenizer)))
+        self._token_of = tokenizer.convert_ids_to_tokens
         self._tokenize = PairTokenizer(tokenizer, settings.max_length, settings.date)
 
     def __call__(self, pairs: list[Pair]) -> TokenizedChunk:
         tokens = self._tokenize(pairs)
         fates = [_fate(each, self._settings.long_answers) for each in tokens]
         kept = [number for number, fate in enumerate(fates) if fate == Fate.USED]
+        if self._further:
+            self._check_vocabulary([pairs[number] for number in kept], [tokens[number] for number in kept])
         return TokenizedChunk(
             rows=_batch(
                 self._task,
@@ -248,6 +261,16 @@ class _Tokenized:
             prompt_cut=sum(each.prompt_cut for each in tokens),
             lost=Counter(each.lost for each in tokens if each.lost),
         )
+
+    def _check_vocabulary(self, pairs: list[Pair], tokens: list[Tokens]) -> None:
+        for pair, each in zip(pairs, tokens, strict=True):
+            parts = (each.prompt, each.chosen, each.rejected, each.generation or [])
+            for token in self._further.intersection(chain.from_iterable(parts)):
+                raise DataError(
+                    f"pair {pair.pair_id} has the token {self._token_of(token)!r} with the id {token}, and the "
+                    f"base model's embedding has only {min(self._further)} rows; leave such rows out with "
+                    "'where', or use another base model"
+                )
 
 
 def _batch(task: str, pairs: list[Pair], tokens: list[Tokens], prompt: Turn) -> pa.RecordBatch:

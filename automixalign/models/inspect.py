@@ -24,6 +24,11 @@ class Outline(NamedTuple):
     tokenizer: "PreTrainedTokenizerBase"
     config: "PretrainedConfig"
 
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding; the tokenizer may have more tokens."""
+        return int(self.config.get_text_config().vocab_size)
+
     def empty_model(self) -> "PreTrainedModel":
         """The model without memory for its weights."""
         import torch

@@ -74,13 +74,15 @@ def _convert(spec: BaseModelSpec, folder: Path) -> dict[str, Any]:
                 raise ModelError(f"{source.label}: the weight {name} is not finite")
         if path is not None and path.suffix == _GGUF:
             _forget_quantisation(model)
-        if tokenizer.pad_token is None:
+        rows = _embedding_rows(model)
+        if tokenizer.pad_token is None or tokenizer.pad_token_id >= rows:  # generation looks up its row
             tokenizer.pad_token = tokenizer.eos_token
         forget_code(model, tokenizer)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_base_card(source, path, folder)
-    if (at := address_of(spec)) is not None:
+    # For more tokens than rows, peft would enlarge the embedding, which changes all probabilities.
+    if (at := address_of(spec)) is not None and len(tokenizer) <= rows:
         at.write(folder)
     ends, changes = write_ends(folder, tokenizer)
     if changes:
@@ -192,10 +194,16 @@ def _load(source: BaseModelSource, path: Path | None, revision: str | None = Non
         )
     if tokenizer.eos_token is None:
         raise ModelError(f"{source.label}: its tokenizer has no end-of-sequence token")
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise ModelError(f"{source.label}: the tokenizer knows {len(tokenizer)} tokens, the model only {rows}")
+    if tokenizer.eos_token_id >= (rows := _embedding_rows(model)):
+        raise ModelError(
+            f"{source.label}: its end-of-sequence token {tokenizer.eos_token!r} has the id "
+            f"{tokenizer.eos_token_id}, and its embedding has only {rows} rows"
+        )
     return model, tokenizer
+
+
+def _embedding_rows(model: Any) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def _forget_quantisation(model: Any) -> None:

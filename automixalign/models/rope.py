@@ -29,7 +29,7 @@ def treat_rows_alone(model: "PreTrainedModel") -> None:
     for parent in model.modules():
         for rotary in parent.children():
             if hasattr(rotary, "rope_type") and hasattr(rotary, "max_seq_len_cached"):
-                rotary.forward = _RowByRow(rotary)  # type: ignore[assignment]
+                rotary.forward = _RowByRow(rotary)
                 parent.register_forward_pre_hook(_add_positions, with_kwargs=True)
 
 

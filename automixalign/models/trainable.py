@@ -58,8 +58,8 @@ def lora_config(model: "PreTrainedModel", lora: LoraSpec | None) -> "LoraConfig 
                 )
             if unfit := [name for name in targeted if name in _unfit_for_lora(model)]:
                 raise ConfigError(
-                    f"training.lora.target_modules: {target!r} is {_shorten(unfit)}, the head of the base model "
-                    "or tied to it; name modules of its layers, or write all-linear, which leaves the head out"
+                    f"training.lora.target_modules: {target!r} is {_shorten(unfit)}, the head of the base "
+                    "model or tied to it; name modules of its layers, or write all-linear, which leaves it out"
                 )
     return LoraConfig(
         r=lora.rank,

@@ -15,7 +15,7 @@ from automixalign.config.experiment import Experiment
 from automixalign.config.plan import Plan
 from automixalign.data.prepare import prepare_data
 from automixalign.data.store import IDS, TRAIN, split_path
-from automixalign.models.inspect import read_outline
+from automixalign.models.inspect import Outline, read_outline
 from automixalign.models.prepare import transformers_silenced
 from automixalign.preflight.validate import pinned
 from automixalign.scoring.verifiers.registry import registered_verifiers
@@ -62,10 +62,10 @@ def view_data(experiment: Experiment, tasks: Sequence[str], rows: int) -> DataVi
     """
     experiment = pinned(_with_tasks(experiment, tasks))
     with tempfile.TemporaryDirectory() as scratch:
-        tokenizer = read_outline(experiment.base_model, Path(scratch)).tokenizer
-        with prepared(experiment, experiment.tasks, tokenizer) as (card, data):
+        outline = read_outline(experiment.base_model, Path(scratch))
+        with prepared(experiment, experiment.tasks, outline) as (card, data):
             names = [task["name"] for task in card["tasks"]]
-            return DataView(card, {name: first_pairs(data, name, tokenizer, rows) for name in names})
+            return DataView(card, {name: first_pairs(data, name, outline.tokenizer, rows) for name in names})
 
 
 def _with_tasks(experiment: Experiment, names: Sequence[str]) -> Experiment:
@@ -80,14 +80,15 @@ def _with_tasks(experiment: Experiment, names: Sequence[str]) -> Experiment:
 
 @contextmanager
 def prepared(
-    experiment: Experiment, tasks: Sequence[TaskSpec], tokenizer: "PreTrainedTokenizerBase"
+    experiment: Experiment, tasks: Sequence[TaskSpec], outline: Outline
 ) -> Iterator[tuple[dict[str, Any], Path]]:
     """The card and the data folder of some tasks, which the end of the context removes."""
     some = experiment.model_copy(update={"tasks": list(tasks)})
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "data"
         with transformers_silenced():
-            card = prepare_data(Plan.of(some, defaultdict(str)).data, tokenizer, registered_verifiers(), data)
+            settings, vocabulary = Plan.of(some, defaultdict(str)).data, outline.vocabulary
+            card = prepare_data(settings, outline.tokenizer, registered_verifiers(), data, vocabulary)
         yield card, data
 
 

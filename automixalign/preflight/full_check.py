@@ -67,7 +67,7 @@ def check_in_full(experiment: Experiment, with_estimate: bool = False, workers: 
         _check_settings(experiment, outline)
         if not here:
             return FullCheck(planned_trainings(experiment, {}), unread)
-        with prepared(experiment, here, outline.tokenizer) as (card, data):
+        with prepared(experiment, here, outline) as (card, data):
             sizes = {task["name"]: task["pairs"][TRAIN] for task in card["tasks"]}
             trainings = planned_trainings(experiment, sizes)
             cost = estimate(experiment, outline, data, trainings, workers) if with_estimate else None

@@ -16,7 +16,7 @@ from automixalign.data.store import SPLITS, read_card, read_split, split_path, t
 from automixalign.models.load import load_tokenizer
 from automixalign.quickstart.tiny_model import build_tokenizer
 from automixalign.storage import files
-from automixalign.system.errors import ModelError
+from automixalign.system.errors import DataError, ModelError
 from benchmarks import tiny
 from tests.data import plain_data
 from tests.data.rows import Data, conversation, plain, write_rows
@@ -100,6 +100,20 @@ def test_messages_need_a_chat_template(tmp_path: Path, source: Path) -> None:
     text = write_rows(tmp_path / "plain.jsonl", [plain(str(number), "a", "b") for number in range(20)])
     card = prepare_data(settings_for(text), tokenizer, {}, tmp_path / "out")
     assert sum(card["tasks"][0]["pairs"].values()) == 20
+
+
+def test_a_token_without_a_row_in_the_embedding(tmp_path: Path) -> None:
+    """Such tokens are common, as in gemma-3-1b-it; the data may not use them."""
+    tokenizer = build_tokenizer()
+    rows = len(tokenizer)
+    tokenizer.add_tokens(["<image>"])
+    source = write_rows(tmp_path / "rows.jsonl", [plain(f"say {n}", "yes", "no") for n in range(10)])
+    prepare_data(settings_for(source), tokenizer, {}, tmp_path / "out", vocabulary=rows)
+    write_rows(source, [plain("say 0", "yes", "no"), plain("say 1", "an <image>", "no")])
+    message = rf"task task: .*pair \w+ has the token '<image>' with the id {rows}, .* only {rows} rows"
+    with pytest.raises(DataError, match=message):
+        prepare_data(settings_for(source), tokenizer, {}, tmp_path / "new", vocabulary=rows)
+    assert not (tmp_path / "new").exists()
 
 
 def test_synthetic_tasks_are_prepared(tmp_path: Path, base_model: Path) -> None:

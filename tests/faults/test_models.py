@@ -167,10 +167,10 @@ def configure(cli: CommandLine, rows: bytes = lines(GOOD), **changes: Any) -> No
         bad("an empty tokenizer", write("tokenizer.json", "{}"), LOADED),
         bad("an unknown tokenizer", write("tokenizer.json", UNKNOWN_TOKENIZER), LOADED),
         bad(
-            "a tokenizer larger than the model",
-            tokenizer(lambda t: t.add_tokens([f"<extra-{number}>" for number in range(40)])),
+            "an EOS token that the model lacks",
+            tokenizer(lambda t: t.add_special_tokens({"eos_token": "<end>"})),
             OF,
-            "knows 142 tokens, the model only 102",
+            "its end-of-sequence token '<end>' has the id 102, and its embedding has only 102 rows",
         ),
         bad("no EOS token", tokenizer(lambda t: setattr(t, "eos_token", None)), OF, "no end-of-sequence token"),
         # Templates.

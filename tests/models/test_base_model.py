@@ -115,6 +115,16 @@ def test_half_precision_stays(model: Path, tmp_path: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
 
 
+def test_a_tokenizer_with_more_tokens_than_the_embedding(model: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_special_tokens({"pad_token": "<padding>"})
+    tokenizer.save_pretrained(model)
+    prepare(model, tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").pad_token == tokenizer.eos_token
+    # peft would enlarge the embedding under an adapter, so LoRA gives full models.
+    assert not (tmp_path / "out" / "base_model.json").exists()
+
+
 def test_tied_weights_are_not_missing(model: Path, tmp_path: Path) -> None:
     edit_weights(model, lambda w: w.pop("lm_head.weight"))
     edit_config(model, tie_word_embeddings=True)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from automixalign.config.evaluation import EvaluationSettings
 from automixalign.config.models import BaseModelSettings
@@ -173,3 +174,18 @@ def test_what_is_published_needs_nothing_of_this_machine(make: Any, tmp_path: Pa
     loads = [("transformers", name, models / name) for name in names[1:]]
     assert_served(run, [*loads, ("pipeline", "lora", models / "lora")], tmp_path, "torch.float32")
     assert load_tokenizer(models / "reference").chat_template
+
+
+@pytest.mark.slow
+def test_mergekit_merges_saved_models(make: Any, tmp_path: Path) -> None:
+    run = make(torch.bfloat16, False)
+    models = [run.model(name) for name in ("full", "lora")]
+    entries = "".join(f"- model: {model}\n  parameters: {{weight: 0.5}}\n" for model in models)
+    (tmp_path / "merge.yaml").write_text(f"merge_method: linear\ndtype: float32\nmodels:\n{entries}")
+    command = [Path(sys.executable).with_name("mergekit-yaml"), "merge.yaml", "merged"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    full, lora, merged = (load_file(folder / "model.safetensors") for folder in (*models, tmp_path / "merged"))
+    assert merged.keys() == full.keys() == lora.keys()
+    for name, weight in merged.items():
+        torch.testing.assert_close(weight, (full[name].float() + lora[name].float()) / 2)

@@ -14,7 +14,7 @@ import json
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Annotated, Literal, NamedTuple, Self, TypeVar
 
@@ -77,7 +77,12 @@ class _LocalFile(NamedTuple):
 
 
 def publish(
-    artifacts: Mapping[str, Path], destination: str, *, run: str = "", replace: bool = False
+    artifacts: Mapping[str, Path],
+    destination: str,
+    *,
+    run: str = "",
+    replace: bool = False,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Manifest:
     """Copy files and folders below an `s3://` prefix or into a folder, each under its name.
 
@@ -89,6 +94,7 @@ def publish(
         destination: `s3://bucket/prefix` or a folder, for this publication only.
         run: the run that made the artifacts, for the manifest.
         replace: whether to replace a publication of other content.
+        progress: called with the number of bytes that were copied since the last call, from any thread.
 
     Raises:
         StorageError: an artifact is missing or changes meanwhile; the destination holds another publication or
@@ -99,8 +105,8 @@ def publish(
         manifest = Manifest(run=run, files={name: file.entry for name, file in local.items()})
         store = _open(destination)
         if isinstance(store, s3.Prefix):
-            return _publish_to_prefix(local, manifest, store, replace)
-        return _publish_to_folder(local, manifest, store, replace)
+            return _publish_to_prefix(local, manifest, store, replace, progress)
+        return _publish_to_folder(local, manifest, store, replace, progress)
     except OSError as error:
         raise StorageError(f"{destination} cannot be written: {error}") from error
 
@@ -124,6 +130,29 @@ def fetch(source: str, folder: Path) -> Manifest:
     except OSError as error:
         raise StorageError(f"{source} cannot be copied to {folder}: {error}") from error
     return manifest
+
+
+def check_free(destination: str, replace: bool) -> None:
+    """Check before any work that `publish` will find no other publication and no foreign files.
+
+    Args:
+        destination: as for `publish`.
+        replace: whether another publication may be there.
+
+    Raises:
+        StorageError: there are such files, or the destination cannot be read.
+    """
+    try:
+        store = _open(destination)
+        if isinstance(store, _Folder):
+            store.check()
+        old = _read_document(store, MANIFEST, Manifest)
+        unfinished = _read_document(store, UNFINISHED, _Unfinished) if isinstance(store, s3.Prefix) else None
+        sizes = _visible(store.sizes()) if isinstance(store, s3.Prefix) else store.sizes()
+        own = {*(old.files if old else ()), *(unfinished.files if unfinished else ())}
+        _check_destination(store.uri(), old, None, foreign=_foreign(sizes, own), replace=replace)
+    except OSError as error:
+        raise StorageError(f"{destination} cannot be read: {error}") from error
 
 
 def check_writable(destination: str) -> None:
@@ -191,7 +220,11 @@ def _open(uri: str) -> s3.Prefix | _Folder:
 
 
 def _publish_to_prefix(
-    local: Mapping[str, _LocalFile], manifest: Manifest, store: s3.Prefix, replace: bool
+    local: Mapping[str, _LocalFile],
+    manifest: Manifest,
+    store: s3.Prefix,
+    replace: bool,
+    progress: Callable[[int], None],
 ) -> Manifest:
     old = _read_document(store, MANIFEST, Manifest)
     unfinished = _read_document(store, UNFINISHED, _Unfinished)
@@ -212,7 +245,7 @@ def _publish_to_prefix(
     store.delete(MANIFEST)
     for name in missing:
         file = local[name]
-        store.upload(name, file.path, file.entry.size, file.entry.sha256)
+        store.upload(name, file.path, file.entry.size, file.entry.sha256, progress)
     for name in sorted(stale):
         store.delete(name)
     for file in local.values():
@@ -225,7 +258,11 @@ def _publish_to_prefix(
 
 
 def _publish_to_folder(
-    local: Mapping[str, _LocalFile], manifest: Manifest, store: _Folder, replace: bool
+    local: Mapping[str, _LocalFile],
+    manifest: Manifest,
+    store: _Folder,
+    replace: bool,
+    progress: Callable[[int], None],
 ) -> Manifest:
     store.check()
     old = _read_document(store, MANIFEST, Manifest)
@@ -237,6 +274,7 @@ def _publish_to_folder(
     with files.replacing(store.path) as temporary:
         for name, file in local.items():
             _copy(file.path, temporary / name, file.entry.sha256)
+            progress(file.entry.size)
         files.write_text(temporary / MANIFEST, _as_text(manifest))
         if store.path.exists():  # renamed as a whole, so that no reader finds half of it
             store.path.rename(temporary.with_name(".replaced"))
@@ -244,9 +282,9 @@ def _publish_to_folder(
 
 
 def _check_destination(
-    uri: str, old: Manifest | None, manifest: Manifest, foreign: Iterable[str], replace: bool
+    uri: str, old: Manifest | None, new: Manifest | None, foreign: Iterable[str], replace: bool
 ) -> None:
-    if old and old.files != manifest.files and not replace:
+    if old and (new is None or old.files != new.files) and not replace:
         raise StorageError(
             f"{uri} holds another publication, of the run {old.run!r}; name another place, or replace it"
         )

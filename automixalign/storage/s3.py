@@ -177,8 +177,23 @@ class Prefix:
             head = _unless("404", self._client.head_object, Bucket=self.bucket, Key=self._prefix + name)
         return head is not None and (head["ContentLength"], head["Metadata"].get(SHA256)) == (size, sha256)
 
-    def upload(self, name: str, path: Path, size: int, sha256: str) -> None:
-        """Upload a file, in parts if it is large, and check the size that the server reports."""
+    def upload(
+        self,
+        name: str,
+        path: Path,
+        size: int,
+        sha256: str,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Upload a file, in parts if it is large, and check the size that the server reports.
+
+        Args:
+            name: the rest of the object's key.
+            path: the file.
+            size: its bytes.
+            sha256: its SHA-256, which becomes metadata of the object.
+            progress: called with the number of bytes that were sent since the last call, from several threads.
+        """
         with _explained(f"{self.uri(name)} cannot be written"):
             self._client.upload_file(
                 str(path),
@@ -186,6 +201,7 @@ class Prefix:
                 self._prefix + name,
                 ExtraArgs={"Metadata": {SHA256: sha256}},
                 Config=_transfer(),
+                Callback=progress,
             )
         if not self.holds(name, size, sha256):
             raise StorageError(f"{self.uri(name)} differs from {path}; did the file change? start again")

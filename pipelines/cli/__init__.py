@@ -22,6 +22,7 @@ from automixalign.system.messages import print_messages
 from pipelines.cli.chat import chat
 from pipelines.cli.compile import compile_pipeline
 from pipelines.cli.data import data
+from pipelines.cli.export import export
 from pipelines.cli.generate import generate
 from pipelines.cli.report import report
 from pipelines.cli.run import run
@@ -50,7 +51,7 @@ Examples:
     ama validate --config my.yaml
 """,
 )
-for command in (run, validate, data, chat, generate, sync, report, submit):
+for command in (run, validate, data, chat, generate, export, sync, report, submit):
     app.command()(command)
 app.command("compile")(compile_pipeline)
 

@@ -119,6 +119,7 @@ def test_an_unknown_model_is_refused_with_those_there_are(facts: RunFacts) -> No
         model_card(facts, "ama-x")
 
 
+@pytest.mark.slow
 def test_the_snippet_of_a_card_runs(facts: RunFacts, finished_run: Path, tmp_path: Path) -> None:
     """In a new process without this project, beside the folder of the model."""
     files.link(finished_run / "models" / "linear", tmp_path / "linear")

@@ -31,7 +31,13 @@ _COLUMNS = {"excess": "\n{}\nexcess", "accuracy": "\n{}\naccuracy", "pass_rate":
 
 _BAR_WIDTH, _WIDE = 16, 96
 """Of a progress bar, and the narrowest terminal that has room for it."""
-_MARK = {"finished": "[green]✓[/]", "failed": "[red]✗[/]", "cached": "[green]✓[/]"}
+_ENDS = ("finished", "failed", "cached")
+
+
+def mark(console: Console, succeeded: bool) -> str:
+    """The mark of what succeeded or failed, as markup, in characters that the terminal has."""
+    tick, cross = "+x" if console.options.ascii_only else "✓✗"
+    return f"[green]{tick}[/]" if succeeded else f"[red]{cross}[/]"
 
 
 class Progress:
@@ -63,14 +69,15 @@ class Progress:
             elif event["event"] == "warning":
                 line = f"[yellow]![/] {_text(event['message'])}"
                 self.console.print(line, highlight=False, soft_wrap=True, emoji=False)
-            elif event["event"] in _MARK:
+            elif event["event"] in _ENDS:
                 stage = self.running.pop(key, {"started": event["time"]})
-                self.finished += event["event"] != "failed"
+                succeeded = event["event"] != "failed"
+                self.finished += succeeded
                 loss = f"  loss {stage['loss']:.3f}" if "loss" in stage else ""
                 seconds = event["time"] - stage["started"]
                 title = _text(stage_title(*key))
                 cost = "from cache" if event["event"] == "cached" else f"{seconds:7.1f} s{loss}"
-                self.console.print(f"{_MARK[event['event']]} {title:<44}{cost}", highlight=False)
+                self.console.print(f"{mark(self.console, succeeded)} {title:<44}{cost}", highlight=False)
 
     def finished_in(self, folder: Path) -> str:
         """How many stages have finished, and where their results are."""
@@ -81,7 +88,7 @@ class Progress:
         for key, stage in self.running.items():
             done, total = stage.get("done", 0), stage.get("total", 0)
             grid.add_row(
-                Spinner("dots"),
+                Spinner("line" if self.console.options.ascii_only else "dots"),
                 _text(stage_title(*key)),
                 f"{time.time() - stage['started']:.0f} s",
                 ProgressBar(total, done, width=_BAR_WIDTH) if total and self.console.width >= _WIDE else "",
@@ -185,7 +192,7 @@ def show_failure(
         folder: the run folder.
         command: resumes the run.
     """
-    line = f"[red]✗ {_text(failure.stage)} failed:[/] {_text(failure.reason)}"
+    line = f"{mark(console, False)} [red]{_text(failure.stage)} failed:[/] {_text(failure.reason)}"
     console.print(line, highlight=False, soft_wrap=True, emoji=False)
     for line in failure.tail():
         _print(console, f"  | {line}")

@@ -84,12 +84,14 @@ def show_run(
 
 
 def _show_end(console: Console, outcome: Outcome, name: str, seconds: float, link: str) -> int:
+    from pipelines.local.display import mark
+
     if outcome.succeeded:
-        mark, text = "[green]✓[/]", f"{name} succeeded after {seconds:.0f} s: {link}"
-        console.print(f"{mark} {escape(printable(text))}", highlight=False, soft_wrap=True, emoji=False)
+        line = f"{mark(console, True)} {escape(printable(f'{name} succeeded after {seconds:.0f} s: {link}'))}"
+        console.print(line, highlight=False, soft_wrap=True, emoji=False)
         return 0
     errors = Console(stderr=True)
-    line = f"[red]✗ {escape(printable(f'{name}: {outcome.state}'))}[/]"
+    line = f"{mark(errors, False)} [red]{escape(printable(f'{name}: {outcome.state}'))}[/]"
     errors.print(line, highlight=False, soft_wrap=True, emoji=False)
     if outcome.message:
         _print(errors, f"  {outcome.message}")

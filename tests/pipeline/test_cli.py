@@ -1,5 +1,6 @@
 """The command line: what it prints, what it refuses, and its exit statuses."""
 
+import io
 import json
 import os
 import re
@@ -16,6 +17,8 @@ import yaml
 
 from automixalign import __version__
 from automixalign.config.experiment import parse_experiment
+from automixalign.storage import files
+from pipelines import cli
 from pipelines.cli.options import load_experiment, new_run_folder
 from tests.pipeline.conftest import Ama, Ended
 
@@ -256,3 +259,39 @@ def test_compile_writes_a_pipeline_and_warns_about_a_tag(ama: Ama, config: Path,
     assert "name it by digest (AMA_IMAGE=" in ended.err
     (pipeline, *_) = yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text())
     assert list(pipeline["root"]["inputDefinitions"]["parameters"]) == ["config"]
+
+
+LATIN_1 = {
+    "validate": ("validate", "-c", "my.yaml", "-t", "own=→.jsonl"),
+    "data": ("data", "-c", "my.yaml", "-t", "own=→.jsonl"),
+    "run": ("run", "-c", "→.yaml"),
+    "compile": ("compile", "-c", "my.yaml", "-o", "→"),
+    "submit": ("submit", "-c", "my.yaml", "--set", "name=→"),
+    "report": ("report", "→"),
+    "chat": ("chat", "→"),
+    "generate": ("generate", "→", "model", "-i", "prompts.txt"),
+    "sync": ("sync", "→"),
+}
+
+
+@pytest.mark.parametrize("command", LATIN_1)
+def test_a_character_that_the_terminal_lacks_becomes_an_escape(
+    command: str, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"{number} →", "chosen": "a", "rejected": "b"} for number in range(30)]
+    files.write_jsonl(tmp_path / "→.jsonl", rows)
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding="latin-1") for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    monkeypatch.setattr(sys, "argv", ["ama", *LATIN_1[command]])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    printed = "".join(map(read_again, streams.values()))
+    assert "\\u2192" in printed
+    assert (end.value.code == 0) == (command in ("validate", "data")), printed
+
+
+def read_again(stream: io.TextIOWrapper) -> str:
+    stream.seek(0)
+    return stream.read()

@@ -1,6 +1,7 @@
 """What the terminal shows of the stages' events."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -47,3 +48,14 @@ def test_the_time_left(
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert ("left" in shown) == (left is not None)
     assert left is None or left in shown
+
+
+def test_a_terminal_without_the_marks_gets_others() -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    stage = {"stage": "evaluate", "name": "", "time": 1.0}
+    with (progress := Progress(Console(file=terminal, width=80, force_terminal=True), 2)).live:
+        progress.show([{**stage, "event": "started"}])
+        progress.live.refresh()
+        progress.show([{**stage, "event": "finished"}, {**stage, "event": "failed"}])
+    terminal.seek(0)
+    assert re.findall(r"(\S) evaluate ", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.read())) == ["+", "x"]

@@ -92,8 +92,11 @@ def run_folder(base_model: Path, s3: Any, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("pipeline")
     release = {"registry": {"name": "test"}, "output": "s3://pipeline-run/models"}
     config = write_config(folder, base_model, own_rows(), **release)
-    done = ama("run", "--config", config, "--output", folder / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONIOENCODING", "latin-1")  # of a terminal that has no tick
+        done = ama("run", "--config", config, "--output", folder / "run")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "\n+ register " in done.stdout
     assert "smallest worst-task excess" in done.stdout
     assert str(folder / "run" / "leaderboard.json") in done.stdout
     assert "registered   models:/test/1 (" in done.stdout

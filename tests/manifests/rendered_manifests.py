@@ -36,6 +36,7 @@ BUILDS: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
     "local with postgres": ("local", _with("postgres")),
     "local with trainer": ("local", _with("trainer")),
     "cluster with trainer": ("cluster", _with("trainer")),
+    "cluster with kserve": ("cluster", _with("kserve")),
     "cluster with seaweedfs": ("cluster", _with("seaweedfs")),
     "cluster with a managed database": ("cluster", _with_a_managed_database),
 }

@@ -13,6 +13,7 @@ import yaml
 
 from automixalign.config.cluster import ClusterSpec
 from pipelines.dag.placement import ENVIRONMENT_KEYS, SECRET_KEYS
+from tests.manifests import inference_service
 from tests.manifests.rendered_manifests import (
     BUILDS,
     MANAGED_DATABASE,
@@ -51,7 +52,10 @@ def examples() -> list[Document]:
 @pytest.mark.parametrize("kubernetes", ["1.30", kubernetes_validate.latest_version()])
 def test_every_document_is_valid(documents: list[Document], kubernetes: str) -> None:
     for document in [*documents, *examples()]:
-        kubernetes_validate.validate(document, kubernetes, strict=True)
+        if document["kind"] == "InferenceService":
+            inference_service.validate(document, kubernetes)
+        else:
+            kubernetes_validate.validate(document, kubernetes, strict=True)
 
 
 def test_validation_finds_an_unknown_field_and_an_unknown_kind() -> None:

@@ -21,7 +21,9 @@ Verifier: TypeAlias = Callable[[str, str], bool]
 Verifiers: TypeAlias = Mapping[str, Verifier]
 
 MAX_NAMED_ROWS = 10
-"""The largest number of bad rows that an error names."""
+"""The largest number of different faults that an error names, each with its first row."""
+_MAX_COUNTED_ROWS = 1000
+"""The bad rows that are counted; reading goes no further."""
 _Condition: TypeAlias = Scalar | list[Scalar] | AtLeast
 
 
@@ -144,17 +146,24 @@ class TaskReader:
         )
 
     def _refuse(self, source: _Source, first: Row, rest: Iterator[Row]) -> None:
-        """Name the first bad rows of a source, from the first one on."""
-        bad = [f"{first.where}: {first.data.problem}"]  # type: ignore[union-attr]
+        """Name the faults of a source's rows, from the first bad row on; equal faults are counted."""
+        places = {first.data.problem: [first.where]}  # type: ignore[union-attr]
+        count = 1
         for row in rest:
-            if isinstance(problem := self._pair(source, row, "", set()), Unreadable):
-                bad.append(f"{row.where}: {problem.problem}")
-            if len(bad) > MAX_NAMED_ROWS:
+            if isinstance(fault := self._pair(source, row, "", set()), Unreadable):
+                places.setdefault(fault.problem, []).append(row.where)
+                count += 1
+            if len(places) > MAX_NAMED_ROWS or count > _MAX_COUNTED_ROWS:
                 break
-        if len(bad) == 1:
-            raise DataError(f"task {self.task.name}: {bad[0]}")
-        count = f"more than {MAX_NAMED_ROWS}" if len(bad) > MAX_NAMED_ROWS else str(len(bad))
-        raise DataError("\n  ".join([f"task {self.task.name}: {count} bad rows:", *bad[:MAX_NAMED_ROWS]]))
+        faults = [
+            f"{rows[0]}: {problem}" + (f" (and {len(rows) - 1} more, to {rows[-1]})" if len(rows) > 1 else "")
+            for problem, rows in places.items()
+        ]
+        if count == 1:
+            raise DataError(f"task {self.task.name}: {faults[0]}")
+        complete = len(places) <= MAX_NAMED_ROWS and count <= _MAX_COUNTED_ROWS
+        title = f"task {self.task.name}: {'' if complete else 'at least '}{count} bad rows:"
+        raise DataError("\n  ".join([title, *faults[:MAX_NAMED_ROWS]]))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """`ama chat`."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -99,6 +100,8 @@ class _Screen:
 
     def run(self) -> None:
         """Answer messages until the last one."""
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends an answer, not the command
         if self.interactive:
             import readline  # noqa: F401  `input` then has a history and can be edited
 

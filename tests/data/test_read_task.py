@@ -101,17 +101,37 @@ def test_rows_that_say_nothing_are_counted_by_reason(tmp_path: Path) -> None:
     assert reader.counts == [Counter(read=3, tie=1, empty=1)]
 
 
-def test_the_first_ten_bad_rows_are_named(tmp_path: Path) -> None:
+def test_equal_faults_of_rows_are_counted(tmp_path: Path) -> None:
     good = json.dumps(conversation("p", "yes", "no"))
     lines = [good, '{"prompt": "p"}', "{", *['{"chosen": 1, "rejected": 2, "prompt": "p"}'] * 12, good]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     with pytest.raises(DataError) as error:
         read({"path": str(tmp_path / "a.jsonl")})
     first, *named = str(error.value).splitlines()
-    assert first == "task task: more than 10 bad rows:"
-    assert [line.split(": ")[0].rsplit(":", 1)[1] for line in named] == [str(line) for line in range(2, 12)]
+    assert first == "task task: 14 bad rows:"
+    assert [line.split(": ")[0].rsplit(":", 1)[1] for line in named] == ["2", "3", "4"]
     assert "'chosen'" in named[0]
     assert "JSON" in named[1]
+    assert named[2].endswith("a.jsonl:15)")
+    assert "(and 11 more, to " in named[2]
+
+
+def test_the_first_ten_faults_of_rows_are_named(tmp_path: Path) -> None:
+    lines = [json.dumps({"prompt": "p", "chosen": number, "rejected": "b"}) for number in range(30)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError) as error:
+        read({"path": str(tmp_path / "a.jsonl")})
+    first, *named = str(error.value).splitlines()
+    assert first == "task task: at least 11 bad rows:"
+    assert len(named) == 10
+
+
+def test_reading_ends_after_a_thousand_bad_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "p"}\n' * 3000)
+    with pytest.raises(
+        DataError, match=r"task task: at least 1001 bad rows:\n.*\(and 1000 more, to \S*:1001\)$"
+    ):
+        read({"path": str(tmp_path / "a.jsonl")})
 
 
 def test_one_bad_row_is_named_in_one_line(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from automixalign.data.store import TEST, read_split
 from automixalign.models.load import load_tokenizer
 from automixalign.storage import files
+from pipelines.cli.chat import _Screen
 from tests.inference.small_run import ADAPTER, OPENING, write_run
 from tests.pipeline.conftest import Ama
 
@@ -149,3 +151,20 @@ def test_a_message_too_long_for_the_model_ends_a_script(ama: Ama, run: Path, say
     ended = ama("chat", run, ADAPTER)
     assert ended.status == 2
     assert "leaves no room for an answer" in ended.err
+
+
+def test_ctrl_c_ends_an_answer_and_not_the_chat(
+    ama: Ama, run: Path, evaluated: dict[str, str], say: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = _Screen._write
+
+    def interrupt_once(self: _Screen, text: str) -> None:
+        monkeypatch.setattr(_Screen, "_write", write)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(_Screen, "_write", interrupt_once)
+    (question, answer), *_ = evaluated.items()
+    say(question, question)
+    ended = ama("chat", run, ADAPTER)
+    assert (ended.status, "interrupted" in ended.err) == (0, False)
+    assert ended.out.splitlines() == ["", "(ended; the message is not part of the conversation)", answer]

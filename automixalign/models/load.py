@@ -107,7 +107,7 @@ def load_model(folder: Path, base_model: Path) -> "PreTrainedModel":
     model, dtypes = fold_adapter(folder, base_model), stored_dtypes(base_model)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            weight.copy_(weight.to(dtypes[name]))
+            weight.copy_(weight.to(dtypes.get(name, weight.dtype)))
     return model.to(device())
 
 
@@ -117,7 +117,8 @@ def fold_adapter(folder: Path, base_model: Path) -> "PreTrainedModel":
     Raises:
         ModelError: a folder holds no model, or the adapter is one of another base.
     """
-    model: PreTrainedModel = load_adapter(read_full_model(base_model, torch.float32), folder).merge_and_unload()
+    adapted = load_adapter(read_full_model(base_model, dtype=torch.float32), folder)
+    model: PreTrainedModel = adapted.merge_and_unload()
     return model
 
 

@@ -44,6 +44,8 @@ def cached(layers: int, folder: Path) -> Iterator[None]:
     def read_and_share(path: Path, **options: Any) -> Any:
         nonlocal shared
         model: Any = read(path, **options)
+        if model.device.type == "meta":
+            return model
         frozen = model.model.layers[:layers]
         if shared is None:
             shared = _CACHES.get(layers)

@@ -26,6 +26,7 @@ from automixalign.config.training import SpecialistLossesSettings, specialist_na
 from automixalign.data.prepare import prepare_data
 from automixalign.data.store import TEST, VALIDATION, read_card, read_split
 from automixalign.merging.merge import merge_specialists
+from automixalign.models.base_address import BaseAddress
 from automixalign.models.load import autocast, load_full_model, load_model, load_tokenizer
 from automixalign.models.prepare import prepare_base_model
 from automixalign.report import leaderboard
@@ -85,7 +86,12 @@ class SeedModels:
             settings = settings.model_copy(update={"seed": 0, "synthetic_tasks": []})
         elif self.base_tasks is not None:
             settings = settings.model_copy(update={"synthetic_tasks": self.base_tasks})
-        return self.store.result("base", settings, lambda new: prepare_base_model(settings, new))
+
+        def prepare(new: Path) -> None:
+            prepare_base_model(settings, new)
+            BaseAddress("base", None).write(new)  # without an address, every adapter would be a full model
+
+        return self.store.result("base", settings, prepare)
 
     def data(self, task: str) -> Path:
         """The folder of prepared splits of one task."""

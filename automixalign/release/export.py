@@ -101,8 +101,10 @@ def export_model(
         scratch = Path(temporary)
         if is_adapter(source) and form == "full":
             from automixalign.models.full_model import write_full_model
+            from automixalign.models.prepare import transformers_silenced
 
-            write_full_model(source, facts.base_model, scratch / "model")
+            with transformers_silenced():
+                write_full_model(source, facts.base_model, scratch / "model")
             source = scratch / "model"
         address = target.id if target else name if s3.is_uri(to) else to
         card = write_model_card(scratch, facts, name, form, target.id if target else name)

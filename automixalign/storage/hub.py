@@ -163,6 +163,7 @@ class ModelRepository:
 def _explained(failure: str) -> Iterator[None]:
     """Replace the errors of the hub's client by a `StorageError`: what failed, why, and what to do."""
     from huggingface_hub import errors
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of its HTTP library
 
     try:
         yield
@@ -174,7 +175,7 @@ def _explained(failure: str) -> Iterator[None]:
             raise UnreachableError(f"{failure}: {mask_secrets(str(error))}; try again later") from error
         advice = {401: "; check HF_TOKEN, or run `hf auth login`", 403: "; use a token that may write there"}
         raise StorageError(f"{failure}: {mask_secrets(str(error))}{advice.get(status, '')}") from error
-    except (errors.HTTPError, ConnectionError) as error:
+    except (HTTPError, ConnectionError) as error:
         reason = mask_secrets(str(error))
         raise UnreachableError(
             f"{failure}: {reason}; check the network, HF_ENDPOINT and HF_HUB_OFFLINE"

@@ -11,15 +11,15 @@ from automixalign.config.experiment import model_names, parse_experiment
 from automixalign.config.file import dump_yaml
 from automixalign.models.load import load_full_model, load_tokenizer
 from automixalign.report import leaderboard
-from automixalign.scoring.evaluate import evaluate
+from automixalign.scoring.evaluate import REFERENCE, evaluate
 from automixalign.storage import files
 from benchmarks import tiny
 
-ADAPTERS, FULL = ("uniform", "specialist-format", "specialist-refusal"), "linear"
+FULL = "linear"
 
 
 def write_run(folder: Path, base_model: Path, data: Path, reference_logps: Path, **changes: Any) -> Path:
-    """Write a run with the models `reference`, `uniform` and two specialists (LoRA), and `linear` (full).
+    """Write a run with the models `reference` and `linear`, and as adapters two specialists and `uniform`.
 
     The adapters' values are random, so that their answers differ from those of the base model. `changes` are
     keys of the configuration.
@@ -36,9 +36,9 @@ def write_run(folder: Path, base_model: Path, data: Path, reference_logps: Path,
     keys["training"] |= {"lora": {"rank": 2, "alpha": 4}}
     experiment = parse_experiment(keys | changes, "test")
     files.write_text(folder / "config.yaml", dump_yaml(experiment))
-    files.link(base_model, folder / "models" / "reference")
+    files.link(base_model, folder / "models" / REFERENCE)
     files.link(data, folder / "data")
-    for seed, name in enumerate(ADAPTERS):
+    for seed, name in enumerate(sorted(set(model_names(experiment)) - {REFERENCE, FULL})):
         torch.manual_seed(seed)
         lora = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
         model = get_peft_model(load_full_model(base_model), lora)
@@ -55,7 +55,9 @@ def write_run(folder: Path, base_model: Path, data: Path, reference_logps: Path,
         }
     )
     names = model_names(experiment)
-    families = {"reference": "reference", "uniform": "generalist", FULL: "merge"}
+    families = {REFERENCE: REFERENCE, FULL: "merge"} | {
+        method.name: "generalist" for method in experiment.methods
+    }
     for name in names:
         evaluate(
             settings,

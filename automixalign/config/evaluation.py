@@ -15,7 +15,7 @@ class EvaluationSpec(Schema):
     generate: Flag = True
     """Whether to generate answers and verify them."""
     max_new_tokens: Count = 64
-    """The largest number of tokens of a generation."""
+    """The largest number of tokens of an answer; the default also of `ama chat` and of a registered model."""
     max_prompts: Count | None = None
     """The largest number of test prompts of a task to generate for; by default all."""
 

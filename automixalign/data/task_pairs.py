@@ -22,6 +22,7 @@ from automixalign.data.pairs import TURNS, Message, Pair, Turn, content_text
 from automixalign.data.read_task import TaskReader
 from automixalign.data.store import split_schema
 from automixalign.data.tokens import PairTokenizer, Tokens, check_template, chunks_of, tokenize
+from automixalign.steps.step import current_step
 from automixalign.system.errors import DataError, named
 from automixalign.system.parallel import map_in_processes
 from automixalign.system.processors import available_processors
@@ -208,6 +209,7 @@ def tokenize_task(
             usable = np.frombuffer(chunk.fates, dtype=np.uint8) == Fate.USED
             rows.add(chunk.rows, numbers[usable], ranks[usable])
             start = end
+            current_step().report(start, 0 if candidates is None else len(drawn))
         candidates = candidates or _finish(reader, collector, settings.seed)
         notes.settle(candidates)
         if rows is None or not (candidates.fates == Fate.USED).any():

@@ -48,7 +48,7 @@ class Step:
         self._before, self._whole = 0, 0
 
     def report(self, done: int, total: int, **facts: float) -> None:
-        """Report progress, at most twice a second."""
+        """Report progress, at most twice a second; a total of 0 is unknown."""
         now = time.monotonic()
         if done == total or now - self._reported >= _REPORT_SECONDS:
             self._reported = now

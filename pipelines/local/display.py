@@ -92,7 +92,7 @@ class Progress:
                 _text(stage_title(*key)),
                 f"{time.time() - stage['started']:.0f} s",
                 ProgressBar(total, done, width=_BAR_WIDTH) if total and self.console.width >= _WIDE else "",
-                f"{done}/{total}" if total else "",
+                f"{done:,}/{total:,}" if total else f"{done:,} done" if done else "",
                 _time_left(stage),
                 f"loss {stage['loss']:.3f}" if "loss" in stage else "",
             )
@@ -101,8 +101,8 @@ class Progress:
 
 
 def _time_left(stage: Mapping[str, Any]) -> str:
-    """`3 min left`, from the speed since the first report of a stage; empty before the second one."""
-    if "begun" not in stage:
+    """`3 min left`, from the speed since the first report; empty before the second one, or without a total."""
+    if not stage.get("total"):
         return ""
     time_begun, done_begun = stage["begun"]
     if stage["done"] <= done_begun:

@@ -30,10 +30,11 @@ def test_a_warning_is_shown_at_once() -> None:
     [
         ([], None),
         ([(60, 10, 400)], None),
+        ([(60, 1000, 0), (61, 2000, 0)], None),
         ([(60, 10, 400), (160, 20, 400)], "63 min left"),
         ([(60, 10, 400), (70, 400, 400), (80, 1, 100), (90, 51, 100)], "10 s left"),
     ],
-    ids=["no report", "one report", "speed without the time to load", "a new bar"],
+    ids=["no report", "one report", "an unknown total", "speed without the time to load", "a new bar"],
 )
 def test_the_time_left(
     reports: list[tuple[int, int, int]], left: str | None, monkeypatch: pytest.MonkeyPatch
@@ -48,6 +49,7 @@ def test_the_time_left(
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert ("left" in shown) == (left is not None)
     assert left is None or left in shown
+    assert ("2,000 done" in shown) == (reports[-1:] == [(61, 2000, 0)])
 
 
 def test_a_terminal_without_the_marks_gets_others() -> None:

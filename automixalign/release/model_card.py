@@ -25,6 +25,7 @@ from automixalign.report.limits import limits
 from automixalign.report.runs import Run
 from automixalign.storage import files, s3
 from automixalign.system.errors import ConfigError
+from automixalign.system.schema import did_you_mean
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
@@ -96,8 +97,9 @@ class RunFacts:
         """
         found = next((entry for entry in self.entries if entry["model"] == model), None)
         if found is None:
-            names = ", ".join(entry["model"] for entry in self.entries)
-            raise ConfigError(f"{model}: the run has no such model; it has: {names}")
+            names = [entry["model"] for entry in self.entries]
+            hint = did_you_mean(model, names)
+            raise ConfigError(f"{model}: the run has no such model{hint}; it has: {', '.join(names)}")
         return found
 
 

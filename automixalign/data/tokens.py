@@ -192,6 +192,8 @@ def prompt_ids(
         DataError: the chat template refuses the messages.
     """
     plain = isinstance(prompt, str)
+    if not plain and not tokenizer.chat_template:
+        raise ModelError("the model has no chat template, so it takes no messages, only plain text")
     check_template(tokenizer, not plain)
     end = tokenizer.eos_token_id if plain else None
     try:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from automixalign.data.store import TEST, read_split
 from automixalign.models.load import load_tokenizer
+from automixalign.steps.step import collect_warnings
 from automixalign.storage import files
 from pipelines.cli.chat import _Screen
 from tests.inference.small_run import ADAPTER, OPENING, write_run
@@ -17,11 +19,17 @@ from tests.pipeline.conftest import Ama
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder; tests must not change it."""
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A run folder, and what its stages warned of; tests must not change it."""
     folder = tmp_path_factory.mktemp("small") / "run"
-    write_run(folder)
-    return folder
+    with collect_warnings() as warnings:
+        write_run(folder)
+    return folder, warnings
+
+
+@pytest.fixture
+def run(made: tuple[Path, list[str]]) -> Path:
+    return made[0]
 
 
 @pytest.fixture
@@ -47,6 +55,24 @@ def test_the_evaluation_starts_from_the_whole_prompt(run: Path) -> None:
     for row in read_split(run / "data", "arithmetic", TEST).to_pylist():
         assert tokenizer.decode(row["generation_ids"]).endswith(f"<|assistant|>{OPENING}")
         assert tokenizer.decode(row["prompt_ids"]).endswith("<|assistant|>")
+
+
+def test_the_evaluation_says_what_bends_or_cuts_answers(made: tuple[Path, list[str]]) -> None:
+    _, warnings = made
+    assert any(warning.endswith("answers are cut at evaluation.max_new_tokens=24") for warning in warnings)
+    assert any("its generation config sets repetition_penalty=1.1" in warning for warning in warnings)
+
+
+def test_a_model_without_chat_template_takes_plain_text(ama: Ama, run: Path, tmp_path: Path, say: Any) -> None:
+    plain = tmp_path / "plain"
+    shutil.copytree(run, plain)
+    (plain / "models" / "reference" / "chat_template.jinja").unlink()
+    (tmp_path / "lines.txt").write_text("12+3=\n")
+    ended = ama("generate", plain, "reference", "-i", "lines.txt")
+    assert "prompts of text are continued as they are" in ended.err
+    assert rows_of(ended.out)[0]["output"]
+    say("12+3=")
+    assert "error: the model has no chat template" in ama("chat", plain, "reference").err
 
 
 def test_generate_gives_the_answers_of_the_evaluation(

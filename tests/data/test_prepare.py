@@ -15,6 +15,8 @@ from automixalign.data.prepare import prepare_data
 from automixalign.data.store import SPLITS, read_card, read_split, split_path, task_digest, tasks_of
 from automixalign.models.load import load_tokenizer
 from automixalign.quickstart.tiny_model import build_tokenizer
+from automixalign.steps.events import EVENTS_FILE, LOGS_VARIABLE, parse_events
+from automixalign.steps.step import run_step
 from automixalign.storage import files
 from automixalign.system.errors import DataError, ModelError
 from benchmarks import tiny
@@ -211,3 +213,20 @@ def test_long_rows_make_small_row_groups(tmp_path: Path, monkeypatch: pytest.Mon
             writer.add(rows.slice(start, 5))
     assert pq.read_table(tmp_path / "file") == rows
     assert pq.ParquetFile(tmp_path / "file").metadata.num_row_groups == 8
+
+
+@pytest.mark.parametrize(("changes", "total"), [({}, 0), ({"limit": 30}, 30)], ids=["all pairs", "drawn pairs"])
+def test_tokenised_pairs_are_reported(
+    changes: dict[str, Any], total: int, base_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tmp_path / "a.jsonl"
+    line = '{{"prompt": "p{}", "chosen": "a", "rejected": "b"}}\n'
+    rows.write_text("".join(line.format(number) for number in range(50)))
+    monkeypatch.setenv(LOGS_VARIABLE, str(tmp_path))
+    given = {"seed": 0, "tasks": [{"name": "a", "source": str(rows), **changes}], "split": {}}
+    settings = DataSettings.model_validate({**given, "max_length": 64, "fingerprints": [""]})
+    with run_step("prepare_data"):
+        tiny.prepare(settings, base_model, tmp_path / "data")
+    events = parse_events((tmp_path / EVENTS_FILE).read_bytes())
+    progress = [(event["done"], event["total"]) for event in events if event["event"] == "progress"]
+    assert progress[-1] == (total or 50, total)

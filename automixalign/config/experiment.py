@@ -4,6 +4,7 @@ A preset is a YAML file of this schema; `ama validate` prints the resolved one. 
 """
 
 import datetime
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Self
 
@@ -68,6 +69,17 @@ class Experiment(Schema):
     def parts(self) -> list[str]:
         """The optional parts of the DAG that this experiment has."""
         return [part for part in ("merges", "registry", "output") if getattr(self, part)]
+
+    def without_delivery(self) -> Self:
+        """The experiment without the sections that change no result: cluster, tracking, registry and output."""
+        changes = {"cluster": ClusterSpec(), "tracking": TrackingSpec(), "registry": None, "output": None}
+        return self.model_copy(update=changes)
+
+    @property
+    def identity(self) -> str:
+        """Names the results of the experiment: equal for experiments that differ in their delivery alone."""
+        content = self.without_delivery().model_dump_json()
+        return f"{self.name} ({hashlib.sha256(content.encode()).hexdigest()[:12]})"
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:

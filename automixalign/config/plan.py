@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel
 
-from automixalign.config.cluster import ClusterSpec, Stage
+from automixalign.config.cluster import Stage
 from automixalign.config.data import DataSettings
 from automixalign.config.evaluation import EvaluationSettings, ScoringSettings
 from automixalign.config.experiment import ComparisonSettings, Experiment, RegistrySettings
@@ -98,7 +98,7 @@ class Plan(BaseModel):
         specialist = SpecialistSettings(
             **common("train_specialist"), training=training, budget=experiment.budget.specialist
         )
-        without_cluster = experiment.model_copy(update={"cluster": ClusterSpec()})
+        results = experiment.without_delivery()
         return cls(
             base_model=BaseModelSettings(
                 **common("prepare_base_model"),
@@ -150,15 +150,15 @@ class Plan(BaseModel):
                 loss=training.loss,
                 verifiers={task.name: task.verifier for task in experiment.tasks if task.verifier},
             ),
-            comparison=ComparisonSettings(**common("compare", *_NUMERIC_MODULES), experiment=without_cluster),
+            comparison=ComparisonSettings(**common("compare", *_NUMERIC_MODULES), experiment=results),
             registry=experiment.registry
             and RegistrySettings(
                 **common("register", *_NUMERIC_MODULES),
                 registry=experiment.registry,
-                experiment=without_cluster,
+                experiment=results,
             ),
             publication=experiment.output
-            and PublicationSettings(**common("publish"), output=experiment.output, run=experiment.name),
+            and PublicationSettings(**common("publish"), output=experiment.output, run=experiment.identity),
         )
 
     def as_outputs(self) -> dict[str, str | list[str]]:

@@ -64,4 +64,4 @@ class PublicationSettings(Settings):
 
     output: OutputSpec
     run: str
-    """Names the run in the manifest."""
+    """Names the run in the manifest: `Experiment.identity`."""

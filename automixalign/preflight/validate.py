@@ -29,7 +29,7 @@ from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.steps.step import current_step
 from automixalign.steps.tracking import spool
 from automixalign.storage import s3
-from automixalign.storage.publication import check_writable
+from automixalign.storage.publication import check_free, check_writable
 from automixalign.system.errors import ConfigError
 
 _Location = TypeVar("_Location", SourceSpec, DecontaminationSpec)
@@ -82,13 +82,15 @@ def plan_experiment(experiment: Experiment) -> Plan:
         check_registry(uri)
     with s3.fewer_attempts():
         if experiment.output is not None:
-            check_writable(experiment.output.to)
+            check_writable(experiment.output.to)  # before any other request
         experiment = pinned(experiment)
         base_model = parse_base_model(experiment.base_model.source, experiment.base_model.revision)
         fingerprints = {"base_model": base_model.fingerprint()}
         for task in experiment.tasks:
             fingerprints[task.name] = _fingerprint(f"task {task.name}", task.sources)
         fingerprints[DECONTAMINATE] = _fingerprint("decontaminate", experiment.decontaminate)
+        if experiment.output is not None:
+            check_free(experiment.output.to, experiment.output.replace, experiment.identity)
     return Plan.of(experiment, fingerprints)
 
 

@@ -45,7 +45,7 @@ def publish_run(
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".publication-", dir=output.parent) as scratch:
-        artifacts = _portable(artifacts, Path(scratch))
+        artifacts = portable(artifacts, Path(scratch))
         manifest = _publish_with_retries(settings.output, settings.run, artifacts, pause_seconds)
     files.write_text(output, manifest.model_dump_json(indent=2) + "\n")
     sizes = [file.size for file in manifest.files.values()]
@@ -54,25 +54,25 @@ def publish_run(
     return facts
 
 
-def _portable(artifacts: Mapping[str, Path], scratch: Path) -> dict[str, Path]:
+def portable(artifacts: Mapping[str, Path], scratch: Path) -> dict[str, Path]:
     """The artifacts without what only this machine can load.
 
     Args:
         artifacts: name -> file or folder.
         scratch: a folder for full models in place of adapters.
     """
-    portable = dict(artifacts)
+    results = dict(artifacts)
     reference = artifacts.get(_REFERENCE)
     address = read_address(reference) if reference else None
     if reference is None or address is None or not address.is_local:
-        return portable
+        return results
     from automixalign.models.full_model import write_full_model
 
     for name, model in artifacts.items():
         if name == _REFERENCE or is_adapter(model):
-            portable[name] = scratch / name
-            write_full_model(model, reference, portable[name])
-    return portable
+            results[name] = scratch / name
+            write_full_model(model, reference, results[name])
+    return results
 
 
 def _publish_with_retries(

@@ -13,18 +13,24 @@ import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from automixalign.config.experiment import RegistrySettings
 from automixalign.config.release import RegistrySpec
 from automixalign.data.store import TEST, VALIDATION, read_card
+from automixalign.models.base_card import read_licence
 from automixalign.models.full_model import write_full_model
 from automixalign.models.load import load_tokenizer, read_full_model
+from automixalign.release.model_card import RunFacts, model_card
 from automixalign.report.leaderboard import Entry, choice, chosen
 from automixalign.steps.step import current_step
 from automixalign.steps.tracking import spool
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError
+from automixalign.system.provenance import git_commit, versions
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 _TAG, _WORST_GAP = "automixalign.", "validation_worst_gap"
@@ -64,7 +70,8 @@ def register(
     target = None if process_spool is None else process_spool.target()
     if process_spool is None or target is None:
         raise ConfigError("an MLflow store (MLFLOW_TRACKING_URI) is needed to register a model")
-    entry = chosen(files.read_json(board))
+    entries: list[Entry] = files.read_json(board)
+    entry = chosen(entries)
     if entry is None:
         raise ConfigError(
             "registry: no model is chosen without a validation split; set split.validation above 0"
@@ -83,9 +90,19 @@ def register(
         _ensure_registered_model(registry, spec.name)
         number = _find_version(registry, spec.name, tags)
         if number is None:
-            uri, run_id = _store(target, registry, settings, model, base_model, name=entry["model"])
+            facts = RunFacts(
+                experiment=settings.experiment,
+                entries=entries,
+                data=data,
+                base_model=base_model,
+                versions=versions(),
+                library=settings.code,
+                commit=git_commit(),
+            )
+            card = model_card(facts, entry["model"])
+            uri, run_id = _store(target, registry, settings, model, base_model, entry["model"], card)
             version_facts = {"run_id": run_id, "model_id": uri.removeprefix("models:/"), "tags": tags}
-            text = _description(settings, entry, _run_link(target, registry))
+            text = _description(settings, entry, _run_link(target, registry), read_licence(base_model))
             number = str(
                 registry.create_model_version(spec.name, uri, description=text, **version_facts).version
             )
@@ -166,13 +183,14 @@ def _lineage(
     return {_TAG + key: str(value) for key, value in facts.items() if value != ""}
 
 
-def _description(settings: RegistrySettings, entry: Entry, run: str) -> str:
+def _description(settings: RegistrySettings, entry: Entry, run: str, licence: Mapping[str, Any]) -> str:
     """A version's description, in Markdown."""
     experiment = settings.experiment
     lines = [
         f"`{entry['model']}`, a {entry['family']} of {run}, made from the base model "
         f"`{experiment.base_model.source}` by [AutoMixAlign](https://arxiv.org/abs/2506.00569).",
-        f"Tasks: {', '.join(task.name for task in experiment.tasks)}. Seed: {experiment.seed}.",
+        f"Tasks: {', '.join(task.name for task in experiment.tasks)}. Seed: {experiment.seed}. "
+        f"Licence of the base model: {licence.get('license_name') or licence.get('license') or 'unknown'}.",
         choice([entry]),
         "| split | worst gap | worst excess | worst accuracy |\n| --- | --- | --- | --- |\n"
         + "\n".join(
@@ -222,6 +240,7 @@ def _store(
     model: Path,
     base_model: Path,
     name: str,
+    card: "ModelCard",
 ) -> tuple[str, str]:
     """Log the model as a full one; return its `models:/` URI and the run that logged it."""
     import mlflow
@@ -253,6 +272,7 @@ def _store(
                 "max_new_tokens": settings.experiment.evaluation.max_new_tokens,
             },
             task="llm/v1/chat" if chat else "text-generation",
+            model_card=card,
             input_example={"messages": _QUESTION} if chat else "Hello",
             pip_requirements=[f"{package}=={version(package)}" for package in (*_PACKAGES, "mlflow")],
         )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from automixalign.config.experiment import ComparisonSettings, model_names
+from automixalign.config.experiment import ComparisonSettings, Experiment, model_names
 from automixalign.report import leaderboard, page, plots
 from automixalign.report.collect import RunResults, collect
 from automixalign.scoring.metrics import BETTER
@@ -67,6 +67,9 @@ def compare(settings: ComparisonSettings, results: RunResults, paths: ReportPath
     record = current_step().record
     record.of_pipeline = True
     record.add_metrics(headline_metrics(entries))
+    if entry := leaderboard.chosen(entries):
+        record.add_params({"best_model": entry["model"]})
+    record.description = _description(experiment, entries)
     for name in ("leaderboard", "page", "facts", "plots"):
         record.add_artifact(getattr(paths, name), RUN_PATHS[name])
     return entries
@@ -91,6 +94,14 @@ def _check_trajectory(log: Path) -> None:
                     raise CacheError(
                         f"{log}:{number}: {key} is {value}; train again, with a lower learning rate"
                     )
+
+
+def _description(experiment: Experiment, entries: list[leaderboard.Entry]) -> str:
+    """The run in two paragraphs of Markdown."""
+    tasks = ", ".join(task.name for task in experiment.tasks)
+    made = f"AutoMixAlign on the tasks {tasks}, from the base model {experiment.base_model.source}."
+    sentences = [made, f"{leaderboard.verdict(entries)} {leaderboard.choice(entries)}"]
+    return "\n\n".join(map(_escape, sentences))
 
 
 def headline_metrics(entries: list[leaderboard.Entry]) -> dict[str, float]:

@@ -23,6 +23,7 @@ from automixalign.config.file import dump_yaml, read_yaml
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError
 from automixalign.system.flatten import flatten
+from automixalign.system.messages import logger
 
 CONFIG = "config.yaml"
 LOGS = "logs"
@@ -32,6 +33,8 @@ WORK = ".kfp"
 """Internal to the run: the stages' artifacts as kfp stores them, its cache, checkpoints."""
 LOCK = "lock"
 
+FREE_SECTIONS = ("tracking", "registry", "output")
+"""Sections of a configuration that may change between the attempts of a run: they change no result."""
 _MAX_LISTED_KEYS = 5
 
 
@@ -87,15 +90,21 @@ def _lock(lock: TextIO, folder: Path) -> None:
 
 
 def _check_experiment(folder: Path, experiment: Experiment) -> None:
-    """Refuse a folder with the results of another experiment."""
+    """Refuse a folder with the results of another experiment; say what differs without changing a result."""
     path = folder / CONFIG
     if not path.exists():
         return
     previous = parse_experiment(read_yaml(path), str(path))
-    if previous == experiment:
-        return
     old, new = (dict(flatten(each.model_dump(mode="json"))) for each in (previous, experiment))
     changed = [key for key in {**old, **new} if json.dumps(old.get(key)) != json.dumps(new.get(key))]
+    free = list(dict.fromkeys(key.split(".")[0] for key in changed if key.split(".")[0] in FREE_SECTIONS))
+    changed = [key for key in changed if key.split(".")[0] not in FREE_SECTIONS]
+    if not changed:
+        if free:
+            logger.warning(
+                "--output %s: changed: %s; only the stages that need that run again", folder, ", ".join(free)
+            )
+        return
     keys = ", ".join(changed[:_MAX_LISTED_KEYS])
     if len(changed) > _MAX_LISTED_KEYS:
         keys += f" and {len(changed) - _MAX_LISTED_KEYS} more"

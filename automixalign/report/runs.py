@@ -74,7 +74,7 @@ def rebuild(folder: Path, costs: Mapping[str, Mapping[str, Any]]) -> Path:
         data=folder / "data",
         losses=[folder / "specialist_losses" / task for task in tasks],
     )
-    settings = ComparisonSettings(seed=experiment.seed, experiment=experiment)
+    settings = ComparisonSettings(seed=experiment.seed, experiment=experiment.without_delivery())
     try:
         facts = collect(settings, run.entries, results)
     except FileNotFoundError as error:

@@ -132,12 +132,13 @@ def fetch(source: str, folder: Path) -> Manifest:
     return manifest
 
 
-def check_free(destination: str, replace: bool) -> None:
+def check_free(destination: str, replace: bool, run: str | None = None) -> None:
     """Check before any work that `publish` will find no other publication and no foreign files.
 
     Args:
         destination: as for `publish`.
         replace: whether another publication may be there.
+        run: the run that will publish; its own earlier publication may be there.
 
     Raises:
         StorageError: there are such files, or the destination cannot be read.
@@ -150,6 +151,7 @@ def check_free(destination: str, replace: bool) -> None:
         unfinished = _read_document(store, UNFINISHED, _Unfinished) if isinstance(store, s3.Prefix) else None
         sizes = _visible(store.sizes()) if isinstance(store, s3.Prefix) else store.sizes()
         own = {*(old.files if old else ()), *(unfinished.files if unfinished else ())}
+        replace = replace or (old is not None and old.run == run)
         _check_destination(store.uri(), old, None, foreign=_foreign(sizes, own), replace=replace)
     except OSError as error:
         raise StorageError(f"{destination} cannot be read: {error}") from error
@@ -285,9 +287,18 @@ def _check_destination(
     uri: str, old: Manifest | None, new: Manifest | None, foreign: Iterable[str], replace: bool
 ) -> None:
     if old and (new is None or old.files != new.files) and not replace:
-        raise StorageError(
-            f"{uri} holds another publication, of the run {old.run!r}; name another place, or replace it"
-        )
+        raise StorageError(_occupied(uri, old))
+    _check_no_foreign(uri, foreign)
+
+
+def _occupied(uri: str, old: Manifest) -> str:
+    return (
+        f"{uri} holds another publication, of the run {old.run!r}; name another place, or replace it "
+        "(output.replace=true, or `ama publish --replace`)"
+    )
+
+
+def _check_no_foreign(uri: str, foreign: Iterable[str]) -> None:
     if foreign := sorted(foreign):
         raise StorageError(f"{uri} holds files of no publication: {_shorten(foreign)}; name an empty place")
 

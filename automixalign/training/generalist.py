@@ -25,6 +25,11 @@ class GeneralistTraining(Training):
     def name(self) -> str:
         return self.settings.name
 
+    def options(self) -> dict[str, Any]:
+        method = self.settings.method
+        defaults = registered_mixers()[method.method].schema.model_validate(method.options)
+        return {**super().options(), **defaults.model_dump(mode="json"), **method.model_dump(exclude_none=True)}
+
     def run(self, scratch: Path) -> dict[str, Any]:
         method = self.settings.method
         tables = self.read_tables()

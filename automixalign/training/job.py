@@ -38,6 +38,13 @@ class Training(BaseModel, ABC):
     def name(self) -> str:
         """The model's name in the leaderboard."""
 
+    def options(self) -> dict[str, Any]:
+        """The settings of this training, by their names in a configuration (`beta`, `lora.rank`)."""
+        settings = self.settings
+        options = settings.training.model_dump(mode="json", exclude_none=True)
+        learning_rate = settings.budget.learning_rate or settings.training.learning_rate
+        return {**options, "learning_rate": learning_rate, "seed": settings.seed}
+
     @abstractmethod
     def run(self, scratch: Path) -> dict[str, Any]:
         """Train. Every process that shares the work calls this.

@@ -14,6 +14,8 @@ from automixalign.training import worker
 from automixalign.training.job import JOB, RESULT, WORLD_SIZE, Job, Training, error_of
 from automixalign.training.nodes import train_job
 
+_COSTS = ("steps", "pairs", "trained_parameters", "seconds", "tokens", "tokens_per_second")
+
 
 def train(training: Training) -> dict[str, Any]:
     """Train a specialist or a generalist, and record the training in MLflow.
@@ -29,8 +31,8 @@ def train(training: Training) -> dict[str, Any]:
     tokens = sum(row["pairs"][task] * (mean or 0) for row in rows for task, mean in row["tokens"].items())
     facts = {**facts, "tokens": round(tokens), "tokens_per_second": round(tokens / max(facts["seconds"], 0.1))}
     record = current_step().record
-    record.add_metrics({key: value for key, value in facts.items() if key != "weights"})  # they have a curve
-    record.add_params({key: value for key, value in facts.items() if isinstance(value, str)})
+    record.add_metrics({key: facts[key] for key in _COSTS})
+    record.add_params({**training.options(), "steps": facts["steps"]})
     record.add_curves(training.trajectory)
     record.add_artifact(training.trajectory, "trajectory.jsonl")
     return facts

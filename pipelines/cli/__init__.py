@@ -24,6 +24,7 @@ from pipelines.cli.compile import compile_pipeline
 from pipelines.cli.data import data
 from pipelines.cli.export import export
 from pipelines.cli.generate import generate
+from pipelines.cli.publish import publish
 from pipelines.cli.report import report
 from pipelines.cli.run import run
 from pipelines.cli.submit import submit
@@ -51,7 +52,7 @@ Examples:
     ama validate --config my.yaml
 """,
 )
-for command in (run, validate, data, chat, generate, export, sync, report, submit):
+for command in (run, validate, data, chat, generate, export, sync, report, publish, submit):
     app.command()(command)
 app.command("compile")(compile_pipeline)
 

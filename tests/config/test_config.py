@@ -458,17 +458,28 @@ def complete_data(experiment_data: Data) -> Data:
         ({"max_length": 32}, {"data", "comparison"}),
         ({"split.test": 0.2}, {"data", "comparison"}),
         ({"base_model.tiny.steps": 9}, {"base_model", "comparison"}),
-        ({"tracking.uri": "http://x"}, {"comparison"}),
-        ({"registry.beat_champion": False}, {"comparison"}),
-        ({"output": "s3://b/p"}, {"comparison", "publication"}),
-        ({"name": "other"}, {"comparison", "publication"}),
+        ({"name": "other"}, {"comparison"}),
     ],
 )
 def test_a_change_reaches_only_its_stages(complete_data: Data, changes: Data, stages: set[str]) -> None:
-    """The settings of two stages, comparison and registry, hold the whole experiment."""
+    """The settings of three stages, comparison, registry and publication, name the whole experiment."""
     before = settings_of(complete_data)
     assert before.keys() == STAGES | {"tasks.0", "tasks.1"}
-    assert difference(before, settings_of(changed(complete_data, changes))) == stages | {"registry"}
+    after = settings_of(changed(complete_data, changes))
+    assert difference(before, after) == stages | {"registry", "publication"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "stages"),
+    [
+        ({"tracking.uri": "http://x"}, set()),
+        ({"registry.beat_champion": False}, {"registry"}),
+        ({"output": "s3://b/p"}, {"publication"}),
+    ],
+)
+def test_where_results_go_changes_no_result(complete_data: Data, changes: Data, stages: set[str]) -> None:
+    before = settings_of(complete_data)
+    assert difference(before, settings_of(changed(complete_data, changes))) == stages
 
 
 def test_an_experiment_without_registry_and_output_has_no_such_stages(experiment_data: Data) -> None:

@@ -202,6 +202,15 @@ def test_mlflow_has_the_run_its_stages_and_the_registered_model(run_folder: Path
     chosen = leaderboard.chosen(board.values())
     assert chosen is not None
     assert parent.data.metrics["worst_gap"] == pytest.approx(chosen["worst"]["gap"])
+    assert parent.data.params["best_model"] == chosen["model"]
+    assert len(parent.data.metrics) <= 5
+    description = parent.data.tags["mlflow.note.content"]
+    assert leaderboard.choice([chosen]) in description
+    assert f"/runs/{parent.info.run_id}/artifacts/report/index.html)" in description
+    trained = runs["train_generalist [ama-s]"].data.params
+    options = {"eta": "0.5", "task_clip": "True", "beta": str(BETA), "learning_rate": "0.02", "steps": "8"}
+    options |= {"seed": "5", "lora.rank": "2", "c": "0.1"}
+    assert options.items() <= trained.items()
     assert len(parent.inputs.dataset_inputs) == len(TASKS)
     curve = client.get_metric_history(runs["train_generalist [ama-s]"].info.run_id, "weights/own")
     assert [point.step for point in curve] == list(range(1, 9))
@@ -226,6 +235,21 @@ def test_models_and_report_are_published(run_folder: Path, tmp_path: Path) -> No
         assert digest(tmp_path / "fetched" / "models" / name) == digest(tmp_path / name)
     for name in ("leaderboard.json", "report/index.html", "report/data.json"):
         assert (tmp_path / "fetched" / name).read_bytes() == (run_folder / name).read_bytes()
+
+
+def test_a_finished_run_is_published_again(run_folder: Path, tmp_path: Path) -> None:
+    """With the same files and the same manifest as by the stage; another publication stays."""
+    manifest = Manifest.model_validate_json((run_folder / "publication.json").read_text())
+    done = ama("publish", run_folder, "--to", tmp_path / "again")
+    assert done.returncode == 0, done.stderr
+    assert f"published {tmp_path / 'again'}: " in done.stdout
+    again = fetch(str(tmp_path / "again"), tmp_path / "fetched")
+    assert again.files.keys() ^ manifest.files.keys() == set()
+    assert again == manifest
+    (tmp_path / "again" / "thesis.tex").write_text("years")
+    refused = ama("publish", run_folder, "--to", tmp_path / "again", "--replace")
+    assert refused.returncode == 2
+    assert "holds files of no publication: thesis.tex" in refused.stderr
 
 
 def test_the_data_is_complete_and_no_prompt_leaks(run_folder: Path) -> None:

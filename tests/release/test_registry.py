@@ -24,6 +24,7 @@ from automixalign.release.register import gate, register
 from automixalign.steps.tracking.spool import FOLDER, RUN_ID, URI
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError
+from benchmarks import tiny
 from benchmarks.servers.mlflow_server import running, server
 from benchmarks.servers.mlflow_store import sqlite_store
 from benchmarks.servers.ports import free_port
@@ -39,8 +40,8 @@ def entry(
     """A model with this worst-task gap on the validation split; the test split ranks the models otherwise."""
 
     def views(gap: float, accuracy: float) -> Data:
-        values = {"gap": gap, "excess": excess, "accuracy": accuracy}
-        return {"worst": values, "average": values}
+        values = {"gap": gap, "excess": excess, "accuracy": accuracy, "loss": 0.5}
+        return {"worst": values, "average": values, "tasks": dict.fromkeys(tiny.TASKS, values)}
 
     return {"model": name, "family": family, **views(-worst, 0.55), "validation": views(worst, accuracy)}
 
@@ -85,7 +86,8 @@ def register_best(
     experiment_data: Data, candidates: Paths, two_tasks: Path, base_model: Path, tmp_path: Path
 ) -> Register:
     """Registers the best of some entries of a leaderboard."""
-    experiment = parse_experiment(experiment_data, "test")
+    tasks = [{"name": task, "source": f"synthetic:{task}", "limit": 30} for task in tiny.TASKS]
+    experiment = parse_experiment(experiment_data | {"tasks": tasks}, "test")
     settings = RegistrySettings(seed=0, registry=RegistrySpec(name="assistant"), experiment=experiment)
 
     def register_best(*entries: Data) -> Data:
@@ -242,7 +244,9 @@ def test_a_version_says_what_it_is_and_where_it_came_from(store: str, register_b
     register_best(entry("full", 0.1))
     version = mlflow.MlflowClient(store).get_model_version_by_alias("assistant", "champion")
     assert version.description.startswith("`full`, a generalist of a run, made from the base model `tiny`")
-    assert "Tasks: " in version.description
+    assert "Licence of the base model: unknown." in version.description
+    folder = Path(mlflow.artifacts.download_artifacts("models:/assistant@champion"))
+    assert "# full" in (folder / "model_card.md").read_text()
     assert (
         "| validation | 0.1000 | 0.3000 | 0.900 |\n| test | -0.1000 | 0.3000 | 0.550 |" in version.description
     )

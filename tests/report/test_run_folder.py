@@ -62,6 +62,22 @@ def test_a_folder_of_another_experiment_is_refused_with_the_keys_that_differ(
     assert (tmp_path / "run" / run_folder.CONFIG).read_text() == before
 
 
+def test_where_results_go_may_change_between_attempts(
+    experiment: Experiment,
+    experiment_data: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with run_folder.claim(tmp_path / "run", experiment):
+        pass
+    assert "changed" not in capsys.readouterr().err
+    changes = {"registry": {"name": "m"}, "output": {"to": "published"}}
+    with run_folder.claim(tmp_path / "run", parse_experiment(experiment_data | changes, "test")):
+        pass
+    assert "changed: registry, output; only the stages that need that run again" in capsys.readouterr().err
+    assert "name: m" in (tmp_path / "run" / run_folder.CONFIG).read_text()
+
+
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_other_content_stays(kind: str, experiment: Experiment, tmp_path: Path) -> None:
     output = tmp_path / "mine"

@@ -12,7 +12,7 @@ import boto3
 import pytest
 
 from automixalign.storage import files, s3
-from automixalign.storage.publication import MANIFEST, Manifest, check_writable, fetch, publish
+from automixalign.storage.publication import MANIFEST, Manifest, check_free, check_writable, fetch, publish
 from automixalign.system.errors import StorageError
 from benchmarks.servers.seaweed import seaweed
 from tests.conftest import use
@@ -211,6 +211,19 @@ def test_other_content_needs_replace(store: Store, artifacts: dict[str, Path], t
     assert store.read("leaderboard.json") == b"[1]", "the content is the same, but was no longer whole"
     if isinstance(store, Folder):
         assert [path.name for path in store.path.parent.iterdir()] == ["store"], "no temporary folder remains"
+
+
+def test_a_destination_is_checked_before_a_run(store: Store, artifacts: dict[str, Path]) -> None:
+    check_free(store.uri, False, "first")
+    publish(artifacts, store.uri, run="first")
+    check_free(store.uri, False, "first")
+    with pytest.raises(StorageError, match="another publication, of the run 'first'"):
+        check_free(store.uri, False, "second")
+    check_free(store.uri, True, "second")
+    store.write("thesis.tex", b"years")
+    for run in ("first", "second"):
+        with pytest.raises(StorageError, match=r"files of no publication: thesis\.tex"):
+            check_free(store.uri, True, run)
 
 
 def test_checkpoints_beside_a_publication_are_not_part_of_it(

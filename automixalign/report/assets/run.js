@@ -262,7 +262,7 @@ function configurationSection(run) {
   return section(
     "configuration",
     "Configuration and versions",
-    h("details", {}, h("summary", {}, "The complete configuration"), h("pre", { tabindex: "0" }, run.config)),
+    h("details", {}, h("summary", {}, "The configuration, without cluster, tracking, registry and output"), h("pre", { tabindex: "0" }, run.config)),
     software,
     run.library ? note("Digest of the library's source: ", h("code", {}, run.library)) : null,
   );

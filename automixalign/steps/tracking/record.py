@@ -46,6 +46,8 @@ class Record(BaseModel):
     status: Literal["FINISHED", "FAILED"] = "FINISHED"
     of_pipeline: bool = False
     """Parameters, metrics and artifacts belong to the run of the whole pipeline, not to the stage's own run."""
+    description: str = ""
+    """In Markdown."""
     params: dict[str, str] = Field(default_factory=dict)
     tags: dict[str, str] = Field(default_factory=dict)
     metrics: list[tuple[str, float, int]] = Field(default_factory=list)

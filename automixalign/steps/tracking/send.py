@@ -1,6 +1,7 @@
 """Send waiting records to MLflow."""
 
 import fcntl
+import getpass
 import json
 import math
 import os
@@ -235,6 +236,8 @@ def _fill(mlflow: Any, run_id: str, record: Record) -> None:
     ]
     for batch in _batches(params, _PARAMS_PER_CALL):
         mlflow.log_batch(run_id, params=batch)
+    if record.description:
+        mlflow.set_tag(run_id, "mlflow.note.content", record.description + _report_link(mlflow, run_id, record))
     moment = round((record.ended or record.started) * 1000)
     metrics = [Metric(key, value, moment, step) for key, value, step in record.metrics]
     for batch in _batches(metrics, _METRICS_PER_CALL):
@@ -255,15 +258,27 @@ def _fill(mlflow: Any, run_id: str, record: Record) -> None:
             mlflow.log_artifact(run_id, str(Path(scratch) / name), folder or None)
 
 
+def _report_link(mlflow: Any, run_id: str, record: Record) -> str:
+    """A link to the report among the run's artifacts, in MLflow's own pages."""
+    for _, path in record.artifacts:
+        if path.endswith(".html"):
+            experiment = mlflow.get_run(run_id).info.experiment_id
+            return f"\n\n[The report](#/experiments/{experiment}/runs/{run_id}/artifacts/{path})"
+    return ""
+
+
 def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _versions() -> dict[str, str]:
-    """Tags that name the code and the KFP run."""
+    """Tags that name the code, the user and the KFP run."""
     tags = {"automixalign.version": __version__, "automixalign.library": library_digest()}
+    tags |= {"mlflow.source.name": "automixalign", "mlflow.source.type": "LOCAL"}
+    with suppress(KeyError, OSError):  # a container's user may have no name
+        tags["mlflow.user"] = getpass.getuser()
     if run := os.environ.get("KFP_RUN_ID"):
-        tags["kfp.run_id"] = run
+        tags |= {"kfp.run_id": run, "mlflow.source.type": "JOB"}
     if commit := git_commit():
         tags["mlflow.source.git.commit"] = commit
     return tags

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Form = Literal["full", "adapter"]
 """What the folder of the card holds: a full model, or a LoRA adapter."""
-METRICS = ("excess", "loss", "accuracy", "pass_rate")
+METRICS = ("gap", "excess", "loss", "accuracy", "pass_rate")
 """The metrics in a card, as far as the leaderboard has them."""
 _BASELINES = ("reference", "uniform")
 _METHOD_PAPER = "https://arxiv.org/abs/2506.00569"
@@ -374,8 +374,8 @@ def _results(
     ]
     parts.append(_table(["task", "model", *(metric.replace("_", " ") for metric in metrics)], details))
     notes = [
-        "The *excess* is the mean over test pairs of max(loss - loss of the task's specialist, 0). Lower is "
-        "better; for accuracy and pass rate, higher is."
+        "The *gap* is the mean over test pairs of (loss - loss of the task's specialist), the *excess* that of "
+        "max(loss - loss of the task's specialist, 0). Lower is better; for accuracy and pass rate, higher is."
     ]
     if any(intervals.values()):
         notes.append(

@@ -33,6 +33,7 @@ def test_a_card_states_method_data_and_results(facts: RunFacts, tmp_path: Path) 
     assert card.data.pipeline_tag == "text-generation"
     assert {"automixalign", "generalist", "uniform"} <= set(card.data.tags)
     assert {result.metric_type for result in card.data.eval_results} == {
+        "gap",
         "excess",
         "loss",
         "accuracy",
@@ -50,19 +51,18 @@ def test_a_card_states_method_data_and_results(facts: RunFacts, tmp_path: Path) 
 def test_a_card_compares_with_reference_and_uniform_on_each_task(facts: RunFacts) -> None:
     text = str(model_card(facts, "linear"))
     measured = facts.entry("linear")["tasks"]["format"]
-    number = r"\d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]"
-    assert re.search(rf"\| format \| linear \| {number} \| {number} \| {number} \| {number} \|", text)
-    assert f"| format | linear | {measured['excess']:.3f} [" in text
-    assert re.search(
-        rf"\| format \| reference \| {number} \| {number} \| {leaderboard.NOT_MEASURED} \| {number} \|", text
-    )
+    number = r"-?\d\.\d{3} \[-?\d\.\d{3}, -?\d\.\d{3}\]"
+    assert re.search(r"\| format \| linear " + rf"\| {number} " * 5 + r"\|", text)
+    assert f"| format | linear | {measured['gap']:.3f} [" in text
+    losses, no_accuracy = rf"\| {number} " * 3, rf"\| {leaderboard.NOT_MEASURED} "
+    assert re.search(rf"\| format \| reference {losses}{no_accuracy}\| {number} \|", text)
     assert "| refusal | uniform |" in text
 
 
 def test_a_card_without_evaluations_has_no_intervals(facts: RunFacts) -> None:
     text = str(model_card(replace(facts, evaluations={}), "uniform"))
     assert "intervals" not in text
-    assert f"| format | uniform | {facts.entry('uniform')['tasks']['format']['excess']:.3f} |" in text
+    assert f"| format | uniform | {facts.entry('uniform')['tasks']['format']['gap']:.3f} |" in text
 
 
 def test_the_base_model_of_the_hub_and_its_licence_are_in_the_front_matter(

@@ -58,8 +58,7 @@ def collect(settings: ComparisonSettings, entries: list[Entry], results: RunResu
         "kind": "run",
         "name": experiment.name,
         "seed": experiment.seed,
-        "verdict": leaderboard.verdict(entries),
-        "choice": leaderboard.choice(entries),
+        "verdict": "\n".join(leaderboard.conclusions(entries)),
         "metrics": BETTER,
         "leaderboard": entries,
         "best": {

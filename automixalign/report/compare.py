@@ -97,11 +97,10 @@ def _check_trajectory(log: Path) -> None:
 
 
 def _description(experiment: Experiment, entries: list[leaderboard.Entry]) -> str:
-    """The run in two paragraphs of Markdown."""
+    """What the run is, and what came out, in Markdown."""
     tasks = ", ".join(task.name for task in experiment.tasks)
     made = f"AutoMixAlign on the tasks {tasks}, from the base model {experiment.base_model.source}."
-    sentences = [made, f"{leaderboard.verdict(entries)} {leaderboard.choice(entries)}"]
-    return "\n\n".join(map(_escape, sentences))
+    return "\n\n".join(map(_escape, [made, *leaderboard.conclusions(entries)]))
 
 
 def headline_metrics(entries: list[leaderboard.Entry]) -> dict[str, float]:
@@ -118,8 +117,7 @@ def as_markdown(entries: list[leaderboard.Entry]) -> str:
     header, rows = leaderboard.table(entries)
     rows = [[*map(_escape, (model, family)), *numbers] for model, family, *numbers in rows]
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
-    sentences = [_escape(leaderboard.verdict(entries)), "", _escape(leaderboard.choice(entries)), ""]
-    return "\n".join([*sentences, *lines, ""])
+    return "\n\n".join([*map(_escape, leaderboard.conclusions(entries)), "\n".join([*lines, ""])])
 
 
 def _escape(text: str) -> str:

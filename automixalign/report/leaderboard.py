@@ -165,17 +165,26 @@ def table(entries: list[Entry], metrics: Iterable[str] = tuple(BETTER)) -> tuple
 
 
 def verdict(entries: list[Entry]) -> str:
-    """One sentence: the model with the smallest worst-task excess, and the next one."""
+    """How the models rank on the test split by worst-task excess: the first, and the chosen or the next one."""
     ranked = sorted(
         (entry for entry in entries if entry["family"] in CANDIDATES),
-        key=lambda entry: entry["worst"]["excess"],
+        key=lambda entry: float(entry["worst"]["excess"]),
     )
-    first = ranked[0]
-    if len(ranked) == 1:
-        return f"{first['model']} has a worst-task excess of {first['worst']['excess']:.3f}."
-    second = ranked[1]
+    first, others, selected = ranked[0], ranked[1:], chosen(entries)
+    excess = f"{first['worst']['excess']:.3f}"
+    if not others:
+        return f"On the test split, {first['model']} has a worst-task excess of {excess}."
+    if selected is None or selected is first:
+        which = "The next" if selected is None else "The chosen model is first here, too. The next"
+        second, relation = others[0], f"{which} is {others[0]['model']}, with"
+    else:
+        second, relation = selected, f"The chosen model, {selected['model']}, has"
     return (
-        f"{first['model']} has the smallest worst-task excess, {first['worst']['excess']:.3f}, "
-        f"followed by {second['model']} with {second['worst']['excess']:.3f} (one seed: the difference is not "
-        "certain)."
+        f"On the test split, {first['model']} has the smallest worst-task excess, {excess}. "
+        f"{relation} {second['worst']['excess']:.3f}. One seed: the difference is not certain."
     )
+
+
+def conclusions(entries: list[Entry]) -> list[str]:
+    """Which model is chosen, on the validation split; then how the models rank, on the test split."""
+    return [choice(entries), verdict(entries)]

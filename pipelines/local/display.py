@@ -121,7 +121,7 @@ def count_stages(experiment: Experiment) -> int:
 
 
 def show_results(console: Console, folder: Path) -> None:
-    """Print the leaderboard, the verdict, and the paths of the results."""
+    """Print the leaderboard, the conclusions, and the paths of the results."""
     entries = files.read_json(folder / LEADERBOARD)
     header, rows = leaderboard.table(entries, _COLUMNS)
     dash = "-" if console.options.ascii_only else leaderboard.NOT_MEASURED
@@ -142,7 +142,7 @@ def show_results(console: Console, folder: Path) -> None:
         cells = [dash if cell == leaderboard.NOT_MEASURED else cell for cell in cells]
         table.add_row(_text(model), *cells, style="dim" if family in ("reference", "specialist") else None)
     console.print(table)
-    for sentence in (leaderboard.verdict(entries), leaderboard.choice(entries)):
+    for sentence in leaderboard.conclusions(entries):
         console.print(_text(sentence), highlight=False, emoji=False)
     paths = {
         "leaderboard": "leaderboard.json",

@@ -223,8 +223,24 @@ def test_a_metric_without_values_gets_no_column(board: list[dict[str, Any]]) -> 
 
 
 def test_verdict(board: list[dict[str, Any]]) -> None:
-    assert leaderboard.verdict(board).startswith(
-        "ama-r has the smallest worst-task excess, 0.200, followed by standard with 0.600 "
-    )
+    first = "On the test split, ama-r has the smallest worst-task excess, 0.200."
+    assert leaderboard.verdict(board).startswith(f"{first} The next is standard, with 0.600. One seed:")
     alone = select(board, "reference", "specialist-a", "ties")
-    assert leaderboard.verdict(alone) == "ties has a worst-task excess of 1.500."
+    assert leaderboard.verdict(alone) == "On the test split, ties has a worst-task excess of 1.500."
+
+
+@pytest.mark.parametrize(
+    ("selected", "sentence"),
+    [
+        ("ama-r", "The chosen model is first here, too. The next is standard, with 0.600."),
+        ("ties", "The chosen model, ties, has 1.500."),
+    ],
+)
+def test_the_choice_comes_first_and_the_ranking_names_the_chosen_model(
+    board: list[dict[str, Any]], selected: str, sentence: str
+) -> None:
+    for entry in board:
+        entry["validation"] = {"worst": {"gap": 0.1 if entry["model"] == selected else 0.2}}
+    choice, verdict = leaderboard.conclusions(board)
+    assert choice.startswith(f"Chosen on the validation split: {selected},")
+    assert sentence in verdict

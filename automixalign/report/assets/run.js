@@ -82,8 +82,7 @@ function leaderboardSection(run) {
   return section(
     "leaderboard",
     "Leaderboard",
-    run.choice ? note(run.choice) : null,
-    note("Models are chosen by the validation split; this table reports the test split. Excess: mean over a task's test pairs of max(loss − specialist's loss, 0). Gap: mean of (loss − specialist's loss); below 0, the model is better than the specialist. Accuracy: share of pairs whose chosen answer has the larger reward. Pass rate: share of greedy generations that a verifier passes. Less is better for excess, gap and loss, more for the others."),
+    note("The model is chosen on the validation split. This table shows the test split. Excess: mean over a task's test pairs of max(loss − specialist's loss, 0). Gap: mean of (loss − specialist's loss); below 0, the model is better than the specialist. Accuracy: share of pairs whose chosen answer has the larger reward. Pass rate: share of greedy generations that a verifier passes. Less is better for excess, gap and loss, more for the others."),
     h("div", { class: "controls" }, choice("Show", [[OVERVIEW, "worst task and mean, every metric"], ...metrics.map((metric) => [metric, `${titleOf(metric)} on each task`])], show)),
     container,
   );

@@ -293,8 +293,8 @@ def _check_destination(
 
 def _occupied(uri: str, old: Manifest) -> str:
     return (
-        f"{uri} holds another publication, of the run {old.run!r}; name another place, or replace it "
-        "(output.replace=true, or `ama publish --replace`)"
+        f"{uri} holds another publication, {old.run!r}; name another place, or replace it "
+        "(--replace of the command, or output.replace=true in the configuration)"
     )
 
 

@@ -50,6 +50,10 @@ Examples:
     ama data --config my.yaml
 
     ama validate --config my.yaml
+
+    ama chat runs/quickstart-20250101-120000
+
+    ama export runs/quickstart-20250101-120000 --to assistant
 """,
 )
 for command in (run, validate, data, chat, generate, export, sync, report, publish, submit):

@@ -44,7 +44,7 @@ def chat(
     run: RunFolder,
     model: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="A model of the run. [default: the registered or best one]"),
+        typer.Argument(metavar="[MODEL]", help="A model of the run. [default: the one that the run chose]"),
     ] = None,
     system: Annotated[
         str | None, typer.Option("--system", metavar="TEXT", help="A system message at the start.")

@@ -26,7 +26,7 @@ def export(
     ],
     model: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="Its name in the leaderboard; by default the run's choice."),
+        typer.Argument(metavar="[MODEL]", help="A model of the run. [default: the one that the run chose]"),
     ] = None,
     merged: Annotated[
         bool | None,

@@ -10,7 +10,7 @@ def publish(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
     to: Annotated[
         str | None,
-        typer.Option("--to", metavar="DIR", help="Folder or s3://bucket/prefix. [default: the run's output]"),
+        typer.Option("--to", metavar="DIR|s3://…", help="Where to. [default: the run's output]"),
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace what another run published there.")

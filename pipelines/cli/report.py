@@ -9,7 +9,7 @@ from automixalign.system.errors import ConfigError
 
 
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="One or several run folders.")],
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One or several run folders.")],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="File of the page, for several run folders."),

@@ -8,7 +8,7 @@ import typer
 from automixalign.system.errors import ConfigError
 
 
-def sync(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The run folder.", exists=True)]) -> None:
+def sync(folder: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", exists=True)]) -> None:
     """Send the records of a run that MLflow did not accept during the run.
 
     Example:

@@ -199,7 +199,7 @@ def test_other_content_needs_replace(store: Store, artifacts: dict[str, Path], t
     first = publish(artifacts, store.uri, run="run-1")
     changed = write_artifacts(tmp_path / "changed", **{"board.json": b"[1]"})
     (changed["models/ama-r"] / "empty").unlink()
-    with pytest.raises(StorageError, match=f"{store.uri}/? holds another publication, of the run 'run-1'; "):
+    with pytest.raises(StorageError, match=f"{store.uri}/? holds another publication, 'run-1'; "):
         publish(changed, store.uri)
     assert publish(artifacts, store.uri, run="run-2") == fetch(store.uri, tmp_path / "before") == first
     second = publish(changed, store.uri, run="run-2", replace=True)
@@ -217,7 +217,7 @@ def test_a_destination_is_checked_before_a_run(store: Store, artifacts: dict[str
     check_free(store.uri, False, "first")
     publish(artifacts, store.uri, run="first")
     check_free(store.uri, False, "first")
-    with pytest.raises(StorageError, match="another publication, of the run 'first'"):
+    with pytest.raises(StorageError, match="another publication, 'first'"):
         check_free(store.uri, False, "second")
     check_free(store.uri, True, "second")
     store.write("thesis.tex", b"years")

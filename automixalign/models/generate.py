@@ -16,6 +16,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from automixalign.config.settings import Precision
 from automixalign.models.load import autocast, position_limit
+from automixalign.models.rope import depends_on_length
 from automixalign.storage import files
 from automixalign.system.errors import ModelError
 
@@ -120,10 +121,12 @@ def generate(
             f"{position_limit(policy.config)} positions; shorten it"
         )
     order = sorted(range(len(prompts)), key=lambda number: (-rooms[number], len(prompts[number])))
-    # Prompts of a batch have equal room, so that an answer does not depend on its batch.
+    # Prompts of a batch have equal room, so that an answer does not depend on its batch. Where positions depend
+    # on the row's length, prompts also have equal length: transformers takes padding for tokens of the row.
+    alone = depends_on_length(policy.config)
     batches = [
         equal[start : start + decoding.batch_size]
-        for _, group in itertools.groupby(order, key=rooms.__getitem__)
+        for _, group in itertools.groupby(order, key=lambda row: (rooms[row], alone and len(prompts[row])))
         for equal in [list(group)]
         for start in range(0, len(equal), decoding.batch_size)
     ]

@@ -221,7 +221,7 @@ def _summary(
         "merge": f"A merge (`{spec.method if spec else ''}`) of {len(experiment.tasks)} language models, each "
         f"aligned to one task by DPO ({tasks}).",
     }
-    origin = f"`{hub.name}`" if hub else f"`{_plain(_base_name(experiment))}`, which is not on the model hub"
+    origin = f"`{hub.name}`" if hub else f"`{_plain(base_name(experiment))}`, which is not on the model hub"
     if hub and hub.revision:
         origin += f", commit `{hub.revision}`"
     what = "a LoRA adapter; the base model is loaded with it" if form == "adapter" else "a full model"
@@ -241,7 +241,8 @@ def _summary(
     )
 
 
-def _base_name(experiment: Experiment) -> str:
+def base_name(experiment: Experiment) -> str:
+    """The base model without a path of this machine: of a file or folder there, its name alone."""
     source = experiment.base_model.source
     return source if s3.is_uri(source) or source.startswith(("models:/", "package:")) else Path(source).name
 

@@ -15,13 +15,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from automixalign.config.experiment import RegistrySettings
 from automixalign.config.release import RegistrySpec
 from automixalign.data.store import TEST, VALIDATION, read_card
 from automixalign.models.base_card import read_licence
 from automixalign.models.full_model import write_full_model
-from automixalign.models.load import load_tokenizer, read_full_model
-from automixalign.release.model_card import RunFacts, model_card
+from automixalign.models.load import load_tokenizer, read_full_model, uses_bf16
+from automixalign.release.model_card import RunFacts, base_name, model_card
 from automixalign.report.leaderboard import Entry, choice, chosen
 from automixalign.steps.step import current_step
 from automixalign.steps.tracking import spool
@@ -188,7 +190,7 @@ def _description(settings: RegistrySettings, entry: Entry, run: str, licence: Ma
     experiment = settings.experiment
     lines = [
         f"`{entry['model']}`, a {entry['family']} of {run}, made from the base model "
-        f"`{experiment.base_model.source}` by [AutoMixAlign](https://arxiv.org/abs/2506.00569).",
+        f"`{base_name(experiment)}` by [AutoMixAlign](https://arxiv.org/abs/2506.00569).",
         f"Tasks: {', '.join(task.name for task in experiment.tasks)}. Seed: {experiment.seed}. "
         f"Licence of the base model: {licence.get('license_name') or licence.get('license') or 'unknown'}.",
         choice([entry]),
@@ -271,6 +273,8 @@ def _store(
                 "num_beams": 1,
                 "max_new_tokens": settings.experiment.evaluation.max_new_tokens,
             },
+            # What loads it computes as the evaluation does, also with weights in bf16.
+            torch_dtype=None if uses_bf16(settings.experiment.evaluation.precision) else torch.float32,
             task="llm/v1/chat" if chat else "text-generation",
             model_card=card,
             input_example={"messages": _QUESTION} if chat else "Hello",

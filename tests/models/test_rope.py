@@ -8,9 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    Phi3Config,
+    Phi3ForCausalLM,
+)
 
 from automixalign.data.store import IDS
+from automixalign.models.generate import Decoding, generate
 from automixalign.models.load import load_full_model, load_tokenizer
 from automixalign.models.rope import depends_on_length
 from automixalign.scoring.scorer import Scorer
@@ -110,6 +118,35 @@ def test_generation_does_not_depend_on_the_batch(tmp_path: Path) -> None:
     for row, ids in zip(together, prompts, strict=True):
         fresh = AutoModelForCausalLM.from_pretrained(folder)
         assert row.tolist() == fresh.generate(torch.tensor([ids]), **options)[0, len(ids) :].tolist()
+
+
+def test_answers_are_those_that_transformers_gives_to_each_prompt_alone(tmp_path: Path) -> None:
+    """Phi3 drops its cache when a row leaves the first window, and takes padding for tokens of the row."""
+    folder = write_model(tmp_path / "model", "longrope")
+    tokenizer = load_tokenizer(folder)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    config = Phi3Config(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=4 * WINDOW,
+        original_max_position_embeddings=WINDOW,
+        rope_parameters=LONGROPE,
+        initializer_range=0.5,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **shape,
+    )
+    Phi3ForCausalLM(config).save_pretrained(folder)
+    prompts = [list(range(10, 10 + length)) for length in (40, 12, 14, 16, 12)]
+    alone = [
+        AutoModelForCausalLM.from_pretrained(folder).generate(torch.tensor([ids]), max_new_tokens=20)
+        for ids in prompts
+    ]
+    answers = generate(load_full_model(folder), tokenizer, prompts, Decoding(20, batch_size=8))
+    assert [answer.text for answer in answers] == [
+        tokenizer.decode(ids[0, len(prompt) :], skip_special_tokens=True)
+        for ids, prompt in zip(alone, prompts, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("rope_type", ["default", "linear", "yarn", "llama3"])

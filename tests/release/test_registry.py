@@ -15,6 +15,7 @@ import mlflow
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 
 from automixalign.config.evaluation import EvaluationSpec
 from automixalign.config.experiment import RegistrySettings, parse_experiment
@@ -87,10 +88,10 @@ def register_best(
 ) -> Register:
     """Registers the best of some entries of a leaderboard."""
     tasks = [{"name": task, "source": f"synthetic:{task}", "limit": 30} for task in tiny.TASKS]
-    experiment = parse_experiment(experiment_data | {"tasks": tasks}, "test")
-    settings = RegistrySettings(seed=0, registry=RegistrySpec(name="assistant"), experiment=experiment)
 
     def register_best(*entries: Data) -> Data:
+        experiment = parse_experiment(experiment_data | {"tasks": tasks}, "test")
+        settings = RegistrySettings(seed=0, registry=RegistrySpec(name="assistant"), experiment=experiment)
         board, output = tmp_path / "board.json", tmp_path / "registration.json"
         files.write_json(board, list(entries))
         models = {name: candidates[name] for entry in entries if (name := entry["model"]) in candidates}
@@ -240,10 +241,14 @@ def test_the_gate(
     assert all(reason.startswith(start) for reason, start in zip(blockers, reasons, strict=True))
 
 
-def test_a_version_says_what_it_is_and_where_it_came_from(store: str, register_best: Register) -> None:
+def test_a_version_says_what_it_is_and_where_it_came_from(
+    store: str, experiment_data: Data, base_model: Path, register_best: Register
+) -> None:
+    experiment_data["base_model"] = str(base_model)
     register_best(entry("full", 0.1))
     version = mlflow.MlflowClient(store).get_model_version_by_alias("assistant", "champion")
-    assert version.description.startswith("`full`, a generalist of a run, made from the base model `tiny`")
+    start = f"`full`, a generalist of a run, made from the base model `{base_model.name}`"
+    assert version.description.startswith(start), "without a path of this machine"
     assert "Licence of the base model: unknown." in version.description
     folder = Path(mlflow.artifacts.download_artifacts("models:/assistant@champion"))
     assert "# full" in (folder / "model_card.md").read_text()
@@ -251,6 +256,20 @@ def test_a_version_says_what_it_is_and_where_it_came_from(store: str, register_b
         "| validation | 0.1000 | 0.3000 | 0.900 |\n| test | -0.1000 | 0.3000 | 0.550 |" in version.description
     )
     assert mlflow.MlflowClient(store).get_run(version.run_id).info.run_name == "model full"
+
+
+def test_weights_in_bf16_compute_as_in_the_evaluation(
+    store: str, register_best: Register, candidates: Paths, base_model: Path, tmp_path: Path
+) -> None:
+    load_full_model(candidates["full"]).to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    load_tokenizer(base_model).save_pretrained(tmp_path / "half")
+    candidates["half"] = tmp_path / "half"
+    register_best(entry("half", 0.1))
+    model = mlflow.transformers.load_model("models:/assistant@champion", return_type="components")["model"]
+    assert model.dtype == torch.float32
+    assert greedy(model, base_model) == greedy(load_full_model(tmp_path / "half"), base_model)
+    (weights,) = (tmp_path / "artifacts").rglob("*.safetensors")
+    assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.bfloat16}
 
 
 def test_nothing_is_registered_without_store(register_best: Register, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,7 +158,8 @@ def check_local_sources(experiment: Experiment) -> None:
     if len(candidates) == len(experiment.tasks):  # a prompt's split may depend on the other tasks
         split_tasks(candidates, experiment.split)
     if inspected is not None:
-        check_trainable(inspected[0], experiment.training)
+        with transformers_silenced():
+            check_trainable(inspected[0], experiment.training)
     elif has_named_modules(experiment.training) and is_at_hand(experiment.base_model):
         with tempfile.TemporaryDirectory() as scratch, transformers_silenced():
             outline = read_outline(experiment.base_model, Path(scratch))

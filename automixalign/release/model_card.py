@@ -221,11 +221,12 @@ def _summary(
         "merge": f"A merge (`{spec.method if spec else ''}`) of {len(experiment.tasks)} language models, each "
         f"aligned to one task by DPO ({tasks}).",
     }
-    origin = f"`{hub.name}`" if hub else f"`{_plain(base_name(experiment))}`, which is not on the model hub"
+    origin = f"`{hub.name}`" if hub else f"`{plain(base_name(experiment))}`, which is not on the model hub"
     if hub and hub.revision:
         origin += f", commit `{hub.revision}`"
     what = "a LoRA adapter; the base model is loaded with it" if form == "adapter" else "a full model"
-    terms = _plain(licence.get("license_name", licence.get("license", "")))
+    licence_name = plain(licence.get("license_name", licence.get("license", "")))
+    terms = f"`{licence_name}`" if licence_name else "unknown, because no card of it names one"
     return "\n".join(
         [
             f"# {model} of {experiment.name}",
@@ -234,7 +235,7 @@ def _summary(
             "",
             f"- Base model: {origin}.",
             f"- Files: {what}, in safetensors.",
-            f"- Licence of the base model: {terms or 'unknown, because no card of it names one'}. "
+            f"- Licence of the base model: {terms}. "
             "The data may have other licences.",
             f"- Made with [AutoMixAlign]({_METHOD_PAPER}).",
         ]
@@ -334,7 +335,7 @@ def _data(card: Mapping[str, Any]) -> str:
     rows = []
     for task in card["tasks"]:
         for number, source in enumerate(task["sources"]):
-            name = f"`{_plain(_source_name(source))}`"
+            name = f"`{plain(_source_name(source))}`"
             if source.get("commit"):
                 name += f" at `{source['commit'][:12]}`"
             sizes = [f"{source['pairs'][split]:,}" for split in SPLITS]
@@ -431,7 +432,7 @@ def _bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A text for a code span in a cell of a table."""
     return " ".join(text.split()).replace("`", "'").replace("|", "\\|")
 

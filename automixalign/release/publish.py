@@ -67,11 +67,13 @@ def portable(artifacts: Mapping[str, Path], scratch: Path) -> dict[str, Path]:
     if reference is None or address is None or not address.is_local:
         return results
     from automixalign.models.full_model import write_full_model
+    from automixalign.models.prepare import transformers_silenced
 
     for name, model in artifacts.items():
         if name == _REFERENCE or is_adapter(model):
             results[name] = scratch / name
-            write_full_model(model, reference, results[name])
+            with transformers_silenced():
+                write_full_model(model, reference, results[name])
     return results
 
 

@@ -23,7 +23,7 @@ from automixalign.data.store import TEST, VALIDATION, read_card
 from automixalign.models.base_card import read_licence
 from automixalign.models.full_model import write_full_model
 from automixalign.models.load import load_tokenizer, read_full_model, uses_bf16
-from automixalign.release.model_card import RunFacts, base_name, model_card
+from automixalign.release.model_card import RunFacts, base_name, model_card, plain
 from automixalign.report.leaderboard import Entry, choice, chosen
 from automixalign.steps.step import current_step
 from automixalign.steps.tracking import spool
@@ -188,11 +188,12 @@ def _lineage(
 def _description(settings: RegistrySettings, entry: Entry, run: str, licence: Mapping[str, Any]) -> str:
     """A version's description, in Markdown."""
     experiment = settings.experiment
+    terms = plain(licence.get("license_name") or licence.get("license") or "")
     lines = [
         f"`{entry['model']}`, a {entry['family']} of {run}, made from the base model "
-        f"`{base_name(experiment)}` by [AutoMixAlign](https://arxiv.org/abs/2506.00569).",
+        f"`{plain(base_name(experiment))}` by [AutoMixAlign](https://arxiv.org/abs/2506.00569).",
         f"Tasks: {', '.join(task.name for task in experiment.tasks)}. Seed: {experiment.seed}. "
-        f"Licence of the base model: {licence.get('license_name') or licence.get('license') or 'unknown'}.",
+        f"Licence of the base model: {f'`{terms}`' if terms else 'unknown'}.",
         choice([entry]),
         "| split | worst gap | worst excess | worst accuracy |\n| --- | --- | --- | --- |\n"
         + "\n".join(

@@ -68,3 +68,11 @@ def test_a_run_is_refused_before_any_stage(
     experiment_data["training"]["lora"] = {"target_modules": ["q_proj", "lm_head"]}
     with pytest.raises(ConfigError, match=r"training\.lora\.target_modules: 'lm_head' is lm_head"):
         check(parse_experiment(experiment_data, "test"))
+
+
+def test_the_check_before_a_run_shows_no_warning_of_a_library(
+    experiment_data: dict[str, Any], base_model: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    changes = {"base_model": str(base_model), "training": experiment_data["training"] | {"lora": {"rank": 2}}}
+    check_local_sources(parse_experiment(experiment_data | changes, "test"))
+    assert not [str(warning.message) for warning in recwarn if "transformers" in warning.filename]

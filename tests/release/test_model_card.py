@@ -79,6 +79,13 @@ def test_the_base_model_of_the_hub_and_its_licence_are_in_the_front_matter(
     assert 'name = "org/mine"' in card.text
 
 
+def test_html_in_a_licence_is_shown_as_text(facts: RunFacts, tmp_path: Path) -> None:
+    files.link(facts.base_model, tmp_path / "base")
+    (tmp_path / "base" / "README.md").write_text('---\nlicense_name: "mine` <script>"\n---\n')
+    text = model_card(replace(facts, base_model=tmp_path / "base"), "uniform").text
+    assert "Licence of the base model: `mine' <script>`." in text
+
+
 def test_a_card_says_whether_the_run_chose_the_model(facts: RunFacts) -> None:
     chosen = leaderboard.chosen(facts.entries)
     assert chosen is not None

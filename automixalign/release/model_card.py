@@ -235,8 +235,7 @@ def _summary(
             "",
             f"- Base model: {origin}.",
             f"- Files: {what}, in safetensors.",
-            f"- Licence of the base model: {terms}. "
-            "The data may have other licences.",
+            f"- Licence of the base model: {terms}. The data may have other licences.",
             f"- Made with [AutoMixAlign]({_METHOD_PAPER}).",
         ]
     )

@@ -101,7 +101,7 @@ def merge_specialists(
         "tasks": list(specialists),
         "parameters": {**shared, **per_model},
         **({"weights": dict(weights)} if weights else {}),
-        "reference": merge_methods.MERGE_METHODS[method].paper,
+        "paper": merge_methods.MERGE_METHODS[method].paper,
     }
     current_step().record.add_params(facts)
     return facts

@@ -330,7 +330,7 @@ class TestResult:
         assert all(weights(output)[n].ne(t).any() for n, t in weights(base).items())
         assert info["tasks"] == list(chosen)
         assert info["method"] == method
-        assert info["reference"] == MERGE_METHODS[method].paper
+        assert info["paper"] == MERGE_METHODS[method].paper
         assert [entry.name for entry in tmp_path.iterdir()] == ["merged"]
 
     @pytest.mark.parametrize("method", ["linear", "ties"])  # without and with mergekit's base_model

@@ -32,7 +32,7 @@ from benchmarks.servers.ports import free_port
 
 Paths = dict[str, Path]
 Data = dict[str, Any]
-QUESTION = [{"role": "user", "content": "12+3="}]
+QUESTION = [{"role": "user", "content": "sort cabd"}]
 
 
 def entry(

@@ -14,6 +14,7 @@ from automixalign.config.data import DataSettings
 from automixalign.config.evaluation import ScoringSettings
 from automixalign.data.prepare import prepare_data
 from automixalign.data.store import SPLITS
+from automixalign.models.base_address import BaseAddress
 from automixalign.scoring import caches
 from automixalign.scoring.reference_logps import write_reference_logps
 from automixalign.scoring.verifiers.registry import registered_verifiers
@@ -137,6 +138,7 @@ def world() -> World:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     base_model, data, reference_logps = folder / "model", folder / "data", folder / "reference_logps"
     write_base_model(base_model)
+    BaseAddress("org/base", "0" * 40).write(base_model)  # adapters stay adapters
     write_data(base_model, data)
     write_references(data, base_model, reference_logps)
     return World(base_model, data, reference_logps, write_losses(data, reference_logps, folder / "losses"))

@@ -246,7 +246,7 @@ def test_the_sqlite_store_is_damaged_and_then_removed(tmp_path: Path) -> None:
 
 def test_the_plan_notices_a_registry_that_is_down(environment: Callable[..., None]) -> None:
     environment(**{URI: f"http://127.0.0.1:{free_port()}"})
-    with raises(UnreachableError, "the model registry", ADVICE):
+    with raises(UnreachableError, "does not answer as a model registry", ADVICE):
         plan_experiment(parse_experiment(WITH_REGISTRY, "the test"))
 
 
@@ -256,8 +256,9 @@ def test_the_plan_notices_a_registry_that_is_down(environment: Callable[..., Non
     [pytest.param(Fault(), id="down"), pytest.param(Fault(answer=BROKEN), id="500", marks=pytest.mark.slow)],
 )
 def test_register_needs_the_registry(tmp_path: Path, environment: Callable[..., None], fault: Fault) -> None:
-    world, row = tiny.world(), {"excess": 0.1, "accuracy": 0.9}
-    board = [{"model": "uniform", "family": "generalist", "worst": row, "average": row}]
+    world, row = tiny.world(), {"gap": 0.05, "excess": 0.1, "accuracy": 0.9}
+    views = {"worst": row, "average": row, "tasks": {"format": row, "refusal": row}}
+    board = [{"model": "uniform", "family": "generalist", **views, "validation": views}]
     files.write_json(tmp_path / "board.json", board)
     settings = RegistrySettings(
         seed=0, registry=RegistrySpec(name="assistant"), experiment=parse_experiment(WITH_REGISTRY, "the test")

@@ -102,7 +102,9 @@ def _check_experiment(folder: Path, experiment: Experiment) -> None:
     if not changed:
         if free:
             logger.warning(
-                "--output %s: changed: %s; only the stages that need that run again", folder, ", ".join(free)
+                "--output %s: changed: %s; only stages that use the changed keys run again",
+                folder,
+                ", ".join(free),
             )
         return
     keys = ", ".join(changed[:_MAX_LISTED_KEYS])

@@ -74,7 +74,9 @@ def test_where_results_go_may_change_between_attempts(
     changes = {"registry": {"name": "m"}, "output": {"to": "published"}}
     with run_folder.claim(tmp_path / "run", parse_experiment(experiment_data | changes, "test")):
         pass
-    assert "changed: registry, output; only the stages that need that run again" in capsys.readouterr().err
+    assert (
+        "changed: registry, output; only stages that use the changed keys run again" in capsys.readouterr().err
+    )
     assert "name: m" in (tmp_path / "run" / run_folder.CONFIG).read_text()
 
 

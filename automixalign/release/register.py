@@ -164,6 +164,7 @@ def _lineage(
     """The tags of a version: everything needed to identify it and to make it again."""
     experiment = settings.experiment
     digests = "".join(task["digest"] for task in read_card(data)["tasks"])
+    licence = read_licence(base_model)
     facts = {
         "method": entry["model"],
         "family": entry["family"],
@@ -175,6 +176,7 @@ def _lineage(
         "tasks": ",".join(task.name for task in experiment.tasks),
         "base_model": experiment.base_model.source,
         "base_model_digest": files.digest(base_model),
+        "base_model_licence": licence.get("license_name") or licence.get("license", ""),
         "model": files.digest(model),
         _WORST_GAP: entry[VALIDATION]["worst"]["gap"],
         "test_worst_gap": entry["worst"]["gap"],

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -89,7 +90,7 @@ def register_best(
     """Registers the best of some entries of a leaderboard."""
     tasks = [{"name": task, "source": f"synthetic:{task}", "limit": 30} for task in tiny.TASKS]
 
-    def register_best(*entries: Data) -> Data:
+    def register_best(*entries: Data, base_model: Path = base_model) -> Data:
         experiment = parse_experiment(experiment_data | {"tasks": tasks}, "test")
         settings = RegistrySettings(seed=0, registry=RegistrySpec(name="assistant"), experiment=experiment)
         board, output = tmp_path / "board.json", tmp_path / "registration.json"
@@ -242,14 +243,17 @@ def test_the_gate(
 
 
 def test_a_version_says_what_it_is_and_where_it_came_from(
-    store: str, experiment_data: Data, base_model: Path, register_best: Register
+    store: str, experiment_data: Data, base_model: Path, register_best: Register, tmp_path: Path
 ) -> None:
     experiment_data["base_model"] = str(base_model)
-    register_best(entry("full", 0.1))
+    licensed = shutil.copytree(base_model, tmp_path / "licensed")
+    (licensed / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    register_best(entry("full", 0.1), base_model=licensed)
     version = mlflow.MlflowClient(store).get_model_version_by_alias("assistant", "champion")
     start = f"`full`, a generalist of a run, made from the base model `{base_model.name}`"
     assert version.description.startswith(start), "without a path of this machine"
-    assert "Licence of the base model: unknown." in version.description
+    assert "Licence of the base model: `apache-2.0`." in version.description
+    assert version.tags["automixalign.base_model_licence"] == "apache-2.0"
     folder = Path(mlflow.artifacts.download_artifacts("models:/assistant@champion"))
     assert "# full" in (folder / "model_card.md").read_text()
     assert (

@@ -99,7 +99,8 @@ class Containers:
             self.needs.store.touch()  # SQLite would give access to its owner only
             artifacts = self.needs.store.with_name(ARTIFACTS)
             artifacts.mkdir(exist_ok=True)
-            shared += [self.needs.store.parent, self.needs.store, artifacts]
+            folders = (path for path in artifacts.rglob("*") if path.is_dir())  # of earlier runs
+            shared += [self.needs.store.parent, self.needs.store, artifacts, *folders]
         if os.getuid() == 0:  # the stages are not root: their group gives them access
             self._umask = os.umask(0o002)
             for path in shared:

@@ -58,7 +58,7 @@ def package(unchanged: dict[str, str], tmp_path: Path, monkeypatch: pytest.Monke
         ("method/merge_methods.py", CHANGE, {"merges", *NUMBERS}),
         ("method/losses.py", CHANGE, {*SCORED, *TRAINED, *NUMBERS}),
         ("data/tokens.py", CHANGE, {"data", *NUMBERS}),
-        ("models/prepare.py", CHANGE, {"base_model", *NUMBERS}),
+        ("models/prepare.py", CHANGE, {"base_model", "publication", *NUMBERS}),
         ("scoring/evaluate.py", CHANGE, {"evaluation", *NUMBERS}),
         ("scoring/verifiers/exact.py", CHANGE, {"data", "evaluation", *NUMBERS}),
         ("training/worker.py", CHANGE, {*TRAINED, *NUMBERS}),

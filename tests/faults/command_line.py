@@ -20,6 +20,8 @@ from pipelines import cli
 CONFIG = "my.yaml"
 EXPERIMENT = {**tiny.experiment(), "methods": ["standard", "ama-r"], "merges": ["linear"]}
 """A valid configuration."""
+ROOT = Path(__file__).parents[2]
+"""The folder of `benchmarks`, whose mixers are an extension of some experiments."""
 _CAPABILITY_VERSION = 0x20080522
 _DAC_OVERRIDE_AND_READ_SEARCH = 1 << 1 | 1 << 2
 _LONGEST_MESSAGE = 4000
@@ -39,7 +41,7 @@ def ama(*arguments: object, **environment: str) -> "subprocess.CompletedProcess[
     The working directory, where the MLflow store is, is the parent of an absolute `--output`.
     """
     command = [sys.executable, "-c", "from pipelines.cli import main; main()", *map(str, arguments)]
-    environ = {**os.environ, "COLUMNS": "100", **environment}
+    environ = {**os.environ, "COLUMNS": "100", "PYTHONPATH": str(ROOT), **environment}
     output = Path(command[command.index("--output") + 1]) if "--output" in command else Path()
     folder = output.parent if output.is_absolute() else Path()
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environ, cwd=folder)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shlex
 import signal
@@ -27,7 +28,7 @@ from automixalign.storage import files
 from automixalign.storage.files import digest
 from automixalign.storage.publication import Manifest, fetch
 from pipelines.local.outputs import list_artifacts
-from tests.faults.command_line import ama
+from tests.faults.command_line import ROOT, ama
 
 TASKS = ("arithmetic", "own")
 BETA = 0.3
@@ -331,6 +332,7 @@ def test_ending_a_run_ends_its_stages_and_says_how_to_go_on(
     run = subprocess.Popen(
         [sys.executable, "-c", "from pipelines.cli import main; main()", *given],
         cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

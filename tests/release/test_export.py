@@ -55,6 +55,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
         monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", hub.address)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # `make test` sets it
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield hub
 

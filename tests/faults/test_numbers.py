@@ -130,7 +130,8 @@ def test_a_specialist_of_a_run_diverges(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(json.dumps({**tiny.experiment(), "training": training}))
     ended = ama("run", "--config", tmp_path / "config.yaml", "--output", tmp_path / "run")
     assert ended.returncode == 1, ended.stderr
-    assert "TrainingError: step" in ended.stderr
+    assert "failed: step " in ended.stderr
+    assert "the loss is not finite" in ended.stderr
     assert "train_specialist" in ended.stderr
     assert not (tmp_path / "run" / "leaderboard.json").exists()
 

@@ -70,7 +70,7 @@ def test_everything_gives_the_same_answer(
         monkeypatch.delenv(name, raising=False)
     mlflow.MlflowClient(uri).create_experiment("automixalign", (tmp_path / "artifacts").as_uri())
     values = {"gap": 0.1, "excess": 0.1, "accuracy": 0.9}
-    views = {"worst": values, "average": values}
+    views = {"worst": values, "average": values, "tasks": {"arithmetic": values}}
     files.write_json(
         tmp_path / "board.json", [{"model": ADAPTER, "family": "generalist", **views, "validation": views}]
     )

@@ -270,6 +270,7 @@ def test_the_map_keeps_the_rows_of_the_same_experiment(tmp_path: Path) -> None:
 COMMON = ("reference", "specialist-arithmetic", "specialist-format")
 
 
+@pytest.mark.slow
 def test_a_sweep_tunes_on_validation_and_reports_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = ({"learning_rate": 1.0}, {"learning_rate": 30.0})
     longer = Arm("more", "uniform", like="uniform", total_compute=True)

@@ -45,8 +45,11 @@ RUN_PATHS: Mapping[str, str] = {
 """Field of `ReportPaths` -> its path in a run folder."""
 
 
-def compare(settings: ComparisonSettings, results: RunResults, paths: ReportPaths) -> list[leaderboard.Entry]:
-    """Write the leaderboard, the plots and the report of a run, and return the leaderboard.
+def compare(settings: ComparisonSettings, results: RunResults, paths: ReportPaths) -> dict[str, float]:
+    """Write the leaderboard, the plots and the report of a run.
+
+    Returns:
+        `headline_metrics`.
 
     Raises:
         CacheError: the evaluation of one of the experiment's models is missing, or a value is not finite.
@@ -66,13 +69,14 @@ def compare(settings: ComparisonSettings, results: RunResults, paths: ReportPath
     page.write(collect(settings, entries, results), paths.page, paths.facts)
     record = current_step().record
     record.of_pipeline = True
-    record.add_metrics(headline_metrics(entries))
+    headline = headline_metrics(entries)
+    record.add_metrics(headline)
     if entry := leaderboard.chosen(entries):
         record.add_params({"best_model": entry["model"]})
     record.description = _description(experiment, entries)
     for name in ("leaderboard", "page", "facts", "plots"):
         record.add_artifact(getattr(paths, name), RUN_PATHS[name])
-    return entries
+    return headline
 
 
 def _check_trajectory(log: Path) -> None:

@@ -40,7 +40,7 @@ def compare(
 
     from automixalign.config.experiment import ComparisonSettings
     from automixalign.report.collect import RunResults
-    from automixalign.report.compare import RUN_PATHS, ReportPaths, compare, headline_metrics
+    from automixalign.report.compare import RUN_PATHS, ReportPaths, compare
     from automixalign.steps.step import run_step
 
     evaluations = [reference, *specialists, *generalists, *(merges or [])]
@@ -55,7 +55,6 @@ def compare(
             losses=[Path(artifact.path) for artifact in losses],
         )
         paths = ReportPaths(**{name: Path(artifact.path) for name, artifact in outputs.items()})
-        entries = compare(ComparisonSettings.model_validate_json(settings), results, paths)
-        metrics.metadata.update(headline_metrics(entries))
+        metrics.metadata.update(compare(ComparisonSettings.model_validate_json(settings), results, paths))
         for name, artifact in outputs.items():
             artifact.metadata["run_path"] = RUN_PATHS[name]

@@ -149,7 +149,7 @@ class Experiment:
         from automixalign.config.experiment import model_names
         from automixalign.config.training import specialist_name
         from automixalign.report import leaderboard, page, plots
-        from automixalign.report.collect import RunResults, collect
+        from automixalign.report.facts.collect import RunResults, collect
         from automixalign.scoring.metrics import BETTER
 
         made = self.folder / "evaluation"

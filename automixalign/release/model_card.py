@@ -19,9 +19,9 @@ from automixalign.method.mixers import registered_mixers
 from automixalign.models.base_address import BaseAddress, read_address
 from automixalign.models.base_card import CARD, read_licence
 from automixalign.report import leaderboard
+from automixalign.report.facts.limits import limits
 from automixalign.report.intervals import Interval, task_intervals
 from automixalign.report.leaderboard import Entry
-from automixalign.report.limits import limits
 from automixalign.report.runs import Run
 from automixalign.storage import files, s3
 from automixalign.system.errors import ConfigError

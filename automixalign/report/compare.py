@@ -10,7 +10,7 @@ from pathlib import Path
 
 from automixalign.config.experiment import ComparisonSettings, Experiment, model_names
 from automixalign.report import leaderboard, page, plots
-from automixalign.report.collect import RunResults, collect
+from automixalign.report.facts.collect import RunResults, collect
 from automixalign.scoring.metrics import BETTER
 from automixalign.steps.step import current_step
 from automixalign.storage import files

@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
-from automixalign.report.curves import running_mean
+from automixalign.report.facts.curves import running_mean
 from automixalign.report.leaderboard import Entry
 from automixalign.scoring.metrics import BETTER
 

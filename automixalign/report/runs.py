@@ -9,7 +9,7 @@ from automixalign.config.experiment import ComparisonSettings, Experiment, parse
 from automixalign.config.file import read_yaml
 from automixalign.config.training import specialist_name
 from automixalign.report import page, run_folder
-from automixalign.report.collect import RunResults, collect
+from automixalign.report.facts.collect import RunResults, collect
 from automixalign.report.leaderboard import Entry
 from automixalign.report.run_folder import LEADERBOARD
 from automixalign.steps.events import EVENTS_FILE, parse_events

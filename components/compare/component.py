@@ -39,8 +39,8 @@ def compare(
     from pathlib import Path
 
     from automixalign.config.experiment import ComparisonSettings
-    from automixalign.report.collect import RunResults
     from automixalign.report.compare import RUN_PATHS, ReportPaths, compare
+    from automixalign.report.facts.collect import RunResults
     from automixalign.steps.step import run_step
 
     evaluations = [reference, *specialists, *generalists, *(merges or [])]

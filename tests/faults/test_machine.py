@@ -20,8 +20,8 @@ from automixalign.config.evaluation import ScoringSettings
 from automixalign.config.experiment import ComparisonSettings, Experiment, parse_experiment
 from automixalign.config.training import SpecialistLossesSettings, specialist_name
 from automixalign.merging.merge import merge_specialists
-from automixalign.report.collect import RunResults
 from automixalign.report.compare import compare
+from automixalign.report.facts.collect import RunResults
 from automixalign.scoring.reference_logps import write_reference_logps
 from automixalign.steps.events import EVENTS_FILE, LOGS_VARIABLE
 from automixalign.steps.step import run_step

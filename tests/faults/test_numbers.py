@@ -22,8 +22,8 @@ from automixalign.merging.merge import merge_specialists
 from automixalign.models.load import load_full_model, load_tokenizer
 from automixalign.models.prepare import prepare_base_model
 from automixalign.report import leaderboard
-from automixalign.report.collect import RunResults
 from automixalign.report.compare import compare
+from automixalign.report.facts.collect import RunResults
 from automixalign.scoring import caches
 from automixalign.scoring.caches import SUMMARY
 from automixalign.scoring.scorer import Scorer

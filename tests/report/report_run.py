@@ -10,8 +10,8 @@ import pyarrow as pa
 from automixalign.config.experiment import ComparisonSettings, Experiment, model_names, parse_experiment
 from automixalign.config.file import dump_yaml
 from automixalign.config.training import specialist_name
-from automixalign.report.collect import RunResults
 from automixalign.report.compare import ReportPaths, compare
+from automixalign.report.facts.collect import RunResults
 from automixalign.scoring import caches
 from automixalign.scoring.caches import SUMMARY
 from automixalign.storage import files

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from automixalign.report import runs
 from automixalign.report.comparison import compare_runs, interval
-from automixalign.report.curves import MAX_POINTS, curves, last_mean
+from automixalign.report.facts.curves import MAX_POINTS, curves, last_mean
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError
 from pipelines.cli import app

@@ -8,7 +8,7 @@ from typing import Any
 from automixalign.config.experiment import Experiment
 from automixalign.data.store import TRAIN
 from automixalign.method.mixers import registered_mixers
-from automixalign.report.curves import Row, last_mean
+from automixalign.report.facts.curves import Row, last_mean
 from automixalign.scoring import caches
 from automixalign.storage import files
 from automixalign.training.memorisation import memorisation_warning

@@ -10,10 +10,10 @@ from automixalign.config.experiment import ComparisonSettings
 from automixalign.config.file import dump_yaml
 from automixalign.data.store import read_card
 from automixalign.report import leaderboard
-from automixalign.report.curves import curves
-from automixalign.report.data_facts import data_facts, memorisation_warnings
+from automixalign.report.facts.curves import curves
+from automixalign.report.facts.data_facts import data_facts, memorisation_warnings
+from automixalign.report.facts.limits import accuracy_errors, limits
 from automixalign.report.leaderboard import Entry
-from automixalign.report.limits import accuracy_errors, limits
 from automixalign.scoring.metrics import BETTER
 from automixalign.storage import files
 from automixalign.system.provenance import git_commit, versions

@@ -19,7 +19,7 @@ from automixalign.config.training import SpecialistSettings
 from automixalign.method.mixer import Ints, Mixer
 from automixalign.models.load import device
 from automixalign.models.trainable import freeze, lora_config
-from automixalign.training.checkpoints import CheckpointStore
+from automixalign.training.checkpoints.folder import CheckpointStore
 from automixalign.training.train import dpo_config
 from automixalign.training.trainer import MixingTrainer
 

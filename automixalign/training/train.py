@@ -21,8 +21,8 @@ from automixalign.models.weights import first_nonfinite_weight
 from automixalign.scoring import caches
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError, TrainingError
-from automixalign.training.checkpoint_store import checkpoint_store, checkpoints_location
-from automixalign.training.checkpoints import TRAJECTORY, CheckpointStore
+from automixalign.training.checkpoints.folder import TRAJECTORY, CheckpointStore
+from automixalign.training.checkpoints.store import checkpoint_store, checkpoints_location
 from automixalign.training.job import Training, world_size
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ from automixalign.system import heap
 from automixalign.system.errors import TrainingError
 from automixalign.system.messages import logger
 from automixalign.training.averaging import IterateAverage
-from automixalign.training.checkpoints import STATE, TRAJECTORY, CheckpointStore, saving
+from automixalign.training.checkpoints.folder import STATE, TRAJECTORY, CheckpointStore, saving
 
 _REFERENCE_LOGPS = ("ref_chosen_logps", "ref_rejected_logps")
 _SPECIALIST_LOSS = "specialist_loss"

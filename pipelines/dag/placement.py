@@ -18,7 +18,7 @@ from automixalign.config.cluster import (
 )
 from automixalign.config.experiment import Experiment
 from automixalign.storage import s3
-from automixalign.training import checkpoints
+from automixalign.training.checkpoints.folder import CHECKPOINTS_VARIABLE
 from components.image import IMAGE
 
 _READS_SOURCES: tuple[Stage, ...] = ("validate_config", "prepare_base_model", "prepare_data")
@@ -86,7 +86,7 @@ class ClusterPlacement(Placement):
             task.set_env_variable(TRAIN_JOB, self._train_job_request(self.train_job, pod).model_dump_json())
             pod, uses_s3 = self.cluster.default, True
         elif stage in self.checkpoints:
-            task.set_env_variable(checkpoints.CHECKPOINTS_VARIABLE, self.checkpoints[stage])
+            task.set_env_variable(CHECKPOINTS_VARIABLE, self.checkpoints[stage])
             uses_s3 = True
         _set_resources(task, pod)
         _set_nodes(task, pod)

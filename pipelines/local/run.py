@@ -11,7 +11,7 @@ from automixalign.steps.events import EVENTS_FILE, LOGS_VARIABLE
 from automixalign.steps.step import WORKERS_VARIABLE
 from automixalign.storage import files
 from automixalign.system import orphans
-from automixalign.training import checkpoints
+from automixalign.training.checkpoints.folder import CHECKPOINTS_VARIABLE
 from pipelines.local.attempt import WORKERS, Attempt
 from pipelines.local.dag_process import DagProcess
 from pipelines.local.mlflow_sender import MlflowSender
@@ -93,7 +93,7 @@ def run_experiment(
                 environment = {
                     **_ENVIRONMENT,
                     LOGS_VARIABLE: str(logs),
-                    checkpoints.CHECKPOINTS_VARIABLE: str(work / _CHECKPOINTS),
+                    CHECKPOINTS_VARIABLE: str(work / _CHECKPOINTS),
                     orphans.LOCK_VARIABLE: alive_lock.name,
                     **sender.environment,
                 }

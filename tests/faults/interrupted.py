@@ -18,12 +18,12 @@ from botocore.awsrequest import AWSConnection
 
 from automixalign.config.methods import GeneralistSettings
 from automixalign.storage import files, s3
-from automixalign.training import checkpoints
 from automixalign.training.averaging import IterateAverage
-from automixalign.training.checkpoints import CheckpointStore
+from automixalign.training.checkpoints import folder as checkpoints
+from automixalign.training.checkpoints.folder import CheckpointStore
+from automixalign.training.checkpoints.s3 import S3CheckpointStore
 from automixalign.training.generalist import GeneralistTraining
 from automixalign.training.launch import train as launch
-from automixalign.training.s3_checkpoints import S3CheckpointStore
 from automixalign.training.trainer import MixingTrainer
 from benchmarks import tiny
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kfp import dsl, local
 
-from automixalign.training.checkpoints import CHECKPOINTS_VARIABLE
+from automixalign.training.checkpoints.folder import CHECKPOINTS_VARIABLE
 from components.image import IMAGE
 
 

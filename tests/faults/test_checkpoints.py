@@ -9,7 +9,7 @@ import pytest
 
 from automixalign.storage import files
 from automixalign.training.averaging import FILE as AVERAGE
-from automixalign.training.checkpoints import SEAL, STATE, TRAJECTORY
+from automixalign.training.checkpoints.folder import SEAL, STATE, TRAJECTORY
 from tests.faults.common import Damage, cut, flip, remove, write
 from tests.faults.interrupted import (
     BATCHES,

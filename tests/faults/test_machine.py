@@ -30,7 +30,7 @@ from automixalign.steps.tracking.send import send_waiting
 from automixalign.steps.tracking.spool import FOLDER, FOLLOWED, RUN_ID, URI, Spool, Target
 from automixalign.storage import files, publication
 from automixalign.system.errors import StorageError
-from automixalign.training import checkpoints
+from automixalign.training.checkpoints.folder import CHECKPOINTS_VARIABLE
 from automixalign.training.launch import train
 from automixalign.training.specialist import SpecialistTraining
 from automixalign.training.specialist_losses import write_specialist_losses
@@ -91,9 +91,7 @@ def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Disk]:
 
 @pytest.fixture(autouse=True)
 def _untracked(environment: Callable[..., None]) -> None:
-    environment(
-        **dict.fromkeys((URI, RUN_ID, FOLDER, FOLLOWED, LOGS_VARIABLE, checkpoints.CHECKPOINTS_VARIABLE))
-    )
+    environment(**dict.fromkeys((URI, RUN_ID, FOLDER, FOLLOWED, LOGS_VARIABLE, CHECKPOINTS_VARIABLE)))
 
 
 def training(output: Path, **options: Any) -> SpecialistTraining:
@@ -225,7 +223,7 @@ def test_a_disk_that_fills_up_under_a_stage(disk: Disk, stage: str) -> None:
 @pytest.mark.slow
 def test_a_disk_that_checkpoints_fill(disk: Disk, tmp_path: Path, environment: Callable[..., None]) -> None:
     """The same training then goes on after the last whole one."""
-    environment(**{checkpoints.CHECKPOINTS_VARIABLE: str(disk.folder / "checkpoints")})
+    environment(**{CHECKPOINTS_VARIABLE: str(disk.folder / "checkpoints")})
     failures = 0
     for room in ROOM_BYTES:
         disk.fill(room)
@@ -244,7 +242,7 @@ def test_a_disk_that_checkpoints_fill(disk: Disk, tmp_path: Path, environment: C
     if not (tmp_path / "made" / "model").exists():
         with run_step("train_specialist", "format"):
             train(training(tmp_path / "made"))
-    environment(**{checkpoints.CHECKPOINTS_VARIABLE: None})
+    environment(**{CHECKPOINTS_VARIABLE: None})
     train(training(tmp_path / "undisturbed"))
     assert files.digest(tmp_path / "made" / "model") == files.digest(tmp_path / "undisturbed" / "model")
 

@@ -13,7 +13,8 @@ from automixalign.method.mixer import Mixer
 from automixalign.models.load import load_full_model, load_tokenizer
 from automixalign.storage import files
 from automixalign.system.errors import TrainingError
-from automixalign.training import averaging, checkpoints
+from automixalign.training import averaging
+from automixalign.training.checkpoints import folder as checkpoints
 from automixalign.training.trainer import MixingTrainer
 from tests.faults.common import raises, write_pickle
 

@@ -19,7 +19,7 @@ import pytest
 
 from automixalign.config.methods import GeneralistSettings
 from automixalign.steps.events import EVENTS_FILE, LOGS_VARIABLE
-from automixalign.training.checkpoints import CHECKPOINTS_VARIABLE, SEAL, STATE, TRAJECTORY
+from automixalign.training.checkpoints.folder import CHECKPOINTS_VARIABLE, SEAL, STATE, TRAJECTORY
 from automixalign.training.generalist import GeneralistTraining
 from benchmarks.servers.seaweed import Seaweed, seaweed
 from tests.faults import interrupted

@@ -15,7 +15,7 @@ from automixalign.config.cluster import TRAIN_JOB, Stage, TrainJobRequest
 from automixalign.config.experiment import Experiment, parse_experiment
 from automixalign.preflight.validate import plan
 from automixalign.system.errors import ConfigError
-from automixalign.training import checkpoints
+from automixalign.training.checkpoints.folder import CHECKPOINTS_VARIABLE
 from pipelines.cli.options import load_experiment
 from pipelines.dag.compiling import write_pipeline
 from pipelines.dag.pipeline import build_pipeline
@@ -107,7 +107,7 @@ def test_a_training_on_two_nodes_gets_the_request_for_its_job() -> None:
 )
 def test_checkpoints_are_below_an_s3_output(changes: dict[str, Any], stages: set[str], tmp_path: Path) -> None:
     spec, platform = compile_experiment(parse_experiment(_data(**changes), "test"), tmp_path)
-    folders = _variable(spec, checkpoints.CHECKPOINTS_VARIABLE)
+    folders = _variable(spec, CHECKPOINTS_VARIABLE)
     assert folders == {f"exec-{stage}": "s3://results/run/.checkpoints" for stage in stages}
     pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     for label in folders:
@@ -117,7 +117,7 @@ def test_checkpoints_are_below_an_s3_output(changes: dict[str, Any], stages: set
 def test_trainings_on_several_nodes_have_no_checkpoints_in_s3(tmp_path: Path) -> None:
     data = EXPERIMENTS["two-nodes"].model_dump(mode="json") | {"output": "s3://results/run"}
     spec, _ = compile_experiment(parse_experiment(data, "test"), tmp_path)
-    assert _variable(spec, checkpoints.CHECKPOINTS_VARIABLE) == {}
+    assert _variable(spec, CHECKPOINTS_VARIABLE) == {}
 
 
 def test_time_to_live_and_retries_are_compiled_in() -> None:

@@ -8,7 +8,7 @@ import pytest
 from automixalign.config.experiment import parse_experiment
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError, ResourceError
-from automixalign.training import checkpoints
+from automixalign.training.checkpoints import folder as checkpoints
 from automixalign.training.job import JOB, RESULT, Job, error_of
 from automixalign.training.launch import start_processes
 from tests.training.common import assert_same, generalist

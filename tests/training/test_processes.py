@@ -14,7 +14,7 @@ import pytest
 from automixalign.config.experiment import parse_experiment
 from automixalign.storage import files
 from automixalign.system.errors import CacheError, ConfigError, TrainingError
-from automixalign.training.checkpoints import SEAL
+from automixalign.training.checkpoints.folder import SEAL
 from automixalign.training.launch import train
 from tests.faults import interrupted
 from tests.training.common import CLOCK, assert_same, generalist

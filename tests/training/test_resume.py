@@ -10,8 +10,8 @@ from automixalign.config.methods import GeneralistSettings
 from automixalign.config.training import Budget
 from automixalign.storage import files
 from automixalign.system.errors import StorageError
-from automixalign.training import checkpoints
-from automixalign.training.checkpoint_store import checkpoint_store, checkpoints_location
+from automixalign.training.checkpoints import folder as checkpoints
+from automixalign.training.checkpoints.store import checkpoint_store, checkpoints_location
 from automixalign.training.generalist import GeneralistTraining
 from automixalign.training.train import checkpoint_key
 from tests.faults.interrupted import KILLED, Fault, inputs, settings, train

@@ -11,9 +11,9 @@ import pytest
 from automixalign.steps.events import EVENTS_FILE, LOGS_VARIABLE
 from automixalign.steps.step import run_step
 from automixalign.storage import files, s3
-from automixalign.training import checkpoints
-from automixalign.training.checkpoint_store import checkpoint_store
-from automixalign.training.s3_checkpoints import S3CheckpointStore
+from automixalign.training.checkpoints import folder as checkpoints
+from automixalign.training.checkpoints.s3 import S3CheckpointStore
+from automixalign.training.checkpoints.store import checkpoint_store
 
 BUCKET = "checkpoints"
 

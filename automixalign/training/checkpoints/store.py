@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from automixalign.storage import s3
-from automixalign.training.checkpoints import CHECKPOINTS_VARIABLE, CheckpointStore
-from automixalign.training.s3_checkpoints import S3CheckpointStore
+from automixalign.training.checkpoints.folder import CHECKPOINTS_VARIABLE, CheckpointStore
+from automixalign.training.checkpoints.s3 import S3CheckpointStore
 
 
 def checkpoints_location(every: int) -> str | None:

@@ -19,7 +19,7 @@ from automixalign.steps.step import current_step
 from automixalign.storage import files, s3
 from automixalign.storage.publication import Manifest, check_writable
 from automixalign.system.errors import StorageError
-from automixalign.training.checkpoints import SEAL, CheckpointStore, read_seal
+from automixalign.training.checkpoints.folder import SEAL, CheckpointStore, read_seal
 
 
 class S3CheckpointStore(CheckpointStore):

@@ -1,15 +1,13 @@
-"""Write docs/configuration.md: every key of a configuration with type, default and meaning.
+"""Write docs/configuration.md, every key with type, default and meaning, and the JSON Schema beside it.
 
 python docs/configuration.py [--check]    (part of `make pages`)
 
 Types and defaults come from the schema, meanings from the docstrings of its classes and attributes.
 """
 
-import ast
 import inspect
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -20,7 +18,8 @@ from pydantic.fields import FieldInfo
 from automixalign.config.experiment import Experiment
 from automixalign.method.merge_methods import MERGE_METHODS, MergeMethodSpec
 from automixalign.method.mixers import registered_mixers
-from automixalign.system.schema import LARGEST, Schema, schema_of
+from automixalign.preflight.json_schema import SCHEMA_FILE, schema_text
+from automixalign.system.schema import LARGEST, schema_of
 
 PAGE = Path(__file__).with_suffix(".md")
 _HEAD = """# Configuration
@@ -97,18 +96,9 @@ def _section(
         yield from _section(f"{path}{key}.", below, definitions[below.__name__], definitions, sections)
 
 
-def _meaning(cls: type, key: str) -> str:
+def _meaning(cls: type[BaseModel], key: str) -> str:
     """The docstring below an attribute, also one of a base class."""
-    for base in cls.__mro__:
-        if base is Schema or not issubclass(base, BaseModel):
-            continue
-        body = ast.parse(inspect.getsource(base)).body[0].body  # type: ignore[attr-defined]
-        for attribute, text in pairwise(body):
-            if isinstance(attribute, ast.AnnAssign) and ast.unparse(attribute.target) == key:
-                if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-                    return " ".join(str(text.value.value).split())
-                return ""
-    return ""
+    return " ".join((cls.model_fields[key].description or "").split())
 
 
 def _first_paragraph(cls: type) -> str:
@@ -207,7 +197,13 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *cells))
 
 
+def texts() -> dict[Path, str]:
+    """The files that this module writes."""
+    return {PAGE: page(), PAGE.with_name(SCHEMA_FILE): schema_text()}
+
+
 if __name__ == "__main__":
     if sys.argv[1:] == ["--check"]:
-        sys.exit(page() != PAGE.read_text(encoding="utf-8"))
-    PAGE.write_text(page(), encoding="utf-8")
+        sys.exit(any(text != path.read_text(encoding="utf-8") for path, text in texts().items()))
+    for path, text in texts().items():
+        path.write_text(text, encoding="utf-8")

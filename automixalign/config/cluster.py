@@ -35,9 +35,9 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
-Cpu = Annotated[
-    str, BeforeValidator(_as_text), StringConstraints(pattern=r"^([1-9]\d*m?|[1-9]\d*\.\d+|0?\.\d*[1-9]\d*)$")
-]
+_AS_TEXT = BeforeValidator(_as_text, json_schema_input_type=str | float)
+
+Cpu = Annotated[str, _AS_TEXT, StringConstraints(pattern=r"^([1-9]\d*m?|[1-9]\d*\.\d+|0?\.\d*[1-9]\d*)$")]
 """Cores, or thousandths of one: `2`, `0.5`, `500m`."""
 Memory = Annotated[str, BeforeValidator(_as_text), StringConstraints(pattern=r"^[1-9]\d*(Mi|Gi|Ti|M|G|T)$")]
 """Bytes with a unit: `16Gi`."""
@@ -49,7 +49,7 @@ LabelKey = Annotated[
 ]
 LabelValue = Annotated[
     str,
-    BeforeValidator(_as_text),
+    _AS_TEXT,
     StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"),
 ]
 

@@ -1,6 +1,7 @@
 """The base of every stage's settings, and the types that several sections of an experiment share."""
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
@@ -23,6 +24,12 @@ class Settings(BaseModel):
     seed: int
 
 
+@dataclass(frozen=True)
+class _Shorthand(BeforeValidator):
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
+        return {"anyOf": [handler(core_schema), {"type": "string"}]}
+
+
 def shorthand(key: str) -> BeforeValidator:
     """Let a bare string stand for `{key: string}`: `- standard` is `- method: standard`."""
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+    return _Shorthand(lambda value: {key: value} if isinstance(value, str) else value)

@@ -41,9 +41,9 @@ Flag = Annotated[bool, Field(strict=True)]
 
 
 class Schema(BaseModel):
-    """Refuses unknown keys, and cannot be changed after the check."""
+    """Refuses unknown keys, and cannot be changed after the check. Docstrings describe its fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     @classmethod
     def known_keys(cls, data: Any) -> list[str]:

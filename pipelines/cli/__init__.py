@@ -6,7 +6,7 @@ It reads options, prints results and computes nothing. Each command imports what
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import Annotated
@@ -24,11 +24,13 @@ from pipelines.cli.compile import compile_pipeline
 from pipelines.cli.data import data
 from pipelines.cli.export import export
 from pipelines.cli.generate import generate
+from pipelines.cli.presets import presets
 from pipelines.cli.publish import publish
-from pipelines.cli.report import report
 from pipelines.cli.run import run
+from pipelines.cli.runs.report import report
+from pipelines.cli.runs.sync import sync
+from pipelines.cli.schema import schema
 from pipelines.cli.submit import submit
-from pipelines.cli.sync import sync
 from pipelines.cli.validate import validate
 
 app = typer.Typer(
@@ -56,9 +58,16 @@ Examples:
     ama export runs/quickstart-20250101-120000 --to assistant
 """,
 )
-for command in (run, validate, data, chat, generate, export, sync, report, publish, submit):
-    app.command()(command)
-app.command("compile")(compile_pipeline)
+_PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Write and check a configuration": (presets, validate, data, schema),
+    "Run it": (run, submit, compile_pipeline),
+    "Look at runs": (report, sync),
+    "Use a model": (chat, generate, export, publish),
+}
+for panel, commands in _PANELS.items():
+    for command in commands:
+        name = command.__name__.removesuffix("_pipeline")
+        app.command(name, rich_help_panel=panel)(command)
 
 
 @app.callback(invoke_without_command=True)

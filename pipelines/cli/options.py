@@ -19,9 +19,32 @@ if TYPE_CHECKING:
 
 PRESETS = resources.files("pipelines") / "presets"
 
+
+def preset_names() -> list[str]:
+    """The names of the configurations that come with the project."""
+    return sorted(Path(entry.name).stem for entry in PRESETS.iterdir() if entry.name.endswith(".yaml"))
+
+
+def complete_preset(incomplete: str) -> list[str]:
+    """The presets that begin so, for the shell."""
+    return [name for name in preset_names() if name.startswith(incomplete)]
+
+
+def complete_run(incomplete: str) -> list[str]:
+    """The run folders below `runs` that begin so, for the shell."""
+    folders = (path.parent for path in Path("runs").glob("*/.kfp"))
+    return sorted(folder for folder in map(str, folders) if folder.startswith(incomplete))
+
+
 Preset = Annotated[
     str | None,
-    typer.Option("--preset", "-p", help="A configuration that comes with the project.", metavar="NAME"),
+    typer.Option(
+        "--preset",
+        "-p",
+        help="A configuration that comes with the project (`ama presets`).",
+        metavar="NAME",
+        autocompletion=complete_preset,
+    ),
 ]
 Config = Annotated[
     Path | None, typer.Option("--config", "-c", help="Your own configuration (YAML).", metavar="FILE")
@@ -65,15 +88,9 @@ def load_experiment(
     from automixalign.config.experiment import parse_experiment
     from automixalign.config.file import override, parse_yaml, read_yaml, resolve_paths, set_task
     from automixalign.preflight.names import check_names
-    from automixalign.system.schema import did_you_mean
 
     if preset is not None and file is None:
-        if preset not in preset_names():
-            raise ConfigError(
-                f"--preset {preset}: there is no such preset{did_you_mean(preset, preset_names())}; "
-                f"there are: {', '.join(preset_names())}"
-            )
-        path, source = Path(str(PRESETS / f"{preset}.yaml")), f"--preset {preset}"
+        path, source = preset_path(preset, "--preset "), f"--preset {preset}"
     elif file is not None and preset is None:
         path, source = file, str(file)
     else:
@@ -93,9 +110,20 @@ def load_experiment(
     return experiment
 
 
-def preset_names() -> list[str]:
-    """The names of the configurations that come with the project."""
-    return sorted(Path(entry.name).stem for entry in PRESETS.iterdir() if entry.name.endswith(".yaml"))
+def preset_path(name: str, option: str = "") -> Path:
+    """The file of a preset; `option` comes before its name in the message.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    from automixalign.system.schema import did_you_mean
+
+    if name not in preset_names():
+        raise ConfigError(
+            f"{option}{name}: there is no such preset{did_you_mean(name, preset_names())}; "
+            f"there are: {', '.join(preset_names())}"
+        )
+    return Path(str(PRESETS / f"{name}.yaml"))
 
 
 def timestamped_name(experiment: "Experiment") -> str:

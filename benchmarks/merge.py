@@ -109,12 +109,12 @@ def group_bytes(base: Path, method: str, specialists: int) -> int:
 
     with safe_open(base / "model.safetensors", framework="numpy") as tensors:
         largest = max(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    return 4 * largest * (specialists + merge_methods.MERGE_METHODS[method].needs_base)
+    return 4 * largest * (specialists + merge_methods.registered_merges()[method].needs_base)
 
 
 def tasks_of(method: str) -> tuple[str, ...]:
     """The tasks of the specialists that a method merges."""
-    return TASKS[: merge_methods.MERGE_METHODS[method].max_models]
+    return TASKS[: merge_methods.registered_merges()[method].max_models]
 
 
 def command(side: str, folder: Path, kind: str, method: str, output: Path) -> list[str]:
@@ -126,7 +126,7 @@ def command(side: str, folder: Path, kind: str, method: str, output: Path) -> li
         job = {"base": str(base), "specialists": specialists, "method": method}
         job |= {"output": str(output), "seed": 0}
         return [sys.executable, "-c", _READY + _OURS, json.dumps(job)]
-    spec = merge_methods.MERGE_METHODS[method]
+    spec = merge_methods.registered_merges()[method]
     shared, per_model = merge_methods.resolve(method, {})
     named = [f"{base}+{path}" if kind == "lora" else path for path in specialists.values()]
     configuration = {

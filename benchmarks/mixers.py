@@ -2,7 +2,7 @@
 
 They are registered as a user's own mixer is. A configuration names this module and then one of its methods:
 
-    extensions: [benchmarks.mixers]
+    plugins: [benchmarks.mixers]
     methods: [{method: ama-r-ablation, discount: 0.99}]
 """
 

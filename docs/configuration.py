@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from automixalign.config.experiment import Experiment
-from automixalign.method.merge_methods import MERGE_METHODS, MergeMethodSpec
+from automixalign.method.merge_methods import MergeMethodSpec, registered_merges
 from automixalign.method.mixers import registered_mixers
 from automixalign.preflight.json_schema import SCHEMA_FILE, schema_text
 from automixalign.system.schema import LARGEST, schema_of
@@ -179,7 +179,8 @@ def _methods() -> Iterator[str]:
 def _merges() -> Iterator[str]:
     head = ["Method", "Specialists", "Parameters with defaults", "Source"]
     rows = []
-    for name, spec in MERGE_METHODS.items():
+    own = {name: spec for name, spec in registered_merges().items() if spec.implementation is None}
+    for name, spec in own.items():
         rows.append([f"`{name}`", spec.accepts, _parameters(spec) or _NONE, f"<{spec.paper}>"])
     yield _table(head, rows)
 

@@ -13,10 +13,10 @@ from pydantic import Field, ValidationError, model_validator
 from automixalign.config.cluster import TRAINING, ClusterSpec
 from automixalign.config.data import DecontaminationSpec, LongAnswers, SplitSpec, TaskSpec
 from automixalign.config.evaluation import EvaluationSpec
-from automixalign.config.extensions import Extension
 from automixalign.config.merges import MergeSpec
 from automixalign.config.methods import MethodSpec
 from automixalign.config.models import BaseModelSpec
+from automixalign.config.plugins import Plugin
 from automixalign.config.release import OutputSpec, RegistrySpec, TrackingSpec
 from automixalign.config.settings import Settings, shorthand
 from automixalign.config.training import BudgetSpec, SpecialistLossesSpec, TrainingSpec, specialist_name
@@ -36,8 +36,9 @@ class Experiment(Schema):
     """Names the run folder and the run in MLflow."""
     seed: Natural = 0
     """The seed of all random choices."""
-    extensions: list[Extension] = Field(default_factory=list)
-    """Modules that register further mixers. Every process of the run imports them."""
+    plugins: list[Plugin] = Field(default_factory=list)
+    """Modules that register further mixers, merges, verifiers, row formats or metrics. The stages that use one
+    of these import them (docs/extending.md)."""
     base_model: Annotated[BaseModelSpec, shorthand("source")]
     tasks: list[TaskSpec]
     max_length: Annotated[Count, Field(ge=8)] = 1024

@@ -31,7 +31,7 @@ class MergeSpec(Schema):
     def known_keys(cls, data: Any) -> list[str]:
         """Its own keys, and the method's parameters below `parameters`."""
         method = data.get("method") if isinstance(data, Mapping) else None
-        spec = merge_methods.MERGE_METHODS.get(str(method))
+        spec = merge_methods.registered_merges().get(str(method))
         return [*cls.model_fields, *(f"parameters.{name}" for name in (spec.limits if spec else ()))]
 
     def check(self, tasks: Sequence[str]) -> None:
@@ -46,7 +46,7 @@ class MergeSpec(Schema):
                     f"merges: {self.name}: weights: there is no task {task!r}{did_you_mean(task, tasks)}; "
                     f"there are: {', '.join(tasks)}"
                 )
-        if self.weights and "weight" not in merge_methods.MERGE_METHODS[self.method].parameters:
+        if self.weights and "weight" not in merge_methods.registered_merges()[self.method].parameters:
             raise ValueError(f"merges: {self.name}: weights: {self.method} takes no weights")
 
 

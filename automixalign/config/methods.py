@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, model_validator
 
-from automixalign.config.extensions import Extension
 from automixalign.config.training import TrainingSettings
 from automixalign.method.mixers import registered_mixers
 from automixalign.system.schema import Name, PositiveFraction, Schema, did_you_mean
@@ -54,8 +53,6 @@ class MethodSpec(Schema):
 class GeneralistSettings(TrainingSettings):
     """Of `train_generalist`."""
 
-    extensions: list[Extension] = Field(default_factory=list)
-    """Imported before `method` is checked."""
     method: MethodSpec
 
     @property

@@ -1,6 +1,6 @@
 """The settings of every stage of an experiment's DAG."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from pydantic import BaseModel
@@ -9,13 +9,13 @@ from automixalign.config.cluster import Stage
 from automixalign.config.data import DataSettings
 from automixalign.config.evaluation import EvaluationSettings, ScoringSettings
 from automixalign.config.experiment import ComparisonSettings, Experiment, RegistrySettings
-from automixalign.config.extensions import extensions_digest
 from automixalign.config.merges import MergeSettings
 from automixalign.config.methods import GeneralistSettings
 from automixalign.config.models import BaseModelSettings
 from automixalign.config.release import PublicationSettings
 from automixalign.config.settings import Settings
 from automixalign.config.training import SpecialistLossesSettings, SpecialistSettings
+from automixalign.system.plugins import Kind, outside_modules
 from automixalign.system.provenance import code_digest, environment_digest
 
 _TRAINING = ("automixalign.training.launch", "automixalign.training.nodes.node", "automixalign.training.worker")
@@ -56,6 +56,25 @@ _NUMERIC_MODULES = [
 ]
 """The modules that determine the numbers of a run. The report and the registry name their digest."""
 
+Uses = Mapping[Kind, Iterable[str] | None]
+"""Kind -> the names of the registered items that are used; None for all."""
+
+
+def uses_of(experiment: Experiment) -> Uses:
+    """The registered items that an experiment uses, of which other packages may define some."""
+    return {
+        "row format": [source.format_spec.name for task in experiment.tasks for source in task.sources],
+        "verifier": [task.verifier for task in experiment.tasks if task.verifier],
+        "mixer": [method.method for method in experiment.methods],
+        "merge": [merge.method for merge in experiment.merges],
+        "metric": None,
+    }
+
+
+def outside_code(uses: Uses) -> list[str]:
+    """The modules outside this project that define these items."""
+    return sorted({module for kind, names in uses.items() for module in outside_modules(kind, names)})
+
 
 class Plan(BaseModel):
     """The settings of every stage; None for a stage that the experiment does not have."""
@@ -83,18 +102,18 @@ class Plan(BaseModel):
                 `DECONTAMINATE`, which is needed if the experiment has that key.
         """
 
-        def common(stage: Stage, *further: str) -> dict[str, Any]:
+        def common(stage: Stage, *further: str, used: Uses | None = None) -> dict[str, Any]:
+            outside = outside_code(used or {})
             return {
-                "code": code_digest([_RUN_STEP, *MODULES[stage], *further]),
+                "plugins": experiment.plugins if outside else [],
+                "code": code_digest([_RUN_STEP, *MODULES[stage], *further, *outside]),
                 "environment": environment_digest(),
                 "seed": experiment.seed,
             }
 
-        training, evaluation = experiment.training, experiment.evaluation
+        training, evaluation, uses = experiment.training, experiment.evaluation, uses_of(experiment)
         tasks = [task.name for task in experiment.tasks]
         scoring = {"batch_size": evaluation.batch_size, "precision": evaluation.precision}
-        generalist = common("train_generalist")
-        generalist["code"] += extensions_digest(experiment.extensions)
         specialist = SpecialistSettings(
             **common("train_specialist"), training=training, budget=experiment.budget.specialist
         )
@@ -107,7 +126,7 @@ class Plan(BaseModel):
                 fingerprint=fingerprints["base_model"],
             ),
             data=DataSettings(
-                **common("prepare_data"),
+                **common("prepare_data", used={kind: uses[kind] for kind in ("row format", "verifier")}),
                 tasks=experiment.tasks,
                 split=experiment.split,
                 max_length=experiment.max_length,
@@ -132,8 +151,7 @@ class Plan(BaseModel):
             tasks=tasks,
             generalists=[
                 GeneralistSettings(
-                    **generalist,
-                    extensions=experiment.extensions,
+                    **common("train_generalist", used={"mixer": [method.method]}),
                     training=training,
                     budget=experiment.budget.generalist,
                     method=method,
@@ -141,16 +159,20 @@ class Plan(BaseModel):
                 for method in experiment.methods
             ],
             merges=[
-                MergeSettings(**common("merge_specialists"), merge=merge, tasks=tasks)
+                MergeSettings(
+                    **common("merge_specialists", used={"merge": [merge.method]}), merge=merge, tasks=tasks
+                )
                 for merge in experiment.merges
             ],
             evaluation=EvaluationSettings(
-                **common("evaluate"),
+                **common("evaluate", used={kind: uses[kind] for kind in ("verifier", "metric")}),
                 evaluation=evaluation,
                 loss=training.loss,
                 verifiers={task.name: task.verifier for task in experiment.tasks if task.verifier},
             ),
-            comparison=ComparisonSettings(**common("compare", *_NUMERIC_MODULES), experiment=results),
+            comparison=ComparisonSettings(
+                **common("compare", *_NUMERIC_MODULES, used={"metric": None}), experiment=results
+            ),
             registry=experiment.registry
             and RegistrySettings(
                 **common("register", *_NUMERIC_MODULES),

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from automixalign.config.plugins import Plugin
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -17,6 +19,8 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    plugins: list[Plugin] = Field(default_factory=list)
+    """Modules that the stage needs. They are imported before the other settings are checked."""
     code: str = ""
     """Digest of the modules that the stage imports."""
     environment: str = ""

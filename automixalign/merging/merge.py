@@ -19,6 +19,7 @@ from mergekit.common import ModelPath, ModelReference, dtype_from_name
 from mergekit.config import InputModelDefinition, MergeConfiguration
 from mergekit.graph import Executor
 from mergekit.io.tasks import LoaderCache, SaveTensor
+from mergekit.merge_methods.registry import register, registered_methods
 from mergekit.options import MergeOptions
 from mergekit.plan import MergePlanner
 from safetensors import SafetensorError, safe_open
@@ -101,7 +102,7 @@ def merge_specialists(
         "tasks": list(specialists),
         "parameters": {**shared, **per_model},
         **({"weights": dict(weights)} if weights else {}),
-        "paper": merge_methods.MERGE_METHODS[method].paper,
+        "paper": merge_methods.registered_merges()[method].paper,
     }
     current_step().record.add_params(facts)
     return facts
@@ -212,7 +213,9 @@ def _run(
         The first weight that is not finite, or None. The weights after it are not written.
     """
     dtype = _dtype(next(iter(staged)))
-    spec = merge_methods.MERGE_METHODS[method]
+    spec = merge_methods.registered_merges()[method]
+    if spec.implementation is not None and spec.implementation not in registered_methods():
+        register(spec.implementation)
     shared, per_model = merge_methods.resolve(method, parameters)
     # ModelReference.parse would take `@` and `+` in a path for a revision and an adapter.
     loaders = {ModelReference(model=ModelPath(path=str(path))): loader for path, loader in staged.items()}

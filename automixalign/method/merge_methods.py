@@ -12,10 +12,12 @@ mergekit's guide: https://github.com/arcee-ai/mergekit/blob/main/docs/merge_meth
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
+from automixalign.system.plugins import Plugins
 from automixalign.system.schema import did_you_mean
 
 GUIDE = "https://github.com/arcee-ai/mergekit/blob/main/docs/merge_methods.md"
@@ -77,6 +79,13 @@ class MergeMethodSpec:
     max_models: int | None = None
     first_is_base: bool = False
     """mergekit's `base_model` is the first specialist: the method moves it towards the second."""
+    implementation: Any = None
+    """The `MergeMethod` of mergekit that another package made; None for a method of mergekit itself."""
+
+    @property
+    def module(self) -> str:
+        """The module that defines the method."""
+        return __name__ if self.implementation is None else str(self.implementation.implementation.__module__)
 
     @property
     def parameters(self) -> frozenset[str]:
@@ -236,8 +245,32 @@ _SPECS = (
     ),
 )
 
-MERGE_METHODS: dict[str, MergeMethodSpec] = {spec.name: spec for spec in _SPECS}
-"""Every method of mergekit that merges specialists of one base, by mergekit's name."""
+_merges: Plugins[MergeMethodSpec] = Plugins("merge")
+for _spec in _SPECS:
+    _merges.register(_spec.name)(_spec)
+registered_merges = cache(_merges.load)
+"""Every method that merges specialists of one base, by its name: mergekit's, then those of other packages."""
+
+
+def register(**description: Any) -> Callable[[Any], MergeMethodSpec]:
+    """Make a `MergeMethod` of mergekit known, as a decorator.
+
+    Args:
+        description: the fields of `MergeMethodSpec`, without `implementation`.
+
+    Returns:
+        A function from the method, such as one of mergekit's decorator `merge_method`, to its description.
+
+    Raises:
+        ValueError: another method has the name.
+    """
+
+    def add(implementation: Any) -> MergeMethodSpec:
+        spec = MergeMethodSpec(**description, implementation=implementation)
+        return _merges.register(spec.name)(spec)
+
+    return add
+
 
 EXCLUDED: dict[str, str] = {"passthrough": "it stacks layers of one model at a time and merges no weights"}
 """The other methods mergekit registers, and why they cannot merge specialists."""
@@ -251,10 +284,10 @@ def check(name: str, models: int, parameters: Mapping[str, float]) -> None:
     """
     if name in EXCLUDED:
         raise ValueError(f"{name} cannot merge specialists: {EXCLUDED[name]}; use {_method_names()}")
-    if name not in MERGE_METHODS:
-        hint = did_you_mean(name, MERGE_METHODS)
+    if name not in registered_merges():
+        hint = did_you_mean(name, registered_merges())
         raise ValueError(f"unknown merge method {name!r}{hint}; known are {_method_names()}")
-    spec = MERGE_METHODS[name]
+    spec = registered_merges()[name]
     if models < spec.min_models or (spec.max_models is not None and models > spec.max_models):
         noun = "specialist" if spec.accepts.endswith(" 1") else "specialists"
         raise ValueError(f"{name} merges {spec.accepts} {noun}, got {models}")
@@ -274,7 +307,7 @@ def resolve(name: str, parameters: Mapping[str, float]) -> tuple[dict[str, float
     Returns:
         The parameters of the whole merge, and those of each specialist; flags are bools.
     """
-    spec = MERGE_METHODS[name]
+    spec = registered_merges()[name]
     per_model = dict(spec.per_model_parameters)
     shared = dict(spec.default_parameters)
     for key, value in parameters.items():
@@ -298,4 +331,4 @@ def _check_della(name: str, parameters: Mapping[str, float]) -> None:
 
 
 def _method_names() -> str:
-    return ", ".join(sorted(MERGE_METHODS))
+    return ", ".join(sorted(registered_merges()))

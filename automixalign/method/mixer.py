@@ -4,12 +4,14 @@ The algorithm itself is in `automixalign.method.mixers`. To add a mixer, derive 
 decorate it with `register("name")`; the configuration, the DAG and the report then know it by that name.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, TypeVar
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from automixalign.system.plugins import Plugins
 from automixalign.system.schema import Schema
 
 Floats = npt.NDArray[np.float64]
@@ -76,25 +78,9 @@ class Mixer:
         """Continue from what `state` returned."""
 
 
-_MixerClass = TypeVar("_MixerClass", bound=type[Mixer])
-REGISTRY: dict[str, type[Mixer]] = {}
-"""The mixers by name; import `mixers.registered_mixers` to have those of the package in it."""
-
-
-def register(name: str) -> Callable[[_MixerClass], _MixerClass]:
-    """Make a class of `Mixer` known under a name, as a decorator.
-
-    Raises:
-        ValueError: another class has the name.
-    """
-
-    def add(cls: _MixerClass) -> _MixerClass:
-        other = REGISTRY.setdefault(name, cls)
-        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(f"the mixer {name!r} is defined twice: in {other.__module__} and {cls.__module__}")
-        return cls
-
-    return add
+_mixers: Plugins[type[Mixer]] = Plugins("mixer", base=Mixer)
+register = _mixers.register
+load_mixers = cache(_mixers.load)
 
 
 class Draws:

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from automixalign.method.mixer import REGISTRY, Floats, Ints, Mixer, Options, register
+from automixalign.method.mixer import Floats, Ints, Mixer, Options, load_mixers, register
 from automixalign.system.schema import Flag, Fraction, NonNegative
 
 
@@ -165,5 +165,5 @@ class Resampling(MultiplicativeWeights):
 
 
 def registered_mixers() -> Mapping[str, type[Mixer]]:
-    """Every mixer by its name: the five above, then those of imported extensions."""
-    return REGISTRY
+    """Every mixer by its name: the five above, then those of other packages."""
+    return load_mixers()

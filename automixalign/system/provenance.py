@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,14 +40,17 @@ def library_digest() -> str:
 
 
 def code_digest(modules: Iterable[str]) -> str:
-    """SHA-256 of modules of this package and of all that they import from it, directly or not.
+    """SHA-256 of modules and of all that they import, directly or not, from this package and from their own.
 
     Comments, formatting and docstrings do not count, those of attributes included. The `assets/` of a package
     count where one of its modules does.
 
     Args:
-        modules: names from `automixalign` on. `PACKAGE.*` means every module of a package, such as one whose
-            registry finds its modules by itself.
+        modules: names, also of modules outside this package. `PACKAGE.*` means every module of a package of
+            this project, such as one whose registry finds its modules by itself.
+
+    Raises:
+        ModuleNotFoundError: a module has no source file.
     """
     total = hashlib.sha256()
     for name in sorted(imported_modules(modules)):
@@ -55,7 +59,7 @@ def code_digest(modules: Iterable[str]) -> str:
 
 
 def imported_modules(modules: Iterable[str]) -> frozenset[str]:
-    """The modules of this package that run when `modules` and their functions run; see `code_digest`."""
+    """The modules that run when `modules` and their functions run; see `code_digest`."""
     reached: set[str] = set()
     waiting = [name for module in modules for name in _expand(module)]
     while waiting:
@@ -75,14 +79,16 @@ class _Module(NamedTuple):
 def _parse(name: str) -> _Module:
     path = _path(name)
     if path is None:
-        raise ModuleNotFoundError(f"there is no module {name}")
+        raise ModuleNotFoundError(f"there is no source file of the module {name}")
     tree = ast.parse(path.read_bytes())
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     imports = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imports |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            imports |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.ImportFrom):
+            module = resolve_name("." * node.level + (node.module or ""), package)
+            imports |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
         for field in ("body", "orelse", "finalbody"):
             if isinstance(statements := getattr(node, field, None), list):
                 setattr(node, field, [each for each in statements if not _is_docstring(each)])
@@ -90,7 +96,11 @@ def _parse(name: str) -> _Module:
     if path.name == "__init__.py":
         for file in sorted(path.parent.glob("assets/*")):
             digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return _Module(digest.hexdigest(), frozenset(each for each in imports if _path(each)))
+    followed = (_PACKAGE.name, name.partition(".")[0])
+    return _Module(
+        digest.hexdigest(),
+        frozenset(each for each in imports if each.partition(".")[0] in followed and _path(each)),
+    )
 
 
 def _is_docstring(node: ast.AST) -> bool:
@@ -102,12 +112,24 @@ def _is_docstring(node: ast.AST) -> bool:
 
 
 def _path(name: str) -> Path | None:
-    """The file of a module of this package; None for other names."""
-    if name.partition(".")[0] != _PACKAGE.name:
+    """The source file of a module; None if it has none."""
+    top = name.partition(".")[0]
+    folder = _PACKAGE.parent if top == _PACKAGE.name else _folder_of(top)
+    if folder is None:
         return None
-    path = _PACKAGE.parent / name.replace(".", "/")
+    path = folder / name.replace(".", "/")
     candidates = (path.with_suffix(".py"), path / "__init__.py")
     return next((file for file in candidates if file.is_file()), None)
+
+
+@cache
+def _folder_of(top: str) -> Path | None:
+    """The folder of a module or package that is not in another one."""
+    spec = find_spec(top)
+    if spec is None:
+        return None
+    file = next(iter(spec.submodule_search_locations or [spec.origin or ""]))
+    return Path(file).parent
 
 
 def _expand(module: str) -> list[str]:
@@ -129,15 +151,12 @@ def git_commit() -> str:
 
 @cache
 def versions() -> dict[str, str]:
-    """The versions of Python, of what this project requires and of installed packages with verifiers."""
+    """The versions of Python and of what this project requires."""
     installed = {"python": platform.python_version(), "machine": platform.machine()}
     for requirement in metadata.requires("automixalign") or []:
         name = _NAME.match(requirement)
         if name and "extra ==" not in requirement:
             installed[name[0]] = metadata.version(name[0])
-    for entry_point in metadata.entry_points(group="automixalign.verifiers"):
-        if entry_point.dist is not None:
-            installed[entry_point.dist.name] = entry_point.dist.version
     return installed
 
 

@@ -237,7 +237,7 @@ class SeedModels:
         return GeneralistSettings.model_validate(
             {
                 "seed": self.experiment.seed,
-                "extensions": ["benchmarks.mixers"],
+                "plugins": ["benchmarks.mixers"],
                 "training": training,
                 "budget": {"steps": steps, "learning_rate": rate},
                 "method": {"method": arm.method, **options},

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from automixalign.storage import files
 
-_CODE_KEYS = ("code", "environment", "extensions")
+_CODE_KEYS = ("code", "environment", "plugins")
 
 
 class Store:

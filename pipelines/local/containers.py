@@ -21,10 +21,11 @@ from kfp import local
 from kfp.local.docker_task_handler import add_latest_tag_if_not_present
 
 from automixalign.config.experiment import Experiment
+from automixalign.config.plan import outside_code, uses_of
 from automixalign.report.run_folder import WORK
 from automixalign.steps.tracking.store import ARTIFACTS
 from automixalign.system.errors import ConfigError
-from automixalign.system.provenance import library_digest
+from automixalign.system.provenance import code_digest, library_digest
 from components.image import IMAGE
 from pipelines.local.needs import needs_of
 
@@ -45,12 +46,18 @@ _PAUSE_SECONDS = 0.3
 _UNPRIVILEGED_USER = 1001
 _PROBE = """
 import json, os, pathlib, sys
-from automixalign.system.provenance import library_digest
-readable, writable = json.loads(sys.argv[1])
+from automixalign.system.provenance import code_digest, library_digest
+readable, writable, plugins = json.loads(sys.argv[1])
 inputs = [path for root in map(pathlib.Path, readable) for path in (root, *root.rglob("*"))]
 forbidden = [str(path) for path in inputs if path.exists() and not os.access(path, os.R_OK)]
 forbidden += [path for path in writable if not os.access(path, os.W_OK)]
-print(json.dumps([library_digest(), forbidden[:5]]))
+digests = {}
+for module in plugins:
+    try:
+        digests[module] = code_digest([module])
+    except ModuleNotFoundError:
+        pass
+print(json.dumps([library_digest(), forbidden[:5], digests]))
 """
 
 
@@ -66,6 +73,7 @@ class Containers:
 
     def __init__(self, experiment: Experiment) -> None:
         self.needs = needs_of(experiment, os.environ)
+        self.plugins = outside_code(uses_of(experiment))
         self.network = os.environ.get(NETWORK, "bridge") if self.needs.services else "none"
         if self.network == "bridge" and self.needs.loopback:
             raise ConfigError(
@@ -168,7 +176,7 @@ class Containers:
         """Start one container like those of the stages, and check its library and its access to files."""
         readable = [str(path) for path in sorted(self.needs.read)]
         writable = [str(path) for path in sorted({folder, *self.needs.write})]
-        command = ["python", "-c", _PROBE, json.dumps([readable, writable])]
+        command = ["python", "-c", _PROBE, json.dumps([readable, writable, self.plugins])]
         try:
             output = self.engine.containers.run(
                 self.image, command, environment=dict(values), remove=True, **arguments
@@ -178,7 +186,7 @@ class Containers:
             raise ConfigError(f"the image {self.image} does not run this library: {last}; {_ADVICE}") from error
         except DockerException as error:
             raise ConfigError(f"a container cannot be started as the run needs it: {error}") from error
-        library, forbidden = json.loads(output)
+        library, forbidden, digests = json.loads(output)
         if forbidden:
             raise ConfigError(
                 f"the stages run as user {arguments['user'].replace(':', ' of group ')}, who has no access to "
@@ -186,6 +194,11 @@ class Containers:
             )
         if library != library_digest():
             raise ConfigError(f"the image {self.image} has another version of this library; {_ADVICE}")
+        if other := [module for module in self.plugins if digests.get(module) != code_digest([module])]:
+            raise ConfigError(
+                f"the image {self.image} has no {', '.join(other)}, or another version of it: add it to the "
+                "image, as docs/extending.md shows"
+            )
 
 
 def docker_runner(file: Path) -> local.DockerRunner:

@@ -19,7 +19,7 @@ SCORED = {"scoring", "specialist_losses", "evaluation"}
 TRAINED = {"specialist", "specialist_losses", "generalists"}
 NUMBERS = {"comparison", "registry"}
 """The report and the registry name the code that made the numbers."""
-FOUND_BY_NAME = {"config/extensions.py", "system/plugins.py", "training/job.py"}
+FOUND_BY_NAME = {"config/plugins.py", "system/plugins.py", "training/job.py"}
 """Files that import modules by name: `MODULES` must name what they find in the package."""
 STARTED_BY_NAME = {"training/launch.py", "training/nodes/node.py", "training/nodes/manifest.py"}
 """Files that start modules as processes."""
@@ -78,6 +78,50 @@ def test_a_line_changes_the_stages_that_import_it(
     with (package / file).open("a") as out:
         out.write(f"{line}\n")
     assert {stage for stage, digest in digests(experiment_data).items() if digest != unchanged[stage]} == stages
+
+
+PLUGIN = """
+from automixalign.method.mixer import Mixer, register
+from automixalign.scoring.verifiers.registry import register as register_verifier
+from .shares import equal
+
+
+@register("plugged")
+class Plugged(Mixer):
+    pass
+
+
+register_verifier("unused")(equal)
+"""
+
+
+def test_code_of_a_plugin_changes_the_stages_that_use_it(
+    experiment_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its mixer is used, in one of two methods; its verifier is not. It imports a module of its own package."""
+    folder = tmp_path / "plugged_in"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "mixers.py").write_text(PLUGIN)
+    (folder / "shares.py").write_text("def equal(*_):\n    return True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    changes = {"plugins": ["plugged_in.mixers"], "methods": ["plugged", "uniform"]}
+
+    def plan() -> Plan:
+        monkeypatch.setattr(provenance, "_parse", cache(provenance._parse.__wrapped__))
+        fingerprints = dict.fromkeys(("base_model", "arithmetic", "format"), "")
+        return Plan.of(parse_experiment(experiment_data | changes, "test"), fingerprints)
+
+    before = plan()
+    (folder / "shares.py").write_text("def equal(*_):\n    return 1\n")
+    after = plan()
+    assert [one == other for one, other in zip(before.generalists, after.generalists, strict=True)] == [
+        False,
+        True,
+    ]
+    assert before.model_dump(exclude={"generalists"}) == after.model_dump(exclude={"generalists"})
+    assert [settings.plugins for settings in after.generalists] == [["plugged_in.mixers"], []]
+    assert after.data.plugins == after.evaluation.plugins == []
 
 
 def test_docstrings_of_classes_functions_and_attributes_do_not_count(

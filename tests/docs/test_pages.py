@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 import typer
 import yaml
+from mergekit.merge_methods import merge_tensors
 
 from automixalign.config.experiment import parse_experiment
 from automixalign.config.file import read_yaml
@@ -23,8 +25,9 @@ from automixalign.data.pairs import make_pair, text_of
 from automixalign.data.row_formats import registry as row_formats
 from automixalign.data.row_formats.row_format import DroppedRow
 from automixalign.method.losses import LossType
+from automixalign.method.merge_methods import registered_merges
 from automixalign.method.mixers import registered_mixers
-from automixalign.scoring.verifiers.registry import ENTRY_POINTS
+from automixalign.system.plugins import GROUPS, Kind
 from pipelines import cli
 
 ROOT = Path(__file__).parents[2]
@@ -131,8 +134,9 @@ def test_the_mixer_of_the_page_works() -> None:
     assert mixer.weights().tolist() == pytest.approx([0.75, 0.25])
 
 
-def declared_on_the_page(group: str) -> Any:
+def declared_on_the_page(kind: Kind) -> Any:
     """What the page declares in a group of entry points."""
+    group = GROUPS[kind]
     blocks = re.findall(r"```toml\n(.*?)```", PAGES["docs/extending.md"], re.DOTALL)
     groups = [tomllib.loads(block)["project"]["entry-points"] for block in blocks]
     ((name, reference),) = next(declared[group] for declared in groups if group in declared).items()
@@ -141,7 +145,7 @@ def declared_on_the_page(group: str) -> Any:
 
 @pytest.mark.usefixtures("user_modules")
 def test_the_row_format_of_the_page_works() -> None:
-    duel = declared_on_the_page(row_formats.ENTRY_POINTS)(min_votes=3)
+    duel = declared_on_the_page("row format")(min_votes=3)
     row = {"question": "2+2?", "winner": "4", "loser": "5", "votes": 3}
     pair = make_pair(duel.read(row, random.Random))
     assert text_of([*pair.prompt, *pair.chosen]) == "user: 2+2?\nassistant: 4"
@@ -157,8 +161,17 @@ def test_every_row_format_and_its_options_are_explained(name: str) -> None:
 
 
 @pytest.mark.usefixtures("user_modules")
+def test_the_merge_of_the_page_works() -> None:
+    importlib.import_module("my_merges")
+    merged = merge_tensors(
+        torch.tensor([[0.0, 7], [5, 9], [1, 8]]), registered_merges()["median"].implementation
+    )
+    assert merged.tolist() == [1, 8]
+
+
+@pytest.mark.usefixtures("user_modules")
 def test_the_verifier_of_the_page_works() -> None:
-    verifier = declared_on_the_page(ENTRY_POINTS)
+    verifier = declared_on_the_page("verifier")
     assert verifier("new  delhi", "New Delhi")
     assert verifier("New Delhi", "New Delhi"), "a verifier must pass the right answer"
     assert not verifier("Delhi", "New Delhi")

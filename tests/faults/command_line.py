@@ -21,7 +21,7 @@ CONFIG = "my.yaml"
 EXPERIMENT = {**tiny.experiment(), "methods": ["standard", "ama-r"], "merges": ["linear"]}
 """A valid configuration."""
 ROOT = Path(__file__).parents[2]
-"""The folder of `benchmarks`, whose mixers are an extension of some experiments."""
+"""The folder of `benchmarks`, whose mixers are a plugin of some experiments."""
 _CAPABILITY_VERSION = 0x20080522
 _DAC_OVERRIDE_AND_READ_SEARCH = 1 << 1 | 1 << 2
 _LONGEST_MESSAGE = 4000

@@ -84,7 +84,7 @@ def settings(method: str, lora: bool, micro_batch: int, **options: Any) -> str:
     }
     method_options = {"method": method, "eta": 0.5, **options}
     settings = {"seed": 3, "training": training, "budget": {"steps": STEPS}, "method": method_options}
-    return json.dumps({**settings, "extensions": ["benchmarks.mixers"]})
+    return json.dumps({**settings, "plugins": ["benchmarks.mixers"]})
 
 
 EVERYTHING = settings(

@@ -15,6 +15,7 @@ from mergekit.common import ModelPath, ModelReference
 from mergekit.config import InputModelDefinition, MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.merge import run_merge
+from mergekit.merge_methods import TensorGroup, merge_method
 from mergekit.merge_methods.base import BasePolicy, ParameterScope
 from mergekit.merge_methods.registry import registered_methods
 from mergekit.options import MergeOptions
@@ -36,13 +37,14 @@ from transformers import (
 from automixalign.merging import inputs as merge_inputs
 from automixalign.merging.inputs import fold
 from automixalign.merging.merge import merge_specialists
-from automixalign.method.merge_methods import EXCLUDED, MERGE_METHODS, check, resolve
+from automixalign.method.merge_methods import EXCLUDED, check, register, registered_merges, resolve
 from automixalign.system.errors import ModelError
 from benchmarks import tiny
 
 Weights = dict[str, torch.Tensor]
 Merged = Callable[..., Weights]
 TASKS = ("maths", "chat", "safety")
+MERGE_METHODS = dict(registered_merges())
 REGISTRY = {method.spec.name: method.spec for method in registered_methods()}
 TEMPLATE = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
 
@@ -345,6 +347,19 @@ class TestResult:
         assert files == {path.name for path in base.iterdir()}
         for name in files - {"model.safetensors"}:
             assert (tmp_path / "merged" / name).read_bytes() == (base / name).read_bytes()
+
+    def test_a_method_of_another_package(self, merged: Merged, specialists: dict[str, Path]) -> None:
+        @register(name="middle", paper="", needs_base=False, limits={})
+        @merge_method(name="middle")
+        def middle(group: TensorGroup) -> torch.Tensor:
+            return torch.stack([entry.tensor for entry in group.entries]).median(dim=0).values
+
+        assert middle.module == __name__
+        for _ in range(2):  # mergekit accepts a name once
+            result = merged("middle")
+        each = [weights(folder) for folder in specialists.values()]
+        expected = {name: torch.stack([w[name] for w in each]).median(dim=0).values for name in each[0]}
+        assert_equal(result, expected)
 
     def test_adapters_merge_as_if_folded(self, base: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
         folded = {}

@@ -38,7 +38,7 @@ def configuration(base_model: Path, own: Path) -> dict[str, Any]:
     return {
         "name": "test",
         "seed": 5,
-        "extensions": ["benchmarks.mixers"],
+        "plugins": ["benchmarks.mixers"],
         "base_model": str(base_model),
         "tasks": [
             {"name": "arithmetic", "source": "synthetic:arithmetic", "limit": 40, "verifier": "exact"},

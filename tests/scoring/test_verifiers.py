@@ -10,7 +10,7 @@ from automixalign.config.experiment import parse_experiment
 from automixalign.preflight.names import check_names
 from automixalign.scoring.verifiers.registry import register, registered_verifiers
 from automixalign.system.errors import ConfigError
-from automixalign.system.provenance import versions
+from automixalign.system.plugins import outside_modules
 from tests.system.packages import Package
 
 
@@ -76,7 +76,7 @@ def test_a_package_adds_a_verifier(install: Callable[[str], None], experiment_da
     assert not registered_verifiers()["polite"]("water", "water")
     experiment_data["tasks"][0]["verifier"] = "polite"
     check_names(parse_experiment(experiment_data, "the test"))
-    assert versions.__wrapped__()["polite"] == "1.0"
+    assert outside_modules("verifier", ["polite", "exact"]) == ["polite_package"]
 
 
 def test_a_verifier_that_cannot_be_loaded_is_named(install: Callable[[str], None]) -> None:

@@ -361,7 +361,7 @@ def test_the_pairs_of_a_packed_specialist_are_sorted(text_inputs: Data, tmp_path
     pairs = [f"pair-{number}" for number in range(50)]
     part = SpecialistTraining(
         **whole.model_dump(exclude={"losses", "settings"}),
-        settings=whole.settings.model_dump(exclude={"method", "extensions"}),
+        settings=whole.settings.model_dump(exclude={"method", "plugins"}),
         task="format",
         pair_ids=frozenset(pairs),
     )

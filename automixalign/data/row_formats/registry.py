@@ -17,8 +17,7 @@ from automixalign.system.errors import ConfigError
 from automixalign.system.plugins import Plugins
 from automixalign.system.schema import describe, did_you_mean
 
-ENTRY_POINTS = "automixalign.row_formats"
-_formats: Plugins[type[RowFormat]] = Plugins("row format", __package__, ENTRY_POINTS, RowFormat)
+_formats: Plugins[type[RowFormat]] = Plugins("row format", __package__, base=RowFormat)
 register = _formats.register
 registered_formats = cache(_formats.load)
 

@@ -16,7 +16,6 @@ from automixalign.system.plugins import Plugins
 Verifier: TypeAlias = Callable[[str, str], bool]
 """Takes the generated and the right answer; returns whether the generated one passes."""
 
-ENTRY_POINTS = "automixalign.verifiers"
-_verifiers: Plugins[Verifier] = Plugins("verifier", __package__, ENTRY_POINTS)
+_verifiers: Plugins[Verifier] = Plugins("verifier", __package__)
 register = _verifiers.register
 registered_verifiers = cache(_verifiers.load)

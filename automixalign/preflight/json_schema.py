@@ -13,7 +13,7 @@ from automixalign.config.data import TaskSpec
 from automixalign.config.experiment import Experiment
 from automixalign.config.merges import MergeSpec
 from automixalign.config.methods import MethodSpec
-from automixalign.method.merge_methods import MERGE_METHODS
+from automixalign.method.merge_methods import registered_merges
 from automixalign.method.mixers import registered_mixers
 
 SCHEMA_FILE = "configuration.schema.json"
@@ -42,7 +42,7 @@ class _Generator(_Untitled):
         definitions = generated["$defs"]
         _accept_one_source(definitions[TaskSpec.__name__])
         mixers = {name: cls for name, cls in registered_mixers().items() if _is_ours(cls)}
-        for key, spec, names in (("methods", MethodSpec, mixers), ("merges", MergeSpec, MERGE_METHODS)):
+        for key, spec, names in (("methods", MethodSpec, mixers), ("merges", MergeSpec, registered_merges())):
             name = {"anyOf": [{"enum": list(names)}, {"type": "string"}]}
             definitions[spec.__name__]["properties"]["method"] |= name
             generated["properties"][key]["items"]["anyOf"][-1] = name

@@ -68,7 +68,8 @@ def run(game: Game, value: float, method: str, seed: int, horizons: tuple[int, .
     """One run from theta = 0: suboptimality of the average and of the last iterate, shape (2, horizons)."""
     sizes, k = game.sizes, len(game.sizes)
     first = np.cumsum(sizes) - sizes
-    mixer = METHODS[method](sizes.tolist(), seed, **mixer_options(method, k))
+    names = {str(task): size for task, size in enumerate(sizes.tolist())}
+    mixer = METHODS[method](names, seed, **mixer_options(method, k))
     random, rate = np.random.default_rng([seed, 1]), learning_rate(game)
     theta = total = np.zeros(game.features.shape[1])
     suboptimality = []

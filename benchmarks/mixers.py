@@ -54,7 +54,7 @@ class Ablation(MultiplicativeWeights):
     schema = AblationOptions
     options: AblationOptions
 
-    def __init__(self, sizes: list[int], seed: int, **options: Any) -> None:
+    def __init__(self, sizes: Mapping[str, int], seed: int, **options: Any) -> None:
         super().__init__(sizes, seed, **options)
         if self.options.unclipped_gradient:
             self.trains_on = "difference"

@@ -142,7 +142,7 @@ def ours(model: Any, rows: list[dict[str, Any]], args: DPOConfig, method: str, f
         task: Dataset.from_list([row | {"specialist_loss": 0.5} for row in part])
         for task, part in parts.items()
     }
-    mixer = registered_mixers()[method]([half, len(rows) - half], args.seed)
+    mixer = registered_mixers()[method]({name: len(part) for name, part in parts.items()}, args.seed)
     return MixingTrainer(
         model,
         args,

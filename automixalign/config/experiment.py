@@ -20,7 +20,6 @@ from automixalign.config.plugins import Plugin
 from automixalign.config.release import OutputSpec, RegistrySpec, TrackingSpec
 from automixalign.config.settings import Settings, shorthand
 from automixalign.config.training import BudgetSpec, SpecialistLossesSpec, TrainingSpec, specialist_name
-from automixalign.method.mixers import registered_mixers
 from automixalign.quickstart.spec import TINY_POSITIONS
 from automixalign.system.errors import ConfigError
 from automixalign.system.schema import Count, Name, Natural, Number, Schema, describe
@@ -96,15 +95,11 @@ class Experiment(Schema):
 
     @model_validator(mode="after")
     def _check_models(self) -> Self:
-        mixers = registered_mixers()
+        tasks = [task.name for task in self.tasks]
         for method in self.methods:
-            if mixers[method.method].every_task_each_step and self.training.batch_size < len(self.tasks):
-                raise ValueError(
-                    f"training.batch_size: {method.name} holds pairs of every task in each step, so it must "
-                    f"be at least the number of tasks, {len(self.tasks)}; it is {self.training.batch_size}"
-                )
+            method.check(tasks, self.training.batch_size)
         for merge in self.merges:
-            merge.check([task.name for task in self.tasks])
+            merge.check(tasks)
         if self.base_model.tiny is not None and self.max_length > TINY_POSITIONS:
             raise ValueError(f"max_length: {TINY_POSITIONS} at most with 'base_model: tiny'")
         return self

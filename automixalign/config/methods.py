@@ -1,13 +1,14 @@
 """Mixing methods: their section of an experiment, and the settings of `train_generalist`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from pydantic import ConfigDict, model_validator
 
-from automixalign.config.training import TrainingSettings
+from automixalign.config.training import Budget, TrainingSettings
+from automixalign.method.mixer import Mixer
 from automixalign.method.mixers import registered_mixers
-from automixalign.system.schema import Name, PositiveFraction, Schema, did_you_mean
+from automixalign.system.schema import Name, Positive, PositiveFraction, Schema, did_you_mean
 
 
 class MethodSpec(Schema):
@@ -19,6 +20,9 @@ class MethodSpec(Schema):
     """The mixer."""
     name: Name = ""
     """Its name in the leaderboard; by default the method, so two entries of one method need names."""
+    learning_rate: Positive | None = None
+    """Replaces the learning rate of the generalists for this method. The report then says that methods differ
+    in it."""
     average_iterates: PositiveFraction | None = None
     """The generalist is the mean of the policies after each step of this last share of its training; 1 is all
     of them. The two matrices of a LoRA adapter are averaged separately."""
@@ -48,6 +52,39 @@ class MethodSpec(Schema):
     def options(self) -> dict[str, Any]:
         """The mixer's options that were set."""
         return self.__pydantic_extra__ or {}
+
+    def all_options(self) -> dict[str, Any]:
+        """The mixer's options with their defaults, as JSON."""
+        schema = registered_mixers()[self.method].schema
+        return schema.model_validate(self.options).model_dump(mode="json")
+
+    def mixer(self, sizes: Mapping[str, int], seed: int) -> Mixer:
+        """The mixer of a training.
+
+        Args:
+            sizes: task -> number of its training pairs.
+            seed: of the mixer's draws.
+        """
+        return registered_mixers()[self.method](sizes, seed, **self.options)
+
+    def budget(self, shared: Budget) -> Budget:
+        """The budget of this method's training, from that of all generalists."""
+        if self.learning_rate is None:
+            return shared
+        return shared.model_copy(update={"learning_rate": self.learning_rate})
+
+    def check(self, tasks: Sequence[str], batch_size: int) -> None:
+        """Raise ValueError unless the mixer can mix these tasks in steps of `batch_size` pairs."""
+        mixer = registered_mixers()[self.method]
+        if mixer.every_task_each_step and batch_size < len(tasks):
+            raise ValueError(
+                f"training.batch_size: {self.name} holds pairs of every task in each step, so it must "
+                f"be at least the number of tasks, {len(tasks)}; it is {batch_size}"
+            )
+        try:
+            mixer.schema.model_validate(self.options).check(tasks)
+        except ValueError as error:
+            raise ValueError(f"methods.{self.name}.{error}") from error
 
 
 class GeneralistSettings(TrainingSettings):

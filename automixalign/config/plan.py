@@ -37,7 +37,12 @@ MODULES: Mapping[Stage, Sequence[str]] = {
         "automixalign.training.specialist_losses",
         *_TRAINING,
     ),
-    "train_generalist": ("automixalign.config.methods", "automixalign.training.generalist", *_TRAINING),
+    "train_generalist": (
+        "automixalign.config.methods",
+        "automixalign.method.baselines.*",
+        "automixalign.training.generalist",
+        *_TRAINING,
+    ),
     "merge_specialists": ("automixalign.config.merges", "automixalign.merging.merge"),
     "evaluate": ("automixalign.config.evaluation", "automixalign.scoring.evaluate", _VERIFIERS),
     "compare": ("automixalign.config.experiment", "automixalign.report.compare"),
@@ -153,7 +158,7 @@ class Plan(BaseModel):
                 GeneralistSettings(
                     **common("train_generalist", used={"mixer": [method.method]}),
                     training=training,
-                    budget=experiment.budget.generalist,
+                    budget=method.budget(experiment.budget.generalist),
                     method=method,
                 )
                 for method in experiment.methods

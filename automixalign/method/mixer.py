@@ -4,7 +4,7 @@ The algorithm itself is in `automixalign.method.mixers`. To add a mixer, derive 
 decorate it with `register("name")`; the configuration, the DAG and the report then know it by that name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar, Literal
 
@@ -24,12 +24,15 @@ Quantity = Literal["loss", "difference", "excess"]
 class Options(Schema):
     """What a configuration may set of a mixer. The base class has no options."""
 
+    def check(self, tasks: Sequence[str]) -> None:
+        """Raise ValueError, naming the option, unless the options fit these tasks."""
+
 
 class Mixer:
     """How the tasks share a training. The base class gives every task an equal share.
 
     Args:
-        sizes: number of training pairs of each task; their count k is the number of tasks.
+        sizes: task -> number of its training pairs, in the order of every array; k is the number of tasks.
         seed: every draw is a function of the seed and the step.
         options: by the names of `schema`.
 
@@ -45,8 +48,9 @@ class Mixer:
     learns_from: Quantity = "loss"
     """The quantity that `update` receives."""
 
-    def __init__(self, sizes: list[int], seed: int, **options: Any) -> None:
-        self.sizes, self.seed, self.k = sizes, seed, len(sizes)
+    def __init__(self, sizes: Mapping[str, int], seed: int, **options: Any) -> None:
+        self.tasks, self.sizes = list(sizes), list(sizes.values())
+        self.seed, self.k = seed, len(sizes)
         self.options = self.schema.model_validate(options)
 
     def weights(self) -> Floats:
@@ -78,7 +82,36 @@ class Mixer:
         """Continue from what `state` returned."""
 
 
-_mixers: Plugins[type[Mixer]] = Plugins("mixer", base=Mixer)
+class Proportional(Mixer):
+    """The share of task i in a step of B pairs is alpha_i, so the loss of the step is a plain mean."""
+
+    every_task_each_step = False
+
+    def draw(self, step: int, batch_size: int) -> Ints:
+        counts = systematic_counts(self.weights(), batch_size, np.random.default_rng([self.seed, step]))
+        return np.repeat(np.arange(self.k), counts)
+
+    def example_weights(self, tasks: Ints) -> Floats:
+        return np.ones(len(tasks))
+
+
+def systematic_counts(shares: Floats, total: int, random: np.random.Generator) -> Ints:
+    """Divide `total` pairs by systematic sampling: shares are rounded up or down, and exact in expectation.
+
+    Args:
+        shares: not negative, shape (k,); they are divided by their sum.
+        total: number of pairs.
+        random: draws one number.
+
+    Returns:
+        The number of pairs of each task, shape (k,).
+    """
+    ends = np.cumsum(shares / shares.sum()) * total
+    ends[-1] = total
+    return np.diff(np.floor(ends + random.uniform()), prepend=0.0).astype(np.int64)
+
+
+_mixers: Plugins[type[Mixer]] = Plugins("mixer", "automixalign.method.baselines", base=Mixer)
 register = _mixers.register
 load_mixers = cache(_mixers.load)
 

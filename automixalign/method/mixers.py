@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from automixalign.method.mixer import Floats, Ints, Mixer, Options, load_mixers, register
+from automixalign.method.mixer import Floats, Ints, Mixer, Options, load_mixers, register, systematic_counts
 from automixalign.system.schema import Flag, Fraction, NonNegative
 
 
@@ -79,23 +79,19 @@ class AdaptiveOptions(Options):
     takes part."""
 
 
-class MultiplicativeWeights(Mixer):
-    """Hedge over the tasks: log q_i grows by eta times the gain of task i; alpha = (1-c) q + c/k."""
+class Hedge(Mixer):
+    """Multiplicative weights (Freund and Schapire 1997): alpha = q, which starts equal."""
 
-    schema = AdaptiveOptions
-    options: AdaptiveOptions
-
-    def __init__(self, sizes: list[int], seed: int, **options: Any) -> None:
+    def __init__(self, sizes: Mapping[str, int], seed: int, **options: Any) -> None:
         super().__init__(sizes, seed, **options)
-        self.trains_on = self.learns_from = "loss" if self.options.raw_loss else "excess"
         self.log_q = np.full(self.k, -np.log(self.k))
 
     def weights(self) -> Floats:
-        return np.asarray((1 - self.options.c) * np.exp(self.log_q) + self.options.c / self.k)
+        return np.asarray(np.exp(self.log_q))
 
-    def add_gain(self, gain: Floats) -> None:
-        """One step of Hedge, on the gain of each task, shape (k,)."""
-        grown = self.log_q + self.options.eta * gain
+    def grow(self, logs: Floats) -> None:
+        """Multiply q by e to the power of `logs`, shape (k,), and divide it by its sum."""
+        grown = self.log_q + logs
         self.log_q = grown - np.logaddexp.reduce(grown)
 
     def state(self) -> dict[str, Any]:
@@ -103,6 +99,24 @@ class MultiplicativeWeights(Mixer):
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.log_q = np.array(state["log_q"])
+
+
+class MultiplicativeWeights(Hedge):
+    """log q_i grows by eta times the gain of task i; alpha = (1-c) q + c/k."""
+
+    schema = AdaptiveOptions
+    options: AdaptiveOptions
+
+    def __init__(self, sizes: Mapping[str, int], seed: int, **options: Any) -> None:
+        super().__init__(sizes, seed, **options)
+        self.trains_on = self.learns_from = "loss" if self.options.raw_loss else "excess"
+
+    def weights(self) -> Floats:
+        return np.asarray((1 - self.options.c) * super().weights() + self.options.c / self.k)
+
+    def add_gain(self, gain: Floats) -> None:
+        """One step of Hedge, on the gain of each task, shape (k,)."""
+        self.grow(self.options.eta * gain)
 
 
 class ReweightingOptions(AdaptiveOptions):
@@ -129,11 +143,8 @@ class Reweighting(MultiplicativeWeights):
     def draw(self, step: int, batch_size: int) -> Ints:
         if not self.options.allocate:
             return super().draw(step, batch_size)
-        # Systematic sampling: each share is rounded up or down, and its expectation is exact.
-        ends = np.cumsum(self.weights() / self.weights().sum()) * (batch_size - self.k)
-        ends[-1] = batch_size - self.k
-        ends = np.floor(ends + np.random.default_rng([self.seed, step]).uniform())
-        return np.repeat(np.arange(self.k), 1 + np.diff(ends, prepend=0.0).astype(np.int64))
+        random = np.random.default_rng([self.seed, step])
+        return np.repeat(np.arange(self.k), 1 + systematic_counts(self.weights(), batch_size - self.k, random))
 
     def update(self, totals: Floats, counts: Ints) -> None:
         self.add_gain(totals / np.maximum(counts, 1))
@@ -165,5 +176,5 @@ class Resampling(MultiplicativeWeights):
 
 
 def registered_mixers() -> Mapping[str, type[Mixer]]:
-    """Every mixer by its name: the five above, then those of other packages."""
+    """Every mixer by its name: the five above, then those of `baselines` and of other packages."""
     return load_mixers()

@@ -7,7 +7,6 @@ import numpy as np
 
 from automixalign.config.experiment import Experiment
 from automixalign.config.training import Budget, specialist_name
-from automixalign.method.mixers import registered_mixers
 
 _DRAWS = 4096
 """Pairs to draw of a mixer, to see the shares of its tasks."""
@@ -45,7 +44,7 @@ def planned_trainings(experiment: Experiment, sizes: Mapping[str, int]) -> list[
     for method in experiment.methods:
         shares = {}
         if is_complete:
-            mixer = registered_mixers()[method.method](known, experiment.seed, **method.options)
+            mixer = method.mixer(dict(zip(tasks, known, strict=True)), experiment.seed)
             drawn = np.bincount(mixer.draw(0, _DRAWS), minlength=len(tasks)) / _DRAWS
             shares = dict(zip(tasks, drawn.tolist(), strict=True))
         trainings.append(PlannedTraining(method.name, steps, shares))

@@ -68,7 +68,7 @@ def time_steps(
             name: Dataset(_with_reference(table, model))
             for name, table in (("longest", longest), ("typical", typical))
         },
-        mixer=_FirstTaskOnce([len(longest), len(typical)], settings.seed),
+        mixer=_FirstTaskOnce({"longest": len(longest), "typical": len(typical)}, settings.seed),
         loss=spec.loss,
         nll_weight=spec.nll_weight,
         trajectory=scratch / "trajectory.jsonl",

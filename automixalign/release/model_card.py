@@ -15,7 +15,6 @@ from automixalign.config.merges import MergeSpec
 from automixalign.config.methods import MethodSpec
 from automixalign.config.training import Budget, specialist_name
 from automixalign.data.store import SPLITS, read_card
-from automixalign.method.mixers import registered_mixers
 from automixalign.models.base_address import BaseAddress, read_address
 from automixalign.models.base_card import CARD, read_licence
 from automixalign.report import leaderboard
@@ -25,6 +24,7 @@ from automixalign.report.leaderboard import Entry
 from automixalign.report.runs import Run
 from automixalign.storage import files, s3
 from automixalign.system.errors import ConfigError
+from automixalign.system.flatten import flatten
 from automixalign.system.schema import did_you_mean
 
 if TYPE_CHECKING:
@@ -288,12 +288,13 @@ def _method(facts: RunFacts, entry: Entry) -> str:
     rows: dict[str, Any] = {}
     if isinstance(spec, MethodSpec):
         rows["mixing method"] = spec.method
-        rows |= registered_mixers()[spec.method].schema.model_validate(spec.options).model_dump()
+        rows |= dict(flatten(spec.all_options()))
         rows["average_iterates"] = spec.average_iterates
     elif spec is not None:
         weights = {f"weight of {task}": weight for task, weight in spec.weights.items()}
         rows = {"merge method (mergekit)": spec.method, **spec.parameters, **weights}
-    budget = experiment.budget.generalist if family == "generalist" else experiment.budget.specialist
+    budgets = experiment.budget
+    budget = spec.budget(budgets.generalist) if isinstance(spec, MethodSpec) else budgets.specialist
     rows |= {
         "loss": training.loss_type,
         "beta": training.beta,

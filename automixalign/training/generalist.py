@@ -7,7 +7,6 @@ import pyarrow as pa
 
 from automixalign.config.methods import GeneralistSettings
 from automixalign.data.store import TRAIN, tasks_of
-from automixalign.method.mixers import registered_mixers
 from automixalign.scoring import caches
 from automixalign.system.errors import CacheError
 from automixalign.training.job import Training
@@ -27,14 +26,12 @@ class GeneralistTraining(Training):
 
     def options(self) -> dict[str, Any]:
         method = self.settings.method
-        defaults = registered_mixers()[method.method].schema.model_validate(method.options)
-        return {**super().options(), **defaults.model_dump(mode="json"), **method.model_dump(exclude_none=True)}
+        return {**super().options(), **method.all_options(), **method.model_dump(exclude_none=True)}
 
     def run(self, scratch: Path) -> dict[str, Any]:
         method = self.settings.method
         tables = self.read_tables()
-        sizes = [len(table) for table in tables.values()]
-        mixer = registered_mixers()[method.method](sizes, self.settings.seed, **method.options)
+        mixer = method.mixer({task: len(table) for task, table in tables.items()}, self.settings.seed)
         facts = train_policy(self, tables, mixer, scratch, average_iterates=method.average_iterates)
         weights = dict(zip(tables, mixer.weights().round(4).tolist(), strict=True))
         return {**method.model_dump(exclude_none=True), **facts, "weights": weights}

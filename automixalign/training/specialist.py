@@ -25,5 +25,5 @@ class SpecialistTraining(Training):
         pairs = read_training_pairs(self, self.task)
         if self.pair_ids is not None:
             pairs = pairs.filter([pair_id in self.pair_ids for pair_id in pairs.column("pair_id").to_pylist()])
-        mixer = Mixer([len(pairs)], self.settings.seed)
+        mixer = Mixer({self.task: len(pairs)}, self.settings.seed)
         return train_policy(self, {self.task: pairs}, mixer, scratch)

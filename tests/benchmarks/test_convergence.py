@@ -99,7 +99,7 @@ def test_a_short_run_is_reproducible_and_comes_closer(game: Game, saddle: Saddle
 
 def test_the_methods_train_on_and_learn_from_the_excess() -> None:
     for method, mixer_class in convergence.METHODS.items():
-        mixer = mixer_class([5, 5], 0, **convergence.mixer_options(method, 2))
+        mixer = mixer_class({"a": 5, "b": 5}, 0, **convergence.mixer_options(method, 2))
         assert mixer.trains_on == "excess"
         assert mixer.learns_from == "excess" or method == "uniform-clip"
 

@@ -17,6 +17,7 @@ from automixalign.method.mixers import registered_mixers
 from automixalign.preflight.validate import plan
 from automixalign.system.errors import ConfigError
 from pipelines.cli.options import load_experiment, preset_names
+from tests.method.needed_options import needed_options
 
 Data = dict[str, Any]
 FINGERPRINTS = {"base_model": "b", "arithmetic": "1", "format": "2"}
@@ -209,7 +210,8 @@ def test_names_that_are_safe_file_names(experiment_data: Data, name: str) -> Non
 
 @pytest.mark.parametrize("method", sorted(registered_mixers()))
 def test_a_batch_holds_every_task_if_the_method_needs_it(experiment_data: Data, method: str) -> None:
-    experiment_data["methods"] = [method]
+    tasks = [task["name"] for task in experiment_data["tasks"]]
+    experiment_data["methods"] = [{"method": method, **needed_options(method, tasks)}]
     parse_experiment(experiment_data, "test")
     experiment_data["training"]["batch_size"] = 1
     if registered_mixers()[method].every_task_each_step:

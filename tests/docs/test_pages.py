@@ -130,8 +130,8 @@ def test_configuration_snippets_are_valid(page: str, snippet: str, experiment_da
 @pytest.mark.usefixtures("user_modules")
 def test_the_mixer_of_the_page_works() -> None:
     importlib.import_module("my_mixers")
-    mixer = registered_mixers()["temperature"]([9, 1], seed=0, temperature=2)
-    assert mixer.weights().tolist() == pytest.approx([0.75, 0.25])
+    mixer = registered_mixers()["log-size"]({"large": 8, "small": 2}, seed=0)
+    assert mixer.weights().tolist() == pytest.approx([2 / 3, 1 / 3])
 
 
 def declared_on_the_page(kind: Kind) -> Any:

@@ -41,7 +41,7 @@ def trainer(base_model: Path, folder: Path, lora: bool) -> MixingTrainer:
         load_full_model(base_model),
         arguments,
         datasets={"task": Dataset.from_list([{**row, **logps}] * 2)},
-        mixer=Mixer([2], 0),
+        mixer=Mixer({"left": 2}, 0),
         loss=Loss(),
         trajectory=folder / checkpoints.TRAJECTORY,
         average_iterates=1.0,

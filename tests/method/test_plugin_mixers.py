@@ -25,7 +25,7 @@ def _extended(experiment_data: dict[str, Any]) -> None:
 
 
 def make(name: str = "ama-r-ablation", **options: Any) -> Mixer:
-    return registered_mixers()[name]([4, 4], 0, **options)
+    return registered_mixers()[name]({"a": 4, "b": 4}, 0, **options)
 
 
 def alphas(mixer: Mixer, excesses: list[tuple[float, float]]) -> list[float]:
@@ -49,7 +49,7 @@ def test_settings_alone_bring_the_mixer_into_a_fresh_process(experiment_data: di
         "from automixalign.method.mixers import registered_mixers\n"
         "assert 'ama-r-ablation' not in registered_mixers()\n"
         "settings = GeneralistSettings.model_validate_json(sys.argv[1])\n"
-        "mixer = registered_mixers()[settings.method.method]([3, 3], 0, **settings.method.options)\n"
+        "mixer = settings.method.mixer({'a': 3, 'b': 3}, 0)\n"
         "print(type(mixer).__module__, mixer.options.discount)\n"
     )
     assert run(code, settings.model_dump_json()).stdout.split() == [MODULE, "0.5"]
@@ -102,7 +102,7 @@ def test_state_round_trips(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_without_an_option_it_is_the_published_method(name: str) -> None:
-    ablation, published = make(name), registered_mixers()[name.removesuffix("-ablation")]([4, 4], 0)
+    ablation, published = make(name), registered_mixers()[name.removesuffix("-ablation")]({"a": 4, "b": 4}, 0)
     for step in range(50):
         assert np.array_equal(ablation.weights(), published.weights())
         totals = np.random.default_rng(step).exponential(size=2)

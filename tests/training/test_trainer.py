@@ -23,6 +23,7 @@ from automixalign.scoring.scorer import Scorer
 from automixalign.storage import files
 from automixalign.system.errors import TrainingError
 from automixalign.training.trainer import MixingTrainer
+from tests.method.needed_options import needed_options
 
 ROWS = 12
 TASKS = ("left", "right")
@@ -93,7 +94,7 @@ def train_in(
     log = folder / "trajectory.jsonl"
     log.unlink(missing_ok=True)
     args = settings(folder, **(config or {}))
-    mixer = MIXERS[method]([len(table) for table in data.values()], args.seed, **options)
+    mixer = MIXERS[method]({name: len(table) for name, table in data.items()}, args.seed, **options)
     tokenizer = AutoTokenizer.from_pretrained(base_model)
     trainer = MixingTrainer(
         model,
@@ -119,7 +120,7 @@ def train(base_model: Path, tmp_path: Path) -> Train:
 
 @pytest.mark.parametrize("method", MIXERS)
 def test_every_loss_is_ln_2_before_the_first_step(method: str, train: Train, tasks: Tasks) -> None:
-    _, log, _ = train(tasks, method)
+    _, log, _ = train(tasks, method, **needed_options(method, TASKS))
     losses = [loss for loss in log[0]["loss"].values() if loss is not None]
     assert losses == pytest.approx([math.log(2)] * len(losses), abs=1e-6)
     assert sum(log[0]["pairs"].values()) == 4
@@ -204,7 +205,7 @@ def test_data_without_specialist_losses_serve_only_methods_that_need_none(
         ("ama-r", {}, False),
         ("uniform-clip", {}, False),
     ):
-        mixer = MIXERS[method]([ROWS, ROWS], 0, **options)
+        mixer = MIXERS[method](dict.fromkeys(TASKS, ROWS), 0, **options)
         with nullcontext() if fits else pytest.raises(TrainingError, match="no column specialist_loss"):
             MixingTrainer(
                 model,

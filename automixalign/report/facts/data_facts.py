@@ -7,7 +7,6 @@ from typing import Any
 
 from automixalign.config.experiment import Experiment
 from automixalign.data.store import TRAIN
-from automixalign.method.mixers import registered_mixers
 from automixalign.report.facts.curves import Row, last_mean
 from automixalign.scoring import caches
 from automixalign.storage import files
@@ -56,11 +55,11 @@ def memorisation_warnings(experiment: Experiment, facts: Iterable[Mapping[str, A
 
 
 def _clipping_generalists(experiment: Experiment) -> list[str]:
-    mixers, sizes = registered_mixers(), [1] * len(experiment.tasks)
+    sizes = {task.name: 1 for task in experiment.tasks}
     return [
         method.name
         for method in experiment.methods
-        if mixers[method.method](sizes, experiment.seed, **method.options).trains_on == "excess"
+        if method.mixer(sizes, experiment.seed).trains_on == "excess"
     ]
 
 

@@ -37,9 +37,15 @@ def _budget(experiment: Experiment, costs: Mapping[str, Mapping[str, Any]], trai
     size = (
         f" ({max(pairs):,.0f} pairs, {max(pairs) / train_pairs:.1f} times the training data)" if pairs else ""
     )
+    own = [f"{each.name} {each.learning_rate:g}" for each in experiment.methods if each.learning_rate]
+    rates = (
+        f". Not all had the same learning rate ({', '.join(own)}), so methods are not compared at equal rates"
+        if own
+        else " and the same learning rate"
+    )
     return (
-        f"Every generalist had the same budget{size} and the same learning rate. Another budget or learning "
-        "rate may change the order."
+        f"Every generalist had the same budget{size}{rates}. Another budget or learning rate may change the "
+        "order."
     )
 
 

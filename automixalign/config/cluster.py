@@ -20,6 +20,7 @@ Stage = Literal[
     "gather_specialists",
     "train_generalist",
     "merge_specialists",
+    "gather_merges",
     "compare",
     "register",
     "publish",

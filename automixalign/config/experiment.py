@@ -68,7 +68,19 @@ class Experiment(Schema):
     @property
     def parts(self) -> list[str]:
         """The optional parts of the DAG that this experiment has."""
-        return [part for part in ("merges", "registry", "output") if getattr(self, part)]
+        parts = {
+            "generalists": any(method.init is None for method in self.methods),
+            "merges": self.merges,
+            "warm starts": self.starts,
+            "registry": self.registry,
+            "output": self.output,
+        }
+        return [part for part, present in parts.items() if present]
+
+    @property
+    def starts(self) -> list[str]:
+        """The merges from which generalists start."""
+        return list(dict.fromkeys(method.init for method in self.methods if method.init))
 
     def without_delivery(self) -> Self:
         """The experiment without the sections that change no result: cluster, tracking, registry and output."""
@@ -97,7 +109,7 @@ class Experiment(Schema):
     def _check_models(self) -> Self:
         tasks = [task.name for task in self.tasks]
         for method in self.methods:
-            method.check(tasks, self.training.batch_size)
+            method.check(tasks, [merge.name for merge in self.merges], self.training.batch_size)
         for merge in self.merges:
             merge.check(tasks)
         if self.base_model.tiny is not None and self.max_length > TINY_POSITIONS:

@@ -23,6 +23,10 @@ class MethodSpec(Schema):
     learning_rate: Positive | None = None
     """Replaces the learning rate of the generalists for this method. The report then says that methods differ
     in it."""
+    init: Name | None = None
+    """The name of an entry of `merges`: the generalist starts from that merge of the specialists. The reference
+    stays the base model. With `training.lora`, a new adapter is trained on the merge and folded into it, so the
+    generalist is a full model. Without `init`, it starts from the base model."""
     average_iterates: PositiveFraction | None = None
     """The generalist is the mean of the policies after each step of this last share of its training; 1 is all
     of them. The two matrices of a LoRA adapter are averaged separately."""
@@ -73,8 +77,13 @@ class MethodSpec(Schema):
             return shared
         return shared.model_copy(update={"learning_rate": self.learning_rate})
 
-    def check(self, tasks: Sequence[str], batch_size: int) -> None:
-        """Raise ValueError unless the mixer can mix these tasks in steps of `batch_size` pairs."""
+    def check(self, tasks: Sequence[str], merges: Sequence[str], batch_size: int) -> None:
+        """Raise ValueError unless `init` is a merge, and the mixer can mix these tasks in such steps."""
+        if self.init is not None and self.init not in merges:
+            raise ValueError(
+                f"methods.{self.name}.init: there is no merge {self.init!r}{did_you_mean(self.init, merges)}; "
+                f"'merges' has: {', '.join(merges) or 'none'}"
+            )
         mixer = registered_mixers()[self.method]
         if mixer.every_task_each_step and batch_size < len(tasks):
             raise ValueError(

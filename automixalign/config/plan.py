@@ -91,6 +91,11 @@ class Plan(BaseModel):
     specialist_losses: SpecialistLossesSettings
     tasks: list[str]
     generalists: list[GeneralistSettings]
+    """Those that start from the base model."""
+    warm_generalists: list[GeneralistSettings]
+    """Those that start from a merge."""
+    starts: list[str]
+    """The merges from which they start."""
     merges: list[MergeSettings]
     evaluation: EvaluationSettings
     comparison: ComparisonSettings
@@ -119,6 +124,15 @@ class Plan(BaseModel):
         training, evaluation, uses = experiment.training, experiment.evaluation, uses_of(experiment)
         tasks = [task.name for task in experiment.tasks]
         scoring = {"batch_size": evaluation.batch_size, "precision": evaluation.precision}
+        generalists = [
+            GeneralistSettings(
+                **common("train_generalist", used={"mixer": [method.method]}),
+                training=training,
+                budget=method.budget(experiment.budget.generalist),
+                method=method,
+            )
+            for method in experiment.methods
+        ]
         specialist = SpecialistSettings(
             **common("train_specialist"), training=training, budget=experiment.budget.specialist
         )
@@ -154,15 +168,9 @@ class Plan(BaseModel):
                 fold=specialist.for_a_half() if experiment.specialist_losses.cross_fit else None,
             ),
             tasks=tasks,
-            generalists=[
-                GeneralistSettings(
-                    **common("train_generalist", used={"mixer": [method.method]}),
-                    training=training,
-                    budget=method.budget(experiment.budget.generalist),
-                    method=method,
-                )
-                for method in experiment.methods
-            ],
+            generalists=[each for each in generalists if each.method.init is None],
+            warm_generalists=[each for each in generalists if each.method.init is not None],
+            starts=experiment.starts,
             merges=[
                 MergeSettings(
                     **common("merge_specialists", used={"merge": [merge.method]}), merge=merge, tasks=tasks

@@ -64,7 +64,7 @@ def plan(configuration: str, parts: Sequence[str]) -> Plan:
 
 
 def _list_parts(parts: Sequence[str]) -> str:
-    return " and ".join(parts) or "no merges, registry or output"
+    return " and ".join(parts)
 
 
 def plan_experiment(experiment: Experiment) -> Plan:

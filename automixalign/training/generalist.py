@@ -19,10 +19,16 @@ class GeneralistTraining(Training):
     settings: GeneralistSettings
     losses: list[Path]
     """For each task, in any order, the folder of its specialist's losses."""
+    start: Path | None = None
+    """A merge of the specialists to start from; by default the base model."""
 
     @property
     def name(self) -> str:
         return self.settings.name
+
+    @property
+    def start_model(self) -> Path:
+        return self.start or self.base_model
 
     def options(self) -> dict[str, Any]:
         method = self.settings.method

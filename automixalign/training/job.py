@@ -38,6 +38,11 @@ class Training(BaseModel, ABC):
     def name(self) -> str:
         """The model's name in the leaderboard."""
 
+    @property
+    def start_model(self) -> Path:
+        """The full model whose weights the policy has before the first step: here the reference model."""
+        return self.base_model
+
     def options(self) -> dict[str, Any]:
         """The settings of this training, by their names in a configuration (`beta`, `lora.rank`)."""
         settings = self.settings

@@ -79,8 +79,9 @@ def train_policy(
     location = checkpoints_location(spec.checkpoint_every)
     key = checkpoint_key(training, tables) if location else "training"
     with checkpoint_store(location, key, scratch) as checkpoints:
-        tokenizer = load_tokenizer(training.base_model)
-        model = load_full_model(training.base_model)
+        start = training.start_model
+        tokenizer = load_tokenizer(start)
+        model = load_full_model(start)
         generation_config = copy.deepcopy(model.generation_config)
         freeze(model, spec.trainable)
         log = checkpoints.folder / TRAJECTORY
@@ -106,9 +107,9 @@ def train_policy(
             model.generation_config = generation_config
             with files.replacing(training.output) as folder:
                 if spec.lora is None:
-                    save_full_model(trainer.model, training.base_model, folder, state_dict)
+                    save_full_model(trainer.model, start, folder, state_dict)
                 else:
-                    _save_adapter(trainer.model, training.base_model, folder, state_dict, scratch)
+                    _save_adapter(trainer.model, start, folder, state_dict, scratch)
                 _check_weights(folder, steps)
                 tokenizer.save_pretrained(folder)
             files.link(log, training.trajectory)
@@ -129,7 +130,8 @@ def checkpoint_key(training: Training, tables: Mapping[str, pa.Table]) -> str:
         for batch in table.combine_chunks().to_batches():
             total.update(batch.serialize())
     # The log-probabilities in the tables do not show all of the base model: not its dropout, for one.
-    total.update(files.digest(training.base_model).encode())
+    for model in dict.fromkeys((training.base_model, training.start_model)):
+        total.update(files.digest(model).encode())
     # What the settings leave to the machine.
     bf16 = uses_bf16(settings.training.precision)
     total.update(f"{device().type} {bf16} {world_size()}".encode())
@@ -150,10 +152,13 @@ def _check_weights(model: Path, steps: int) -> None:
 
 
 def _save_adapter(
-    model: Any, base_model: Path, folder: Path, state_dict: dict[str, torch.Tensor] | None, scratch: Path
+    model: Any, start: Path, folder: Path, state_dict: dict[str, torch.Tensor] | None, scratch: Path
 ) -> None:
-    """Save an adapter with the address of its base model, or folded into a base model without an address."""
-    address = read_address(base_model)
+    """Save an adapter with the address of its base model, or folded into a model without an address.
+
+    A merge has no address. So a generalist that starts from one is saved as a full model.
+    """
+    address = read_address(start)
     adapter = folder if address else scratch / "adapter"
     # peft writes the path of the base model, and holds modules as a set. Equal trainings write equal adapters.
     for config in model.peft_config.values():
@@ -164,7 +169,7 @@ def _save_adapter(
     model.save_pretrained(adapter, state_dict=state_dict, save_embedding_layers=False)
     (adapter / _MODEL_CARD).unlink(missing_ok=True)
     if address is None:
-        write_full_model(adapter, base_model, folder)
+        write_full_model(adapter, start, folder)
 
 
 def dpo_config(

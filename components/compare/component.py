@@ -11,8 +11,6 @@ def compare(
     settings: str,
     reference: Input[Dataset],
     specialists: Input[list[Dataset]],
-    generalists: Input[list[Dataset]],
-    trajectories: Input[list[Artifact]],
     specialist_trajectories: Input[list[Artifact]],
     data: Input[Dataset],
     losses: Input[list[Dataset]],
@@ -22,14 +20,19 @@ def compare(
     page: Output[HTML],
     facts: Output[Artifact],
     metrics: Output[Metrics],
-    merges: Input[list[Dataset]] = None,  # kfp's form of an optional
+    generalists: Input[list[Dataset]] = None,  # kfp's form of an optional
+    trajectories: Input[list[Artifact]] = None,
+    warm_generalists: Input[list[Dataset]] = None,
+    warm_trajectories: Input[list[Artifact]] = None,
+    merges: Input[list[Dataset]] = None,
 ) -> None:
     """Compare all models: on each task, on average and on the worst task.
 
     Args:
         settings: `ComparisonSettings` as JSON.
-        reference, specialists, generalists, merges: the evaluations of the models of each family.
-        trajectories, specialist_trajectories: logs of the optimiser steps; their metadata hold the cost.
+        reference, specialists, merges: the evaluations of the models of each family.
+        generalists, warm_generalists: those of generalists that start from the base model, and from a merge.
+        trajectories, warm_trajectories, specialist_trajectories: logs of the optimiser steps and the costs.
         data, losses: the prepared splits, and the specialists' losses on them.
         leaderboard, markdown: every model on every task, as JSON and a table; worst and average.
         metrics: the chosen model on its worst task of the test split.
@@ -43,17 +46,13 @@ def compare(
     from automixalign.report.facts.collect import RunResults
     from automixalign.steps.step import run_step
 
-    evaluations = [reference, *specialists, *generalists, *(merges or [])]
-    logs = {log.metadata["model"]: log for log in [*trajectories, *specialist_trajectories]}
+    families = [[reference], specialists, generalists, warm_generalists, merges]
+    evaluations = [evaluation for family in families for evaluation in family or []]
+    trained = [trajectories, warm_trajectories, specialist_trajectories]
+    logs = {log.metadata["model"]: log for family in trained for log in family or []}
     outputs = {"leaderboard": leaderboard, "markdown": markdown, "plots": plots, "page": page, "facts": facts}
     with run_step("compare", reads=[*evaluations, *logs.values(), data, *losses], writes=outputs.values()):
-        results = RunResults(
-            evaluations=[Path(artifact.path) for artifact in evaluations],
-            trajectories={name: Path(log.path) for name, log in logs.items()},
-            costs={name: log.metadata for name, log in logs.items()},
-            data=Path(data.path),
-            losses=[Path(artifact.path) for artifact in losses],
-        )
+        results = RunResults.of_artifacts(evaluations, logs, data, losses)
         paths = ReportPaths(**{name: Path(artifact.path) for name, artifact in outputs.items()})
         metrics.metadata.update(compare(ComparisonSettings.model_validate_json(settings), results, paths))
         for name, artifact in outputs.items():

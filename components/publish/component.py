@@ -13,9 +13,10 @@ def publish(
     page: Input[HTML],
     facts: Input[Artifact],
     base_model: Input[Model],
-    generalists: Input[list[Model]],
     publication: Output[Artifact],
-    merges: Input[list[Model]] = None,  # kfp's form of an optional
+    generalists: Input[list[Model]] = None,  # kfp's form of an optional
+    warm_generalists: Input[list[Model]] = None,
+    merges: Input[list[Model]] = None,
 ) -> None:
     """Copy the final models, the leaderboard and the report to S3 or a folder; write a manifest last.
 
@@ -25,8 +26,8 @@ def publish(
         page: the report.
         facts: the data of the report, as JSON.
         base_model: the reference model, which LoRA generalists need.
-        generalists: the generalists.
         publication: JSON: every published file with its size and SHA-256.
+        generalists, warm_generalists: the generalists that start from the base model, and from a merge.
         merges: the merged models.
     """
     from pathlib import Path
@@ -35,7 +36,8 @@ def publish(
     from automixalign.release.publish import publish_run
     from automixalign.steps.step import run_step
 
-    models = {model.metadata["model"]: model for model in [*generalists, *(merges or [])]}
+    final_models = [*(generalists or []), *(warm_generalists or []), *(merges or [])]
+    models = {model.metadata["model"]: model for model in final_models}
     artifacts = {f"models/{name}": model for name, model in [("reference", base_model), *models.items()]}
     artifacts |= {"leaderboard.json": board, "report/index.html": page, "report/data.json": facts}
     with run_step("publish", reads=artifacts.values(), writes=[publication]):

@@ -12,9 +12,10 @@ def register(
     board: Input[Artifact],
     data: Input[Dataset],
     base_model: Input[Model],
-    generalists: Input[list[Model]],
     registration: Output[Artifact],
-    merges: Input[list[Model]] = None,  # kfp's form of an optional
+    generalists: Input[list[Model]] = None,  # kfp's form of an optional
+    warm_generalists: Input[list[Model]] = None,
+    merges: Input[list[Model]] = None,
 ) -> None:
     """Register the model that is chosen on the validation split; it is the champion if it passes the gate.
 
@@ -23,8 +24,8 @@ def register(
         board: the leaderboard.
         data: the prepared splits; the version's tags name their digests.
         base_model: the base of LoRA generalists; the version gets its tokenizer and chat template.
-        generalists: the generalists.
         registration: JSON: name, version, whether it is the champion, and why if not.
+        generalists, warm_generalists: the generalists that start from the base model, and from a merge.
         merges: the merged models.
     """
     from pathlib import Path
@@ -33,7 +34,7 @@ def register(
     from automixalign.release.register import register
     from automixalign.steps.step import run_step
 
-    models = [*generalists, *(merges or [])]
+    models = [*(generalists or []), *(warm_generalists or []), *(merges or [])]
     with run_step("register", reads=[board, data, base_model, *models], writes=[registration]):
         facts = register(
             settings=RegistrySettings.model_validate_json(settings),

@@ -15,6 +15,7 @@ def train_generalist(
     base_model: Input[Model],
     model: Output[Model],
     trajectory: Output[Artifact],
+    starts: Input[Model] = None,  # kfp's form of an optional
 ) -> None:
     """Train a generalist with one mixer, such as uniform, AMA-R or AMA-S.
 
@@ -23,9 +24,10 @@ def train_generalist(
         data: the prepared splits.
         reference_logps: the reference log-probabilities.
         losses: folder with the specialists' cached losses, one folder `TASK/` each.
-        base_model: the policy to start from.
+        base_model: the reference model, from which the policy starts without `init`.
         model: the generalist, a full model or a LoRA adapter.
         trajectory: JSONL, one line for each optimiser step: task weights, losses, excess, clip fractions.
+        starts: folder with the merges that the methods with `init` start from, `MERGE/`.
     """
     from pathlib import Path
 
@@ -35,7 +37,8 @@ def train_generalist(
     from automixalign.training.launch import train
 
     checked = GeneralistSettings.model_validate_json(settings)
-    reads, writes = [data, reference_logps, losses, base_model], [model, trajectory]
+    init, inputs = checked.method.init, [data, reference_logps, losses, base_model]
+    reads, writes = [*inputs, starts] if init else inputs, [model, trajectory]
     with run_step("train_generalist", checked.name, reads=reads, writes=writes):
         training = GeneralistTraining(
             settings=checked,
@@ -43,6 +46,7 @@ def train_generalist(
             reference_logps=Path(reference_logps.path),
             losses=sorted(Path(losses.path).iterdir()),
             base_model=Path(base_model.path),
+            start=Path(starts.path) / init if init else None,
             output=Path(model.path),
             trajectory=Path(trajectory.path),
         )

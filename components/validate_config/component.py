@@ -20,6 +20,8 @@ def validate_config(
     specialist_losses=str,
     tasks=list,
     generalists=list,
+    warm_generalists=list,
+    starts=list,
     merges=list,
     evaluation=str,
     comparison=str,
@@ -30,7 +32,7 @@ def validate_config(
 
     Args:
         config: the experiment, as JSON or YAML (docs/configuration.md lists its keys).
-        parts: the optional parts of the pipeline: `merges`, `registry`, `output`.
+        parts: the optional parts of the pipeline, such as `merges`, `registry` and `output`.
 
     Returns:
         The settings of each stage as JSON ("" for a stage that the pipeline lacks), and the items of the loops.

@@ -5,10 +5,13 @@
                  gather_specialists
     generalists: for each method  train_generalist  -> evaluate
     merges:      for each merge   merge_specialists -> evaluate
+                 gather_merges
+    warm_generalists: for each method with `init`  train_generalist -> evaluate
     compare -> register, publish
 
 Each loop is a pipeline of its own: kfp's local runner can loop only over a parameter of a pipeline, and can
-collect artifacts only at its end. `backend.md` lists the other limits of the open-source backend.
+collect artifacts only at its end. `backend.md` lists the other limits of the open-source backend. Generalists
+that start from a merge have a loop of their own: the others then neither wait for merges nor depend on them.
 """
 
 from collections.abc import Callable
@@ -20,6 +23,7 @@ from kfp.dsl import Artifact, Dataset, Input, Model
 from automixalign.config.experiment import Experiment
 from components.compare.component import compare
 from components.evaluate.component import evaluate
+from components.gather_merges.component import gather_merges
 from components.gather_specialists.component import gather_specialists
 from components.merge_specialists.component import merge_specialists
 from components.prepare_base_model.component import prepare_base_model
@@ -94,8 +98,19 @@ def _specialists(add_task: Placement) -> Callable[..., Any]:
     return specialists  # type: ignore[no-any-return]
 
 
-def _generalists(add_task: Placement) -> Callable[..., Any]:
-    """The loop over the methods: train and evaluate one generalist each."""
+def _generalists(add_task: Placement) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The loops over the methods, without and with `init`: train and evaluate one generalist each."""
+
+    def loop(methods: Any, evaluation: Any, to_train: dict[str, Any], inputs: dict[str, Any]) -> Generalists:
+        with dsl.ParallelFor(items=methods) as settings:
+            trained = add_task(train_generalist, settings=settings, **to_train, **inputs)
+            model = trained.outputs["model"]
+            evaluated = add_task(evaluate, settings=evaluation, model=model, **inputs)
+        return Generalists(
+            models=dsl.Collected(model),
+            trajectories=dsl.Collected(trained.outputs["trajectory"]),
+            evaluations=dsl.Collected(evaluated.outputs["evaluation"]),
+        )
 
     @dsl.pipeline(name="generalists", display_name="Generalists")
     def generalists(
@@ -107,17 +122,22 @@ def _generalists(add_task: Placement) -> Callable[..., Any]:
         base_model: Input[Model],
     ) -> Generalists:
         inputs = {"data": data, "reference_logps": reference_logps, "base_model": base_model}
-        with dsl.ParallelFor(items=methods) as settings:
-            trained = add_task(train_generalist, settings=settings, losses=losses, **inputs)
-            model = trained.outputs["model"]
-            evaluated = add_task(evaluate, settings=evaluation, model=model, **inputs)
-        return Generalists(
-            models=dsl.Collected(model),
-            trajectories=dsl.Collected(trained.outputs["trajectory"]),
-            evaluations=dsl.Collected(evaluated.outputs["evaluation"]),
-        )
+        return loop(methods, evaluation, {"losses": losses}, inputs)
 
-    return generalists  # type: ignore[no-any-return]
+    @dsl.pipeline(name="warm_generalists", display_name="Generalists that start from a merge")
+    def warm_generalists(
+        methods: list,  # type: ignore[type-arg]
+        evaluation: str,
+        data: Input[Dataset],
+        reference_logps: Input[Dataset],
+        losses: Input[Dataset],
+        base_model: Input[Model],
+        starts: Input[Model],
+    ) -> Generalists:
+        inputs = {"data": data, "reference_logps": reference_logps, "base_model": base_model}
+        return loop(methods, evaluation, {"losses": losses, "starts": starts}, inputs)
+
+    return generalists, warm_generalists
 
 
 def _merges(add_task: Placement) -> Callable[..., Any]:
@@ -154,9 +174,10 @@ def build_pipeline(experiment: Experiment, add_task: Placement) -> Callable[...,
         experiment: the checked configuration.
         add_task: makes the tasks, for this machine or for a cluster.
     """
-    # kfp cannot collect from an empty loop, so an experiment without merges has no such loop.
+    # kfp cannot collect from an empty loop, so an experiment has only the loops that it needs.
     parts = experiment.parts
-    specialists, generalists, merges = _specialists(add_task), _generalists(add_task), _merges(add_task)
+    specialists, merges = _specialists(add_task), _merges(add_task)
+    generalists, warm_generalists = _generalists(add_task)
 
     @dsl.pipeline(
         name="automixalign",
@@ -180,19 +201,19 @@ def build_pipeline(experiment: Experiment, add_task: Placement) -> Callable[...,
         ).outputs
         to_merge = {"models": first["models"]} if "merges" in parts else {}
         gathered = add_task(gather_specialists, losses=first["losses"], **to_merge).outputs
-        trained = generalists(
-            methods=plan["generalists"], evaluation=plan["evaluation"], losses=gathered["all_losses"], **common
-        ).outputs
+        to_train = {"evaluation": plan["evaluation"], "losses": gathered["all_losses"], **common}
         to_compare = {
             "reference": evaluated.outputs["evaluation"],
             "specialists": first["evaluations"],
-            "generalists": trained["evaluations"],
-            "trajectories": trained["trajectories"],
             "specialist_trajectories": first["trajectories"],
             "losses": first["losses"],
             "data": data,
         }
-        candidates = {"generalists": trained["models"]}
+        candidates = {}
+        if "generalists" in parts:
+            trained = generalists(methods=plan["generalists"], **to_train).outputs
+            to_compare |= {"generalists": trained["evaluations"], "trajectories": trained["trajectories"]}
+            candidates["generalists"] = trained["models"]
         if "merges" in parts:
             merged = merges(
                 methods=plan["merges"],
@@ -201,6 +222,11 @@ def build_pipeline(experiment: Experiment, add_task: Placement) -> Callable[...,
                 **common,
             ).outputs
             to_compare["merges"], candidates["merges"] = merged["evaluations"], merged["models"]
+        if "warm starts" in parts:
+            starts = add_task(gather_merges, names=plan["starts"], models=merged["models"]).outputs["starts"]
+            warm = warm_generalists(methods=plan["warm_generalists"], starts=starts, **to_train).outputs
+            to_compare |= {"warm_generalists": warm["evaluations"], "warm_trajectories": warm["trajectories"]}
+            candidates["warm_generalists"] = warm["models"]
         compared = add_task(compare, settings=plan["comparison"], **to_compare).outputs
         if "registry" in parts:
             add_task(

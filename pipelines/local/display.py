@@ -117,7 +117,13 @@ def _time_left(stage: Mapping[str, Any]) -> str:
 def count_stages(experiment: Experiment) -> int:
     """The number of stages in the DAG of an experiment."""
     loops = 3 * len(experiment.tasks) + 2 * len(experiment.methods) + 2 * len(experiment.merges)
-    return 7 + loops + (experiment.registry is not None) + (experiment.output is not None)
+    return (
+        7
+        + loops
+        + bool(experiment.starts)
+        + (experiment.registry is not None)
+        + (experiment.output is not None)
+    )
 
 
 def show_results(console: Console, folder: Path) -> None:

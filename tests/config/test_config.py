@@ -136,6 +136,10 @@ def test_defaults_and_short_forms(experiment_data: Data) -> None:
             {"merges": [{"method": "ties", "name": "Specialist"}]},
             r"^methods and merges: the name 'Specialist' is",
         ),
+        (
+            {"methods.1.init": "liner"},
+            r"^methods.ama-r.init: there is no merge 'liner' \(did you mean 'linear'\?\); 'merges' has: l",
+        ),
         # Methods, merges, synthetic tasks.
         ({"methods.0": "dro"}, r"^methods\.dro: unknown method 'dro'; there are: .*ama-r"),
         ({"methods.0": {"name": "x"}}, r"^methods\.x\.method: .*required"),

@@ -11,6 +11,7 @@ import pytest
 
 from automixalign.config.experiment import parse_experiment
 from automixalign.config.plan import MODULES, Plan
+from automixalign.config.settings import Settings
 from automixalign.system import provenance
 
 Data = dict[str, Any]
@@ -31,8 +32,8 @@ def digests(experiment_data: Data) -> dict[str, str]:
     complete = experiment_data | {"registry": {"name": "assistant"}, "output": "s3://bucket/prefix"}
     fingerprints = dict.fromkeys(("base_model", "arithmetic", "format"), "")
     plan = Plan.of(parse_experiment(complete, "test"), fingerprints)
-    first = {name: value[0] if isinstance(value, list) else value for name, value in plan}
-    return {name: settings.code for name, settings in first.items() if name != "tasks"}
+    first = {name: value[0] if value and isinstance(value, list) else value for name, value in plan}
+    return {name: settings.code for name, settings in first.items() if isinstance(settings, Settings)}
 
 
 @pytest.fixture

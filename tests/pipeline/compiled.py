@@ -65,6 +65,12 @@ EXPERIMENTS = {
         training={"lora": {"rank": 16}},
         merges=["ties"],
     ),
+    "warm-starts": _experiment(
+        {},
+        merges=["linear", "ties"],
+        methods=["uniform", {"method": "uniform", "name": "warm", "init": "ties"}],
+        output="s3://results/golden",
+    ),
     "many-tasks": _experiment(
         {"default": {"retries": {"times": 0}}}, tasks=12, merges=["linear", "ties"], methods=["standard"]
     ),

@@ -28,7 +28,9 @@ OWN = {"train_specialist own", "evaluate specialist-own", "specialist_losses own
 SPECIALISTS = {*OWN, *(stage.replace("own", "format") for stage in OWN)}
 AMA_R, UNIFORM = {"train_generalist ama-r", "evaluate ama-r"}, {"train_generalist uniform", "evaluate uniform"}
 MERGE = {"merge_specialists linear", "evaluate linear"}
-AFTER_SPECIALISTS = {"gather_specialists", *AMA_R, *UNIFORM, *MERGE, "compare"}
+WARM = {"train_generalist warm", "evaluate warm"}
+"""It starts from the merge."""
+AFTER_SPECIALISTS = {"gather_specialists", *AMA_R, *UNIFORM, *MERGE, "gather_merges", *WARM, "compare"}
 AFTER_DATA = {*SPECIALISTS, *AFTER_SPECIALISTS}
 ALL = {BASE, *DATA, *AFTER_DATA}
 
@@ -126,15 +128,28 @@ CHANGES: dict[str, tuple[Callable[[World], None], set[str]]] = {
     "eta": (set_("methods", 1, "eta", value=0.2), {*AMA_R, "compare"}),
     "another merge": (
         set_("merges", value=["linear", "ties"]),
-        {"merge_specialists ties", "evaluate ties", "compare"},
+        {"merge_specialists ties", "evaluate ties", "gather_merges", "compare"},
+    ),
+    "the merge that a generalist starts from": (
+        set_("merges", value=[{"method": "task_arithmetic", "name": "linear", "parameters": {"weight": 0.5}}]),
+        {*MERGE, "gather_merges", *WARM, "compare"},
     ),
     "beta": (set_("training", "beta", value=0.2), {"evaluate reference", *AFTER_DATA}),
-    "steps of the generalists": (set_("budget", "generalist", "steps", value=3), {*AMA_R, *UNIFORM, "compare"}),
+    "steps of the generalists": (
+        set_("budget", "generalist", "steps", value=3),
+        {*AMA_R, *UNIFORM, *WARM, "compare"},
+    ),
     "length of generations": (
         set_("evaluation", "max_new_tokens", value=3),
         {
             *("evaluate reference", "evaluate specialist-own", "evaluate specialist-format", "evaluate ama-r"),
-            *("evaluate uniform", "evaluate linear", "specialist_losses own", "specialist_losses format"),
+            *(
+                "evaluate uniform",
+                "evaluate warm",
+                "evaluate linear",
+                "specialist_losses own",
+                "specialist_losses format",
+            ),
             "compare",
         },
     ),
@@ -143,7 +158,7 @@ CHANGES: dict[str, tuple[Callable[[World], None], set[str]]] = {
     "data": (further_row, ALL - {BASE}),
     "the base model's content": (other_weights, ALL),
     "code of every stage": (edit("steps/step.py"), ALL),
-    "a mixer": (edit("method/mixers.py"), {*AMA_R, *UNIFORM, "compare"}),
+    "a mixer": (edit("method/mixers.py"), {*AMA_R, *UNIFORM, *WARM, "compare"}),
     "relevant environment": (variable("ATEN_CPU_CAPABILITY", "default"), ALL),
     "irrelevant environment": (variable("EDITOR", "ed"), set()),
     "a deleted file": (deleted_file, {*OWN, "gather_specialists", "compare"}),
@@ -196,7 +211,11 @@ def first(
         "split": {"validation": 0.1, "test": 0.2},
         "training": {"batch_size": 4, "learning_rate": 0.01, "lora": {"rank": 2}},
         "budget": {"specialist": {"steps": 2}, "generalist": {"steps": 2}},
-        "methods": ["uniform", {"method": "ama-r", "eta": 0.1}],
+        "methods": [
+            "uniform",
+            {"method": "ama-r", "eta": 0.1},
+            {"method": "uniform", "name": "warm", "init": "linear"},
+        ],
         "merges": ["linear"],
         "evaluation": {"max_new_tokens": 2},
     }

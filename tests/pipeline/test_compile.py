@@ -184,8 +184,8 @@ def test_optional_stages_exist_only_if_they_are_configured(tmp_path: Path) -> No
 
 def test_an_experiment_with_other_parts_is_refused_by_the_pipeline() -> None:
     text = json.dumps(_data(registry={"name": "golden"}))
-    with pytest.raises(ConfigError, match="compiled for an experiment with merges, and this one has registry"):
-        plan(text, ["merges"])
+    with pytest.raises(ConfigError, match=r"experiment with generalists and merges, and .* registry"):
+        plan(text, ["generalists", "merges"])
 
 
 @pytest.mark.parametrize(
@@ -233,5 +233,6 @@ def test_a_component_is_thin_and_in_the_dag(path: Path, tmp_path: Path) -> None:
     docstring = max((node.value.value for node in ast.walk(ast.parse(source)) if _is_text(node)), key=len)
     assert len(source.splitlines()) - len(docstring.splitlines()) <= 50
     whole = _data(registry={"name": "golden"}, output="s3://results/golden", merges=["linear"])
+    whole["methods"].append({"method": "uniform", "name": "warm", "init": "linear"})
     spec = _local_spec(parse_experiment(whole, "test"), tmp_path)
     assert f"exec-{path.parent.name.replace('_', '-')}" in spec["deploymentSpec"]["executors"]

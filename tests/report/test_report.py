@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 from automixalign.report import runs
 from automixalign.report.comparison import compare_runs, interval
 from automixalign.report.facts.curves import MAX_POINTS, curves, last_mean
+from automixalign.report.facts.limits import limits
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError
 from pipelines.cli import app
-from tests.report.report_run import HOSTILE, STEPS, TASKS, TEST_PAIRS, facts_of, write_run
+from tests.report.report_run import HOSTILE, STEPS, TASKS, TEST_PAIRS, experiment, facts_of, write_run
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,14 @@ def test_the_limits_name_seed_budget_and_the_error_of_an_accuracy(facts: Any) ->
     count = TEST_PAIRS["alpha"]
     share = (error["accuracy"] * count + 2) / (count + 4)
     assert error["standard_error"] == pytest.approx(math.sqrt(share * (1 - share) / (count + 4)))
+
+
+def test_the_limits_state_the_capacity_of_a_generalist_that_starts_from_a_merge() -> None:
+    training = {"batch_size": 4, "learning_rate": 0.1, "lora": {"rank": 3}}
+    warm = experiment(methods=["uniform", {"method": "ama-r", "init": "linear"}], training=training)
+    (sentence,) = (text for text in limits(warm, {}, []) if "capacity" in text)
+    assert sentence.startswith("ama-r starts from the merge linear")
+    assert "in more than rank 3" in sentence
 
 
 def test_the_page_contains_its_facts_as_json_and_not_as_html(run: Path, facts: Any) -> None:

@@ -27,9 +27,9 @@ def test_checkpoints_of_another_training_are_not_used(tmp_path: Path) -> None:
 def test_the_key_names_all_that_determines_a_training(tmp_path: Path) -> None:
     """Also what the reference's log-probabilities do not show of the base model."""
 
-    def key(base_model: Path | None = None, **changes: Any) -> str:
+    def key(base_model: Path | None = None, start: Path | None = None, **changes: Any) -> str:
         given = GeneralistSettings.model_validate_json(settings("ama-r", True, 4)).model_copy(update=changes)
-        where = {**inputs(), **({"base_model": base_model} if base_model else {})}
+        where = {**inputs(), **({"base_model": base_model} if base_model else {}), "start": start}
         training = GeneralistTraining(settings=given, **where, output=tmp_path, trajectory=tmp_path)
         return checkpoint_key(training, training.read_tables())
 
@@ -38,8 +38,8 @@ def test_the_key_names_all_that_determines_a_training(tmp_path: Path) -> None:
     same = key(other)
     config = files.read_json(other / "config.json")
     files.write_json(other / "config.json", {**config, "attention_dropout": 0.1})
-    keys = {key(), key(other), key(seed=4), key(code="other"), key(budget=Budget(steps=7))}
-    assert (same, len(keys)) == (key(), 5)
+    keys = {key(), key(other), key(start=other), key(seed=4), key(code="other"), key(budget=Budget(steps=7))}
+    assert (same, len(keys)) == (key(), 6)
 
 
 def test_an_unreadable_checkpoint_is_named_and_stays(tmp_path: Path) -> None:

@@ -4,15 +4,18 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from automixalign.models.base_address import BaseAddress
 from automixalign.models.load import load_full_model, load_tokenizer
 from automixalign.storage import files
 from benchmarks import tiny
+from tests.training.common import generalist
 
 LORA = {"rank": 2, "target_modules": "all-linear"}
 
@@ -52,6 +55,42 @@ def test_without_an_address_the_adapter_is_folded(base: Path, tmp_path: Path) ->
     stored = load_file(first / "model.safetensors")
     assert {weight.dtype for weight in stored.values()} == {torch.bfloat16}
     assert stored.keys() == load_file(base / "model.safetensors").keys()
+
+
+@pytest.fixture
+def merge(base: Path, tmp_path: Path) -> Path:
+    """A model beside the base, without an address, as `merge_specialists` writes it."""
+    model = load_full_model(base)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=generator))
+    folder = tmp_path / "merge"
+    model.bfloat16().save_pretrained(folder)
+    load_tokenizer(base).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("lora", [LORA, None])
+def test_a_generalist_starts_from_a_merge_and_is_a_full_model(
+    lora: object, base: Path, merge: Path, inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    """The base model stays the reference: the first loss is not ln 2."""
+    given = {**inputs, "base_model": base, "start": merge}
+    training = generalist(tmp_path / "run", given, {"method": "uniform", "init": "merge"}, lora=lora)
+    training.output.parent.mkdir()
+    training.run(tmp_path)
+    losses = files.read_jsonl(training.trajectory)[0]["loss"].values()
+    assert min(abs(loss - math.log(2)) for loss in losses) > 1e-3
+    saved = AutoModelForCausalLM.from_pretrained(training.output, dtype="auto")
+    assert saved.dtype == torch.bfloat16
+    assert load_tokenizer(training.output).chat_template == load_tokenizer(base).chat_template
+    name = "model.layers.0.mlp.up_proj.weight"
+    start, end = (load_file(folder / "model.safetensors")[name].double() for folder in (merge, training.output))
+    singular = torch.linalg.svdvals(end - start)
+    assert singular[0] > 0.02
+    is_low = singular[2] < 0.1 * singular[0]  # up to the rounding to bf16
+    assert is_low == (lora is not None), "LoRA adds an update of its rank to the merge"
 
 
 def test_full_fine_tuning_is_in_fp32_and_rounded_once(base: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """All facts on the page of one run, read from what its stages wrote."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from automixalign.report.facts.data_facts import data_facts, memorisation_warnin
 from automixalign.report.facts.limits import accuracy_errors, limits
 from automixalign.report.leaderboard import Entry
 from automixalign.scoring.metrics import BETTER
+from automixalign.steps.artifacts import Artifact
 from automixalign.storage import files
 from automixalign.system.provenance import git_commit, versions
 
@@ -39,6 +40,23 @@ class RunResults:
     costs: Mapping[str, Mapping[str, Any]]
     data: Path
     losses: Sequence[Path]
+
+    @classmethod
+    def of_artifacts(
+        cls,
+        evaluations: Iterable[Artifact],
+        logs: Mapping[str, Artifact],
+        data: Artifact,
+        losses: Iterable[Artifact],
+    ) -> "RunResults":
+        """The results in the artifacts of the stages; those of `logs` have the costs in their metadata."""
+        return cls(
+            evaluations=[Path(artifact.path) for artifact in evaluations],
+            trajectories={name: Path(log.path) for name, log in logs.items()},
+            costs={name: log.metadata for name, log in logs.items()},
+            data=Path(data.path),
+            losses=[Path(artifact.path) for artifact in losses],
+        )
 
 
 def collect(settings: ComparisonSettings, entries: list[Entry], results: RunResults) -> dict[str, Any]:

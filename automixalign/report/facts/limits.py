@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from automixalign.config.experiment import Experiment
+from automixalign.config.methods import MethodSpec
+from automixalign.config.training import TrainingSpec
 from automixalign.report.leaderboard import Entry, best
 
 
@@ -19,6 +21,7 @@ def limits(
         "Excess is relative to this run's own specialists. If a specialist is weak, a small excess means "
         "little. Do not compare the excess of runs with other specialists.",
     ]
+    sentences += [_start(method, experiment.training) for method in experiment.methods if method.init]
     synthetic = [task.name for task in experiment.tasks if task.synthetic_tasks]
     if synthetic:
         sentences.append(
@@ -29,6 +32,21 @@ def limits(
             "Some training labels were swapped on purpose (label_noise). Test labels are never swapped."
         )
     return sentences
+
+
+def _start(method: MethodSpec, training: TrainingSpec) -> str:
+    """What a generalist that starts from a merge has above one that starts from the base model."""
+    note = (
+        f"{method.name} starts from the merge {method.init}, which already has what the specialists learnt. "
+        "Its budget comes on top of theirs."
+    )
+    if training.lora is None:
+        return note
+    return (
+        f"{note} It also has more capacity than a method that starts from the base model: the merge may differ "
+        f"from the base model in more than rank {training.lora.rank}, and the training adds an update of that "
+        "rank. It is saved as a full model."
+    )
 
 
 def _budget(experiment: Experiment, costs: Mapping[str, Mapping[str, Any]], train_pairs: int) -> str:

@@ -122,6 +122,10 @@ class Experiment(Schema):
             raise ValueError(
                 "registry: its model is chosen on the validation split; set split.validation above 0"
             )
+        if self.training.validate_every and self.split.validation == 0:
+            raise ValueError(
+                "training.validate_every: it scores validation pairs; set split.validation above 0"
+            )
         return self
 
     @model_validator(mode="after")

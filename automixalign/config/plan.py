@@ -124,17 +124,23 @@ class Plan(BaseModel):
         training, evaluation, uses = experiment.training, experiment.evaluation, uses_of(experiment)
         tasks = [task.name for task in experiment.tasks]
         scoring = {"batch_size": evaluation.batch_size, "precision": evaluation.precision}
+        reference_logps = ScoringSettings(**common("reference_logps"), **scoring)
+        validation = reference_logps if training.validate_every else None
         generalists = [
             GeneralistSettings(
                 **common("train_generalist", used={"mixer": [method.method]}),
                 training=training,
                 budget=method.budget(experiment.budget.generalist),
+                scoring=validation,
                 method=method,
             )
             for method in experiment.methods
         ]
         specialist = SpecialistSettings(
-            **common("train_specialist"), training=training, budget=experiment.budget.specialist
+            **common("train_specialist"),
+            training=training,
+            budget=experiment.budget.specialist,
+            scoring=validation,
         )
         results = experiment.without_delivery()
         return cls(
@@ -156,7 +162,7 @@ class Plan(BaseModel):
                 fingerprints=[fingerprints[task] for task in tasks]
                 + ([fingerprints[DECONTAMINATE]] if experiment.decontaminate else []),
             ),
-            scoring=ScoringSettings(**common("reference_logps"), **scoring),
+            scoring=reference_logps,
             specialist=specialist,
             specialist_losses=SpecialistLossesSettings(
                 **common("specialist_losses"),

@@ -103,6 +103,17 @@ class TrainingSpec(Loss):
     """Regular expressions. Full fine-tuning changes only the parameters whose name matches one of them."""
     checkpoint_every: Natural = 50
     """Steps between checkpoints; 0 for none. On a cluster, checkpoints need an `output` in S3."""
+    validate_every: Natural = 0
+    """Steps between validations; 0 for none. A validation scores a sample of the validation pairs, also after
+    the last step. The report draws each task's gap over the steps. A specialist is validated on its own task;
+    its loss takes the place of the gap."""
+    validation_pairs: Count = 128
+    """Sampled validation pairs of each task: the same for every method and every step."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights become the model: those of the last step, or of the validated step with the smallest worst
+    gap; the earliest of equal ones. For a specialist, it is the step with the smallest loss. `best` uses the
+    validation split, as choosing a model does, and never the test split. It costs disk: the best weights so far
+    are written beside the checkpoints, and linked or copied into each of them."""
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
@@ -114,6 +125,10 @@ class TrainingSpec(Loss):
             raise ValueError(
                 "'batch_size' must be a multiple of 'processes' times 'micro_batch_size', times 'nodes'"
             )
+        if self.fsdp and self.validate_every:
+            raise ValueError("'validate_every' needs whole parameters, which 'fsdp' divides")
+        if self.keep == "best" and not self.validate_every:
+            raise ValueError("'keep: best' needs 'validate_every'")
         if self.fsdp and self.nodes * self.processes == 1:
             raise ValueError("'fsdp' divides a model among 'processes', and there is one")
         for pattern in self.trainable or []:
@@ -146,14 +161,17 @@ class TrainingSettings(Settings):
 
     training: TrainingSpec
     budget: Budget
+    scoring: ScoringSettings | None = None
+    """How to score the validation pairs; None without validation."""
 
 
 class SpecialistSettings(TrainingSettings):
     """Of `train_specialist`."""
 
     def for_a_half(self) -> Self:
-        """The same number of passes over half of the pairs."""
-        return self.model_copy(update={"budget": self.budget.halved()})
+        """The same number of passes over half of the pairs, validated only if that chooses the weights."""
+        scoring = self.scoring if self.training.keep == "best" else None
+        return self.model_copy(update={"budget": self.budget.halved(), "scoring": scoring})
 
 
 class SpecialistLossesSettings(ScoringSettings):

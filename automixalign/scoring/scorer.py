@@ -29,11 +29,13 @@ class Scorer:
         model: the policy, on its device.
         batch_size: sequences in a forward pass; a pair has two.
         precision: of the forward pass: `auto`, `fp32` or `bf16`. The log-softmax is always fp32.
+        reports: whether the scored pairs are the progress of the stage.
     """
 
     model: "PreTrainedModel"
     batch_size: int
     precision: str
+    reports: bool = True
 
     @torch.inference_mode()
     def logps(self, table: pa.Table) -> tuple[Floats, Floats]:
@@ -60,7 +62,7 @@ class Scorer:
         self.model.eval()
         heap.keep_freed_memory()
         with packing(self.model) as packed:
-            for rows in current_step().track(batches, len(pairs), work):
+            for rows in current_step().track(batches, len(pairs), work) if self.reports else batches:
                 batch = batch_of([pairs[index] for index in rows], packed).to(self.model.device)
                 with autocast(self.precision):
                     result[rows] = side_logps(self.model, batch).double().cpu().numpy()

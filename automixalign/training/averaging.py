@@ -1,14 +1,13 @@
 """The mean of the policies along a training. It converges where the last iterate circles around the saddle."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import get_swa_multi_avg_fn
 
-from automixalign.system.errors import TrainingError
+from automixalign.training.parameters import load_into, save
 
 FILE = "average.safetensors"
 _update_mean = get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]
@@ -42,9 +41,20 @@ class IterateAverage:
         if self.count:
             torch._foreach_copy_(list[torch.Tensor](self.parameters), self.mean)
 
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Set the parameters to their mean in the context; afterwards they have their own values again."""
+        before = [parameter.detach().clone() for parameter in self.parameters]
+        self.install()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(list[torch.Tensor](self.parameters), before)
+
     def save(self, folder: Path) -> None:
         """Write the mean into a checkpoint; the caller keeps `count`."""
-        save_file({str(index): mean.contiguous() for index, mean in enumerate(self.mean)}, folder / FILE)
+        save(self.mean, folder / FILE)
 
     def load(self, folder: Path, count: int) -> None:
         """Continue from what `save` wrote.
@@ -52,11 +62,5 @@ class IterateAverage:
         Raises:
             TrainingError: the file is missing, damaged, or of other parameters.
         """
-        try:
-            saved = load_file(folder / FILE)
-            torch._foreach_copy_(self.mean, [saved[str(index)] for index in range(len(self.mean))])
-        except (OSError, SafetensorError, KeyError, RuntimeError) as error:  # the last two: other parameters
-            raise TrainingError(
-                f"{folder} cannot be read: {FILE}: {error}; remove it, and start again"
-            ) from error
+        load_into(self.mean, folder / FILE)
         self.count = count

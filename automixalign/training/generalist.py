@@ -10,7 +10,8 @@ from automixalign.data.store import TRAIN, tasks_of
 from automixalign.scoring import caches
 from automixalign.system.errors import CacheError
 from automixalign.training.job import Training
-from automixalign.training.train import read_training_pairs, train_policy
+from automixalign.training.train import read_pairs, train_policy
+from automixalign.training.validation import Validation
 
 
 class GeneralistTraining(Training):
@@ -36,14 +37,21 @@ class GeneralistTraining(Training):
 
     def run(self, scratch: Path) -> dict[str, Any]:
         method = self.settings.method
-        tables = self.read_tables()
+        tables = self.read_tables(TRAIN)
         mixer = method.mixer({task: len(table) for task, table in tables.items()}, self.settings.seed)
-        facts = train_policy(self, tables, mixer, scratch, average_iterates=method.average_iterates)
+        facts = train_policy(
+            self,
+            tables,
+            mixer,
+            scratch,
+            average_iterates=method.average_iterates,
+            validation=Validation.of(self.settings, self.read_tables),
+        )
         weights = dict(zip(tables, mixer.weights().round(4).tolist(), strict=True))
         return {**method.model_dump(exclude_none=True), **facts, "weights": weights}
 
-    def read_tables(self) -> dict[str, pa.Table]:
-        """Task -> its training pairs with their `reference_logps` and `specialist_loss`.
+    def read_tables(self, split: str) -> dict[str, pa.Table]:
+        """Task -> the pairs of its split with their `reference_logps` and `specialist_loss`.
 
         Raises:
             CacheError: a cache is missing, incomplete, or belongs to other data.
@@ -54,8 +62,8 @@ class GeneralistTraining(Training):
             if task not in folders:
                 raise CacheError(f"there are no specialist losses of task {task}")
             caches.check_cache(folders[task], self.data, task)
-            pairs = read_training_pairs(self, task)
-            cache = caches.read_cache(folders[task], TRAIN, caches.LOSS)
+            pairs = read_pairs(self, task, split)
+            cache = caches.read_cache(folders[task], split, caches.LOSS)
             losses = caches.join(cache, pairs.column("pair_id").to_pylist(), f"specialist losses of {task}")
             tables[task] = pairs.append_column("specialist_loss", losses.column(caches.LOSS))
         return tables

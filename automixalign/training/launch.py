@@ -14,14 +14,24 @@ from automixalign.training import worker
 from automixalign.training.job import JOB, RESULT, WORLD_SIZE, Job, Training, error_of
 from automixalign.training.nodes import train_job
 
-_COSTS = ("steps", "pairs", "trained_parameters", "seconds", "tokens", "tokens_per_second")
+_COSTS = (
+    "steps",
+    "pairs",
+    "trained_parameters",
+    "seconds",
+    "tokens",
+    "tokens_per_second",
+    "validation_seconds",
+    "kept_step",
+)
 
 
 def train(training: Training) -> dict[str, Any]:
     """Train a specialist or a generalist, and record the training in MLflow.
 
     Returns:
-        Steps, pairs, tokens, seconds; of a generalist also its method and its last task weights.
+        Steps, pairs, tokens, seconds; with a validation also `kept_step` and `validation_seconds`; of a
+        generalist also its method and its last task weights.
 
     Raises:
         CacheError: a cache is missing, incomplete, or belongs to other data.
@@ -31,7 +41,7 @@ def train(training: Training) -> dict[str, Any]:
     tokens = sum(row["pairs"][task] * (mean or 0) for row in rows for task, mean in row["tokens"].items())
     facts = {**facts, "tokens": round(tokens), "tokens_per_second": round(tokens / max(facts["seconds"], 0.1))}
     record = current_step().record
-    record.add_metrics({key: facts[key] for key in _COSTS})
+    record.add_metrics({key: facts[key] for key in _COSTS if key in facts})
     record.add_params({**training.options(), "steps": facts["steps"]})
     record.add_curves(training.trajectory)
     record.add_artifact(training.trajectory, "trajectory.jsonl")

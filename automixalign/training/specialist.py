@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from automixalign.config.training import SpecialistSettings, specialist_name
+from automixalign.data.store import TRAIN
 from automixalign.method.mixer import Mixer
 from automixalign.training.job import Training
-from automixalign.training.train import read_training_pairs, train_policy
+from automixalign.training.train import read_pairs, train_policy
+from automixalign.training.validation import Validation
 
 
 class SpecialistTraining(Training):
@@ -22,8 +24,9 @@ class SpecialistTraining(Training):
         return specialist_name(self.task)
 
     def run(self, scratch: Path) -> dict[str, Any]:
-        pairs = read_training_pairs(self, self.task)
+        pairs = read_pairs(self, self.task, TRAIN)
         if self.pair_ids is not None:
             pairs = pairs.filter([pair_id in self.pair_ids for pair_id in pairs.column("pair_id").to_pylist()])
         mixer = Mixer({self.task: len(pairs)}, self.settings.seed)
-        return train_policy(self, {self.task: pairs}, mixer, scratch)
+        validation = Validation.of(self.settings, lambda split: {self.task: read_pairs(self, self.task, split)})
+        return train_policy(self, {self.task: pairs}, mixer, scratch, validation=validation)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from automixalign.config.training import TrainingSettings
-from automixalign.data.store import IDS, TRAIN, read_split
+from automixalign.data.store import IDS, read_split
 from automixalign.method.mixer import Mixer
 from automixalign.models.base_address import read_address
 from automixalign.models.full_model import save_full_model, write_full_model
@@ -24,6 +24,7 @@ from automixalign.system.errors import ConfigError, TrainingError
 from automixalign.training.checkpoints.folder import TRAJECTORY, CheckpointStore
 from automixalign.training.checkpoints.store import checkpoint_store, checkpoints_location
 from automixalign.training.job import Training, world_size
+from automixalign.training.validation import Validation
 
 if TYPE_CHECKING:
     from trl import DPOConfig
@@ -32,16 +33,16 @@ _MODEL_CARD = "README.md"
 """peft's template of a model card."""
 
 
-def read_training_pairs(training: Training, task: str) -> pa.Table:
-    """The training pairs of a task with the log-probabilities under the reference model.
+def read_pairs(training: Training, task: str, split: str) -> pa.Table:
+    """The pairs of a task's split with the log-probabilities under the reference model.
 
     Raises:
         CacheError: the log-probabilities are missing, incomplete, or belong to other data.
     """
     cache = training.reference_logps / task
     caches.check_cache(cache, training.data, task)
-    pairs = read_split(training.data, task, TRAIN, IDS)
-    table = caches.read_cache(cache, TRAIN, caches.CHOSEN, caches.REJECTED)
+    pairs = read_split(training.data, task, split, IDS)
+    table = caches.read_cache(cache, split, caches.CHOSEN, caches.REJECTED)
     logps = caches.join(table, pairs.column("pair_id").to_pylist(), f"reference log-probs of {task}")
     pairs = pairs.append_column("ref_chosen_logps", logps.column(caches.CHOSEN))
     return pairs.append_column("ref_rejected_logps", logps.column(caches.REJECTED))
@@ -53,6 +54,7 @@ def train_policy(
     mixer: Mixer,
     scratch: Path,
     average_iterates: float | None = None,
+    validation: Validation | None = None,
 ) -> dict[str, Any]:
     """Train a policy in every process that shares the work; the first one writes the model.
 
@@ -62,9 +64,11 @@ def train_policy(
         mixer: mixes the tasks, in the order of `tables`.
         scratch: a temporary folder that the processes of a machine share.
         average_iterates: share of the training, from its end, over whose steps the policy is averaged.
+        validation: what to validate the policy on, if anything.
 
     Returns:
-        Steps, pairs, trained parameters and seconds.
+        Steps, pairs, trained parameters and seconds; with a validation also the step whose policy is the model,
+        and the seconds of validating, which the other seconds do not hold.
 
     Raises:
         TrainingError: the loss or a weight became not finite.
@@ -77,7 +81,10 @@ def train_policy(
     pairs = sum(len(table) for table in tables.values())
     steps = training.settings.budget.count_steps(pairs, spec.batch_size)
     location = checkpoints_location(spec.checkpoint_every)
-    key = checkpoint_key(training, tables) if location else "training"
+    validated = validation.tables if validation is not None else {}
+    # No task has a colon in its name.
+    all_tables = {**tables, **{f"validation:{task}": table for task, table in validated.items()}}
+    key = checkpoint_key(training, all_tables) if location else "training"
     with checkpoint_store(location, key, scratch) as checkpoints:
         start = training.start_model
         tokenizer = load_tokenizer(start)
@@ -95,6 +102,7 @@ def train_policy(
             trajectory=log,
             average_iterates=average_iterates,
             checkpoints=checkpoints,
+            validation=validation,
             processing_class=tokenizer,
             peft_config=lora_config(model, spec.lora),
         )
@@ -113,11 +121,19 @@ def train_policy(
                 _check_weights(folder, steps)
                 tokenizer.save_pretrained(folder)
             files.link(log, training.trajectory)
-    return {
+    seconds, validator = time.monotonic() - started, trainer.validator
+    facts = {
         "steps": steps,
         "pairs": steps * spec.batch_size,
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        "seconds": round(time.monotonic() - started, 1),
+    }
+    if validator is None:
+        return {**facts, "seconds": round(seconds, 1)}
+    return {
+        **facts,
+        "seconds": round(seconds - validator.seconds, 1),
+        "validation_seconds": round(validator.seconds, 1),
+        "kept_step": trainer.kept_step,
     }
 
 

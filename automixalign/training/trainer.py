@@ -10,7 +10,9 @@ It differs from `trl.DPOTrainer` only in this:
 - The loss of a step is `mean_z w_z e(z)` (`method/mixers.py`), plus `nll_weight` times the negative
   log-likelihood of the chosen answers: a mean over the tokens of the whole step, however many forward passes it
   has.
-- A checkpoint also holds the mixer, the position of the draws, and the average of the iterates.
+- The policy is scored on validation pairs, if the training has a validation (`validation.py`).
+- A checkpoint also holds the mixer, the position of the draws, the average of the iterates, and the best
+  policy.
 """
 
 import json
@@ -42,6 +44,7 @@ from automixalign.system.errors import TrainingError
 from automixalign.system.messages import logger
 from automixalign.training.averaging import IterateAverage
 from automixalign.training.checkpoints.folder import STATE, TRAJECTORY, CheckpointStore, saving
+from automixalign.training.validation import Validation, Validator
 
 _REFERENCE_LOGPS = ("ref_chosen_logps", "ref_rejected_logps")
 _SPECIALIST_LOSS = "specialist_loss"
@@ -62,6 +65,7 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         trajectory: JSONL file, which gets a line for each optimiser step.
         average_iterates: share of the training, from its end, over whose steps the policy is averaged.
         checkpoints: the store of the checkpoints; by default the folder `args.output_dir`.
+        validation: what to validate the policy on, if anything.
         kwargs: passed to TRL: `processing_class`, `peft_config`, `callbacks`.
 
     Raises:
@@ -80,6 +84,7 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         trajectory: Path,
         average_iterates: float | None = None,
         checkpoints: CheckpointStore | None = None,
+        validation: Validation | None = None,
         **kwargs: Any,
     ) -> None:
         self.policy = model
@@ -108,6 +113,16 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         self.first_averaged = args.max_steps - math.ceil(share * args.max_steps) + 1
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.average = IterateAverage(trained) if share else None
+        self.validator: Validator | None = None
+        if validation is not None:
+            self.validator = Validator(
+                validation,
+                self.policy,
+                parameters=trained,
+                average=self.average,
+                accelerator=self.accelerator,
+                folder=Path(args.output_dir),
+            )
         self.add_callback(_AfterStep(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
@@ -129,9 +144,17 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         with _naming(checkpoint), packing(self.policy) as self.packed:
             result = super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
         self.packed = False
-        if self.average is not None:
+        if self.validator is not None and self.validator.best:
+            self.validator.install_best()
+        elif self.average is not None:
             self.average.install()
         return result
+
+    @property
+    def kept_step(self) -> int:
+        """The step whose policy `train` has left in the model."""
+        best = self.validator.best if self.validator is not None else {}
+        return int(best.get("step", self.state.global_step))
 
     def whole_state_dict(self) -> dict[str, torch.Tensor] | None:
         """The policy's weights if FSDP has divided them, on the first process; every process must call this.
@@ -155,6 +178,8 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         self.draws.drawn = state["drawn"]
         if self.average is not None:
             self.average.load(checkpoint, state["averaged"])
+        if self.validator is not None:
+            self.validator.load(checkpoint, state["best"])
         if self.accelerator.is_main_process:
             logger.info("resumes after step %s, from %s", state["step"], checkpoint)
             with files.replacing(self.trajectory) as new:
@@ -172,11 +197,14 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
     def _complete(self, checkpoint: Path) -> None:
         if self.average is not None:
             self.average.save(checkpoint)
+        if self.validator is not None:
+            self.validator.save(checkpoint)
         state = {
             "step": self.state.global_step,
             "mixer": self.mixer.state(),
             "drawn": self.draws.drawn,
             "averaged": self.average.count if self.average is not None else 0,
+            "best": self.validator.best if self.validator is not None else {},
         }
         files.write_json(checkpoint / STATE, state)
         shutil.copyfile(self.trajectory, checkpoint / TRAJECTORY)
@@ -292,14 +320,17 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         self.mixer.update(totals[self.mixer.learns_from], pairs)
         if self.average is not None and self.state.global_step >= self.first_averaged:
             self.average.add()
+        step, last = self.state.global_step, self.args.max_steps
+        validated = self.validator.validate(step, last) if self.validator is not None else {}
         if self.accelerator.is_main_process:
             loss = float(totals["loss"].sum() / pairs.sum())
-            current_step().report(self.state.global_step, self.args.max_steps, loss=loss)
+            current_step().report(step, last, loss=loss)
             row = {
-                "step": self.state.global_step,
+                "step": step,
                 "weights": dict(zip(self.tasks, alpha.tolist(), strict=True)),
                 "pairs": dict(zip(self.tasks, pairs.tolist(), strict=True)),
                 **{name: self._means(total, pairs) for name, total in totals.items()},
+                **({"validation": validated} if validated else {}),
             }
             with self.trajectory.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(row) + "\n")

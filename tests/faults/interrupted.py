@@ -72,7 +72,9 @@ class Fault(NamedTuple):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def settings(method: str, lora: bool, micro_batch: int, **options: Any) -> str:
+def settings(
+    method: str, lora: bool, micro_batch: int, validation: Mapping[str, Any] | None = None, **options: Any
+) -> str:
     """`GeneralistSettings` as JSON for `STEPS` steps with a checkpoint every `EVERY`."""
     training = {
         "batch_size": 4,
@@ -81,14 +83,23 @@ def settings(method: str, lora: bool, micro_batch: int, **options: Any) -> str:
         "nll_weight": 0.1,
         "lora": {"rank": 2, "alpha": 4} if lora else None,
         "checkpoint_every": EVERY,
+        **(validation or {}),
     }
+    scoring = {"seed": 3, "batch_size": 8, "precision": "fp32"} if validation else None
     method_options = {"method": method, "eta": 0.5, **options}
     settings = {"seed": 3, "training": training, "budget": {"steps": STEPS}, "method": method_options}
-    return json.dumps({**settings, "plugins": ["benchmarks.mixers"]})
+    return json.dumps({**settings, "scoring": scoring, "plugins": ["benchmarks.mixers"]})
 
 
 EVERYTHING = settings(
-    "ama-r-ablation", True, 2, average_iterates=0.7, average_alpha=True, anneal=True, discount=0.9
+    "ama-r-ablation",
+    True,
+    2,
+    {"validate_every": 1, "keep": "best", "learning_rate": 0.5},
+    average_iterates=0.7,
+    average_alpha=True,
+    anneal=True,
+    discount=0.9,
 )
 """Everything that a checkpoint can hold."""
 

@@ -9,10 +9,11 @@ from safetensors.torch import load_file
 
 from automixalign.config.methods import GeneralistSettings
 from automixalign.storage import files
+from automixalign.system.flatten import flatten
 from automixalign.training.generalist import GeneralistTraining
 
 STEPS = 4
-CLOCK = {"seconds": 0, "tokens_per_second": 0}
+CLOCK = {"seconds": 0, "validation_seconds": 0, "tokens_per_second": 0}
 """The facts in which equal trainings differ."""
 
 
@@ -20,11 +21,13 @@ def generalist(
     output: Path, inputs: dict[str, Any], method: dict[str, Any] | None = None, **training: Any
 ) -> GeneralistTraining:
     """A training of `STEPS` steps into `output/model` and `output/log.jsonl`."""
+    scoring = {"seed": 1, "batch_size": 8, "precision": "fp32"}
     settings = {
         "seed": 1,
         "training": {"batch_size": 8, "learning_rate": 1e-2, **training},
         "budget": {"steps": STEPS},
         "method": method or {"method": "ama-r", "eta": 0.5},
+        "scoring": scoring if "validate_every" in training else None,
     }
     return GeneralistTraining(
         settings=GeneralistSettings.model_validate(settings),
@@ -58,4 +61,6 @@ def assert_same(
         assert row["pairs"] == other_row["pairs"], "the processes' slices together are one process's batch"
         for key in ("weights", "loss", "excess", "margin"):
             assert row[key] == pytest.approx(other_row[key], abs=log_atol)
+        validated, others_validated = (dict(flatten(each.get("validation", {}))) for each in (row, other_row))
+        assert validated == pytest.approx(others_validated, abs=log_atol)
     assert rows[-1]["weights"] != rows[0]["weights"]

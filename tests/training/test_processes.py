@@ -28,7 +28,11 @@ def process_state() -> tuple[list[Any], dict[str, str]]:
 @pytest.mark.parametrize(
     ("method", "training", "largest"),
     [
-        ({"method": "ama-r", "eta": 0.5, "average_iterates": 0.5}, {}, 1e-6),
+        (
+            {"method": "ama-r", "eta": 0.5, "average_iterates": 0.5},
+            {"validate_every": 2, "keep": "best"},
+            1e-6,
+        ),
         ({"method": "ama-s", "eta": 0.5}, {"micro_batch_size": 2, "lora": {"rank": 2, "alpha": 4}}, 1e-4),
     ],
     ids=["ama-r", "ama-s, LoRA, accumulation"],

@@ -31,7 +31,7 @@ def test_the_key_names_all_that_determines_a_training(tmp_path: Path) -> None:
         given = GeneralistSettings.model_validate_json(settings("ama-r", True, 4)).model_copy(update=changes)
         where = {**inputs(), **({"base_model": base_model} if base_model else {}), "start": start}
         training = GeneralistTraining(settings=given, **where, output=tmp_path, trajectory=tmp_path)
-        return checkpoint_key(training, training.read_tables())
+        return checkpoint_key(training, training.read_tables("train"))
 
     other = tmp_path / "model"
     shutil.copytree(inputs()["base_model"], other)

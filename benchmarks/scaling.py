@@ -150,7 +150,7 @@ class Experiment:
         from automixalign.config.training import specialist_name
         from automixalign.report import leaderboard, page, plots
         from automixalign.report.facts.collect import RunResults, collect
-        from automixalign.scoring.metrics import BETTER
+        from automixalign.scoring.metrics.registry import ranked_metrics
 
         made = self.folder / "evaluation"
         summary = files.read_json(made / "summary.json")
@@ -171,7 +171,7 @@ class Experiment:
             entries = leaderboard.build(evaluations, names)
         with self.timed("plots"):
             plots.weight_trajectories({"ama-r": rows}, self.folder / "weights.png")
-            for metric in BETTER:
+            for metric in ranked_metrics():
                 plots.task_bars(entries, metric, self.folder / f"{metric}.png")
         with self.timed("report"):
             results = RunResults(

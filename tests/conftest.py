@@ -14,6 +14,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from automixalign.quickstart.tiny_model import build_tokenizer
+from automixalign.scoring.metrics import registry
+from automixalign.system import plugins
 from automixalign.system.messages import print_messages
 from benchmarks import tiny
 from benchmarks.servers.seaweed import Seaweed, seaweed
@@ -53,6 +55,17 @@ def _empty_stage_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AMA_CACHE", str(tmp_path_factory.mktemp("steps")))
         yield
+
+
+@pytest.fixture
+def own_metrics() -> Iterator[None]:
+    """The metrics that a test registers are gone afterwards."""
+    items, modules = registry._metrics._items, plugins._modules
+    before = dict(registry.registered_metrics()), dict(modules)
+    yield
+    for registered, known in zip((items, modules), before, strict=True):
+        for name in registered.keys() - known.keys():
+            del registered[name]
 
 
 @pytest.fixture(scope="session")

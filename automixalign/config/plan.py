@@ -20,6 +20,7 @@ from automixalign.system.provenance import code_digest, environment_digest
 
 _TRAINING = ("automixalign.training.launch", "automixalign.training.nodes.node", "automixalign.training.worker")
 _VERIFIERS = "automixalign.scoring.verifiers.*"
+_METRICS = "automixalign.scoring.metrics.*"
 
 MODULES: Mapping[Stage, Sequence[str]] = {
     "prepare_base_model": ("automixalign.config.models", "automixalign.models.prepare"),
@@ -44,9 +45,9 @@ MODULES: Mapping[Stage, Sequence[str]] = {
         *_TRAINING,
     ),
     "merge_specialists": ("automixalign.config.merges", "automixalign.merging.merge"),
-    "evaluate": ("automixalign.config.evaluation", "automixalign.scoring.evaluate", _VERIFIERS),
-    "compare": ("automixalign.config.experiment", "automixalign.report.compare"),
-    "register": ("automixalign.config.experiment", "automixalign.release.register"),
+    "evaluate": ("automixalign.config.evaluation", "automixalign.scoring.evaluate", _VERIFIERS, _METRICS),
+    "compare": ("automixalign.config.experiment", "automixalign.report.compare", _METRICS),
+    "register": ("automixalign.config.experiment", "automixalign.release.register", _METRICS),
     "publish": ("automixalign.config.release", "automixalign.release.publish"),
 }
 """What the component of each stage imports, and modules that are started or found by name."""
@@ -194,7 +195,7 @@ class Plan(BaseModel):
             ),
             registry=experiment.registry
             and RegistrySettings(
-                **common("register", *_NUMERIC_MODULES),
+                **common("register", *_NUMERIC_MODULES, used={"metric": None}),
                 registry=experiment.registry,
                 experiment=results,
             ),

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from automixalign.config.experiment import Experiment
 from automixalign.config.merges import MergeSpec
 from automixalign.config.methods import MethodSpec
-from automixalign.config.training import Budget, specialist_name
+from automixalign.config.training import Budget
 from automixalign.data.store import SPLITS, read_card
 from automixalign.models.base_address import BaseAddress, read_address
 from automixalign.models.base_card import CARD, read_licence
 from automixalign.report import leaderboard
 from automixalign.report.facts.limits import limits
-from automixalign.report.intervals import Interval, task_intervals
 from automixalign.report.leaderboard import Entry
 from automixalign.report.runs import Run
+from automixalign.scoring.metrics.registry import ranked_metrics
 from automixalign.storage import files, s3
 from automixalign.system.errors import ConfigError
 from automixalign.system.flatten import flatten
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 Form = Literal["full", "adapter"]
 """What the folder of the card holds: a full model, or a LoRA adapter."""
-METRICS = ("gap", "excess", "loss", "accuracy", "pass_rate")
-"""The metrics in a card, as far as the leaderboard has them."""
 _BASELINES = ("reference", "uniform")
 _METHOD_PAPER = "https://arxiv.org/abs/2506.00569"
 _PACKAGES = ("automixalign", "python", "torch", "transformers", "trl", "peft", "mergekit")
@@ -48,7 +46,6 @@ class RunFacts:
         entries: the leaderboard.
         data: the prepared splits, with their card.
         base_model: the prepared base model.
-        evaluations: model -> the folder of its evaluation. Without them, a card has no intervals.
         costs: generalist or specialist -> what its training returned.
         versions: of the software of the run.
         library: digest of this project's code.
@@ -59,7 +56,6 @@ class RunFacts:
     entries: Sequence[Entry]
     data: Path
     base_model: Path
-    evaluations: Mapping[str, Path] = field(default_factory=dict)
     costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     library: str = ""
@@ -78,13 +74,12 @@ class RunFacts:
             entries=run.entries,
             data=run.folder / "data",
             base_model=run.folder / "models" / "reference",
-            evaluations={entry["model"]: run.folder / "evaluations" / entry["model"] for entry in run.entries},
             costs=page.get("costs") or {},
             versions=page.get("versions") or {},
             library=page.get("library") or "",
             commit=page.get("commit") or "",
         )
-        for folder in (facts.data, facts.base_model, *facts.evaluations.values()):
+        for folder in (facts.data, facts.base_model):
             if not folder.is_dir():
                 raise ConfigError(f"{run.folder} is incomplete: there is no {folder.relative_to(run.folder)}")
         return facts
@@ -121,14 +116,12 @@ def model_card(facts: RunFacts, model: str, form: Form = "full", address: str = 
 
     Raises:
         ConfigError: the run has no such model.
-        CacheError: an evaluation is damaged.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
     entry, card = facts.entry(model), read_card(facts.data)
     address_of_base, licence = read_address(facts.base_model), read_licence(facts.base_model)
     hub = address_of_base if address_of_base and not address_of_base.is_local else None
-    intervals = {name: _intervals(facts, name) for name in _shown_models(facts, model)}
     data = ModelCardData(
         base_model=hub.name if hub else None,
         **licence,
@@ -144,18 +137,13 @@ def model_card(facts: RunFacts, model: str, form: Form = "full", address: str = 
         ("How to load it", _snippet(facts, form, address or model)),
         ("Method", _method(facts, entry)),
         ("Data", _data(card)),
-        ("Results on the test split", _results(facts, model, intervals)),
+        ("Results on the test split", _results(facts, model)),
         ("How it was chosen", _choice(facts, entry)),
         ("What may not be concluded", _bullets(_limits(facts, card))),
         ("How to make it again", _origin(facts)),
     ]
     text = "\n\n".join(f"## {title}\n\n{body}" if title else body for title, body in sections)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
-
-
-def _shown_models(facts: RunFacts, model: str) -> list[str]:
-    names = [entry["model"] for entry in facts.entries]
-    return list(dict.fromkeys([model, *(name for name in _BASELINES if name in names)]))
 
 
 def _tags(facts: RunFacts, entry: Entry, form: Form) -> list[str]:
@@ -202,7 +190,7 @@ def _eval_results(entry: Entry, card: Mapping[str, Any]) -> "list[EvalResult]":
                 metric_value=round(float(value), 6),
             )
             for metric, value in entry["tasks"][task["name"]].items()
-            if metric in METRICS
+            if metric in ranked_metrics()
         ]
     return results
 
@@ -345,58 +333,23 @@ def _data(card: Mapping[str, Any]) -> str:
     return _table(header, rows)
 
 
-def _intervals(facts: RunFacts, model: str) -> dict[str, dict[str, Interval | None]]:
-    """Task -> metric -> interval of a model; empty without evaluations."""
-    if model not in facts.evaluations:
-        return {}
-    return {
-        task.name: task_intervals(
-            facts.evaluations[model], facts.evaluations[specialist_name(task.name)], facts.data, task.name
-        )
-        for task in facts.experiment.tasks
-    }
-
-
-def _results(
-    facts: RunFacts, model: str, intervals: Mapping[str, Mapping[str, Mapping[str, Interval | None]]]
-) -> str:
-    names = list(intervals)
-    shown = [facts.entry(name) for name in names]
-    metrics = [metric for metric in METRICS if any(metric in entry["worst"] for entry in shown)]
-    header, rows = leaderboard.table(shown, metrics)
+def _results(facts: RunFacts, model: str) -> str:
+    shown = [entry for entry in facts.entries if entry["model"] in (model, *_BASELINES)]
+    shown.sort(key=lambda entry: entry["model"] != model)
+    header, rows = leaderboard.table(shown)
     parts = [_table(header, [[cell.replace("**", "") for cell in row] for row in rows])]
-    details = [
-        [
-            task.name,
-            name,
-            *(_measured(facts.entry(name), task.name, metric, intervals[name]) for metric in metrics),
-        ]
-        for task in facts.experiment.tasks
-        for name in names
-    ]
-    parts.append(_table(["task", "model", *(metric.replace("_", " ") for metric in metrics)], details))
+    parts.append(_table(*leaderboard.details(shown)))
     notes = [
         "The *gap* is the mean over test pairs of (loss - loss of the task's specialist), the *excess* that of "
-        "max(loss - loss of the task's specialist, 0). Lower is better; for accuracy and pass rate, higher is."
+        "max(loss - loss of the task's specialist, 0). Lower is better for gap, excess and loss, higher for "
+        "accuracy, margin and pass rate."
     ]
-    if any(intervals.values()):
+    if any(entry.get("intervals") for entry in shown):
         notes.append(
             "Brackets hold 95 % intervals, from a bootstrap over prompts. They show how much the test data may "
             "vary. They do not show how much another seed would change the model."
         )
     return "\n\n".join([*parts, " ".join(notes)])
-
-
-def _measured(
-    entry: Entry, task: str, metric: str, intervals: Mapping[str, Mapping[str, Interval | None]]
-) -> str:
-    """A metric with its interval; the reference has no preference, so no accuracy."""
-    measured = entry["tasks"][task]
-    if metric not in measured or (entry["family"] == "reference" and metric == "accuracy"):
-        return leaderboard.NOT_MEASURED
-    interval = intervals.get(task, {}).get(metric)
-    value = f"{measured[metric]:.3f}"
-    return value if interval is None else f"{value} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def _choice(facts: RunFacts, entry: Entry) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from automixalign.config.experiment import ComparisonSettings, Experiment, model_names
 from automixalign.report import leaderboard, page, plots
 from automixalign.report.facts.collect import RunResults, collect
-from automixalign.scoring.metrics import BETTER
+from automixalign.scoring.metrics.registry import ranked_metrics
 from automixalign.steps.step import current_step
 from automixalign.storage import files
 from automixalign.system.errors import CacheError
@@ -63,7 +63,7 @@ def compare(settings: ComparisonSettings, results: RunResults, paths: ReportPath
         folder.mkdir()
         logs = {m.name: files.read_jsonl(results.trajectories[m.name]) for m in experiment.methods}
         plots.weight_trajectories(logs, folder / "task_weights.png")
-        for metric in BETTER:
+        for metric in ranked_metrics():
             plots.task_bars(entries, metric, folder / f"{metric}.png")
     files.write_text(paths.markdown, as_markdown(entries))
     page.write(collect(settings, entries, results), paths.page, paths.facts)
@@ -112,16 +112,22 @@ def headline_metrics(entries: list[leaderboard.Entry]) -> dict[str, float]:
     entry = leaderboard.chosen(entries)
     if entry is None:
         return {}
-    worst = {f"worst_{metric}": entry["worst"][metric] for metric in ("gap", "excess", "accuracy")}
-    return worst | {key: entry["average"][key] for key in ("pass_rate",) if key in entry["average"]}
+    metrics = ranked_metrics()
+    return {
+        f"{view}_{metric}": entry[view][metric]
+        for view, metric in leaderboard.columns([entry])
+        if metrics[metric].headline
+    }
 
 
 def as_markdown(entries: list[leaderboard.Entry]) -> str:
-    """The leaderboard as a table; KFP's page renders it, and would also render HTML in it."""
-    header, rows = leaderboard.table(entries)
-    rows = [[*map(_escape, (model, family)), *numbers] for model, family, *numbers in rows]
-    lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
-    return "\n\n".join([*map(_escape, leaderboard.conclusions(entries)), "\n".join([*lines, ""])])
+    """The leaderboard and its intervals as tables; KFP's page renders it, and would also render HTML in it."""
+    parts = list(map(_escape, leaderboard.conclusions(entries)))
+    for header, rows in (leaderboard.table(entries), leaderboard.details(entries)):
+        escaped = [[*map(_escape, (first, second)), *numbers] for first, second, *numbers in rows]
+        lines = [header, ["---"] * len(header), *escaped]
+        parts.append("\n".join("| " + " | ".join(cells) + " |" for cells in lines))
+    return "\n\n".join([*parts, ""])
 
 
 def _escape(text: str) -> str:

@@ -6,22 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from automixalign.config.file import dump_yaml
-from automixalign.report import page
+from automixalign.report import leaderboard, page
+from automixalign.report.leaderboard import RANKED_BY
 from automixalign.report.runs import Run
+from automixalign.scoring.intervals import Estimate, student_interval
+from automixalign.scoring.metrics.registry import ranked_metrics
 from automixalign.system.errors import ConfigError
 from automixalign.system.flatten import flatten
 from automixalign.system.schema import did_you_mean
 
-BASELINE = "uniform"
-_LEVEL = 0.95
 
-
-def compare_runs(folders: Sequence[Path], baseline: str = BASELINE) -> dict[str, Any]:
+def compare_runs(folders: Sequence[Path], baseline: str | None = None) -> dict[str, Any]:
     """The facts of the page that compares runs.
 
     Args:
         folders: two run folders or more.
-        baseline: the model that the others are compared with by worst-task excess, run by run.
+        baseline: the model that the others are compared with by worst-task gap, run by run; by default that of
+            a single run.
 
     Raises:
         ConfigError: a folder is not that of a finished run; two runs differ in more than the seed, or have the
@@ -30,6 +31,7 @@ def compare_runs(folders: Sequence[Path], baseline: str = BASELINE) -> dict[str,
     runs = sorted((Run.read(folder) for folder in folders), key=lambda run: run.experiment.seed)
     _check_settings(runs)
     boards = [{entry["model"]: entry for entry in run.entries} for run in runs]
+    baseline = baseline or leaderboard.baseline(runs[0].entries) or ""
     if baseline not in boards[0]:
         hint = did_you_mean(baseline, boards[0])
         raise ConfigError(
@@ -43,6 +45,7 @@ def compare_runs(folders: Sequence[Path], baseline: str = BASELINE) -> dict[str,
         "name": f"{experiment.name}: {len(runs)} runs",
         "verdict": _verdict(models, baseline, len(runs)),
         "baseline": baseline,
+        "metrics": {name: metric.facts() for name, metric in ranked_metrics().items()},
         "runs": [
             {"seed": run.experiment.seed, "folder": str(run.folder), "library": library}
             for run, library in zip(runs, libraries, strict=True)
@@ -53,7 +56,7 @@ def compare_runs(folders: Sequence[Path], baseline: str = BASELINE) -> dict[str,
     }
 
 
-def write_comparison(folders: Sequence[Path], output: Path, baseline: str = BASELINE) -> None:
+def write_comparison(folders: Sequence[Path], output: Path, baseline: str | None = None) -> None:
     """Write the page that compares runs; see `compare_runs`.
 
     Raises:
@@ -81,28 +84,21 @@ def _limits(libraries: Sequence[str | None]) -> list[str]:
 
 def _model(name: str, boards: Sequence[Mapping[str, Any]], baseline: str) -> dict[str, Any]:
     entries = [board[name] for board in boards]
-    each = [entry["worst"]["excess"] for entry in entries]
-    differences = [board[name]["worst"]["excess"] - board[baseline]["worst"]["excess"] for board in boards]
+    each = [entry["worst"][RANKED_BY] for entry in entries]
+    differences = [
+        value - board[baseline]["worst"][RANKED_BY] for value, board in zip(each, boards, strict=True)
+    ]
     return {
         "model": name,
         "family": entries[0]["family"],
         "each": each,
-        "difference": None if name == baseline else interval(differences),
+        "difference": None if name == baseline else student_interval(differences)._asdict(),
         "wins": sum(difference < 0 for difference in differences),
-        "worst_excess": statistics.fmean(each),
-        "average_excess": _mean([entry["average"]["excess"] for entry in entries]),
-        "worst_accuracy": _mean([entry["worst"].get("accuracy") for entry in entries]),
-        "worst_pass_rate": _mean([entry["worst"].get("pass_rate") for entry in entries]),
+        **{
+            view: {metric: _mean([entry[view].get(metric) for entry in entries]) for metric in ranked_metrics()}
+            for view in ("worst", "average")
+        },
     }
-
-
-def interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean of two values or more, and its 95 % interval by Student's t: `mean`, `low`, `high`."""
-    from scipy import stats
-
-    mean = statistics.fmean(values)
-    half_width = float(stats.t.ppf((1 + _LEVEL) / 2, len(values) - 1) * stats.sem(values))
-    return {"mean": mean, "low": mean - half_width, "high": mean + half_width}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -111,20 +107,20 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _verdict(models: Sequence[Mapping[str, Any]], baseline: str, runs: int) -> str:
-    ranked = [model for model in models if model["family"] in ("generalist", "merge")]
-    first = min(ranked, key=lambda model: float(model["worst_excess"]))
-    mean = f"{first['worst_excess']:.3f}"
-    opening = f"{first['model']} has the smallest mean worst-task excess over {runs} runs, {mean}"
+    ranked = [model for model in models if model["family"] in leaderboard.CANDIDATES]
+    first = min(ranked, key=lambda model: float(model["worst"][RANKED_BY]))
+    opening = (
+        f"{first['model']} has the smallest mean worst-task {RANKED_BY} over {runs} runs, "
+        f"{first['worst'][RANKED_BY]:.3f}"
+    )
     if first["difference"] is None:
         return f"{opening}; it is the baseline."
-    difference = first["difference"]
-    side = "below" if difference["mean"] < 0 else "above"
-    uncertain = difference["low"] <= 0 <= difference["high"]
-    certain = f"its 95 % interval {'contains 0, so this is not certain' if uncertain else 'excludes 0'}"
-    limits = f"{difference['low']:+.3f} to {difference['high']:+.3f}"
+    difference = Estimate(**first["difference"])
+    side = "below" if difference.mean < 0 else "above"
+    certain = "excludes 0" if difference.resolved else "contains 0, so this is not resolved"
     return (
-        f"{opening}: {abs(difference['mean']):.3f} {side} {baseline} ({limits}), "
-        f"better in {first['wins']} of {runs} runs; {certain}."
+        f"{opening}: {abs(difference.mean):.3f} {side} {baseline} ({difference.low:+.3f} to "
+        f"{difference.high:+.3f}), better in {first['wins']} of {runs} runs; its 95 % interval {certain}."
     )
 
 

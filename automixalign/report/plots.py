@@ -9,7 +9,7 @@ import numpy as np
 
 from automixalign.report.facts.curves import running_mean
 from automixalign.report.leaderboard import Entry
-from automixalign.scoring.metrics import BETTER
+from automixalign.scoring.metrics.registry import registered_metrics
 
 mpl.use("Agg")  # no display in a container
 
@@ -57,7 +57,8 @@ def task_bars(entries: list[Entry], metric: str, path: Path) -> None:
         positions = np.arange(len(compared)) + (number - (len(tasks) - 1) / 2) * width
         axis.bar(positions, [entry["tasks"][task][metric] for entry in compared], width, label=task)
     axis.set_xticks(range(len(compared)), [entry["model"] for entry in compared], rotation=30, ha="right")
-    axis.set_title(f"{metric.replace('_', ' ')} on the test split ({BETTER[metric]} is better)")
+    shown = registered_metrics()[metric]
+    axis.set_title(f"{shown.title} on the test split ({shown.better} is better)")
     axis.legend(fontsize=8, ncols=len(tasks))
     _save(figure, path)
 

@@ -56,7 +56,7 @@ def best_model(run: Path) -> str:
     if board.is_file():
         entries = files.read_json(board)
         chosen = leaderboard.chosen(entries)
-        name = leaderboard.best(entries, "worst", "excess") if chosen is None else chosen["model"]
+        name = leaderboard.best(entries, "worst", leaderboard.RANKED_BY) if chosen is None else chosen["model"]
         if name is not None:
             return str(name)
     raise ConfigError(

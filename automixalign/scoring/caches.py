@@ -19,6 +19,8 @@ from automixalign.system.errors import CacheError
 Floats = npt.NDArray[np.float64]
 
 CHOSEN, REJECTED, LOSS = "chosen_logps", "rejected_logps", "loss"
+MARGIN, LOG_RATIO, PROMPT = "margin", "chosen_log_ratio", "prompt"
+"""Further columns of an evaluation; pairs of one prompt have the same number."""
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
 """The file of an evaluation with the metrics of each task."""
@@ -87,7 +89,10 @@ def check_cache(cache: Path, data: Path, task: str) -> None:
 
 
 def read_scores(evaluation: Path, task: str, *columns: str) -> pa.Table:
-    """Read an evaluation's scores of a task: `pair_id`, `chosen_logps`, `rejected_logps`, `margin`, `loss`.
+    """Read an evaluation's scores of a task.
+
+    Its columns are `pair_id`, `prompt`, `chosen_logps`, `rejected_logps`, `chosen_log_ratio`, `margin` and
+    `loss`.
 
     Args:
         columns: required besides `pair_id`.

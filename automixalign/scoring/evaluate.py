@@ -15,7 +15,8 @@ from automixalign.models.generate import Decoding, generate, room
 from automixalign.models.load import load_model, load_tokenizer
 from automixalign.scoring import caches
 from automixalign.scoring.caches import GENERATIONS, SUMMARY
-from automixalign.scoring.metrics import PairScores, pair_metrics, pass_rate
+from automixalign.scoring.intervals import prompt_numbers
+from automixalign.scoring.metrics.registry import PairScores, answer_values, means, pair_values
 from automixalign.scoring.scorer import Scorer, log_ratios, pair_losses
 from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.steps.step import current_step
@@ -58,9 +59,8 @@ def evaluate(
             further one without them, into `output/SPLIT`, unless it is empty.
 
     Returns:
-        The summary of the first split: each task's metrics (`automixalign.scoring.metrics`). The reference
-        model has no accuracy. The excess and the gap are missing, because they need the specialists; the
-        leaderboard computes them.
+        The summary of the first split: each task's metrics (`automixalign.scoring.metrics`) that need no
+        specialist. The leaderboard computes those that do.
 
     Raises:
         CacheError: the reference log-probabilities lack a pair or belong to other data.
@@ -83,7 +83,7 @@ def evaluate(
                 for task in filter(settings.verifiers.get, tasks if settings.evaluation.generate else ()):
                     pairs = read_split(data, task, split, (*IDS, "generation_ids", "answer"))
                     answers = _verified_answers(settings, task, pairs, policy, base_model=base_model)
-                    tasks[task]["pass_rate"] = pass_rate(answer["passed"] for answer in answers)
+                    tasks[task] |= means(answer_values(answers))
                     generations += answers
                 files.write_jsonl(target / GENERATIONS, generations)
             for task, table in scores.items():
@@ -119,11 +119,16 @@ def _measure(
         chosen_ratio, rejected_ratio = log_ratios(scores, reference_scores)
         margins = settings.loss.beta * (chosen_ratio - rejected_ratio)
         losses = pair_losses(settings.loss, scores, reference_scores, pairs)
-        scores = scores.append_column("margin", pa.array(margins))
-        tables[task] = scores.append_column(caches.LOSS, pa.array(losses))
-        metrics[task] = pair_metrics(PairScores(losses, margins, chosen_ratio))
-        if family == REFERENCE:
-            del metrics[task]["accuracy"]  # it prefers neither answer: every margin is 0 by definition
+        columns = {
+            caches.MARGIN: margins,
+            caches.LOG_RATIO: chosen_ratio,
+            caches.LOSS: losses,
+            caches.PROMPT: prompt_numbers(pairs.column("prompt_ids").to_pylist()),
+        }
+        for column, values in columns.items():
+            scores = scores.append_column(column, pa.array(values))
+        tables[task] = scores
+        metrics[task] = means(pair_values(PairScores(losses, margins, chosen_ratio)))
     return metrics, tables
 
 

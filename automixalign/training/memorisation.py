@@ -9,7 +9,7 @@ import pyarrow as pa
 from automixalign.config.training import SpecialistLossesSettings, specialist_name
 from automixalign.data.store import SPLITS, TRAIN
 from automixalign.scoring.caches import Floats
-from automixalign.scoring.metrics import difference_interval
+from automixalign.scoring.intervals import difference_interval, prompt_numbers
 
 _PASSES = 2
 """A training that saw each pair less often cannot have memorised many of them."""
@@ -32,23 +32,19 @@ def measure_memorisation(
         specialists of the other half scored the training pairs.
     """
     held_out = [split for split in SPLITS if split != TRAIN]
-    numbers: dict[bytes, int] = {}
-    prompts = {
-        split: [
-            numbers.setdefault(np.asarray(ids, dtype=np.int32).tobytes(), len(numbers))
-            for ids in table.column("prompt_ids").to_pylist()
-        ]
-        for split, table in pairs.items()
-    }
     values = np.concatenate([losses[split] for split in held_out])
-    clusters = [number for split in held_out for number in prompts[split]]
+    prompts = prompt_numbers(
+        ids for split in (*held_out, TRAIN) for ids in pairs[split].column("prompt_ids").to_pylist()
+    )
     passes = None
     if settings.budget is not None and settings.pairs_per_step is not None:
         count = len(losses[TRAIN])
         passes = settings.budget.count_steps(count, settings.pairs_per_step) * settings.pairs_per_step / count
     return {
         "gap": float(values.mean() - losses[TRAIN].mean()),
-        "gap_interval": difference_interval(values, clusters, losses[TRAIN], prompts[TRAIN]),
+        "gap_interval": difference_interval(
+            values, prompts[: len(values)], losses[TRAIN], prompts[len(values) :]
+        ),
         "passes": passes,
         "cross_fit": settings.fold is not None,
     }

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from automixalign.scoring.metrics import over_tasks
+from automixalign.scoring.metrics.registry import over_tasks
 from automixalign.storage import files
 from benchmarks import harness
 from benchmarks.quality import sweep

@@ -16,7 +16,7 @@ from typing import Any
 
 from automixalign.config.experiment import parse_experiment
 from automixalign.data.store import TEST
-from automixalign.scoring.metrics import over_tasks
+from automixalign.scoring.metrics.registry import over_tasks
 from automixalign.storage import files
 from benchmarks.quality import sweep
 from benchmarks.quality.arms import Arm

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from automixalign.data.store import TEST
-from automixalign.scoring.metrics import over_tasks
+from automixalign.scoring.metrics.registry import over_tasks
 from benchmarks import harness
 from benchmarks.quality import sweep
 from benchmarks.quality.arms import Arm, Options

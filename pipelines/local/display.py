@@ -18,6 +18,7 @@ from automixalign.config.experiment import Experiment
 from automixalign.config.file import read_yaml
 from automixalign.report import leaderboard, run_folder, runs
 from automixalign.report.run_folder import LEADERBOARD
+from automixalign.scoring.metrics.registry import ranked_metrics
 from automixalign.steps.events import stage_title
 from automixalign.steps.tracking.store import default_store, sqlite_file
 from automixalign.storage import files
@@ -26,9 +27,7 @@ from pipelines.local.mlflow_sender import LINK
 from pipelines.local.outcome import StageFailedError
 
 _REGISTRATION, _PUBLICATION = "registration.json", "publication.json"
-_COLUMNS = {"excess": "\n{}\nexcess", "accuracy": "\n{}\naccuracy", "pass_rate": "{}\npass\nrate"}
-"""Metric -> column title. These fit a terminal of 80 columns; the report shows all metrics."""
-
+_UNLIMITED = 10_000
 _BAR_WIDTH, _WIDE = 16, 96
 """Of a progress bar, and the narrowest terminal that has room for it."""
 _ENDS = ("finished", "failed", "cached")
@@ -129,25 +128,16 @@ def count_stages(experiment: Experiment) -> int:
 def show_results(console: Console, folder: Path) -> None:
     """Print the leaderboard, the conclusions, and the paths of the results."""
     entries = files.read_json(folder / LEADERBOARD)
-    header, rows = leaderboard.table(entries, _COLUMNS)
-    dash = "-" if console.options.ascii_only else leaderboard.NOT_MEASURED
-    table = Table(
-        title="held-out test split; best generalist or merge in bold",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        show_edge=False,
-    )
-    table.add_column("model", no_wrap=True)
-    for name in header[2:]:
-        view, metric = name.split()
-        view = "mean" if view == "average" else view
-        table.add_column(_COLUMNS[metric].format(view), justify="right", no_wrap=True)
-    for model, family, *values in rows:
-        cells = [f"[bold]{cell.strip('*')}[/]" if cell.startswith("**") else cell for cell in values]
-        cells = [dash if cell == leaderboard.NOT_MEASURED else cell for cell in cells]
-        table.add_row(_text(model), *cells, style="dim" if family in ("reference", "specialist") else None)
-    console.print(table)
+    metrics = ranked_metrics()
+    columns = [column for column in leaderboard.columns(entries) if metrics[column[1]].headline]
+    columns.sort(key=lambda column: column[0] != "worst")  # the means are left out first if not all columns fit
+    unlimited = console.options.update(max_width=_UNLIMITED)
+    while (
+        len(columns) > 1
+        and console.measure(_table(console, entries, columns), options=unlimited).maximum > console.width
+    ):
+        columns.pop()
+    console.print(_table(console, entries, columns))
     for sentence in leaderboard.conclusions(entries):
         console.print(_text(sentence), highlight=False, emoji=False)
     paths = {
@@ -162,6 +152,30 @@ def show_results(console: Console, folder: Path) -> None:
     if (folder / LINK).exists():
         _print(console, f"  {'MLflow':<13}{_mlflow_address(files.read_json(folder / LINK))}")
     _show_releases(console, folder)
+
+
+def _table(console: Console, entries: list[leaderboard.Entry], columns: list[tuple[str, str]]) -> Table:
+    """The leaderboard with some of its columns."""
+    shown = [column for column in leaderboard.columns(entries) if column in columns]
+    header, rows = leaderboard.table(entries, shown)
+    dash = "-" if console.options.ascii_only else leaderboard.NOT_MEASURED
+    table = Table(
+        title="held-out test split; best generalist or merge in bold",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("model", no_wrap=True, vertical="bottom")
+    for name in header[2:]:
+        words = name.replace("average", "mean").split()
+        table.add_column("\n".join(words), justify="right", no_wrap=True, vertical="bottom")
+    for model, family, *values in rows:
+        cells = [f"[bold]{cell.strip('*')}[/]" if cell.startswith("**") else cell for cell in values]
+        cells = [dash if cell == leaderboard.NOT_MEASURED else cell for cell in cells]
+        table.add_row(_text(model), *cells, style="dim" if family in ("reference", "specialist") else None)
+    return table
 
 
 def _mlflow_address(link: dict[str, str]) -> str:

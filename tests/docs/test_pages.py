@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import io
 import random
 import re
 import shlex
@@ -18,6 +19,7 @@ import torch
 import typer
 import yaml
 from mergekit.merge_methods import merge_tensors
+from rich.console import Console
 
 from automixalign.config.experiment import parse_experiment
 from automixalign.config.file import read_yaml
@@ -27,8 +29,14 @@ from automixalign.data.row_formats.row_format import DroppedRow
 from automixalign.method.losses import LossType
 from automixalign.method.merge_methods import registered_merges
 from automixalign.method.mixers import registered_mixers
+from automixalign.report import runs
+from automixalign.report.compare import headline_metrics
+from automixalign.scoring import caches
+from automixalign.storage import files
 from automixalign.system.plugins import GROUPS, Kind
 from pipelines import cli
+from pipelines.local.display import show_results
+from tests.report.report_run import write_run
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
@@ -167,6 +175,22 @@ def test_the_merge_of_the_page_works() -> None:
         torch.tensor([[0.0, 7], [5, 9], [1, 8]]), registered_merges()["median"].implementation
     )
     assert merged.tolist() == [1, 8]
+
+
+@pytest.mark.usefixtures("user_modules", "own_metrics")
+def test_the_metric_of_the_page_is_wherever_metrics_are(tmp_path: Path) -> None:
+    sure = declared_on_the_page("metric")
+    folder = write_run(tmp_path / "run")
+    (ama,) = (entry for entry in files.read_json(folder / "leaderboard.json") if entry["model"] == "ama-r")
+    scores = caches.read_scores(folder / "evaluations" / "ama-r", "alpha", "margin")
+    assert ama["tasks"]["alpha"]["sure"] == (caches.column(scores, "margin") > 1).mean()
+    assert ama["intervals"]["alpha"].keys() == ama["tasks"]["alpha"].keys()
+    assert "worst_sure" in headline_metrics([{**ama, "validation": ama}])
+    assert "worst sure pairs" in (folder / "leaderboard.md").read_text()
+    assert files.read_json(folder / runs.FACTS)["metrics"]["sure"] == sure.facts()
+    terminal = io.StringIO()
+    show_results(Console(width=80, file=terminal), folder)
+    assert "sure" in terminal.getvalue()
 
 
 @pytest.mark.usefixtures("user_modules")

@@ -35,9 +35,10 @@ def test_a_card_states_method_data_and_results(facts: RunFacts, tmp_path: Path) 
     assert {result.metric_type for result in card.data.eval_results} == {
         "gap",
         "excess",
-        "loss",
         "accuracy",
         "pass_rate",
+        "loss",
+        "margin",
     }
     for row in ("mixing method | uniform", "`beta` | 0.1", "`steps` | 3", "LoRA rank | 2", "`seed` | 3"):
         assert f"| {row} |" in text
@@ -52,15 +53,18 @@ def test_a_card_compares_with_reference_and_uniform_on_each_task(facts: RunFacts
     text = str(model_card(facts, "linear"))
     measured = facts.entry("linear")["tasks"]["format"]
     number = r"-?\d\.\d{3} \[-?\d\.\d{3}, -?\d\.\d{3}\]"
-    assert re.search(r"\| format \| linear " + rf"\| {number} " * 5 + r"\|", text)
+    assert re.search(r"\| format \| uniform " + rf"\| {number} " * 6 + r"\| .* \|", text)
     assert f"| format | linear | {measured['gap']:.3f} [" in text
-    losses, no_accuracy = rf"\| {number} " * 3, rf"\| {leaderboard.NOT_MEASURED} "
+    # the merge of this run is the base model itself
+    losses, no_accuracy = rf"\| {number} " * 2, rf"\| {leaderboard.NOT_MEASURED} "
     assert re.search(rf"\| format \| reference {losses}{no_accuracy}\| {number} \|", text)
+    assert re.search(r"\| format \| linear .*\| [+-]\d\.\d{3} \[.*\] \|", text), "less that of uniform"
     assert "| refusal | uniform |" in text
 
 
-def test_a_card_without_evaluations_has_no_intervals(facts: RunFacts) -> None:
-    text = str(model_card(replace(facts, evaluations={}), "uniform"))
+def test_a_card_of_an_earlier_run_has_no_intervals(facts: RunFacts) -> None:
+    entries = [{**entry, "intervals": {}} for entry in facts.entries]
+    text = str(model_card(replace(facts, entries=entries), "uniform"))
     assert "intervals" not in text
     assert f"| format | uniform | {facts.entry('uniform')['tasks']['format']['gap']:.3f} |" in text
 
@@ -112,7 +116,7 @@ def test_data_sets_of_the_hub_are_named_and_paths_of_this_machine_are_not(
     files.write_json(tmp_path / "card.json", data)
     base_model = facts.experiment.base_model.model_copy(update={"source": "/home/someone/secret/base"})
     experiment = facts.experiment.model_copy(update={"base_model": base_model})
-    card = model_card(replace(facts, experiment=experiment, data=tmp_path, evaluations={}), "uniform")
+    card = model_card(replace(facts, experiment=experiment, data=tmp_path), "uniform")
     assert card.data.datasets == ["org/pairs"]
     assert card.data.eval_results[0].dataset_type == "org/pairs"
     assert f"`org/pairs` at `{COMMIT[:12]}`" in card.text

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from automixalign.config.experiment import ComparisonSettings, Experiment, model_names, parse_experiment
@@ -90,15 +91,29 @@ def _evaluation(folder: Path, name: str, generator: np.random.Generator) -> Path
     for task, count in TEST_PAIRS.items():
         level = 0.1 if name == specialist_name(task) else LEVEL.get(name, 0.9)
         losses = level * generator.uniform(0.5, 1.5, count)
-        ids = [f"{task}-{number}" for number in range(count)]
-        files.write_table(output / f"{task}.parquet", pa.table({"pair_id": ids, "loss": losses}))
-        tasks[task] = {"loss": float(losses.mean()), "accuracy": 1 - level / 2, "margin": 1 / level}
-    tasks["alpha"]["pass_rate"] = 1 - tasks["alpha"]["loss"] / 2
+        write_scores(
+            output / f"{task}.parquet", task, losses, 0 * losses if name == "reference" else 1.5 - 3 * losses
+        )
+        tasks[task] = {"loss": float(losses.mean())}
+    answers = [
+        {"task": "alpha", "pair_id": f"alpha-{number}", "passed": number >= 10 * LEVEL.get(name, 0.9)}
+        for number in range(TEST_PAIRS["alpha"])
+    ]
+    files.write_jsonl(output / caches.GENERATIONS, answers)
     families = {"reference": "reference", "linear": "merge"}
     families |= {specialist_name(task): "specialist" for task in TASKS}
     summary = {"model": name, "family": families.get(name, "generalist"), "tasks": tasks}
     files.write_json(output / SUMMARY, summary)
     return output
+
+
+def write_scores(path: Path, task: str, losses: npt.ArrayLike, margins: npt.ArrayLike) -> None:
+    """Write the scores of a task as `evaluate` does. Each pair has a prompt of its own."""
+    values = {"loss": np.asarray(losses, float), "margin": np.asarray(margins, float)}
+    count = len(values["loss"])
+    ids = [f"{task}-{number}" for number in range(count)]
+    columns = {**values, "chosen_log_ratio": np.zeros(count), "prompt": range(count)}
+    files.write_table(path, pa.table({"pair_id": ids, **columns}))
 
 
 def _trajectory(folder: Path, name: str, generator: np.random.Generator) -> Path:

@@ -9,57 +9,68 @@ import pytest
 
 from automixalign.report import leaderboard
 from automixalign.report.compare import headline_metrics
-from automixalign.scoring.caches import SUMMARY
+from automixalign.scoring.caches import GENERATIONS, SUMMARY
 from automixalign.storage import files
 from automixalign.system.errors import CacheError
 
 
 class Model(NamedTuple):
-    """Losses on the pairs of tasks a and b; excess, accuracy and margin on a and b; pass rate on a."""
+    """Losses and margins on the pairs of tasks a and b; excess on a and b; the answers of a that pass."""
 
     family: str
-    losses_a: Sequence[float]
-    losses_b: Sequence[float]
+    losses: tuple[Sequence[float], Sequence[float]]
+    margins: tuple[Sequence[float], Sequence[float]]
     excess: tuple[float, float]
-    accuracy: tuple[float, float]
-    margin: tuple[float, float]
-    pass_rate: float | None = None
+    passed: Sequence[bool] = ()
 
 
 S1, S2 = "specialist-a", "specialist-b"
 # The excess is the mean over a task's pairs of max(L - L_specialist, 0), calculated by hand. On the fourth pair
 # of task a the specialist has a large loss; that pair never counts in a model's favour.
 MODELS = {
-    "reference": Model("reference", [1, 1, 1, 1], [1, 1], (1.5 / 4, (0.75 + 0.25) / 2), (0.5, 0.5), (0, 0)),
-    S1: Model("specialist", [0.5, 0.5, 0.5, 2], [3, 1], (0, (2.75 + 0.25) / 2), (0.9, 0.1), (2, -2)),
-    S2: Model("specialist", [1.5, 0.5, 0.5, 2], [0.25, 0.75], (1 / 4, 0), (0.2, 1), (-1, 3)),
+    "reference": Model("reference", ([1, 1, 1, 1], [1, 1]), ([0] * 4, [0] * 2), (1.5 / 4, (0.75 + 0.25) / 2)),
+    S1: Model("specialist", ([0.5, 0.5, 0.5, 2], [3, 1]), ([2] * 4, [-2] * 2), (0, (2.75 + 0.25) / 2)),
+    S2: Model("specialist", ([1.5, 0.5, 0.5, 2], [0.25, 0.75]), ([-1] * 4, [3] * 2), (1 / 4, 0)),
     "standard": Model(
-        *("generalist", [0.7, 0.1, 0.5, 0], [1.25, 0.95], (0.2 / 4, (1 + 0.2) / 2), (0.9, 0.4), (1, 3), 0.5)
+        *("generalist", ([0.7, 0.1, 0.5, 0], [1.25, 0.95]), ([1] * 4, [7, -1]), (0.2 / 4, (1 + 0.2) / 2)),
+        passed=[True, True, False, False],
     ),
     "ama-r": Model(
-        *("generalist", [0.9, 0.9, 0.1, 2], [0.45, 0.75], ((0.4 + 0.4) / 4, 0.2 / 2), (0.7, 0.8), (0.5, 1.5)),
-        pass_rate=0.25,
+        *(
+            "generalist",
+            ([0.9, 0.9, 0.1, 2], [0.45, 0.75]),
+            ([1, 1, 1, -1], [1, 2]),
+            ((0.4 + 0.4) / 4, 0.2 / 2),
+        ),
+        passed=[True, False, False, False],
     ),
-    "ties": Model("merge", [0.5, 0.5, 0.5, 2], [3.25, 0.75], (0, 3 / 2), (0.8, 0.6), (0.1, -0.5)),
+    "ties": Model("merge", ([0.5, 0.5, 0.5, 2], [3.25, 0.75]), ([0.1] * 4, [-3, 2]), (0, 3 / 2)),
 }
-
-
-def measured(name: str, task: str) -> dict[str, float]:
-    """The metrics of an evaluation besides the loss."""
-    model, index = MODELS[name], "ab".index(task)
-    rate = {} if task == "b" or model.pass_rate is None else {"pass_rate": model.pass_rate}
-    return {"accuracy": model.accuracy[index], "margin": model.margin[index], "chosen_drift": 1.0, **rate}
 
 
 def evaluation(folder: Path, name: str) -> Path:
     """A folder as `evaluate` writes it; the order of the pairs differs between models."""
     model, tasks = MODELS[name], {}
-    for task, losses in (("a", model.losses_a), ("b", model.losses_b)):
-        pairs = [(f"{task}{number}", float(loss)) for number, loss in enumerate(losses, start=1)]
-        ids, values = zip(*sorted(pairs, reverse=bool(len(name) % 2)), strict=True)
-        files.write_table(folder / f"{task}.parquet", pa.table({"pair_id": ids, "loss": values}))
-        tasks[task] = {"loss": sum(losses) / len(losses), **measured(name, task)}
-    files.write_json(folder / SUMMARY, {"model": name, "family": model.family, "beta": 0.1, "tasks": tasks})
+    for task, losses, margins in zip("ab", model.losses, model.margins, strict=True):
+        ids = [f"{task}{number}" for number in range(1, len(losses) + 1)]
+        table = pa.table(
+            {
+                "pair_id": ids,
+                "prompt": [*range(len(ids))],
+                "loss": pa.array(losses, pa.float64()),
+                "margin": pa.array(margins, pa.float64()),
+                "chosen_log_ratio": [1.0] * len(ids),
+            }
+        )
+        order = [*range(len(ids))][:: -1 if len(name) % 2 else 1]
+        files.write_table(folder / f"{task}.parquet", table.take(order))
+        tasks[task] = {"loss": sum(losses) / len(losses), "margin": sum(margins) / len(margins)}
+    answers = [
+        {"task": "a", "pair_id": f"a{number}", "passed": passed}
+        for number, passed in enumerate(model.passed, 1)
+    ]
+    files.write_jsonl(folder / GENERATIONS, answers)
+    files.write_json(folder / SUMMARY, {"model": name, "family": model.family, "tasks": tasks})
     return folder
 
 
@@ -91,22 +102,21 @@ def test_only_the_excess_is_clipped_pair_by_pair(board: list[dict[str, Any]], na
     assert [entry["tasks"][task]["excess"] for task in "ab"] == pytest.approx(model.excess)
     assert entry["average"]["excess"] == pytest.approx(sum(model.excess) / 2)
     assert entry["worst"]["excess"] == pytest.approx(max(model.excess))
-    for task in "ab":
-        assert measured(name, task).items() <= entry["tasks"][task].items()
-    assert "chosen_drift" not in entry["average"]
+    assert [entry["tasks"][task]["chosen_drift"] for task in "ab"] == [1, 1]
+    assert "chosen_drift" not in entry["average"], "no direction of the drift is better"
 
 
 def test_worst_and_average(board: list[dict[str, Any]]) -> None:
     standard, ties = select(board, "standard", "ties")
     assert standard["worst"] == pytest.approx(
-        {"excess": 0.6, "gap": 0.6, "loss": 1.1, "accuracy": 0.4, "margin": 1.0, "pass_rate": 0.5}
+        {"excess": 0.6, "gap": 0.6, "loss": 1.1, "accuracy": 0.5, "margin": 1.0, "pass_rate": 0.5}
     )
     assert standard["average"] == pytest.approx(
         {
             "excess": 0.325,
             "gap": (-2.2 / 4 + 0.6) / 2,
             "loss": (0.325 + 1.1) / 2,
-            "accuracy": 0.65,
+            "accuracy": 0.75,
             "margin": 2.0,
             "pass_rate": 0.5,
         }
@@ -143,7 +153,8 @@ def test_a_model_is_chosen_on_validation_by_its_worst_gap(folders: dict[str, Pat
     assert chosen["model"] == "standard"
     assert chosen["validation"]["worst"]["gap"] == pytest.approx(0.1)
     assert headline_metrics(board) == pytest.approx(
-        {"worst_gap": 0.6, "worst_excess": 0.6, "worst_accuracy": 0.4, "pass_rate": 0.5}
+        {"worst_gap": 0.6, "worst_excess": 0.6, "worst_accuracy": 0.5, "worst_pass_rate": 0.5}
+        | {"average_gap": 0.025, "average_excess": 0.325, "average_accuracy": 0.75, "average_pass_rate": 0.5}
     )
     assert leaderboard.choice(board).startswith("Chosen on the validation split: standard,")
 
@@ -187,7 +198,7 @@ def test_a_specialist_of_other_pairs_fails(folders: dict[str, Path], ids: Sequen
         ("worst", "excess", "ama-r"),  # 0.2, then 0.6 and 1.5
         ("average", "excess", "ama-r"),  # 0.15, then 0.325 and 0.75
         ("worst", "loss", "ama-r"),
-        ("worst", "accuracy", "ama-r"),  # 0.7, then 0.6 and 0.4; a specialist's 0.9 does not count
+        ("worst", "accuracy", "ama-r"),  # 0.75, then 0.5 and 0.5; a specialist's 1 does not count
         ("average", "margin", "standard"),  # 2, then 1 and -0.2
         ("worst", "margin", "standard"),
         ("worst", "pass_rate", "standard"),  # 0.5, then 0.25; the merge has none
@@ -203,9 +214,10 @@ def test_no_model_is_best_without_a_value_or_a_model_of_all_tasks(board: list[di
 
 
 def test_table(board: list[dict[str, Any]]) -> None:
-    header, rows = leaderboard.table(board, ("excess", "pass_rate"))
-    columns = [f"{view} {metric}" for metric in ("excess", "pass_rate") for view in ("worst", "average")]
-    assert header == ["model", "family", *columns]
+    columns = [(view, metric) for metric in ("excess", "pass_rate") for view in ("worst", "average")]
+    header, rows = leaderboard.table(board, columns)
+    titles = ["worst excess", "average excess", "worst pass rate", "average pass rate"]
+    assert header == ["model", "family", *titles]
     assert rows == [
         ["reference", "reference", "0.500", "0.438", leaderboard.NOT_MEASURED, leaderboard.NOT_MEASURED],
         ["specialist-a", "specialist", "1.500", "0.750", leaderboard.NOT_MEASURED, leaderboard.NOT_MEASURED],
@@ -218,22 +230,71 @@ def test_table(board: list[dict[str, Any]]) -> None:
 
 def test_a_metric_without_values_gets_no_column(board: list[dict[str, Any]]) -> None:
     header, rows = leaderboard.table(select(board, "reference", "ties"))
-    assert "pass_rate" not in " ".join(header)
+    assert "pass rate" not in " ".join(header)
     assert {len(row) for row in rows} == {len(header)}
 
 
+def test_intervals_and_differences_to_the_baseline(board: list[dict[str, Any]]) -> None:
+    """Without `uniform`, the baseline is the first generalist, here `standard`."""
+    entries = {entry["model"]: entry for entry in board}
+    assert [name for name, entry in entries.items() if "difference" in entry] == ["ama-r", "ties"]
+    low, high = entries["ama-r"]["intervals"]["b"]["gap"]
+    assert (low, high) == pytest.approx((0, 0.2)), "of two prompts, both limits are the gap of one of them"
+    assert entries[S1]["intervals"]["a"]["gap"] == (0, 0)
+    assert entries["ama-r"]["intervals"]["a"]["pass_rate"][0] == 0
+    difference = entries["ama-r"]["difference"]["b"]["gap"]
+    assert difference == pytest.approx({"mean": -0.5, "low": -0.8, "high": -0.2}), "paired, prompt by prompt"
+    assert "accuracy" not in entries["reference"]["intervals"]["a"]
+
+
+def test_the_worst_tasks_of_two_models_are_compared_in_every_resample(board: list[dict[str, Any]]) -> None:
+    """In the worst resamples, ties has 3 on task b, and standard 1."""
+    (ties,) = select(board, "ties")
+    assert ties["worst_difference"]["gap"]["mean"] == pytest.approx(1.5 - 0.6)
+    assert ties["worst_difference"]["gap"]["high"] == pytest.approx(3 - 1)
+
+
+def test_details(board: list[dict[str, Any]]) -> None:
+    header, rows = leaderboard.details(select(board, "standard", "ama-r"))
+    assert header[:3] == ["task", "model", "gap"]
+    assert header[-1] == "gap, less that of standard"
+    assert [row[:2] for row in rows] == [["a", "standard"], ["a", "ama-r"], ["b", "standard"], ["b", "ama-r"]]
+    assert (rows[3][2], rows[3][-1]) == ("0.100 [0.000, 0.200]", "-0.500 [-0.800, -0.200]")
+    assert rows[2][-1] == leaderboard.NOT_MEASURED
+
+
 def test_verdict(board: list[dict[str, Any]]) -> None:
-    first = "On the test split, ama-r has the smallest worst-task excess, 0.200."
-    assert leaderboard.verdict(board).startswith(f"{first} The next is standard, with 0.600. One seed:")
+    first = "On the test split, ama-r has the smallest worst-task gap, 0.100. The next is standard, with 0.600."
+    assert leaderboard.verdict(board).startswith(
+        f"{first} The worst-task gap of ama-r is 0.500 below that of standard"
+    )
     alone = select(board, "reference", "specialist-a", "ties")
-    assert leaderboard.verdict(alone) == "On the test split, ties has a worst-task excess of 1.500."
+    assert leaderboard.verdict(alone) == "On the test split, ties has a worst-task gap of 1.500."
+
+
+@pytest.mark.parametrize(
+    ("high", "sentence"),
+    [
+        (-0.1, "-0.900 to -0.100 over test prompts: resolved."),
+        (0.1, "not resolved, because its interval contains 0"),
+    ],
+)
+def test_a_difference_is_resolved_if_its_interval_excludes_0(
+    board: list[dict[str, Any]], high: float, sentence: str
+) -> None:
+    (ama,) = select(board, "ama-r")
+    ama["worst_difference"]["gap"] |= {"low": -0.9, "high": high}
+    assert sentence in leaderboard.verdict(board)
 
 
 @pytest.mark.parametrize(
     ("selected", "sentence"),
     [
         ("ama-r", "The chosen model is first here, too. The next is standard, with 0.600."),
-        ("ties", "The chosen model, ties, has 1.500."),
+        (
+            "ties",
+            "The chosen model, ties, has 1.500. The worst-task gap of ties is 0.900 above that of standard",
+        ),
     ],
 )
 def test_the_choice_comes_first_and_the_ranking_names_the_chosen_model(

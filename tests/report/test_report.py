@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,14 @@ import pytest
 from typer.testing import CliRunner
 
 from automixalign.report import runs
-from automixalign.report.comparison import compare_runs, interval
+from automixalign.report.comparison import compare_runs
 from automixalign.report.facts.curves import MAX_POINTS, curves, last_mean
 from automixalign.report.facts.limits import limits
+from automixalign.scoring.intervals import student_interval
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError
 from pipelines.cli import app
-from tests.report.report_run import HOSTILE, STEPS, TASKS, TEST_PAIRS, experiment, facts_of, write_run
+from tests.report.report_run import HOSTILE, STEPS, TASKS, experiment, facts_of, write_run
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_the_mean_of_the_last_quarter_is_weighted_by_pairs() -> None:
 
 
 def test_the_facts_of_a_run(run: Path, facts: Any) -> None:
-    assert "On the test split, ama-r has the smallest worst-task excess" in facts["verdict"]
+    assert "On the test split, ama-r has the smallest worst-task gap" in facts["verdict"]
     assert facts["leaderboard"] == files.read_json(run / "leaderboard.json")
     assert list(facts["trainings"]) == ["specialist-alpha", "specialist-beta", "standard", "uniform", "ama-r"]
     assert facts["trainings"]["ama-r"]["weights"]["alpha"][-1] == 0.9
@@ -97,13 +97,20 @@ def test_the_noise_is_estimated_in_two_ways(run: Path, facts: Any) -> None:
     assert beta["clipped"]["ama-r"] == pytest.approx(share)
 
 
-def test_the_limits_name_seed_budget_and_the_error_of_an_accuracy(facts: Any) -> None:
+def test_the_limits_name_seed_and_budget(facts: Any) -> None:
     assert "one seed (0)" in facts["limits"][0]
     assert "160 pairs, 10.0 times the training data" in facts["limits"][1]
-    error = facts["accuracy_errors"][0]
-    count = TEST_PAIRS["alpha"]
-    share = (error["accuracy"] * count + 2) / (count + 4)
-    assert error["standard_error"] == pytest.approx(math.sqrt(share * (1 - share) / (count + 4)))
+
+
+def test_the_page_knows_how_to_show_and_rank_every_metric(facts: Any) -> None:
+    assert facts["metrics"]["gap"] == {"better": "lower", "title": "gap", "format": ".3f", "headline": True}
+    assert facts["metrics"]["pass_rate"]["title"] == "pass rate"
+    assert facts["baseline"] == "uniform"
+    ama = next(entry for entry in facts["leaderboard"] if entry["model"] == "ama-r")
+    low, high = ama["intervals"]["alpha"]["gap"]
+    assert low < ama["tasks"]["alpha"]["gap"] < high
+    difference = ama["difference"]["alpha"]["gap"]
+    assert difference["low"] < difference["mean"] < difference["high"]
 
 
 def test_the_limits_state_the_capacity_of_a_generalist_that_starts_from_a_merge() -> None:
@@ -188,38 +195,25 @@ def test_only_a_finished_run_has_a_report(tmp_path: Path) -> None:
         runs.rebuild(folder, {})
 
 
-@pytest.mark.parametrize(
-    ("values", "mean", "reach"),
-    [
-        ([1.0, 3.0], 2.0, 12.7062 * math.sqrt(2) / math.sqrt(2)),  # t(.975; 1), standard deviation sqrt(2)
-        ([1.0, 2.0, 3.0], 2.0, 4.30265 / math.sqrt(3)),  # t(.975; 2), standard deviation 1
-    ],
-)
-def test_the_interval_is_student_s(values: list[float], mean: float, reach: float) -> None:
-    assert interval(values) == pytest.approx(
-        {"mean": mean, "low": mean - reach, "high": mean + reach}, rel=1e-5
-    )
-
-
 def test_runs_are_paired_by_seed(seeds: list[Path]) -> None:
     comparison = compare_runs(seeds, "standard")
     assert [row["seed"] for row in comparison["runs"]] == [0, 1, 2]
     boards = [
         {entry["model"]: entry for entry in files.read_json(seeds[at] / "leaderboard.json")} for at in (0, 2, 1)
     ]
-    excess = {name: [board[name]["worst"]["excess"] for board in boards] for name in boards[0]}
+    gap = {name: [board[name]["worst"]["gap"] for board in boards] for name in boards[0]}
     models = {row["model"]: row for row in comparison["models"]}
     for name, row in models.items():
-        assert row["each"] == excess[name]
-        assert row["worst_excess"] == pytest.approx(sum(excess[name]) / 3)
-    differences = [mine - other for mine, other in zip(excess["ama-r"], excess["standard"], strict=True)]
-    assert models["ama-r"]["difference"] == interval(differences)
+        assert row["each"] == gap[name]
+        assert row["worst"]["gap"] == pytest.approx(sum(gap[name]) / 3)
+    differences = [mine - other for mine, other in zip(gap["ama-r"], gap["standard"], strict=True)]
+    assert models["ama-r"]["difference"] == student_interval(differences)._asdict()
     assert models["ama-r"]["wins"] == 3
     assert models["linear"]["wins"] == 0
     assert models["standard"]["difference"] is None
-    assert models["ama-r"]["worst_pass_rate"] is not None
+    assert models["ama-r"]["worst"]["pass_rate"] is not None
     verdict = comparison["verdict"]
-    assert verdict.startswith("ama-r has the smallest mean worst-task excess over 3 runs")
+    assert verdict.startswith("ama-r has the smallest mean worst-task gap over 3 runs")
     assert "below standard" in verdict
     assert "better in 3 of 3 runs; its 95 % interval excludes 0" in verdict
 

@@ -20,8 +20,8 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def entry(name: str, excess: float, **more: Any) -> dict[str, Any]:
-    return {"model": name, "family": "generalist", "worst": {"excess": excess}, **more}
+def entry(name: str, gap: float, **more: Any) -> dict[str, Any]:
+    return {"model": name, "family": "generalist", "worst": {"gap": gap}, **more}
 
 
 def test_a_name_is_a_folder_and_a_wrong_name_lists_what_there_is(run: Path, tmp_path: Path) -> None:

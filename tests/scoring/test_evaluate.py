@@ -8,7 +8,7 @@ import pytest
 from automixalign.scoring import caches
 from automixalign.scoring.caches import SUMMARY
 from automixalign.scoring.evaluate import GENERATIONS
-from automixalign.scoring.metrics import over_tasks
+from automixalign.scoring.metrics.registry import over_tasks
 from automixalign.storage import files
 from benchmarks import tiny
 from tests.faults.common import evaluate_tiny

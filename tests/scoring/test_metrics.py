@@ -1,41 +1,98 @@
-"""The interval of a difference of two means."""
+"""The registry of metrics, and each metric against its definition."""
+
+from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
 
-from automixalign.scoring.metrics import difference_interval
+from automixalign.scoring.metrics.registry import (
+    NotMeasuredError,
+    PairScores,
+    answer_values,
+    means,
+    metric,
+    over_tasks,
+    pair_values,
+    registered_metrics,
+)
+from automixalign.system.errors import ConfigError
 
-
-def test_without_repeated_prompts_it_is_nearly_welchs() -> None:
-    generator = np.random.default_rng(0)
-    one, other = generator.normal(0.5, 1.0, 40), generator.normal(0.0, 0.3, 200)
-    interval = difference_interval(one, range(40), other, range(40, 240))
-    exact = stats.ttest_ind(one, other, equal_var=False).confidence_interval()
-    assert interval == pytest.approx((exact.low, exact.high), abs=0.01)
-
-
-def test_repeated_prompts_add_nothing() -> None:
-    """Ten copies of each pair: the interval is that of the pairs themselves."""
-    generator = np.random.default_rng(0)
-    one, other = generator.normal(0.5, 1.0, 20), generator.normal(0.0, 1.0, 30)
-    single = difference_interval(one, range(20), other, range(30))
-    numbers = np.repeat(np.arange(20), 10), np.repeat(np.arange(30), 10)
-    copied = difference_interval(np.repeat(one, 10), list(numbers[0]), np.repeat(other, 10), list(numbers[1]))
-    assert copied == pytest.approx(single)
-
-
-def test_it_covers_the_difference_in_95_of_100_samples() -> None:
-    generator = np.random.default_rng(0)
-    covered = 0
-    for _ in range(400):
-        interval = difference_interval(
-            generator.normal(1.0, 1.0, 30), range(30), generator.normal(0.8, 2.0, 60), range(60)
-        )
-        assert interval is not None
-        covered += interval[0] <= 0.2 <= interval[1]
-    assert 0.92 <= covered / 400 <= 0.98
+SCORES = PairScores(
+    losses=np.array([0.25, 1.0]),
+    margins=np.array([1.0, -3.0]),
+    chosen_log_ratios=np.array([0.5, -1.5]),
+    of_specialist=np.array([0.5, 0.5]),
+)
+ANSWERS = [
+    {"pair_id": "p", "passed": True},
+    {"pair_id": "q", "passed": False},
+    {"pair_id": "p", "passed": False},
+]
 
 
-def test_one_prompt_gives_no_interval() -> None:
-    assert difference_interval(np.ones(3), [0, 0, 0], np.ones(2), [1, 2]) is None
+def test_metrics_of_pairs() -> None:
+    values = pair_values(SCORES)
+    expected = {
+        "gap": [-0.25, 0.5],
+        "excess": [0, 0.5],
+        "accuracy": [True, False],
+        "loss": [0.25, 1],
+        "margin": [1, -3],
+        "chosen_drift": [0.5, -1.5],
+    }
+    assert {name: of.tolist() for name, of in values.items()} == expected
+    assert means(values)["gap"] == 0.125
+
+
+def test_what_needs_the_specialist_is_left_out_without_it() -> None:
+    alone = PairScores(SCORES.losses, SCORES.margins, SCORES.chosen_log_ratios)
+    assert pair_values(SCORES).keys() - pair_values(alone).keys() == {"gap", "excess"}
+
+
+def test_metrics_of_answers_are_means_over_prompts() -> None:
+    assert answer_values(ANSWERS)["pass_rate"].tolist() == [0.5, 0]
+    assert answer_values(ANSWERS[1:])["pass_rate"].dtype == np.bool_
+    assert answer_values([]) == {}
+
+
+def test_the_worst_task_is_the_largest_or_the_smallest() -> None:
+    worst, average = over_tasks({"a": {"gap": 0.1, "accuracy": 0.5}, "b": {"gap": -0.2, "accuracy": 0.75}})
+    assert worst == {"gap": 0.1, "accuracy": 0.5}
+    assert average == pytest.approx({"gap": -0.05, "accuracy": 0.625})
+
+
+@pytest.mark.usefixtures("own_metrics")
+def test_a_metric_of_ones_own() -> None:
+    @metric("large", better="lower", title="large losses", format=".1%")
+    def large(pairs: PairScores) -> Any:
+        return pairs.losses > 0.5
+
+    assert list(registered_metrics())[-1] == "large"
+    assert means(pair_values(SCORES))["large"] == 0.5
+    assert registered_metrics()["large"].show(0.5) == "50.0%"
+    assert over_tasks({"a": {"large": 0.5}}) == ({"large": 0.5}, {"large": 0.5})
+
+
+@pytest.mark.usefixtures("own_metrics")
+def test_a_metric_that_is_wrong_is_named() -> None:
+    @metric("sum", better="lower")
+    def total(pairs: PairScores) -> Any:
+        return pairs.losses.sum()
+
+    with pytest.raises(ConfigError, match=r"the metric sum returns values of the shape \(\) for 2 pairs"):
+        pair_values(SCORES)
+    with pytest.raises(ValueError, match=r"the format '\.3g' is neither like"):
+        metric("other", better="lower", format=".3g")(total.function)
+    with pytest.raises(ValueError, match="'a b' is no identifier"):
+        metric("a b", better="lower")
+
+
+@pytest.mark.usefixtures("own_metrics")
+def test_a_metric_of_answers_without_a_value_for_one_prompt_is_left_out() -> None:
+    @metric("judged", better="higher", of="answers")
+    def judged(answers: Any) -> float:
+        if "judge" not in answers[0]:
+            raise NotMeasuredError
+        return float(answers[0]["judge"])
+
+    assert "judged" not in answer_values([{**ANSWERS[0], "judge": 1}, ANSWERS[1]])

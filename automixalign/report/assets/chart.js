@@ -99,12 +99,13 @@ function lineChart({ title, steps, series, range, peers = [] }) {
   return h("figure", {}, h("figcaption", {}, title), svg, readout);
 }
 
-/** Horizontal bars from 0 to `high`. rows: [{name, value, best}]; `mark`: a line at the value to compare with. */
-function barChart({ title, rows, high, mark = null, digits = 3 }) {
-  const position = (value) => `${(100 * Math.max(0, value)) / (high || 1)}%`;
+/** Horizontal bars from 0, on a scale from `low` (at most 0) to `high`. rows: [{name, value, best}]; `mark`: a line at the value to compare with. */
+function barChart({ title, rows, low = 0, high, mark = null, digits = 3 }) {
+  const position = (value) => `${(100 * (value - low)) / (high - low || 1)}%`;
   const lines = rows.map(({ name, value, best }) => {
     const bar = h("div", { class: "fill" });
-    bar.style.width = position(value);
+    bar.style.left = position(Math.min(0, value));
+    bar.style.width = position(low + Math.abs(value));
     const line = mark === null ? null : h("div", { class: "mark" });
     if (line) line.style.left = position(mark);
     return h(

@@ -4,25 +4,31 @@ function comparisonSections(comparison) {
   return [methodsSection(comparison), spreadSection(comparison), runsSection(comparison), comparisonLimits(comparison)];
 }
 
-function methodsSection({ models, baseline, runs }) {
+function methodsSection({ models, baseline, runs, metrics }) {
   const interval = ({ difference }) => (difference ? `${signed(difference.low)} to ${signed(difference.high)}` : "–");
-  const mean = (key, title, lower) => ({ title, cell: (row) => number(row[key]), value: (row) => row[key], lower, bold: true });
+  const mean = (view, metric) => ({
+    title: `${VIEWS[view]}\n${metrics[metric].title}`,
+    cell: (row) => inFormat(row[view][metric], metrics[metric]),
+    value: (row) => row[view][metric],
+    lower: metrics[metric].better === "lower",
+    bold: true,
+  });
+  const others = Object.keys(metrics).filter((metric) => metric !== "gap" && metrics[metric].headline && models.some((row) => isNumber(row.worst[metric])));
   return section(
     "models",
     "Models, paired by seed",
-    note(`Difference: worst-task excess minus the worst-task excess of ${baseline} in the same run. Below 0 is better. The 95 % interval is Student's t over ${plural(runs.length, "run")}. If it contains 0, the runs do not show which model is better.`),
+    note(`Difference: worst-task gap minus the worst-task gap of ${baseline} in the same run. Below 0 is better. The 95 % interval is Student's t over ${plural(runs.length, "run")}. If it contains 0, the runs do not show which model is better.`),
     table({
       caption: `Means over ${plural(runs.length, "run")}. Best generalist or merge in bold.`,
       columns: [
         { title: "model", text: true, cell: (row) => row.model, value: (row) => row.model },
         { title: "family", text: true, cell: (row) => row.family, value: (row) => row.family },
-        mean("worst_excess", "worst\nexcess", true),
+        mean("worst", "gap"),
         { title: `difference\nto ${baseline}`, cell: (row) => signed(row.difference?.mean), value: (row) => row.difference?.mean ?? null, lower: true },
         { title: "95 % interval", cell: interval },
         { title: "wins", cell: (row) => (row.difference ? `${row.wins}/${runs.length}` : "–"), value: (row) => (row.difference ? row.wins : null) },
-        mean("average_excess", "mean\nexcess", true),
-        mean("worst_accuracy", "worst\naccuracy", false),
-        mean("worst_pass_rate", "worst\npass rate", false),
+        mean("average", "gap"),
+        ...others.map((metric) => mean("worst", metric)),
       ],
       rows: models,
       competes: (row) => COMPARED_FAMILIES.includes(row.family),
@@ -34,7 +40,7 @@ function methodsSection({ models, baseline, runs }) {
 function spreadSection({ models, runs }) {
   return section(
     "spread",
-    "Worst-task excess of each run",
+    "Worst-task gap of each run",
     table({
       caption: "Each run",
       columns: [
@@ -50,16 +56,18 @@ function spreadSection({ models, runs }) {
   );
 }
 
-/** Bars of each run's worst-task excess; a line marks the mean of the runs. */
+/** Bars of each run's worst-task gap; a line marks the mean of the runs. */
 function spreadCharts(models, runs) {
   const shown = models.filter((row) => COMPARED_FAMILIES.includes(row.family));
-  const high = Math.max(...shown.flatMap((row) => row.each));
+  const high = Math.max(0, ...shown.flatMap((row) => row.each));
+  const low = Math.min(0, ...shown.flatMap((row) => row.each));
   return shown.map((row) =>
     barChart({
       title: row.model,
       rows: runs.map((run, at) => ({ name: `seed ${run.seed}`, value: row.each[at], best: false })),
+      low,
       high,
-      mark: row.worst_excess,
+      mark: row.worst.gap,
     }));
 }
 

@@ -26,8 +26,10 @@ const count = (value) => (isNumber(value) ? value.toLocaleString("en-US") : "–
 const percent = (value, digits = 1) => (isNumber(value) ? `${(100 * value).toFixed(digits)} %` : "–");
 const plural = (many, noun) => `${count(many)} ${noun}${many === 1 ? "" : "s"}`;
 
-const TITLES = { pass_rate: "pass rate", average: "mean" };
-const titleOf = (name) => TITLES[name] ?? name;
+const VIEWS = { worst: "worst", average: "mean" };
+
+/** A metric's value in its format, such as `.3f` or `.1%`. */
+const inFormat = (value, { format }) => (format.endsWith("%") ? percent : number)(value, Number(format[1]));
 
 /** A section of the page; the navigation links to it. */
 function section(id, title, ...children) {

@@ -24,7 +24,7 @@ function runSections(run) {
 
 const tasksOf = (run) => run.tasks.map((task) => task.name);
 const isCompared = (entry) => COMPARED_FAMILIES.includes(entry.family);
-const isLower = (run, metric) => run.metrics[metric] === "lower";
+const isLower = (run, metric) => run.metrics[metric].better === "lower";
 
 /** The worst task of a model by a metric. */
 function worstTask(run, entry, metric) {
@@ -44,7 +44,7 @@ function leaderboardSection(run) {
 
   function show(metric) {
     const shown = metric === OVERVIEW ? metrics.flatMap(overTasks) : eachTask(metric);
-    const what = metric === OVERVIEW ? "every metric on the worst task (named below the value) and its mean over tasks" : `${titleOf(metric)} on every task; each model's worst task is underlined`;
+    const what = metric === OVERVIEW ? "every metric on the worst task (named below the value) and its mean over tasks" : `${run.metrics[metric].title} on every task; each model's worst task is underlined`;
     container.replaceChildren(table({
       caption: `Held-out test split: ${what}. Best generalist or merge in bold.`,
       columns: [...fixed, ...shown],
@@ -56,9 +56,9 @@ function leaderboardSection(run) {
 
   function overTasks(metric) {
     return ["worst", "average"].map((view) => ({
-      title: `${titleOf(view)}\n${titleOf(metric)}`,
+      title: `${VIEWS[view]}\n${run.metrics[metric].title}`,
       value: (entry) => entry[view][metric] ?? null,
-      cell: (entry) => [number(entry[view][metric]), view === "worst" && metric in entry.worst ? h("small", {}, worstTask(run, entry, metric)) : null],
+      cell: (entry) => [inFormat(entry[view][metric], run.metrics[metric]), view === "worst" && metric in entry.worst ? h("small", {}, worstTask(run, entry, metric)) : null],
       lower: isLower(run, metric),
       bold: true,
     }));
@@ -70,7 +70,7 @@ function leaderboardSection(run) {
       value: (entry) => entry.tasks[task][metric] ?? null,
       cell: (entry) => {
         const worst = worstTask(run, entry, metric) === task;
-        return [number(entry.tasks[task][metric]), worst ? h("span", { class: "hidden" }, " worst task") : null];
+        return [inFormat(entry.tasks[task][metric], run.metrics[metric]), worst ? h("span", { class: "hidden" }, " worst task") : null];
       },
       mark: (entry) => worstTask(run, entry, metric) === task,
       lower: isLower(run, metric),
@@ -82,8 +82,8 @@ function leaderboardSection(run) {
   return section(
     "leaderboard",
     "Leaderboard",
-    note("The model is chosen on the validation split. This table shows the test split. Excess: mean over a task's test pairs of max(loss − specialist's loss, 0). Gap: mean of (loss − specialist's loss); below 0, the model is better than the specialist. Accuracy: share of pairs whose chosen answer has the larger reward. Pass rate: share of greedy generations that a verifier passes. Less is better for excess, gap and loss, more for the others."),
-    h("div", { class: "controls" }, choice("Show", [[OVERVIEW, "worst task and mean, every metric"], ...metrics.map((metric) => [metric, `${titleOf(metric)} on each task`])], show)),
+    note("The model is chosen on the validation split. This table shows the test split. Gap: mean over a task's test pairs of (loss − specialist's loss); below 0, the model is better than the specialist. Excess: mean of max(loss − specialist's loss, 0), which methods with the clipped excess train on; the gap ranks the models. Accuracy: share of pairs whose chosen answer has the larger reward. Pass rate: share of greedy generations that a verifier passes. Less is better for gap, excess and loss, more for accuracy, margin and pass rate."),
+    h("div", { class: "controls" }, choice("Show", [[OVERVIEW, "worst task and mean, every metric"], ...metrics.map((metric) => [metric, `${run.metrics[metric].title} on each task`])], show)),
     container,
   );
 }
@@ -92,28 +92,28 @@ function barsSection(run) {
   const models = run.leaderboard.filter(isCompared);
   const specialist = (task) => run.leaderboard.find((entry) => entry.model === `specialist-${task}`);
 
-  function bars(metric, task, high, mark) {
+  function bars(metric, task, [low, high], mark) {
     const values = models.map((entry) => entry.tasks[task][metric]);
     const best = isLower(run, metric) ? Math.min(...values) : Math.max(...values);
     const rows = models.map((entry, at) => ({ name: entry.model, value: values[at], best: values[at] === best }));
-    return barChart({ title: task, rows, high, mark });
+    return barChart({ title: task, rows, low, high, mark });
   }
 
-  const highest = Math.max(...models.flatMap((entry) => Object.values(entry.tasks).map((task) => task.excess)));
+  const gaps = models.flatMap((entry) => Object.values(entry.tasks).map((task) => task.gap));
   const verified = tasksOf(run).filter((task) => models.every((entry) => "pass_rate" in entry.tasks[task]));
   const passRates = verified.length
     ? [
         h("h3", {}, "Share of greedy generations that pass the verifier"),
         h("p", { class: "quiet" }, h("span", { class: "key-mark" }), "the task's specialist"),
-        h("div", { class: "charts" }, verified.map((task) => bars("pass_rate", task, 1, specialist(task).tasks[task].pass_rate))),
+        h("div", { class: "charts" }, verified.map((task) => bars("pass_rate", task, [0, 1], specialist(task).tasks[task].pass_rate))),
       ]
     : [];
   return section(
     "tasks",
     "Each task, compared with its specialist",
-    h("h3", {}, "Excess over the specialist"),
-    note("A model with excess 0 is as good as the specialist on every pair. Shorter bars are better. All tasks have the same scale."),
-    h("div", { class: "charts" }, tasksOf(run).map((task) => bars("excess", task, highest, null))),
+    h("h3", {}, "Gap to the specialist"),
+    note("A model with gap 0 is as good as the specialist on average; below 0, it is better. All tasks have the same scale."),
+    h("div", { class: "charts" }, tasksOf(run).map((task) => bars("gap", task, [Math.min(0, ...gaps), Math.max(0, ...gaps)], null))),
     ...passRates,
   );
 }
@@ -272,16 +272,5 @@ function limitsSection(run) {
     "limits",
     "What this run does not show",
     h("ul", {}, run.limits.map((text) => h("li", {}, withCode(text)))),
-    table({
-      caption: "Standard error of the accuracies: binomial, with two correct and two wrong pairs added",
-      columns: [
-        { title: "task", text: true, cell: (row) => row.task },
-        { title: "test pairs", cell: (row) => count(row.pairs) },
-        { title: `accuracy of\n${run.accuracy_errors[0].model}`, cell: (row) => number(row.accuracy) },
-        { title: "standard\nerror", cell: (row) => `± ${number(row.standard_error)}` },
-      ],
-      rows: run.accuracy_errors,
-    }),
-    note("All models are scored on the same pairs, so a difference between two models may be more exact. The error does not include the choice of seed and data."),
   );
 }

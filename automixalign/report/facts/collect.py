@@ -12,9 +12,9 @@ from automixalign.data.store import read_card
 from automixalign.report import leaderboard
 from automixalign.report.facts.curves import curves
 from automixalign.report.facts.data_facts import data_facts, memorisation_warnings
-from automixalign.report.facts.limits import accuracy_errors, limits
+from automixalign.report.facts.limits import limits
 from automixalign.report.leaderboard import Entry
-from automixalign.scoring.metrics import BETTER
+from automixalign.scoring.metrics.registry import registered_metrics
 from automixalign.steps.artifacts import Artifact
 from automixalign.storage import files
 from automixalign.system.provenance import git_commit, versions
@@ -77,12 +77,12 @@ def collect(settings: ComparisonSettings, entries: list[Entry], results: RunResu
         "name": experiment.name,
         "seed": experiment.seed,
         "verdict": "\n".join(leaderboard.conclusions(entries)),
-        "metrics": BETTER,
+        "metrics": {name: metric.facts() for name, metric in registered_metrics().items()},
+        "baseline": leaderboard.baseline(entries),
         "leaderboard": entries,
         "best": {
             f"{view}.{metric}": leaderboard.best(entries, view, metric)
-            for view in ("worst", "average")
-            for metric in BETTER
+            for view, metric in leaderboard.columns(entries)
         },
         "trainings": {name: curves(rows[name]) for name in trained},
         "tasks": tasks,
@@ -99,5 +99,4 @@ def collect(settings: ComparisonSettings, entries: list[Entry], results: RunResu
         "library": settings.code,
         "commit": git_commit(),
         "limits": limits(experiment, results.costs, tasks),
-        "accuracy_errors": accuracy_errors(tasks, entries),
     }

@@ -1,13 +1,11 @@
 """What a reader must not conclude from a run."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from automixalign.config.experiment import Experiment
 from automixalign.config.methods import MethodSpec
 from automixalign.config.training import TrainingSpec
-from automixalign.report.leaderboard import Entry, best
 
 
 def limits(
@@ -18,8 +16,8 @@ def limits(
         f"One run with one seed ({experiment.seed}): it cannot show how much the numbers vary with the seed. "
         "`ama report RUN RUN ...` compares runs with several seeds.",
         _budget(experiment, costs, sum(task["pairs"]["train"] for task in tasks)),
-        "Excess is relative to this run's own specialists. If a specialist is weak, a small excess means "
-        "little. Do not compare the excess of runs with other specialists.",
+        "Gap and excess are relative to this run's own specialists. If a specialist is weak, a small gap means "
+        "little. Do not compare the gaps of runs with other specialists.",
     ]
     sentences += [_start(method, experiment.training) for method in experiment.methods if method.init]
     synthetic = [task.name for task in experiment.tasks if task.synthetic_tasks]
@@ -65,21 +63,3 @@ def _budget(experiment: Experiment, costs: Mapping[str, Mapping[str, Any]], trai
         f"Every generalist had the same budget{size}{rates}. Another budget or learning rate may change the "
         "order."
     )
-
-
-def accuracy_errors(tasks: Iterable[Mapping[str, Any]], entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Standard error of the best model's accuracy on each task, from the binomial distribution.
-
-    Two successes and two failures are added, so that an accuracy of 1 does not get an error of 0
-    (Agresti and Coull, 1998).
-    """
-    model = best(list(entries), "worst", "excess")
-    measured = next(entry["tasks"] for entry in entries if entry["model"] == model)
-    rows = []
-    for task in tasks:
-        count, accuracy = task["pairs"]["test"], measured[task["name"]]["accuracy"]
-        share = (accuracy * count + 2) / (count + 4)
-        error = math.sqrt(share * (1 - share) / (count + 4))
-        row = {"task": task["name"], "pairs": count, "model": model, "accuracy": accuracy}
-        rows.append({**row, "standard_error": error})
-    return rows

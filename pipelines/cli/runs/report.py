@@ -15,11 +15,14 @@ def report(
         typer.Option("--output", "-o", metavar="FILE", help="File of the page, for several run folders."),
     ] = None,
     baseline: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--baseline", "-b", metavar="NAME", help="Model to compare with, for several run folders."
+            "--baseline",
+            "-b",
+            metavar="NAME",
+            help="Model to compare with, for several run folders; by default uniform, or else the first method.",
         ),
-    ] = "uniform",
+    ] = None,
 ) -> None:
     """Write the report of a run again, or a page that compares runs of several seeds.
 

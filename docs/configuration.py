@@ -16,10 +16,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from automixalign.config.experiment import Experiment
+from automixalign.config.methods import MAX_POINTS
 from automixalign.method.merge_methods import MergeMethodSpec, registered_merges
 from automixalign.method.mixers import registered_mixers
 from automixalign.preflight.json_schema import SCHEMA_FILE, schema_text
-from automixalign.system.schema import LARGEST, schema_of
+from automixalign.system.schema import LARGEST, MAX_NAME, schema_of
 
 PAGE = Path(__file__).with_suffix(".md")
 _HEAD = """# Configuration
@@ -41,6 +42,29 @@ _METHODS = """
 
 A `method` is one of these mixers; [method](method.md) explains them, [extending](extending.md) adds others.
 """
+_GRIDS = f"""
+## Grids
+
+An entry `grid` of `methods` stands for every combination of the values of its lists, {MAX_POINTS} at most:
+
+```yaml
+methods:
+  - uniform
+  - grid: {{method: ama-r, eta: [0.01, 0.03, 0.1], learning_rate: [1e-4, 3e-4]}}
+```
+
+All keys of a method can have a list; a key without one is the same for all points. An option that is a list
+itself needs a list around it. The points share data, reference log-probabilities and specialists.
+
+A point is named by the grid's `name` (the method, by default), then each key that has a list with its value, in
+the order of the entry: `ama-r-eta0p03-lr1e-4`. `p` stands for the decimal point, `lr` for `learning_rate`, and
+`average` for `average_iterates`. A flag is its key, or `no-` and its key. A text follows
+`-`: `init-ties`. Any other value is the key and its number in the list, from 1. A name has
+{MAX_NAME} characters at most.
+
+The report compares the points and chooses one by its gap on the worst task of the validation split.
+`--set methods.ama-r.grid.eta=[0.02]` changes a list of the grid named `ama-r`.
+"""
 _OPTIONS = "\nTheir options:\n"
 _MERGES = """
 ## Merge methods
@@ -52,7 +76,7 @@ _NONE = "–"  # noqa: RUF001  a dash for no value
 _SCALARS = {"integer": "integer", "number": "number", "boolean": "`true` or `false`", "string": "text"}
 _SHORT_FORMS = {
     "base_model": "A bare text is its `source`.",
-    "methods": "A bare name is its `method`.",
+    "methods": "A bare name is its `method`. An entry `grid` stands for several methods; see [grids](#grids).",
     "merges": "A bare name is its `method`.",
     "output": "A bare text is its `to`.",
     "decontaminate": "A bare text is its `path`.",
@@ -64,7 +88,14 @@ _SHORT_FORMS = {
 def page() -> str:
     """The page as Markdown."""
     schema = Experiment.model_json_schema()
-    lines = [_HEAD, *_section("", Experiment, schema, schema["$defs"], {}), _METHODS, *_methods(), _MERGES]
+    lines = [
+        _HEAD,
+        *_section("", Experiment, schema, schema["$defs"], {}),
+        _METHODS,
+        *_methods(),
+        _GRIDS,
+        _MERGES,
+    ]
     return "\n".join([*lines, *_merges()]) + "\n"
 
 

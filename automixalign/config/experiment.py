@@ -14,7 +14,7 @@ from automixalign.config.cluster import TRAINING, ClusterSpec
 from automixalign.config.data import DecontaminationSpec, LongAnswers, SplitSpec, TaskSpec
 from automixalign.config.evaluation import EvaluationSpec
 from automixalign.config.merges import MergeSpec
-from automixalign.config.methods import MethodSpec
+from automixalign.config.methods import Methods
 from automixalign.config.models import BaseModelSpec
 from automixalign.config.plugins import Plugin
 from automixalign.config.release import OutputSpec, RegistrySpec, TrackingSpec
@@ -57,7 +57,7 @@ class Experiment(Schema):
     training: TrainingSpec
     budget: BudgetSpec
     specialist_losses: SpecialistLossesSpec = SpecialistLossesSpec()
-    methods: Annotated[list[Annotated[MethodSpec, shorthand("method")]], Field(min_length=1)]
+    methods: Methods
     merges: list[Annotated[MergeSpec, shorthand("method")]] = Field(default_factory=list)
     evaluation: EvaluationSpec = EvaluationSpec()
     tracking: TrackingSpec = TrackingSpec()
@@ -118,6 +118,10 @@ class Experiment(Schema):
 
     @model_validator(mode="after")
     def _check_choice(self) -> Self:
+        if any(method.of_grid for method in self.methods) and self.split.validation == 0:
+            raise ValueError(
+                "methods: a grid's point is chosen on the validation split; set split.validation above 0"
+            )
         if self.registry is not None and self.split.validation == 0:
             raise ValueError(
                 "registry: its model is chosen on the validation split; set split.validation above 0"

@@ -133,7 +133,7 @@ class Plan(BaseModel):
                 training=training,
                 budget=method.budget(experiment.budget.generalist),
                 scoring=validation,
-                method=method,
+                method=method.model_copy(update={"of_grid": None}),
             )
             for method in experiment.methods
         ]

@@ -12,7 +12,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from automixalign.config.data import TaskSpec
 from automixalign.config.experiment import Experiment
 from automixalign.config.merges import MergeSpec
-from automixalign.config.methods import MethodSpec
+from automixalign.config.methods import GridSpec, MethodSpec
 from automixalign.method.merge_methods import registered_merges
 from automixalign.method.mixers import registered_mixers
 
@@ -50,12 +50,28 @@ class _Generator(_Untitled):
             options = mixer.schema.model_json_schema(schema_generator=_Untitled)
             definitions |= options.get("$defs", {})
             definitions[MethodSpec.__name__]["properties"] |= options["properties"]
+        _accept_grids(generated)
         for node in _mappings(generated):
             for word in filter(node.__contains__, _BOUNDS):
                 node[_BOUNDS[word]] = node.pop(word)
             if isinstance(node.get("description"), str):
                 node["description"] = " ".join(node["description"].split())
         return generated
+
+
+def _accept_grids(schema: dict[str, Any]) -> None:
+    """Let an entry of `methods` be a grid: the keys of a method, with a value or a list of values."""
+    method, grid = MethodSpec.__name__, GridSpec.__name__
+    definitions, items = schema["$defs"], schema["properties"]["methods"]["items"]
+    references = {
+        key: {"$ref": f"#/$defs/{method}/properties/{key}"} for key in definitions[method]["properties"]
+    }
+    one_value = {key: references.pop(key) for key in GridSpec.model_fields}
+    del references["of_grid"]
+    values = {key: {"anyOf": [one, {"type": "array", "items": one}]} for key, one in references.items()}
+    definitions[grid] = {"type": "object", "properties": one_value | values, "required": ["method"]}
+    entry = {"properties": {"grid": {"$ref": f"#/$defs/{grid}"}}, "required": ["grid"]}
+    items["anyOf"].insert(0, {"type": "object", **entry, "additionalProperties": False})
 
 
 def _is_ours(cls: type) -> bool:

@@ -24,7 +24,9 @@ def _not_bool(value: Any) -> Any:
     return value
 
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")]
+MAX_NAME = 40
+"""Most characters of a name."""
+Name = Annotated[str, StringConstraints(pattern=rf"^[A-Za-z0-9][A-Za-z0-9_-]{{0,{MAX_NAME - 1}}}$")]
 LARGEST = 2**31 - 1
 """The largest integer that every library in use accepts."""
 
@@ -73,7 +75,9 @@ def element_names(elements: Iterable[Any]) -> list[str | None]:
     for element in elements:
         name = element
         if isinstance(element, Mapping):
-            name = element.get("name", element.get("method"))
+            grid = element.get("grid")
+            named = grid if isinstance(grid, Mapping) else element
+            name = named.get("name", named.get("method"))
         try:
             names.append(_NAME.validate_python(name, strict=True))
         except ValidationError:

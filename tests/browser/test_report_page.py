@@ -230,3 +230,17 @@ def test_the_comparison_shows_each_model_and_the_baseline(page: Page, reports: d
     assert cells["uniform"][2:5] == ["–", "–", "–"]  # noqa: RUF001  the page's sign for a missing number
     assert cells["linear"][4] == "0/2"
     assert " to " in cells["ama-r"][3]
+
+
+def test_a_grid_shows_its_points_and_the_chosen_one(
+    page: Page, reports: dict[str, Path], tmp_path: Path
+) -> None:
+    facts = files.read_json(reports["run"].with_name("data.json"))
+    values = [("a", {"eta": 0.1}, 0.3, 0.1), ("b", {"eta": 0.2}, 0.2, 0.4)]
+    points = [dict(zip(("model", "values", "validation", "test"), each, strict=True)) for each in values]
+    facts["grids"] = [{"name": HOSTILE, "keys": ["eta"], "chosen": "b", "points": points}]
+    report_page.write(facts, tmp_path / "index.html")
+    page.open(tmp_path / "index.html")
+    rows = "[...document.querySelectorAll('#grids tbody tr')].map((row) => row.innerText)"
+    assert page.run(rows) == ["a\t0.1\t+0.300\t+0.100", "b (chosen)\t0.2\t+0.200\t+0.400"]
+    assert "The test split had no part in the choice" in page.run("document.querySelector('#grids').innerText")

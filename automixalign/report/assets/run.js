@@ -12,6 +12,7 @@ const DROPS = {
 function runSections(run) {
   return [
     leaderboardSection(run),
+    gridsSection(run),
     barsSection(run),
     trajectoriesSection(run),
     curvesSection(run),

@@ -12,6 +12,7 @@ from automixalign.data.store import read_card
 from automixalign.report import leaderboard
 from automixalign.report.facts.curves import curves
 from automixalign.report.facts.data_facts import data_facts, memorisation_warnings
+from automixalign.report.facts.grids import grids
 from automixalign.report.facts.limits import limits
 from automixalign.report.leaderboard import Entry
 from automixalign.scoring.metrics.registry import registered_metrics
@@ -80,6 +81,7 @@ def collect(settings: ComparisonSettings, entries: list[Entry], results: RunResu
         "metrics": {name: metric.facts() for name, metric in registered_metrics().items()},
         "baseline": leaderboard.baseline(entries),
         "leaderboard": entries,
+        "grids": grids(experiment, entries),
         "best": {
             f"{view}.{metric}": leaderboard.best(entries, view, metric)
             for view, metric in leaderboard.columns(entries)

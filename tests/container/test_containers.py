@@ -27,6 +27,7 @@ from tests.container.container_engine import BASE, IMAGE, NoEngineError, build, 
 
 pytestmark = pytest.mark.container
 
+ROOT = Path(__file__).parents[2]
 TMP = "/tmp"  # noqa: S108  inside the containers
 RESTRICTED = {
     "user": "12345:0",
@@ -349,6 +350,25 @@ def test_a_run_that_cannot_work_is_refused_before_any_stage(
     _, err = finish(in_containers(LONG, tmp_path / "run", **environment), 2)
     assert message in err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_plugin_is_in_the_image_as_the_page_says(
+    in_containers: Start, client: docker.DockerClient, workspace: Path, tmp_path: Path
+) -> None:
+    """docs/extending.md has the module and the image's file."""
+    page = (ROOT / "docs" / "extending.md").read_text()
+    (module,) = re.findall(r"```python\n(# my_mixers\.py\n.*?)```", page, re.DOTALL)
+    (dockerfile,) = re.findall(r"```dockerfile\n(.*?)```", page, re.DOTALL)
+    (method,) = re.findall(r'@register\("(.*)"\)', module)
+    (tmp_path / "my_mixers.py").write_text(module)
+    extended = LONG | {"plugins": ["my_mixers"], "methods": [method]}
+    with_module = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    _, err = finish(in_containers(extended, tmp_path / "run", **with_module), 2)
+    assert "has no my_mixers, or another version of it: add it to the image" in err
+    (tmp_path / "Dockerfile").write_text(dockerfile.replace(f"automixalign:{__version__}", IMAGE))
+    client.images.build(path=str(tmp_path), tag="with-plugin:test")
+    run = in_containers(extended, tmp_path / "run", AMA_IMAGE="with-plugin:test", **with_module)
+    wait_for(run, client, tmp_path / "run", "prepare_base_model")
 
 
 def test_a_source_stages_may_not_read_is_refused(in_containers: Start, workspace: Path, tmp_path: Path) -> None:

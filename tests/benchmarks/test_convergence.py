@@ -10,6 +10,9 @@ from benchmarks import convergence
 from benchmarks.convex_game import GAP, Game, Saddle, certify, check_smoothing, fixed_game, loss, slope, solve
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def game() -> Game:
     return fixed_game()

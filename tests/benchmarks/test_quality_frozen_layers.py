@@ -39,6 +39,9 @@ def seed_models(folder: Path) -> SeedModels:
     return SeedModels(Store(folder), parse_experiment(data, "test"))
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> SeedModels:
     return seed_models(tmp_path_factory.mktemp("plain"))

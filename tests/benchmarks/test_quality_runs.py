@@ -103,6 +103,7 @@ def loss(row: dict[str, Any], split: str) -> np.ndarray:
     return np.array([metrics["loss"] for metrics in row[split].values()])
 
 
+@pytest.mark.slow
 class TestSeedModels:
     def test_reference_model(self, models: SeedModels) -> None:
         row = models.reference_row((VALIDATION, TEST))
@@ -155,6 +156,7 @@ class TestSeedModels:
         assert first.data("format") != second.data("format")
 
 
+@pytest.mark.slow
 def test_drift_is_the_divergence_of_the_next_tokens(models: SeedModels) -> None:
     reference, policy = (load_full_model(models.base_model) for _ in range(2))
     with torch.no_grad():
@@ -200,6 +202,7 @@ class TestArms:
             setups.SETUPS["smollm2-hhh"].configured(0, None, tmp_path)
 
 
+@pytest.mark.slow
 def test_preference_pairs_are_selected_by_source_length_and_prompt(tmp_path: Path) -> None:
     def row(prompt: str, chosen: str, source: str) -> dict[str, Any]:
         return conversation(prompt, chosen, "No.", source=source)
@@ -301,6 +304,7 @@ def test_a_sweep_tunes_on_validation_and_reports_seeds(tmp_path: Path, monkeypat
     assert 1234.5 in [row["seconds"] for row in more["rows"]]
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_again_only_what_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new arm runs on all seeds, as does an arm like one that has changed; a removed arm disappears."""
     removed, merge = Arm("standard", "standard"), Merge("linear", "linear")
@@ -327,6 +331,7 @@ def test_a_sweep_runs_again_only_what_has_changed(tmp_path: Path, monkeypatch: p
     assert [row["arm"] for row in third["rows"]] == 2 * [*COMMON, "uniform", "longer", "linear"]
 
 
+@pytest.mark.slow
 def test_results_of_another_experiment_are_discarded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -337,6 +342,7 @@ def test_results_of_another_experiment_are_discarded(
     assert "the results are those of another tiny: all of it runs again" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_tuning_seeds_each_seed_tunes_a_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tries = ({"lambda": 50.0}, {"lambda": 1.0}, {"lambda": 100.0})
     merge = Merge("tuned", "task_arithmetic", tries)

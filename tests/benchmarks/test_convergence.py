@@ -9,7 +9,6 @@ from rich.console import Console
 from benchmarks import convergence
 from benchmarks.convex_game import GAP, Game, Saddle, certify, check_smoothing, fixed_game, loss, slope, solve
 
-
 pytestmark = pytest.mark.slow
 
 

@@ -20,7 +20,7 @@ def report(
             "--baseline",
             "-b",
             metavar="NAME",
-            help="Model to compare with, for several run folders; by default uniform, or else the first method.",
+            help="Model to compare with, for several run folders; by default uniform, or the first method.",
         ),
     ] = None,
 ) -> None:

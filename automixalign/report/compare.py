@@ -108,16 +108,12 @@ def _description(experiment: Experiment, entries: list[leaderboard.Entry]) -> st
 
 
 def headline_metrics(entries: list[leaderboard.Entry]) -> dict[str, float]:
-    """The chosen model's results on the test split, by which runs are compared; empty if none is chosen."""
+    """The chosen model on its worst task of the test split, by which runs are compared; empty if none is chosen."""
     entry = leaderboard.chosen(entries)
     if entry is None:
         return {}
     metrics = ranked_metrics()
-    return {
-        f"{view}_{metric}": entry[view][metric]
-        for view, metric in leaderboard.columns([entry])
-        if metrics[metric].headline
-    }
+    return {f"worst_{name}": value for name, value in entry["worst"].items() if metrics[name].headline}
 
 
 def as_markdown(entries: list[leaderboard.Entry]) -> str:

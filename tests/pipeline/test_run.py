@@ -98,7 +98,7 @@ def run_folder(base_model: Path, s3: Any, tmp_path_factory: pytest.TempPathFacto
         done = ama("run", "--config", config, "--output", folder / "run")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "\n+ register " in done.stdout
-    assert "smallest worst-task excess" in done.stdout
+    assert "smallest worst-task gap" in done.stdout
     assert str(folder / "run" / "leaderboard.json") in done.stdout
     assert "registered   models:/test/1 (" in done.stdout
     assert "published    s3://pipeline-run/models" in done.stdout

@@ -108,7 +108,7 @@ def _description(experiment: Experiment, entries: list[leaderboard.Entry]) -> st
 
 
 def headline_metrics(entries: list[leaderboard.Entry]) -> dict[str, float]:
-    """The chosen model on its worst task of the test split, by which runs are compared; empty if none is chosen."""
+    """The chosen model on its worst task of the test split, to compare runs; empty if none is chosen."""
     entry = leaderboard.chosen(entries)
     if entry is None:
         return {}

@@ -17,7 +17,7 @@ from automixalign.data.store import SPLITS
 from automixalign.models.base_address import BaseAddress
 from automixalign.scoring import caches
 from automixalign.scoring.reference_logps import write_reference_logps
-from automixalign.scoring.verifiers.registry import registered_verifiers
+from automixalign.scoring.verifiers.registry import make_verifier
 from automixalign.storage import files
 
 if TYPE_CHECKING:
@@ -74,9 +74,7 @@ def prepare(settings: DataSettings, base_model: Path, folder: Path) -> dict[str,
     """Prepare the tasks of some settings with the tokenizer of a base model; return the card."""
     from automixalign.models.load import load_tokenizer
 
-    return prepare_data(
-        settings, load_tokenizer(base_model, settings.max_length), registered_verifiers(), folder
-    )
+    return prepare_data(settings, load_tokenizer(base_model, settings.max_length), make_verifier, folder)
 
 
 def write_data(base_model: Path, folder: Path) -> None:

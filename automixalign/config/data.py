@@ -4,9 +4,9 @@ import datetime
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
-from automixalign.config.settings import Settings, shorthand
+from automixalign.config.settings import PluginSpec, Settings, shorthand
 from automixalign.quickstart.spec import synthetic_name
 from automixalign.quickstart.synthetic import SYNTHETIC_TASKS
 from automixalign.system.schema import Count, Name, Number, Positive, Schema, Text, did_you_mean
@@ -22,18 +22,18 @@ class AtLeast(Schema):
     """The smallest value that passes."""
 
 
-class FormatSpec(Schema):
+class FormatSpec(PluginSpec):
     """A row format and its options."""
-
-    model_config = ConfigDict(extra="allow")
 
     name: Name
     """`trl`, or another format that docs/data.md lists."""
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """The format's options that were set."""
-        return self.__pydantic_extra__ or {}
+
+class VerifierSpec(PluginSpec):
+    """Decides whether a generated answer passes."""
+
+    name: Text
+    """`exact`, or another verifier that docs/data.md lists, or one of an installed package."""
 
 
 class LocationSpec(Schema):
@@ -94,9 +94,9 @@ class TaskSpec(Schema):
     """The largest number of pairs; the seed draws them. For a synthetic task, the number of pairs to make."""
     label_noise: Annotated[Number, Field(ge=0, le=0.5)] = 0.0
     """Share of the *training* pairs whose sides are swapped, to study robustness."""
-    verifier: Text | None = None
-    """Decides whether a generated answer passes, by the row's `answer`: `exact`, `contains`, `number` or one of
-    an installed package. Without a verifier, no answers are generated."""
+    verifier: Annotated[VerifierSpec, shorthand("name")] | None = None
+    """Decides whether a generated answer passes: a verifier, or `{name: VERIFIER, OPTION: VALUE}`. Without a
+    verifier, no answer is verified."""
 
     @classmethod
     def known_keys(cls, data: Any) -> list[str]:

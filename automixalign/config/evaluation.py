@@ -1,8 +1,13 @@
 """Scoring: its section of an experiment, and the settings of `reference_logps` and `evaluate`."""
 
-from automixalign.config.settings import Precision, Settings
+from typing import Annotated, Self
+
+from pydantic import model_validator
+
+from automixalign.config.data import VerifierSpec
+from automixalign.config.settings import Precision, Settings, shorthand
 from automixalign.method.losses import Loss
-from automixalign.system.schema import Count, Flag, Schema
+from automixalign.system.schema import Count, Flag, NonNegative, PositiveFraction, Schema
 
 
 class EvaluationSpec(Schema):
@@ -18,6 +23,25 @@ class EvaluationSpec(Schema):
     """The largest number of tokens of an answer; the default also of `ama chat` and of a registered model."""
     max_prompts: Count | None = None
     """The largest number of test prompts of a task to generate for; by default all."""
+    samples: Count = 1
+    """Answers to each prompt. With several, `pass_rate` is pass@1, their mean, and `pass_at_k` is the share of
+    prompts of which any answer passes."""
+    temperature: NonNegative = 0.0
+    """0 takes the most likely token. Otherwise tokens are drawn at this temperature. The draws depend on the
+    seed, the task, the pair and the number of the sample alone."""
+    top_p: PositiveFraction = 1.0
+    """Tokens are drawn among the most likely ones that together have this probability."""
+
+    @model_validator(mode="after")
+    def _check_draws(self) -> Self:
+        if not self.temperature:
+            if self.samples > 1:
+                raise ValueError(
+                    "'samples': at temperature 0 all answers are equal; set 'temperature', such as 0.8"
+                )
+            if self.top_p < 1:
+                raise ValueError("'top_p': nothing is drawn at temperature 0; set 'temperature', such as 0.8")
+        return self
 
 
 class ScoringSettings(Settings):
@@ -32,5 +56,5 @@ class EvaluationSettings(Settings):
 
     evaluation: EvaluationSpec
     loss: Loss
-    verifiers: dict[str, str]
+    verifiers: dict[str, Annotated[VerifierSpec, shorthand("name")]]
     """Task -> verifier, for the tasks whose generations can be verified."""

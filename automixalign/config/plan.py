@@ -70,7 +70,7 @@ def uses_of(experiment: Experiment) -> Uses:
     """The registered items that an experiment uses, of which other packages may define some."""
     return {
         "row format": [source.format_spec.name for task in experiment.tasks for source in task.sources],
-        "verifier": [task.verifier for task in experiment.tasks if task.verifier],
+        "verifier": [task.verifier.name for task in experiment.tasks if task.verifier],
         "mixer": [method.method for method in experiment.methods],
         "merge": [merge.method for merge in experiment.merges],
         "metric": None,

@@ -1,12 +1,16 @@
 """The base of every stage's settings, and the types that several sections of an experiment share."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from automixalign.config.plugins import Plugin
+from automixalign.system.errors import ConfigError
+from automixalign.system.schema import Schema, Text, describe, did_you_mean
 
+_Plugin = TypeVar("_Plugin", bound=Schema)
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -26,6 +30,39 @@ class Settings(BaseModel):
     environment: str = ""
     """Digest of the installed versions, and of the environment variables that can change a result."""
     seed: int
+
+
+class PluginSpec(Schema):
+    """The name of a registered class, and its options."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Text
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that were set."""
+        return self.__pydantic_extra__ or {}
+
+    def make(self, kind: str, known: Mapping[str, type[_Plugin]]) -> _Plugin:
+        """An instance of the class with these options.
+
+        Args:
+            kind: what messages call one of them.
+            known: name -> class.
+
+        Raises:
+            ConfigError: there is no such class, or it has no such option.
+        """
+        if self.name not in known:
+            hint = did_you_mean(self.name, known)
+            raise ConfigError(f"unknown {kind} {self.name!r:.80}{hint}; there are: {', '.join(sorted(known))}")
+        try:
+            return known[self.name].model_validate(self.options)
+        except ValidationError as error:
+            raise ConfigError(
+                f"{kind} {self.name}: {describe(error, known[self.name], self.options)}"
+            ) from error
 
 
 @dataclass(frozen=True)

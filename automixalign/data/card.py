@@ -26,7 +26,8 @@ def describe_task(pairs: TaskPairs, settings: DataSettings, labels: Labels) -> d
     `commit` if it is on the hub, and `passed_over`, its files that are not read, with the reason. `pairs` and
     `prompts`: the sizes of the splits. `lengths`: a histogram of the tokens of prompt and longer answer, before
     any cut; the last bin holds the pairs above `max_length`. `long_answers`: the pairs with a chosen or
-    rejected answer that is too long.
+    rejected answer that is too long. `chosen_failed`: rows whose chosen answer does not pass a verifier that
+    needs no right one, such as `regex`.
     """
     candidates, reader = pairs.candidates, pairs.reader
     used = candidates.fates == Fate.USED
@@ -52,6 +53,7 @@ def describe_task(pairs: TaskPairs, settings: DataSettings, labels: Labels) -> d
         },
         "lengths": {"width": bin_width(settings.max_length), "pairs": histogram(lengths)},
         "long_answers": count_long_answers(lengths),
+        "chosen_failed": reader.chosen_failed,
         "derived_prompts": reader.derived_prompts,
         "derived_prompt": text_of(reader.derived.prompt)[-200:] if reader.derived else None,
         "texts_as_messages": reader.texts_as_messages,
@@ -115,6 +117,8 @@ def _warnings(task: Mapping[str, Any], settings: DataSettings) -> list[str]:
             listed = [f"{file} ({why})" for file, why in list(passed_over.items())[:_MAX_LISTED]]
             more = f" and {len(passed_over) - _MAX_LISTED} more" if len(passed_over) > _MAX_LISTED else ""
             sentences.append(f"{source['path']}: not read: {', '.join(listed)}{more}")
+    if count := task["chosen_failed"]:
+        sentences.append(f"the verifier does not pass the chosen answer of {count:,} rows")
     if count := task["derived_prompts"]:
         sentences.append(
             f"{count:,} prompts were split off the two sides; the first ends {task['derived_prompt'][-80:]!r}"

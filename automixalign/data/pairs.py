@@ -35,6 +35,8 @@ class Pair(NamedTuple):
     options: Options | None = None
     derived: bool = False
     """Whether the prompt was split off the sides."""
+    row: str | None = None
+    """JSON of the columns that the task's verifier reads of the row."""
 
     @property
     def prompt_key(self) -> str:

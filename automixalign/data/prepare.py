@@ -14,7 +14,7 @@ from automixalign.data.card import describe, describe_task
 from automixalign.data.clean import Collector
 from automixalign.data.draw import is_drawn
 from automixalign.data.overlap.decontaminate import Contamination
-from automixalign.data.read_task import Verifiers, open_task
+from automixalign.data.read_task import MakeVerifier, open_task
 from automixalign.data.split import split_tasks
 from automixalign.data.task_pairs import read_candidates, tokenize_task
 from automixalign.data.tokenization.rendering import asks_for_date
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def prepare_data(
     settings: DataSettings,
     tokenizer: "PreTrainedTokenizerBase",
-    verifiers: Verifiers,
+    make_verifier: MakeVerifier,
     output: Path,
     vocabulary: int | None = None,
 ) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def prepare_data(
     Args:
         settings: the tasks, their splits and `max_length`.
         tokenizer: of the base model.
-        verifiers: by name. Each must pass the right answers of the tasks that name it.
+        make_verifier: makes the verifier of a task, which must pass the right answers of its rows.
         output: folder to write.
         vocabulary: rows of the model's embedding, if the tokenizer may have more tokens.
 
@@ -58,7 +58,9 @@ def prepare_data(
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder.parent)))
         contamination = Contamination(settings.decontaminate) if settings.decontaminate else None
         index = _near_duplicates(settings.near_duplicates)
-        readers = [stack.enter_context(open_task(task, settings.seed, verifiers)) for task in settings.tasks]
+        readers = [
+            stack.enter_context(open_task(task, settings.seed, make_verifier)) for task in settings.tasks
+        ]
         collectors = {task.name: Collector(settings.seed, contamination, index) for task in settings.tasks}
         # Draws, and groups of prompts, need all pairs before the first is tokenised: a second reading.
         known = {

@@ -1,14 +1,15 @@
 """Read the pairs of all sources of a task."""
 
+import json
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import chain
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
-from automixalign.config.data import AtLeast, Scalar, SourceSpec, TaskSpec
-from automixalign.data.pairs import Pair, make_pair, text_of
+from automixalign.config.data import AtLeast, Scalar, SourceSpec, TaskSpec, VerifierSpec
+from automixalign.data.pairs import Pair, Turn, content_text, make_pair, text_of
 from automixalign.data.reading.row import OpenSource, Row, Unreadable
 from automixalign.data.reading.rows import open_source
 from automixalign.data.row_formats.chat import Chat
@@ -16,14 +17,26 @@ from automixalign.data.row_formats.registry import make_format
 from automixalign.data.row_formats.row_format import DroppedRow, RowFormat
 from automixalign.system.errors import DataError
 
-Verifier: TypeAlias = Callable[[str, str], bool]
-"""Takes a generated answer and the right one; returns whether the generated one passes."""
-Verifiers: TypeAlias = Mapping[str, Verifier]
+
+class RowVerifier(Protocol):
+    """What reading needs of a verifier."""
+
+    columns: ClassVar[tuple[str, ...]]
+    """The columns that it reads of a row."""
+
+    def check_row(self, prompt: Turn, chosen: str, answer: str, row: Mapping[str, Any]) -> bool:
+        """Whether the chosen answer of a row passes; a ValueError says that its right answer cannot pass."""
+
+
+MakeVerifier: TypeAlias = Callable[[VerifierSpec], RowVerifier]
 
 MAX_NAMED_ROWS = 10
 """The largest number of different faults that an error names, each with its first row."""
 _MAX_COUNTED_ROWS = 1000
 """The bad rows that are counted; reading goes no further."""
+_MAX_ROW = 100_000
+"""The largest number of characters that a verifier's columns of a row may take as JSON."""
+_to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 _Condition: TypeAlias = Scalar | list[Scalar] | AtLeast
 
 
@@ -39,7 +52,7 @@ class TaskReader:
     Iterating raises a DataError that names the first bad rows, each with file and line.
     """
 
-    def __init__(self, task: TaskSpec, sources: list[_Source], seed: int, verifiers: Verifiers) -> None:
+    def __init__(self, task: TaskSpec, sources: list[_Source], seed: int, verifier: RowVerifier | None) -> None:
         self.task = task
         self.counts: list[Counter[str]] = []
         """For each source, the rows of the last reading: `read`, and those left out by reason."""
@@ -55,14 +68,17 @@ class TaskReader:
         """Pairs whose prompt was split off their sides, in the last reading."""
         self.derived: Pair | None = None
         """The first pair whose prompt was split off its sides."""
+        self.chosen_failed = 0
+        """Pairs of the last reading whose chosen answer does not pass a verifier that needs no right one."""
         self._sources, self._seed = sources, seed
-        self._verifier = verifiers[task.verifier] if task.verifier else None
+        self._verifier = verifier
 
     def __iter__(self) -> Iterator[tuple[int, Pair]]:
         self.counts = [Counter(read=0) for _ in self._sources]
         self.derived_prompts = self.texts_as_messages = 0
         if self.conversational is None and self._any_messages_first():
             self.conversational = True
+        self.chosen_failed = 0
         for number, source in enumerate(self._sources):
             for pair in self._pairs(number, source):
                 yield number, pair
@@ -103,7 +119,7 @@ class TaskReader:
             self.conversational = not plain
         if plain and self.conversational:
             self.texts_as_messages += 1
-            return make_pair(Chat().read(pair._asdict(), random.Random))
+            return make_pair(Chat().read(pair._asdict(), random.Random))._replace(row=pair.row)
         if not plain and not self.conversational:
             raise DataError(
                 f"task {self.task.name}: mixes plain text and messages: {where} is the first row of messages; "
@@ -123,27 +139,35 @@ class TaskReader:
                     unseen.discard(column)
                 if not _meets(value, condition, column):
                     return "filtered"
-            if source.spec.columns is not None:
-                data = _renamed(data, source.spec.columns)
-            pair = make_pair(source.row_format.read(data, lambda: random.Random(seed)))
+            columns = source.spec.columns
+            fields = data if columns is None else _renamed(data, columns)
+            pair = make_pair(source.row_format.read(fields, lambda: random.Random(seed)))
             if self._verifier is not None:
-                self._check_answer(pair, self._verifier)
+                return self._checked(pair, self._verifier, data)
         except DroppedRow as reason:
             return str(reason)
         except ValueError as error:
             return Unreadable(str(error))
         return pair
 
-    def _check_answer(self, pair: Pair, verifier: Verifier) -> None:
-        if pair.answer is None:
-            problem = "needs an 'answer' in every row; there is none"
-        elif not verifier(pair.answer, pair.answer):
-            problem = f"can never pass the answer {pair.answer!r:.80}, which is given"
-        else:
-            return
-        raise ValueError(
-            f"the verifier {self.task.verifier!r} {problem} for the prompt {text_of(pair.prompt)!r:.80}"
-        )
+    def _checked(self, pair: Pair, verifier: RowVerifier, data: Mapping[str, Any]) -> Pair:
+        """The pair with the columns of its row that the verifier reads."""
+        row = {column: _lookup(data, column) for column in verifier.columns}
+        try:
+            if missing := [column for column, value in row.items() if value is _ABSENT]:
+                raise ValueError(f"reads the column {missing[0]!r}; there are: {', '.join(data)}")
+            text = _to_json(row) if row else None
+            if text and len(text) > _MAX_ROW:
+                raise ValueError(f"reads {len(text):,} characters of a row; at most {_MAX_ROW:,} are kept")
+            chosen = pair.chosen if isinstance(pair.chosen, str) else content_text(pair.chosen[-1])
+            if not verifier.check_row(pair.prompt, chosen, pair.answer or "", json.loads(text or "{}")):
+                self.chosen_failed += 1
+        except (TypeError, ValueError, RecursionError) as error:
+            name = self.task.verifier and self.task.verifier.name
+            raise ValueError(
+                f"the verifier {name!r} {error} for the prompt {text_of(pair.prompt)!r:.80}"
+            ) from error
+        return pair._replace(row=text)
 
     def _refuse(self, source: _Source, first: Row, rest: Iterator[Row]) -> None:
         """Name the faults of a source's rows, from the first bad row on; equal faults are counted."""
@@ -167,30 +191,32 @@ class TaskReader:
 
 
 @contextmanager
-def open_task(task: TaskSpec, seed: int, verifiers: Verifiers) -> Iterator[TaskReader]:
+def open_task(task: TaskSpec, seed: int, make_verifier: MakeVerifier) -> Iterator[TaskReader]:
     """Open the sources of a task; downloads are removed at the end of the context.
 
     Args:
         seed: the seed of generated rows and of the draws of row formats.
-        verifiers: by name. The task's must pass the right answer of every row.
+        make_verifier: makes the task's verifier, which must pass the right answer of every row.
 
     Raises:
         DataError, StorageError: a source is missing or unreadable.
-        ConfigError: a row format does not exist, or has no such option.
+        ConfigError: a row format or verifier does not exist, or has no such option.
     """
+    verifier = make_verifier(task.verifier) if task.verifier else None
     with ExitStack() as stack:
         sources = []
         for spec in task.sources:
             row_format = make_format(spec.format_spec)
-            columns, generated_rows = _needed_columns(spec, row_format), task.generated_rows(spec)
+            columns = _needed_columns(spec, row_format, verifier.columns if verifier else ())
+            generated_rows = task.generated_rows(spec)
             rows = stack.enter_context(open_source(f"task {task.name}", spec, columns, seed, generated_rows))
             sources.append(_Source(spec, rows, row_format))
-        yield TaskReader(task, sources, seed, verifiers)
+        yield TaskReader(task, sources, seed, verifier)
 
 
-def _needed_columns(spec: SourceSpec, row_format: RowFormat) -> Collection[str]:
+def _needed_columns(spec: SourceSpec, row_format: RowFormat, verified: Iterable[str]) -> Collection[str]:
     columns = spec.columns or {}
-    names = chain(row_format.columns, columns.values(), spec.where)
+    names = chain(row_format.columns, columns.values(), spec.where, verified)
     return {part for name in names for part in (name, name.split(".")[0])}
 
 

@@ -1,5 +1,6 @@
 """Prepared splits on disk: `FOLDER/TASK/{train,validation,test}.parquet`, and the card of all tasks."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,8 +45,8 @@ def split_schema(conversational: bool) -> pa.Schema:
 
     A message has its `role`, its `content` as text, and `more`: JSON of what else it holds, such as tool calls.
     `generation_ids` is the whole prompt, from which answers are generated; null where it is `prompt_ids`.
-    `options` is JSON of `tools` and `chat_template_kwargs`. `swapped` marks pairs whose sides `label_noise` has
-    exchanged.
+    `options` is JSON of `tools` and `chat_template_kwargs`. `row` is JSON of the columns that the task's
+    verifier reads, in the test split alone. `swapped` marks pairs whose sides `label_noise` has exchanged.
     """
     message = pa.struct([("role", pa.string()), ("content", pa.string()), ("more", pa.string())])
     turn = pa.list_(message) if conversational else pa.string()
@@ -54,13 +55,23 @@ def split_schema(conversational: bool) -> pa.Schema:
         + [(name, turn) for name in ("prompt", "chosen", "rejected")]
         + [(name, pa.list_(pa.int32())) for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
         + [("generation_ids", pa.list_(pa.int32()))]
-        + [("options", pa.string()), ("answer", pa.string()), ("swapped", pa.bool_())]
+        + [("options", pa.string()), ("answer", pa.string()), ("row", pa.string()), ("swapped", pa.bool_())]
     )
+
+
+def turn_of(stored: Any) -> str | list[dict[str, Any]]:
+    """A turn from the fields of `split_schema`: text, or messages."""
+    if isinstance(stored, str):
+        return stored
+    return [
+        {"role": each["role"], "content": each["content"], **json.loads(each["more"] or "{}")}
+        for each in stored
+    ]
 
 
 def read_split(data: Path, task: str, split: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Read the pairs of one split: `pair_id`, `task`, text and `*_ids` of three turns,
-    `generation_ids`, `options`, `answer` and `swapped`.
+    `generation_ids`, `options`, `answer`, `row` and `swapped`.
 
     Args:
         columns: read these columns only.

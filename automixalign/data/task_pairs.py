@@ -282,6 +282,7 @@ def _batch(task: str, pairs: list[Pair], tokens: list[Tokens], prompt: Turn) -> 
         "task": pa.repeat(task, len(pairs)),
         "options": [pair.options and _to_json(pair.options) for pair in pairs],
         "answer": [pair.answer for pair in pairs],
+        "row": [pair.row for pair in pairs],
         "swapped": pa.repeat(False, len(pairs)),
         "generation_ids": [each.generation for each in tokens],
     }

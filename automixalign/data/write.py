@@ -17,7 +17,7 @@ from automixalign.config.data import TaskSpec
 from automixalign.data.clean import Candidates
 from automixalign.data.pairs import TURNS
 from automixalign.data.split import NO_SPLIT, Labels
-from automixalign.data.store import SPLITS, TRAIN, SplitWriter, split_path, split_writer, task_digest
+from automixalign.data.store import SPLITS, TEST, TRAIN, SplitWriter, split_path, split_writer, task_digest
 from automixalign.data.task_pairs import TaskPairs
 
 
@@ -61,7 +61,8 @@ def write_splits(pairs: TaskPairs, seed: int, labels: Labels, folder: Path) -> d
             for split in range(len(SPLITS)):
                 of_split = np.flatnonzero(labels[numbers] == split)
                 order = of_split[np.argsort(candidates.ranks[numbers[of_split]], kind="stable")]
-                tables.append(_swap(rows.take(order), swapped[numbers[order]]))
+                table = _swap(rows.take(order), swapped[numbers[order]])
+                tables.append(table if SPLITS[split] == TEST else _without(table, "row"))
             wait_for(writing)
             writing = list(map(thread.submit, repeat(add), writers, tables))
         wait_for(writing)
@@ -83,6 +84,12 @@ def _draw_noise(candidates: Candidates, labels: Labels, task: TaskSpec, seed: in
     noisy = np.zeros(len(labels), dtype=np.bool_)
     noisy[train[np.array(drawn, dtype=np.int64)]] = True
     return noisy
+
+
+def _without(rows: pa.Table, name: str) -> pa.Table:
+    """The rows with nulls in a column."""
+    index = rows.schema.get_field_index(name)
+    return rows.set_column(index, rows.schema.field(index), pa.nulls(len(rows), rows.schema.field(index).type))
 
 
 def _swap(rows: pa.Table, noisy: npt.NDArray[np.bool_]) -> pa.Table:

@@ -5,13 +5,14 @@ them there; transformers, vLLM and MLflow read them from the same file.
 """
 
 import itertools
+import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
-from transformers import GenerationConfig, TextStreamer
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TextStreamer
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from automixalign.config.settings import Precision
@@ -42,6 +43,8 @@ class Decoding:
     precision: Precision = "fp32"
     temperature: float = 0.0
     """0 is greedy. Otherwise tokens are drawn, with `top_p` and `top_k` of the model's generation config."""
+    seeded_top_p: float = 1.0
+    """Instead of `top_p` and `top_k` of the model's generation config, where the answers have seeds."""
 
 
 Track: TypeAlias = Callable[[Iterable[list[int]], int], Iterable[list[int]]]
@@ -93,6 +96,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     *,
+    seeds: Sequence[str] | None = None,
     track: Track = all_at_once,
     write: Callable[[str], object] | None = None,
 ) -> list[Answer]:
@@ -103,6 +107,8 @@ def generate(
         tokenizer: its tokenizer, with a token for padding.
         prompts: token ids.
         decoding: how to generate.
+        seeds: one for each prompt; all draws of its answer depend on this seed alone, whatever the batch.
+            Without them, torch's global generator draws.
         track: shows the progress.
         write: gets each piece of the answer as soon as it is there; for one prompt.
 
@@ -133,7 +139,8 @@ def generate(
     policy.eval()
     for batch in track(batches, len(batches)):
         chunk = [list(prompts[number]) for number in batch]
-        continued = _continue(policy, tokenizer, chunk, decoding, rooms[batch[0]], write)
+        drawn = None if seeds is None else [seeds[number] for number in batch]
+        continued = _continue(policy, tokenizer, chunk, decoding, rooms[batch[0]], drawn, write)
         for number, answer in zip(batch, continued, strict=True):
             answers[number] = answer
     return answers
@@ -146,14 +153,16 @@ def _continue(
     prompts: list[list[int]],
     decoding: Decoding,
     max_new_tokens: int,
+    seeds: list[str] | None,
     write: Callable[[str], object] | None,
 ) -> list[Answer]:
     padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(policy.device)
     ends = set(_ids(policy.generation_config.eos_token_id))
-    if decoding.temperature:
-        sampling: dict[str, Any] = {"do_sample": True, "temperature": float(decoding.temperature)}
-    else:
-        sampling = {"do_sample": False, **dict.fromkeys(_SAMPLING)}
+    sampling: dict[str, Any] = {"do_sample": False, **dict.fromkeys(_SAMPLING)}
+    if decoding.temperature and seeds is None:
+        sampling = {"do_sample": True, "temperature": float(decoding.temperature)}
+    elif decoding.temperature and seeds is not None:
+        sampling["logits_processor"] = LogitsProcessorList([_Draws(seeds, decoding)])
     with autocast(decoding.precision):
         ids = policy.generate(
             **padded,
@@ -171,6 +180,34 @@ def _continue(
     return [
         Answer(text, complete=len(tokens) < max_new_tokens) for text, tokens in zip(texts, own, strict=True)
     ]
+
+
+class _Draws(LogitsProcessor):  # type: ignore[misc]
+    """Leaves one token of each row, drawn by the row's own random numbers.
+
+    Args:
+        seeds: of the rows.
+        decoding: `temperature` and `seeded_top_p`.
+    """
+
+    def __init__(self, seeds: Sequence[str], decoding: Decoding) -> None:
+        self._generators = [random.Random(seed) for seed in seeds]
+        self._temperature, self._top_p = decoding.temperature, decoding.seeded_top_p
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """The scores with -inf for all tokens but one of each row; both have the shape (rows, tokens)."""
+        probabilities = (scores.double() / self._temperature).softmax(-1)
+        if self._top_p < 1:  # the smallest set of most likely tokens with this probability, as in TRL and vLLM
+            ordered, order = probabilities.sort(descending=True, stable=True)
+            ordered[ordered.cumsum(-1) - ordered >= self._top_p] = 0
+            probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
+        # Inverse transform sampling in the order of the vocabulary: rounding moves the limits between tokens by
+        # as much as it moves the probabilities, so an answer hardly depends on what else its batch holds.
+        limits = probabilities.cumsum(-1)
+        drawn = [[each.random()] for each in self._generators]
+        points = torch.tensor(drawn, dtype=torch.float64, device=scores.device) * limits[:, -1:]
+        tokens = torch.searchsorted(limits, points, right=True).clamp(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter(-1, tokens, 0.0)
 
 
 class _Writer(TextStreamer):  # type: ignore[misc]  # transformers has no types for it

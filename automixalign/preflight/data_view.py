@@ -18,7 +18,7 @@ from automixalign.data.store import IDS, TRAIN, split_path
 from automixalign.models.inspect import Outline, read_outline
 from automixalign.models.prepare import transformers_silenced
 from automixalign.preflight.validate import pinned
-from automixalign.scoring.verifiers.registry import registered_verifiers
+from automixalign.scoring.verifiers.registry import make_verifier
 from automixalign.system.errors import ConfigError
 from automixalign.system.schema import did_you_mean
 
@@ -88,7 +88,7 @@ def prepared(
         data = Path(scratch) / "data"
         with transformers_silenced():
             settings, vocabulary = Plan.of(some, defaultdict(str)).data, outline.vocabulary
-            card = prepare_data(settings, outline.tokenizer, registered_verifiers(), data, vocabulary)
+            card = prepare_data(settings, outline.tokenizer, make_verifier, data, vocabulary)
         yield card, data
 
 

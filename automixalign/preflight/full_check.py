@@ -17,7 +17,7 @@ from automixalign.preflight.data_view import prepared
 from automixalign.preflight.estimate import Estimate, estimate
 from automixalign.preflight.trainings import PlannedTraining, planned_trainings
 from automixalign.preflight.validate import is_here, pinned
-from automixalign.scoring.verifiers.registry import registered_verifiers
+from automixalign.scoring.verifiers.registry import make_verifier
 from automixalign.system.errors import ConfigError
 
 
@@ -95,7 +95,7 @@ def _count_usable(experiment: Experiment, tasks: list[TaskSpec]) -> dict[str, in
     """Task -> its usable pairs, before their lengths are known."""
     counts = {}
     for task in tasks:
-        with open_task(task, experiment.seed, registered_verifiers()) as reader:
+        with open_task(task, experiment.seed, make_verifier) as reader:
             candidates = read_candidates(reader, experiment.seed, Collector(experiment.seed))
         counts[task.name] = int((candidates.fates == Fate.USED).sum())
     return counts

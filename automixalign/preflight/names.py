@@ -2,24 +2,22 @@
 
 from automixalign.config.experiment import Experiment
 from automixalign.data.row_formats.registry import check_columns
-from automixalign.scoring.verifiers.registry import registered_verifiers
+from automixalign.scoring.verifiers.registry import make_verifier
 from automixalign.system.errors import ConfigError
-from automixalign.system.schema import did_you_mean
 
 
 def check_names(experiment: Experiment) -> None:
-    """Refuse a verifier or row format that does not exist, and an option that its format does not have.
+    """Refuse a verifier or row format that does not exist, and an option that it does not have.
 
     Raises:
         ConfigError: naming the key and what exists.
     """
     for task in experiment.tasks:
-        if task.verifier is not None and task.verifier not in registered_verifiers():
-            raise ConfigError(
-                f"tasks.{task.name}.verifier: unknown verifier {task.verifier!r:.80}"
-                f"{did_you_mean(task.verifier, registered_verifiers())}; "
-                f"there are: {', '.join(sorted(registered_verifiers()))}"
-            )
+        if task.verifier is not None:
+            try:
+                make_verifier(task.verifier)
+            except ConfigError as error:
+                raise ConfigError(f"tasks.{task.name}.verifier: {error}") from error
         for index, source in enumerate(task.sources):
             try:
                 check_columns(source)

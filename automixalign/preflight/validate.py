@@ -25,7 +25,7 @@ from automixalign.models.inspect import is_at_hand, read_outline
 from automixalign.models.prepare import inspect_base_model, transformers_silenced
 from automixalign.models.trainable import check_trainable, has_named_modules
 from automixalign.preflight.names import check_names
-from automixalign.scoring.verifiers.registry import registered_verifiers
+from automixalign.scoring.verifiers.registry import make_verifier
 from automixalign.steps.step import current_step
 from automixalign.steps.tracking import spool
 from automixalign.storage import s3
@@ -150,7 +150,7 @@ def check_local_sources(experiment: Experiment) -> None:
     for task in experiment.tasks:
         if not all(map(is_here, task.sources)):
             continue
-        with open_task(task, experiment.seed, registered_verifiers()) as reader:
+        with open_task(task, experiment.seed, make_verifier) as reader:
             candidates[task.name] = read_candidates(reader, experiment.seed, Collector(experiment.seed))
             if inspected is not None:
                 with transformers_silenced():

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,13 @@ import pyarrow as pa
 
 from automixalign.config.evaluation import EvaluationSettings
 from automixalign.data.store import IDS, TEST, VALIDATION, count_pairs, read_card, read_split, tasks_of
-from automixalign.models.generate import Decoding, generate, room
 from automixalign.models.load import load_model, load_tokenizer
 from automixalign.scoring import caches
 from automixalign.scoring.caches import GENERATIONS, SUMMARY
+from automixalign.scoring.generation import generated_answers, read_prompts, verify
 from automixalign.scoring.intervals import prompt_numbers
 from automixalign.scoring.metrics.registry import PairScores, answer_values, means, pair_values
 from automixalign.scoring.scorer import Scorer, log_ratios, pair_losses
-from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.steps.step import current_step
 from automixalign.storage import files
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 REFERENCE = "reference"
-_MAX_CUT = 0.1
-"""The share of answers that may be cut at `max_new_tokens` without a warning."""
 
 
 def evaluate(
@@ -79,19 +77,33 @@ def evaluate(
             summary = {"model": name, "family": family, "loss": settings.loss.model_dump(), "tasks": tasks}
             target = folder / split if summaries else folder
             if not summaries:
-                generations = []
-                for task in filter(settings.verifiers.get, tasks if settings.evaluation.generate else ()):
-                    pairs = read_split(data, task, split, (*IDS, "generation_ids", "answer"))
-                    answers = _verified_answers(settings, task, pairs, policy, base_model=base_model)
+                generations = _generations(settings, data, split, policy, base_model)
+                for task, answers in generations.items():
                     tasks[task] |= means(answer_values(answers))
-                    generations += answers
-                files.write_jsonl(target / GENERATIONS, generations)
+                files.write_jsonl(target / GENERATIONS, chain.from_iterable(generations.values()))
             for task, table in scores.items():
                 caches.write_scores(target / f"{task}.parquet", table)
             files.write_json(target / SUMMARY, summary)
             record.add_metrics({split: tasks} if summaries else tasks)
             summaries.append(summary)
     return summaries[0]
+
+
+def _generations(
+    settings: EvaluationSettings, data: Path, split: str, policy: "PreTrainedModel", base_model: Path
+) -> dict[str, list[dict[str, Any]]]:
+    """Task -> verified answers."""
+    spec = settings.evaluation
+    if not spec.generate:
+        return {}
+    tokenizer = load_tokenizer(base_model)
+    generations = {}
+    for task in filter(settings.verifiers.get, tasks_of(data)):
+        prompts = read_prompts(data, task, split, policy, spec.max_prompts)
+        answers = generated_answers(spec, settings.seed, task, prompts, policy, tokenizer)
+        verify(settings, task, prompts, answers)
+        generations[task] = answers
+    return generations
 
 
 def _has_pairs(data: Path, split: str) -> bool:
@@ -130,40 +142,3 @@ def _measure(
         tables[task] = scores
         metrics[task] = means(pair_values(PairScores(losses, margins, chosen_ratio)))
     return metrics, tables
-
-
-def _verified_answers(
-    settings: EvaluationSettings, task: str, pairs: pa.Table, policy: "PreTrainedModel", base_model: Path
-) -> list[dict[str, Any]]:
-    """Answer each distinct prompt greedily, and verify the answers."""
-    spec = settings.evaluation
-    first: dict[tuple[int, ...], dict[str, Any]] = {}
-    for row in pairs.select(["pair_id", "prompt_ids", "generation_ids", "answer"]).to_pylist():
-        first.setdefault(tuple(row["generation_ids"] or row["prompt_ids"]), row)
-    tokenizer = load_tokenizer(base_model)
-    passes = registered_verifiers()[settings.verifiers[task]]
-    prompts = [prompt for prompt in first if room(policy, prompt, 1)]
-    if omitted := len(first) - len(prompts):
-        current_step().warn(
-            f"task {task}: {omitted} of {len(first)} test prompts leave the model no room for an answer, and "
-            "are left out of the pass rate"
-        )
-    prompts = prompts[: spec.max_prompts]
-    decoding = Decoding(spec.max_new_tokens, spec.batch_size, spec.precision)
-    answers = generate(policy, tokenizer, prompts, decoding, track=current_step().track)
-    cut = sum(not answer.complete for answer in answers)
-    if cut > _MAX_CUT * len(answers):
-        current_step().warn(
-            f"task {task}: {cut} of {len(answers)} answers are cut at evaluation.max_new_tokens="
-            f"{spec.max_new_tokens}"
-        )
-    return [
-        {
-            "task": task,
-            "pair_id": row["pair_id"],
-            "output": answer.text,
-            "answer": row["answer"],
-            "passed": passes(answer.text, row["answer"]),
-        }
-        for row, answer in zip(map(first.__getitem__, prompts), answers, strict=True)
-    ]

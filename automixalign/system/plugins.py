@@ -57,7 +57,7 @@ class Plugins(Generic[_T]):
         def add(item: Any) -> Any:
             is_subclass = isinstance(item, type) and (self._base is None or issubclass(item, self._base))
             if self._base is not None and not is_subclass:
-                raise TypeError(f"it is no subclass of {self._base.__name__}")
+                raise TypeError(f"it is no subclass of {self._base.__name__}; docs/extending.md shows one")
             is_definition = isinstance(item, type) or inspect.isroutine(item)
             module = item.__module__ if is_definition else item.module
             other: Any = self._items.get(name, item)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from automixalign.scoring.verifiers import registry
+from automixalign.scoring.verifiers.verifier import Generated, Verifier
 from automixalign.storage import files
 
 Problem = dict[str, Any]
@@ -141,10 +142,11 @@ def _wrong(family: str, problem: Problem, draw: random.Random) -> str:
     return str(draw.choice([count for count in _PLAUSIBLE_COUNTS if count != int(answer)]))
 
 
-def _scorer(family: str) -> Any:
+def _scorer(family: str) -> type[Verifier]:
     dataset = _dataset(family, 0, 1)
 
-    def passes(output: str, answer: str) -> bool:
-        return bool(dataset.score_answer(output.strip(), json.loads(answer)) == 1.0)
+    class Scorer(Verifier):
+        def passes(self, generated: Generated) -> bool:
+            return bool(dataset.score_answer(generated.output.strip(), json.loads(generated.answer)) == 1.0)
 
-    return passes
+    return Scorer

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import torch
 
+from automixalign.config.data import VerifierSpec
 from automixalign.config.evaluation import EvaluationSettings
 from automixalign.config.experiment import Experiment
 from automixalign.config.merges import MergeSpec
@@ -32,7 +33,7 @@ from automixalign.models.prepare import prepare_base_model
 from automixalign.report import leaderboard
 from automixalign.scoring.evaluate import evaluate
 from automixalign.scoring.reference_logps import write_reference_logps
-from automixalign.scoring.verifiers.registry import registered_verifiers
+from automixalign.scoring.verifiers.registry import make_verifier
 from automixalign.storage import files
 from automixalign.training.generalist import GeneralistTraining
 from automixalign.training.launch import train
@@ -101,7 +102,7 @@ class SeedModels:
         return self.store.result(
             "data",
             [settings, self.base_model],
-            lambda new: prepare_data(settings, load_tokenizer(self.base_model), registered_verifiers(), new),
+            lambda new: prepare_data(settings, load_tokenizer(self.base_model), make_verifier, new),
         )
 
     def reference_logps(self, task: str) -> Path:
@@ -246,11 +247,12 @@ class SeedModels:
 
     def _evaluation(self, tasks: Sequence[str], generate: bool) -> EvaluationSettings:
         settings = self.plan.evaluation
-        verifiers = {**settings.verifiers, **self.verifiers}
+        named = {task: VerifierSpec(name=name) for task, name in self.verifiers.items()}
+        verifiers = {**settings.verifiers, **named}
         generate = generate and settings.evaluation.generate
         return settings.model_copy(
             update={
-                "verifiers": {task: name for task, name in verifiers.items() if task in tasks},
+                "verifiers": {task: spec for task, spec in verifiers.items() if task in tasks},
                 "evaluation": settings.evaluation.model_copy(update={"generate": generate}),
             }
         )

@@ -20,14 +20,14 @@ def prepare_data(settings: str, base_model: Input[Model], data: Output[Dataset])
     from automixalign.config.data import DataSettings
     from automixalign.data.prepare import prepare_data
     from automixalign.models.load import load_config, load_tokenizer
-    from automixalign.scoring.verifiers.registry import registered_verifiers
+    from automixalign.scoring.verifiers.registry import make_verifier
     from automixalign.steps.step import run_step
 
     with run_step("prepare_data", reads=[base_model], writes=[data]):
         options, model = DataSettings.model_validate_json(settings), Path(base_model.path)
         tokenizer = load_tokenizer(model, options.max_length)
         vocabulary = load_config(model).get_text_config().vocab_size
-        card = prepare_data(options, tokenizer, registered_verifiers(), Path(data.path), vocabulary)
+        card = prepare_data(options, tokenizer, make_verifier, Path(data.path), vocabulary)
         pairs = {task["name"]: task["pairs"] for task in card["tasks"]}
         data.metadata.update(
             pairs=pairs, run_path="data"

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from automixalign.config.data import VerifierSpec
 from automixalign.config.experiment import Experiment, parse_experiment
 from automixalign.config.methods import MethodSpec
 from automixalign.config.plan import Plan
 from automixalign.data.store import TEST, VALIDATION, read_split
 from automixalign.models.load import load_full_model
 from automixalign.quickstart.tiny_model import build_tokenizer
-from automixalign.scoring.verifiers.registry import registered_verifiers
+from automixalign.scoring.verifiers.registry import make_verifier
+from automixalign.scoring.verifiers.verifier import Generated
 from automixalign.storage import files
 from benchmarks import tiny
 from benchmarks.quality import __main__ as command_line
@@ -375,7 +377,11 @@ class TestReasoning:
 
     @pytest.mark.parametrize("family", reasoning.FAMILIES)
     def test_the_scorer_tells_right_from_wrong(self, family: str, pairs: Pairs) -> None:
-        passes, rows = registered_verifiers()[reasoning.register()[family]], pairs[family]
+        scorer, rows = make_verifier(VerifierSpec(name=reasoning.register()[family])), pairs[family]
+
+        def passes(output: str, answer: str) -> bool:
+            return scorer.passes(Generated("", output, answer, {}))
+
         assert len(rows) == reasoning.FAMILIES[family][0] + reasoning.HELD_OUT
         assert len({row["prompt"][0]["content"] for row in rows}) == len(rows)
         assert all(passes(row["chosen"][0]["content"], row["answer"]) for row in rows)

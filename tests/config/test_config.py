@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from automixalign.config.data import VerifierSpec
 from automixalign.config.experiment import RESERVED, model_names, parse_experiment
 from automixalign.config.file import dump_yaml, override, read_yaml, set_task
 from automixalign.config.plan import Plan
@@ -522,7 +523,7 @@ def test_the_plan_holds_what_the_stages_need(experiment_data: Data) -> None:
     assert stages.tasks == ["arithmetic", "format"]
     assert stages.data.fingerprints == ["1", "2"]
     assert stages.base_model.synthetic_tasks == ["arithmetic", "format"]
-    assert stages.evaluation.verifiers == {"arithmetic": "exact"}
+    assert stages.evaluation.verifiers == {"arithmetic": VerifierSpec(name="exact")}
     assert [settings.name for settings in stages.generalists] == ["standard", "ama-r", "ama-s"]
     assert [settings.name for settings in stages.merges] == ["linear"]
 

@@ -85,6 +85,7 @@ def test_a_line_changes_the_stages_that_import_it(
 PLUGIN = """
 from automixalign.method.mixer import Mixer, register
 from automixalign.scoring.verifiers.registry import register as register_verifier
+from automixalign.scoring.verifiers.verifier import Verifier
 from .shares import equal
 
 
@@ -93,7 +94,9 @@ class Plugged(Mixer):
     pass
 
 
-register_verifier("unused")(equal)
+@register_verifier("unused")
+class Unused(Verifier):
+    passes = equal
 """
 
 

@@ -117,6 +117,7 @@ def _row(task: str, pair: Pair, ids: Tokens, swapped: bool) -> dict[str, Any]:
         "generation_ids": ids.generation,
         "options": None,
         "answer": pair.answer,
+        "row": None,
         "swapped": swapped,
     }
 

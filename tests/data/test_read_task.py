@@ -10,13 +10,15 @@ import pytest
 from automixalign.config.data import TaskSpec
 from automixalign.data.pairs import Pair, text_of
 from automixalign.data.read_task import TaskReader, open_task
+from automixalign.scoring.verifiers.registry import make_verifier
+from automixalign.scoring.verifiers.verifier import Generated, Verifier
 from automixalign.system.errors import ConfigError, DataError
 from tests.data.rows import Data, conversation, parsed, plain, write_rows
 
 
-def read(*sources: Data, verifiers: Any = None, **task: Any) -> tuple[list[Pair], TaskReader]:
+def read(*sources: Data, make: Any = None, **task: Any) -> tuple[list[Pair], TaskReader]:
     spec = TaskSpec.model_validate({"name": "task", "sources": list(sources), **task})
-    with open_task(spec, 0, verifiers or {}) as reader:
+    with open_task(spec, 0, make) as reader:
         return [pair for _, pair in reader], reader
 
 
@@ -163,10 +165,45 @@ def test_messages_after_text_in_one_file_are_refused(tmp_path: Path) -> None:
 def test_a_verifier_must_pass_the_answer_of_every_row(tmp_path: Path) -> None:
     rows = [conversation("p", "4", "5", answer="4"), conversation("q", "4", "5"), conversation("r", "4", "5")]
     source = {"path": str(write_rows(tmp_path / "a.jsonl", rows))}
-    with pytest.raises(DataError, match=r"2 bad rows:\n.*:2: the verifier 'same' needs an 'answer'"):
-        read(source, verifiers={"same": str.__eq__}, verifier="same")
-    with pytest.raises(DataError, match=r":1: the verifier 'never' can never pass the answer '4'"):
-        read(source, verifiers={"never": lambda output, answer: False}, verifier="never")
+    with pytest.raises(DataError, match=r"2 bad rows:\n.*:2: the verifier 'exact' needs an 'answer'"):
+        read(source, make=make_verifier, verifier="exact")
+    rows = [conversation("p", "4", "5", answer="four")]
+    source = {"path": str(write_rows(tmp_path / "b.jsonl", rows))}
+    with pytest.raises(DataError, match=r":1: the verifier 'number' can never pass the answer 'four'"):
+        read(source, make=make_verifier, verifier="number")
+
+
+def test_chosen_answers_that_fail_are_counted_where_no_answer_is_needed(tmp_path: Path) -> None:
+    rows = [conversation("p", "{}", "5"), conversation("q", "4,", "5"), conversation("r", "[1]", "5")]
+    source = {"path": str(write_rows(tmp_path / "a.jsonl", rows))}
+    _, reader = read(source, make=make_verifier, verifier="json")
+    assert reader.chosen_failed == 1
+
+
+class Listed(Verifier):
+    """Whether the answer is in a list of the row."""
+
+    columns = ("facts.words", "where")
+
+    def passes(self, generated: Generated) -> bool:
+        assert generated.row["where"] is None
+        return generated.output in generated.row["facts.words"]
+
+
+def test_a_pair_keeps_the_columns_that_its_verifier_reads(tmp_path: Path) -> None:
+    """As the source has them, whatever `columns` renames."""
+    row = {"where": None, "facts": {"words": ["4", "vier"], "rest": "x" * 100}, "right": "4"}
+    rows = [conversation("p", "4", "5") | row, conversation("q", "4", "5") | {"right": "4"}]
+    source = {
+        "path": str(write_rows(tmp_path / "a.jsonl", rows)),
+        "columns": {"answer": "right"},
+        "format": "trl",
+    }
+    with pytest.raises(DataError, match=r":2: the verifier 'listed' reads the column 'facts.words'; there are"):
+        read(source, make=lambda _: Listed(), verifier="listed")
+    source["path"] = str(write_rows(tmp_path / "b.jsonl", rows[:1]))
+    (pair,), _ = read(source, make=lambda _: Listed(), verifier="listed")
+    assert json.loads(pair.row) == {"facts.words": ["4", "vier"], "where": None}
 
 
 def test_a_derived_prompt_is_counted_and_shown(tmp_path: Path) -> None:

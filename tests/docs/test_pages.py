@@ -32,6 +32,8 @@ from automixalign.method.mixers import registered_mixers
 from automixalign.report import runs
 from automixalign.report.compare import headline_metrics
 from automixalign.scoring import caches
+from automixalign.scoring.verifiers.registry import registered_verifiers
+from automixalign.scoring.verifiers.verifier import Generated
 from automixalign.storage import files
 from automixalign.system.plugins import GROUPS, Kind
 from pipelines import cli
@@ -168,6 +170,13 @@ def test_every_row_format_and_its_options_are_explained(name: str) -> None:
         assert f"`{option}`" in line
 
 
+@pytest.mark.parametrize("name", registered_verifiers())
+def test_every_verifier_and_its_options_are_explained(name: str) -> None:
+    (line,) = re.findall(rf"^\| `{name}` .*$", PAGES["docs/data.md"], re.MULTILINE)
+    for option in registered_verifiers()[name].model_fields:
+        assert f"`{option}" in line
+
+
 @pytest.mark.usefixtures("user_modules")
 def test_the_merge_of_the_page_works() -> None:
     importlib.import_module("my_merges")
@@ -196,9 +205,13 @@ def test_the_metric_of_the_page_is_wherever_metrics_are(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("user_modules")
 def test_the_verifier_of_the_page_works() -> None:
     verifier = declared_on_the_page("verifier")
-    assert verifier("new  delhi", "New Delhi")
-    assert verifier("New Delhi", "New Delhi"), "a verifier must pass the right answer"
-    assert not verifier("Delhi", "New Delhi")
+    for options, output, passes in (
+        ({}, "new  delhi", True),
+        ({}, "Delhi New", False),
+        ({"in_order": False}, "Delhi New", True),
+    ):
+        generated = Generated("Where?", output, "New Delhi", {})
+        assert verifier(**options).passes(generated) is passes
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)

@@ -151,7 +151,7 @@ FILES = [
         "two budgets", {"budget.specialist": {"steps": 1, "epochs": 1.0}}, "budget.specialist: give exactly one"
     ),
     keys("a loss of a batch", {"training.loss_type": "aot"}, "training.loss_type: ", "'aot' cannot be mixed"),
-    keys("an unknown verifier", {"tasks.0.verifier": "regex"}, "tasks.arithmetic.verifier: "),
+    keys("an unknown verifier", {"tasks.0.verifier": "regx"}, "tasks.arithmetic.verifier: "),
     keys("FSDP of one process", {"training.fsdp": True}, "'fsdp' divides a model among 'processes'"),
     keys("no tasks", {"tasks": []}, "tasks: at least one is needed"),
 ]

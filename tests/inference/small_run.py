@@ -17,7 +17,7 @@ from automixalign.models.prepare import prepare_base_model
 from automixalign.quickstart.tiny_model import CHAT_TEMPLATE
 from automixalign.scoring.evaluate import evaluate
 from automixalign.scoring.reference_logps import write_reference_logps
-from automixalign.scoring.verifiers.registry import registered_verifiers
+from automixalign.scoring.verifiers.registry import make_verifier
 from automixalign.storage import files
 from benchmarks import tiny
 
@@ -75,7 +75,7 @@ def write_run(run: Path) -> Experiment:
     adapted.save_pretrained(run / "models" / ADAPTER)
     load_tokenizer(reference).save_pretrained(run / "models" / ADAPTER)
     plan = Plan.of(settings, {task.name: "" for task in settings.tasks} | {"base_model": ""})
-    prepare_data(plan.data, load_tokenizer(reference), registered_verifiers(), run / "data")
+    prepare_data(plan.data, load_tokenizer(reference), make_verifier, run / "data")
     write_reference_logps(plan.scoring, run / "data", reference, run / "reference_logps")
     evaluate(
         plan.evaluation,

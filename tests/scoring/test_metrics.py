@@ -55,6 +55,15 @@ def test_metrics_of_answers_are_means_over_prompts() -> None:
     assert answer_values([]) == {}
 
 
+def test_pass_at_k_asks_whether_any_of_several_answers_passes() -> None:
+    pairs = {"p": [True, False], "q": [False, False], "r": [True, True]}
+    made = [{"pair_id": pair, "passed": passed} for pair, each in pairs.items() for passed in each]
+    assert answer_values(made)["pass_at_k"].tolist() == [True, False, True]
+    assert answer_values(made)["pass_rate"].tolist() == [0.5, 0, 1]
+    assert "pass_at_k" not in answer_values(made[::2])
+    assert not answer_values([{"pair_id": "p", "passed": None}]), "without a verifier"
+
+
 def test_the_worst_task_is_the_largest_or_the_smallest() -> None:
     worst, average = over_tasks({"a": {"gap": 0.1, "accuracy": 0.5}, "b": {"gap": -0.2, "accuracy": 0.75}})
     assert worst == {"gap": 0.1, "accuracy": 0.5}

@@ -9,13 +9,11 @@ To add a format to this project, write a module in this package and decorate its
 
 from functools import cache
 
-from pydantic import ValidationError
-
 from automixalign.config.data import FormatSpec, SourceSpec
 from automixalign.data.row_formats.row_format import RowFormat
 from automixalign.system.errors import ConfigError
 from automixalign.system.plugins import Plugins
-from automixalign.system.schema import describe, did_you_mean
+from automixalign.system.schema import did_you_mean
 
 _formats: Plugins[type[RowFormat]] = Plugins("row format", __package__, base=RowFormat)
 register = _formats.register
@@ -28,17 +26,7 @@ def make_format(spec: FormatSpec) -> RowFormat:
     Raises:
         ConfigError: there is no such format, or it has no such option.
     """
-    formats = registered_formats()
-    if spec.name not in formats:
-        hint = did_you_mean(spec.name, formats)
-        raise ConfigError(
-            f"unknown row format {spec.name!r:.80}{hint}; there are: {', '.join(sorted(formats))}"
-        )
-    row_format = formats[spec.name]
-    try:
-        return row_format.model_validate(spec.options)
-    except ValidationError as error:
-        raise ConfigError(f"row format {spec.name}: {describe(error, row_format, spec.options)}") from error
+    return spec.make("row format", registered_formats())
 
 
 def check_columns(spec: SourceSpec) -> None:

@@ -36,8 +36,28 @@ def accuracy(pairs: PairScores) -> Values:
 
 @metric("pass_rate", better="higher", of="answers")
 def pass_rate(answers: Sequence[Answer]) -> float:
-    """Share of a prompt's answers that the verifier passes; of several, it estimates pass@1."""
-    return float(np.mean([answer["passed"] for answer in answers]))
+    """Share of a prompt's answers that the verifier passes: pass@1."""
+    return float(np.mean(_passed(answers)))
+
+
+@metric("pass_at_k", better="higher", of="answers", headline=False)
+def pass_at_k(answers: Sequence[Answer]) -> float:
+    """Whether any of k answers passes.
+
+    The mean is pass@k by the unbiased estimator of Chen et al. (2021, arXiv 2107.03374),
+    1 - C(n - c, k) / C(n, k), for n = k answers of which c pass.
+    """
+    if len(answers) == 1:
+        raise NotMeasuredError
+    return float(any(_passed(answers)))
+
+
+def _passed(answers: Sequence[Answer]) -> list[bool]:
+    """Whether each answer passes; not measured without a verifier."""
+    passed = [answer["passed"] for answer in answers]
+    if None in passed:
+        raise NotMeasuredError
+    return passed
 
 
 @metric("loss", better="lower", headline=False)

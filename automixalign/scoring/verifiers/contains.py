@@ -1,9 +1,13 @@
 """The generated answer contains the right one."""
 
 from automixalign.scoring.verifiers.registry import register
+from automixalign.scoring.verifiers.verifier import Generated, Verifier
 
 
 @register("contains")
-def contains(output: str, answer: str) -> bool:
-    """Search for the right answer, without regard to case."""
-    return answer.strip().casefold() in output.casefold()
+class Contains(Verifier):
+    """The answer contains the right one, without regard to case."""
+
+    def passes(self, generated: Generated) -> bool:
+        """Search for the right answer."""
+        return generated.answer.strip().casefold() in generated.output.casefold()

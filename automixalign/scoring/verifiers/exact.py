@@ -1,9 +1,13 @@
 """The generated answer equals the right one."""
 
 from automixalign.scoring.verifiers.registry import register
+from automixalign.scoring.verifiers.verifier import Generated, Verifier
 
 
 @register("exact")
-def is_equal(output: str, answer: str) -> bool:
-    """Compare without the blanks around both."""
-    return output.strip() == answer.strip()
+class Exact(Verifier):
+    """The whole answer equals the right one, without the blanks around both."""
+
+    def passes(self, generated: Generated) -> bool:
+        """Compare the texts."""
+        return generated.output.strip() == generated.answer.strip()

@@ -12,7 +12,17 @@ from typing import Any
 from automixalign.storage import files
 
 _ASSETS = resources.files("automixalign.report") / "assets"
-_SCRIPTS = ("dom.js", "table.js", "chart.js", "trainings.js", "grids.js", "run.js", "comparison.js", "main.js")
+_SCRIPTS = (
+    "dom.js",
+    "table.js",
+    "chart.js",
+    "trainings.js",
+    "validation.js",
+    "grids.js",
+    "run.js",
+    "comparison.js",
+    "main.js",
+)
 
 
 def write(data: dict[str, Any], page: Path, facts: Path | None = None) -> None:

@@ -213,6 +213,22 @@ def test_methods_can_be_selected_and_tasks_hidden(page: Page, reports: dict[str,
     assert page.run("document.querySelectorAll('#curves svg').length") == 3, "a specialist has no clipped pairs"
 
 
+def test_validations_mark_the_step_of_the_model(page: Page, tmp_path: Path) -> None:
+    training = {"batch_size": 4, "learning_rate": 0.1, "validate_every": 10, "keep": "best"}
+    page.open(write_run(tmp_path / "run", training=training) / runs.PAGE)
+    readout = "document.querySelectorAll('#validation .readout')"
+    assert page.run(f"{readout}[0].textContent") == "step 40standard 0.800uniform 0.600ama-r 0.550"
+    assert page.run(f"{readout}[1].textContent") == "step 40alpha 0.800beta 0.800"
+    marks = (
+        "[...document.querySelectorAll('#validation svg')].map((svg) => svg.querySelectorAll('.kept').length)"
+    )
+    assert page.run(marks) == [0, 1, 1], "the gap and the loss of one model"
+    last = "document.querySelector('#validation tbody tr:last-child')"
+    row = page.run(f"[...{last}.children].map((cell) => cell.textContent)")
+    assert row == ["ama-r", "20", "0.150worst gap", "0.550worst gap"]
+    page.screenshot(tmp_path / "validation.png")
+
+
 def test_the_keyboard_reaches_every_element(page: Page, reports: dict[str, Path]) -> None:
     page.open(reports["run"])
     reached = set()

@@ -63,9 +63,13 @@ def write_run(folder: Path, seed: int = 0, **changes: Any) -> Path:
     cards = [_card(task.name, task.source_names) for task in checked.tasks]
     files.write_json(folder / "data" / "card.json", {"long_answers": "drop", "tasks": cards, "warnings": []})
     cost = {"steps": STEPS, "pairs": 4 * STEPS, "tokens": 1234, "seconds": 1.5, "run_path": "not a cost"}
+    if checked.training.validate_every:
+        cost |= {"kept_step": STEPS // 2, "validation_seconds": 0.25}
     results = RunResults(
         evaluations=[_evaluation(folder, name, generator) for name in model_names(checked)],
-        trajectories={name: _trajectory(folder, name, generator) for name in trained},
+        trajectories={
+            name: _trajectory(folder, name, generator, checked.training.validate_every) for name in trained
+        },
         costs=dict.fromkeys(trained, cost),
         data=folder / "data",
         losses=[_losses(folder, task) for task in TASKS],
@@ -116,7 +120,7 @@ def write_scores(path: Path, task: str, losses: npt.ArrayLike, margins: npt.Arra
     files.write_table(path, pa.table({"pair_id": ids, **columns}))
 
 
-def _trajectory(folder: Path, name: str, generator: np.random.Generator) -> Path:
+def _trajectory(folder: Path, name: str, generator: np.random.Generator, validate_every: int) -> Path:
     alone = [task for task in TASKS if specialist_name(task) == name]
     tasks = alone or TASKS
     metrics = ["loss", "margin", "accuracy"] + ([] if alone else ["difference", "excess", "clipped"])
@@ -126,7 +130,12 @@ def _trajectory(folder: Path, name: str, generator: np.random.Generator) -> Path
         if name == "ama-r":
             weights = {"alpha": 0.5 + step / 100, "beta": 0.5 - step / 100}
         row = {"step": step, "weights": weights, "pairs": dict.fromkeys(tasks, 4 // len(tasks))}
-        rows.append(row | {metric: {task: float(generator.uniform()) for task in tasks} for metric in metrics})
+        row |= {metric: {task: float(generator.uniform()) for task in tasks} for metric in metrics}
+        if validate_every and step % validate_every == 0:
+            measures = ["loss"] if alone else ["loss", "gap"]
+            values = {task: (step - STEPS / 2) ** 2 / 1000 + LEVEL.get(name, 0.1) for task in tasks}
+            row["validation"] = dict.fromkeys(measures, values)
+        rows.append(row)
     path = folder / "trajectories" / f"{name}.jsonl"
     files.write_jsonl(path, rows)
     return path

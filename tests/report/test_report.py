@@ -79,12 +79,24 @@ def test_the_facts_of_a_run(run: Path, facts: Any) -> None:
     assert list(facts["trainings"]) == ["specialist-alpha", "specialist-beta", "standard", "uniform", "ama-r"]
     assert facts["trainings"]["ama-r"]["weights"]["alpha"][-1] == 0.9
     assert facts["costs"]["uniform"] == {"steps": STEPS, "pairs": 4 * STEPS, "tokens": 1234, "seconds": 1.5}
+    assert facts["validations"] == {}
     assert facts["versions"]["trl"]
     assert facts["library"] == "0123456789abcdef"
     assert facts["stages"] is None
     assert "label_noise: 0.25" in facts["config"]
     (warning,) = facts["warnings"]
     assert warning.startswith("specialist-alpha: its held-out loss is 0.25 above")
+
+
+def test_the_facts_of_validations_name_the_kept_step(tmp_path: Path) -> None:
+    training = {"batch_size": 4, "learning_rate": 0.1, "validate_every": 10, "keep": "best"}
+    facts = facts_of(write_run(tmp_path, training=training) / runs.PAGE)
+    values = {"steps": [10, 20, 30, 40], "worst": [0.25, 0.15, 0.25, 0.55]}
+    kept = {"kept_step": 20, "kept_worst": 0.15, "last_worst": 0.55}
+    by_task = dict.fromkeys(TASKS, values["worst"])
+    assert facts["validations"]["ama-r"] == {**values, **kept, "loss": by_task, "gap": by_task}
+    assert facts["validations"]["specialist-beta"].keys() == {*values, *kept, "loss"}
+    assert facts["costs"]["ama-r"]["validation_seconds"] == 0.25
 
 
 def test_the_noise_is_estimated_in_two_ways(run: Path, facts: Any) -> None:

@@ -16,10 +16,10 @@ function ticks(low, high) {
 }
 
 /**
- * Curves over `steps`. series: [{name, index, values}]; `range`: [low, high]; `peers`: charts that show the same
- * step. The pointer or the arrow keys select the step.
+ * Curves over `steps`. series: [{name, index, values}]; `range`: [low, high]; `mark`: a step to mark; `peers`: charts
+ * that show the same step. The pointer or the arrow keys select the step.
  */
-function lineChart({ title, steps, series, range, peers = [] }) {
+function lineChart({ title, steps, series, range, mark = null, peers = [] }) {
   const HEIGHT = 210, LEFT = 44, RIGHT = 18, TOP = 8, BOTTOM = 24;
   const readout = h("p", { class: "readout" });
   const svg = s("svg", { height: HEIGHT, tabindex: "0", role: "img", "aria-label": `${title}; arrow keys read single steps` });
@@ -54,7 +54,8 @@ function lineChart({ title, steps, series, range, peers = [] }) {
       return curve;
     });
     svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
-    svg.replaceChildren(...lines.flat(), ...marks, ...curves, cursor);
+    const marked = mark === null ? [] : [s("line", { class: "kept", x1: x(mark), x2: x(mark), y1: TOP, y2: HEIGHT - BOTTOM })];
+    svg.replaceChildren(...lines.flat(), ...marks, ...marked, ...curves, cursor);
     show(at, cursor.getAttribute("visibility") === "visible");
   }
 

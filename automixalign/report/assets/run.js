@@ -16,6 +16,7 @@ function runSections(run) {
     barsSection(run),
     trajectoriesSection(run),
     curvesSection(run),
+    validationSection(run),
     dataSection(run),
     costSection(run),
     configurationSection(run),
@@ -210,6 +211,7 @@ function costSection(run) {
   const rows = Object.entries(run.costs).map(([model, cost]) => ({ model, ...cost }));
   const counted = (title, key) => ({ title, cell: (row) => count(row[key]), value: (row) => row[key] ?? null, lower: true });
   const seconds = { title: "seconds", cell: (row) => number(row.seconds, 1), value: (row) => row.seconds ?? null, lower: true };
+  const validating = { title: "seconds of\nvalidation", cell: (row) => number(row.validation_seconds, 1), value: (row) => row.validation_seconds ?? null, lower: true };
   const trainings = rows.length
     ? table({
         caption: "Each training. A pair or token counts each time the training uses it.",
@@ -217,6 +219,7 @@ function costSection(run) {
           { title: "model", text: true, cell: (row) => row.model, value: (row) => row.model },
           ...[["steps", "steps"], ["pairs", "pairs"], ["tokens", "tokens"], ["trained\nparameters", "trained_parameters"]].map((one) => counted(...one)),
           seconds,
+          ...(rows.some((row) => "validation_seconds" in row) ? [validating] : []),
         ],
         rows,
       })

@@ -29,6 +29,7 @@ function trainingCharts({ label, tasks, trainings, models, metrics, chosen }) {
         series: tasks.flatMap((task, index) =>
           training[key][task] && !hidden.has(task) ? [{ name: task, index, values: training[key][task] }] : []),
         range: ranges[key],
+        mark: training.kept_step ?? null,
         peers,
       }));
     return h("div", { class: "charts" }, figures);

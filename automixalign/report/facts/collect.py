@@ -10,7 +10,7 @@ from automixalign.config.experiment import ComparisonSettings
 from automixalign.config.file import dump_yaml
 from automixalign.data.store import read_card
 from automixalign.report import leaderboard
-from automixalign.report.facts.curves import curves
+from automixalign.report.facts.curves import curves, validation_curves
 from automixalign.report.facts.data_facts import data_facts, memorisation_warnings
 from automixalign.report.facts.grids import grids
 from automixalign.report.facts.limits import limits
@@ -21,7 +21,7 @@ from automixalign.storage import files
 from automixalign.system.provenance import git_commit, versions
 
 _PACKAGES = ("python", "torch", "transformers", "trl", "peft", "mergekit", "kfp")
-_COSTS = ("steps", "pairs", "tokens", "seconds", "trained_parameters")
+_COSTS = ("steps", "pairs", "tokens", "seconds", "trained_parameters", "validation_seconds", "kept_step")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,11 @@ def collect(settings: ComparisonSettings, entries: list[Entry], results: RunResu
             for view, metric in leaderboard.columns(entries)
         },
         "trainings": {name: curves(rows[name]) for name in trained},
+        "validations": {
+            name: validated
+            for name in trained
+            if (validated := validation_curves(rows[name], results.costs.get(name, {})))
+        },
         "tasks": tasks,
         "long_answers": card["long_answers"],
         "warnings": [*card["warnings"], *memorisation_warnings(experiment, tasks)],

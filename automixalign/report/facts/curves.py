@@ -25,7 +25,7 @@ def curves(rows: Sequence[Row]) -> dict[str, Any]:
         `steps`, `window` (how many steps a running mean covers), `weights`, and each metric of the log.
     """
     window = max(1, len(rows) // _WINDOWS_PER_TRAINING)
-    points = np.unique(np.linspace(0, len(rows) - 1, min(MAX_POINTS, len(rows))).round().astype(int))
+    points = _points(len(rows))
     tasks = list(rows[0]["weights"])
     result: dict[str, Any] = {
         "steps": [rows[index]["step"] for index in points],
@@ -39,6 +39,41 @@ def curves(rows: Sequence[Row]) -> dict[str, Any]:
                 for task in tasks
             }
     return result
+
+
+def validation_curves(rows: Sequence[Row], cost: Mapping[str, Any]) -> dict[str, Any]:
+    """What the validations during a training measured; empty without one.
+
+    Args:
+        rows: the per-step log.
+        cost: what the training returned.
+
+    Returns:
+        `steps`; each measure by task: `loss`, of a generalist also `gap`; `worst`: the largest gap of each step
+        (of a specialist, its loss); `kept_step`: whose policy is the model; `kept_worst` and `last_worst`: the
+        value of `worst` at this step and at the last one. None for what is unknown.
+    """
+    validations = {row["step"]: row["validation"] for row in rows if "validation" in row}
+    if not validations:
+        return {}
+    last = validations[max(validations)]
+    worst = {step: max(each["gap" if "gap" in last else "loss"].values()) for step, each in validations.items()}
+    steps = [list(validations)[index] for index in _points(len(validations))]
+    kept = int(cost["kept_step"]) if "kept_step" in cost else None
+    return {
+        "steps": steps,
+        **{
+            measure: {
+                task: [_round(validations[step][measure][task]) for step in steps] for task in last[measure]
+            }
+            for measure in ("loss", "gap")
+            if measure in last
+        },
+        "worst": [_round(worst[step]) for step in steps],
+        "kept_step": kept,
+        "kept_worst": worst.get(kept),
+        "last_worst": worst[max(worst)],
+    }
 
 
 def last_mean(rows: Sequence[Row], metric: str, task: str) -> float | None:
@@ -61,6 +96,11 @@ def running_mean(values: Floats, counts: Floats, window: int) -> Floats:
 
     totals = window_sums(counts)
     return np.where(totals > 0, window_sums(values * counts) / np.maximum(totals, 1), np.nan)
+
+
+def _points(count: int) -> npt.NDArray[np.int64]:
+    """The indices of at most `MAX_POINTS` of `count` points, with both ends."""
+    return np.unique(np.linspace(0, count - 1, min(MAX_POINTS, count)).round().astype(np.int64))
 
 
 def _column(rows: Sequence[Row], metric: str, task: str) -> tuple[Floats, Floats]:

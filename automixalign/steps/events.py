@@ -32,11 +32,13 @@ class EventLog:
     Args:
         stage: the node of the DAG.
         name: which one of a loop's stages this is; empty outside a loop.
+        folder: of the log; by default the one that `AMA_LOGS` names.
     """
 
-    def __init__(self, stage: str, name: str) -> None:
-        self.stage, self.name = stage, name
-        self.folder = Path(os.environ[LOGS_VARIABLE]) if LOGS_VARIABLE in os.environ else None
+    def __init__(self, stage: str, name: str, folder: Path | None = None) -> None:
+        self.stage, self.name, self.folder = stage, name, folder
+        if folder is None and LOGS_VARIABLE in os.environ:
+            self.folder = Path(os.environ[LOGS_VARIABLE])
         self._line_may_be_cut = False
 
     def write(self, event: str, **facts: Any) -> None:

@@ -31,3 +31,12 @@ def mask_secrets(text: str) -> str:
         if len(secret) >= _MIN_SECRET_CHARACTERS and _SECRET_NAMES.search(name):
             text = text.replace(secret, "***").replace(quote(secret, safe=""), "***")
     return text
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.4 h` or `2.5 days`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.2g} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:,.1f} days"

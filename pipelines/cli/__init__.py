@@ -27,7 +27,11 @@ from pipelines.cli.generate import generate
 from pipelines.cli.presets import presets
 from pipelines.cli.publish import publish
 from pipelines.cli.run import run
+from pipelines.cli.runs.diff import diff
+from pipelines.cli.runs.list import runs
+from pipelines.cli.runs.logs import logs
 from pipelines.cli.runs.report import report
+from pipelines.cli.runs.status import status
 from pipelines.cli.runs.sync import sync
 from pipelines.cli.schema import schema
 from pipelines.cli.submit import submit
@@ -61,7 +65,7 @@ Examples:
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Write and check a configuration": (presets, validate, data, schema),
     "Run it": (run, submit, compile_pipeline),
-    "Look at runs": (report, sync),
+    "Look at runs": (runs, status, logs, diff, report, sync),
     "Use a model": (chat, generate, export, publish),
 }
 for panel, commands in _PANELS.items():

@@ -4,7 +4,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,12 +14,12 @@ from rich.text import Text
 
 from automixalign.system.errors import AutoMixAlignError
 from automixalign.system.plain_text import printable
+from pipelines.cli.options import RunFolder
 
 if TYPE_CHECKING:
     from automixalign.inference.conversation import Conversation
     from automixalign.models.generate import Decoding
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
 MaxNewTokens = Annotated[
     int | None,
     typer.Option(

@@ -1,7 +1,6 @@
 """`ama export`."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,10 +15,11 @@ from rich.progress import (
 )
 
 from automixalign.system.plain_text import printable
+from pipelines.cli.options import RunFolder
 
 
 def export(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
+    folder: RunFolder,
     to: Annotated[
         str,
         typer.Option("--to", metavar="DIR|s3://…|hf://ORG/NAME", help="Where to; it must be new or empty."),

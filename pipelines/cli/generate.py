@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import track
 
 from automixalign.system.errors import ConfigError
-from pipelines.cli.chat import MaxNewTokens, RunFolder, Seed, Temperature
+from pipelines.cli.chat import MaxNewTokens, Seed, Temperature
+from pipelines.cli.options import RunFolder
 
 
 def generate(

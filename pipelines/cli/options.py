@@ -68,6 +68,7 @@ Sets = Annotated[
         "`methods.ama-r.eta=0.1` or `methods.3.eta=0.1` (the first is 0). Repeatable.",
     ),
 ]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", autocompletion=complete_run)]
 NoCache = Annotated[
     bool, typer.Option("--no-cache", help="Reuse no results of other runs; same as --set cluster.cache=false.")
 ]

@@ -1,13 +1,14 @@
 """`ama publish`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pipelines.cli.options import RunFolder
+
 
 def publish(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    folder: RunFolder,
     to: Annotated[
         str | None,
         typer.Option("--to", metavar="DIR|s3://…", help="Where to. [default: the run's output]"),

@@ -1,5 +1,6 @@
 """`ama run`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -74,9 +75,11 @@ def run(
     from automixalign.preflight.validate import check_local_sources, check_one_machine, plan_experiment
     from automixalign.report import run_folder
     from pipelines.local import display
+    from pipelines.local.attempt import WORKERS
     from pipelines.local.outcome import StageFailedError
     from pipelines.local.run import Processes, Runner, run_experiment
     from pipelines.local.stage_cache import shared_cache_folder
+    from pipelines.local.watching.time_left import list_stages, time_left
 
     experiment = load_experiment(preset, file, task, set_, no_cache=no_cache)
     check_one_machine(experiment)
@@ -90,11 +93,11 @@ def run(
         stage_runner = Containers(experiment)
     folder = output or new_run_folder(experiment)
     command = repeated_command() if output else repeated_command("--output", str(folder))
-    console, stages = Console(), display.count_stages(experiment)
+    console, stages = Console(), len(list_stages(experiment))
     action = "resuming" if run_folder.is_begun(folder) else "results in"
     banner = f"{experiment.name}: {stages} stages, {action} {folder}"
     console.print(banner, highlight=False, soft_wrap=True, markup=False)
-    progress = display.Progress(console, stages)
+    progress = display.Progress(console, stages, partial(time_left, experiment, WORKERS))
     try:
         with progress.live:
             run_experiment(

@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from automixalign.system.plain_text import printable
+from automixalign.system.plain_text import duration, printable
 from pipelines.cli.options import Config, Preset, Sets, Tasks, load_experiment
 
 if TYPE_CHECKING:
@@ -92,10 +92,10 @@ def _show_estimate(estimate: "Estimate", console: Console) -> None:
             f"{each.steps:,}",
             f"{each.tokens_per_step:,.0f}",
             f"{each.tokens:,.0f}",
-            _duration(each.seconds),
+            duration(each.seconds),
         )
     tokens = sum(each.tokens for each in estimate.trainings)
-    table.add_row(f"all, {estimate.workers} at a time", "", "", f"{tokens:,.0f}", _duration(estimate.seconds))
+    table.add_row(f"all, {estimate.workers} at a time", "", "", f"{tokens:,.0f}", duration(estimate.seconds))
     console.print(table)
     for line in (
         f"measured on {estimate.device}, with random weights: {estimate.step_seconds:.3g} s for "
@@ -108,12 +108,6 @@ def _show_estimate(estimate: "Estimate", console: Console) -> None:
         f"processes ({estimate.processes} here), and shares of tasks that a method changes",
     ):
         console.print(line, soft_wrap=True)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:,.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
 
 
 def _size(count: int) -> str:

@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 
-from automixalign.config.experiment import Experiment
 from automixalign.config.file import read_yaml
 from automixalign.report import leaderboard, run_folder, runs
 from automixalign.report.run_folder import LEADERBOARD
@@ -22,15 +21,16 @@ from automixalign.scoring.metrics.registry import ranked_metrics
 from automixalign.steps.events import stage_title
 from automixalign.steps.tracking.store import default_store, sqlite_file
 from automixalign.storage import files
-from automixalign.system.plain_text import printable
+from automixalign.system.plain_text import duration, printable
 from pipelines.local.mlflow_sender import LINK
 from pipelines.local.outcome import StageFailedError
+from pipelines.local.watching.stages import Stage, Stages
+from pipelines.local.watching.time_left import TimeLeft
 
 _REGISTRATION, _PUBLICATION = "registration.json", "publication.json"
 _UNLIMITED = 10_000
 _BAR_WIDTH, _WIDE = 16, 96
 """Of a progress bar, and the narrowest terminal that has room for it."""
-_ENDS = ("finished", "failed", "cached")
 
 
 def mark(console: Console, succeeded: bool) -> str:
@@ -45,11 +45,14 @@ class Progress:
     Args:
         console: where to print.
         total: number of stages.
+        left: how long the run still takes, if anything tells.
     """
 
-    def __init__(self, console: Console, total: int) -> None:
-        self.console, self.total = console, total
-        self.running: dict[tuple[str, str], dict[str, Any]] = {}
+    def __init__(
+        self, console: Console, total: int, left: Callable[[Stages, float], TimeLeft | None] | None = None
+    ) -> None:
+        self.console, self.total, self.left = console, total, left
+        self.stages = Stages()
         self.finished = 0
         self.started = time.time()
         self.live = Live(console=console, refresh_per_second=8, get_renderable=self._render, transient=True)
@@ -57,25 +60,15 @@ class Progress:
     def show(self, events: list[dict[str, Any]]) -> None:
         """Show new events."""
         for event in events:
-            key = event["stage"], event["name"]
-            if event["event"] == "started":
-                self.running[key] = {"started": event["time"]}
-            elif event["event"] == "progress" and key in self.running:
-                stage = self.running[key]
-                if event["total"] != stage.get("total") or event["done"] < stage["done"]:
-                    stage["begun"] = event["time"], event["done"]
-                stage.update(event)
-            elif event["event"] == "warning":
+            if event["event"] == "warning":
                 line = f"[yellow]![/] {_text(event['message'])}"
                 self.console.print(line, highlight=False, soft_wrap=True, emoji=False)
-            elif event["event"] in _ENDS:
-                stage = self.running.pop(key, {"started": event["time"]})
-                succeeded = event["event"] != "failed"
+            if stage := self.stages.add(event):
+                succeeded = stage.state != "failed"
                 self.finished += succeeded
-                loss = f"  loss {stage['loss']:.3f}" if "loss" in stage else ""
-                seconds = event["time"] - stage["started"]
-                title = _text(stage_title(*key))
-                cost = "from cache" if event["event"] == "cached" else f"{seconds:7.1f} s{loss}"
+                loss = f"  loss {stage.loss:.3f}" if stage.loss is not None else ""
+                title = _text(stage_title(event["stage"], event["name"]))
+                cost = "from cache" if stage.seconds is None else f"{stage.seconds:7.1f} s{loss}"
                 self.console.print(f"{mark(self.console, succeeded)} {title:<44}{cost}", highlight=False)
 
     def finished_in(self, folder: Path) -> str:
@@ -83,46 +76,36 @@ class Progress:
         return f"{self.finished} of {self.total} stages; kept in {folder}"
 
     def _render(self) -> RenderableType:
+        now = time.time()
         grid = Table.grid(padding=(0, 2))
-        for key, stage in self.running.items():
-            done, total = stage.get("done", 0), stage.get("total", 0)
+        for key, stage in self.stages.running.items():
+            bar = ProgressBar(stage.total, stage.done, width=_BAR_WIDTH)
             grid.add_row(
                 Spinner("line" if self.console.options.ascii_only else "dots"),
                 _text(stage_title(*key)),
-                f"{time.time() - stage['started']:.0f} s",
-                ProgressBar(total, done, width=_BAR_WIDTH) if total and self.console.width >= _WIDE else "",
-                f"{done:,}/{total:,}" if total else f"{done:,} done" if done else "",
-                _time_left(stage),
-                f"loss {stage['loss']:.3f}" if "loss" in stage else "",
+                f"{now - stage.started:.0f} s",
+                bar if stage.total and self.console.width >= _WIDE else "",
+                *progress_cells(stage, now),
             )
-        clock = time.strftime("%M:%S", time.gmtime(time.time() - self.started))
-        return Group(grid, f"[dim]{clock}  {self.finished} of {self.total} stages[/]")
+        clock = time.strftime("%M:%S", time.gmtime(now - self.started))
+        run_left = self.left(self.stages, now) if self.left else None
+        line = f"{clock}  {self.finished} of {self.total} stages{'  ' if run_left else ''}{left_text(run_left)}"
+        return Group(grid, f"[dim]{line}[/]")
 
 
-def _time_left(stage: Mapping[str, Any]) -> str:
-    """`3 min left`, from the speed since the first report; empty before the second one, or without a total."""
-    if not stage.get("total"):
-        return ""
-    time_begun, done_begun = stage["begun"]
-    if stage["done"] <= done_begun:
-        return ""
-    speed = (stage["done"] - done_begun) / max(stage["time"] - time_begun, 1e-3)
-    seconds = max(stage["time"] + (stage["total"] - stage["done"]) / speed - time.time(), 0)
-    if seconds < 90:
-        return f"{seconds:.0f} s left"
-    return f"{seconds / 60:.0f} min left" if seconds < 5400 else f"{seconds / 3600:.1f} h left"
+def progress_cells(stage: Stage, now: float) -> list[str]:
+    """What is done of a running stage, the time that its progress leaves, and the loss of a training."""
+    left = stage.time_left(now)
+    return [
+        f"{stage.done:,}/{stage.total:,}" if stage.total else f"{stage.done:,} done" if stage.done else "",
+        "" if left is None else f"{duration(left)} left",
+        "" if stage.loss is None else f"loss {stage.loss:.3f}",
+    ]
 
 
-def count_stages(experiment: Experiment) -> int:
-    """The number of stages in the DAG of an experiment."""
-    loops = 3 * len(experiment.tasks) + 2 * len(experiment.methods) + 2 * len(experiment.merges)
-    return (
-        7
-        + loops
-        + bool(experiment.starts)
-        + (experiment.registry is not None)
-        + (experiment.output is not None)
-    )
+def left_text(left: TimeLeft | None) -> str:
+    """`about 5 min left`; empty if nothing tells."""
+    return f"{'about' if left.is_complete else 'at least'} {duration(left.seconds)} left" if left else ""
 
 
 def show_results(console: Console, folder: Path) -> None:
@@ -230,8 +213,9 @@ def interruption(progress: Progress, folder: Path, command: str) -> str:
     """
     if not run_folder.is_begun(folder):
         return printable("interrupted before the first stage; nothing is kept")
-    unfinished = {"unfinished": ", ".join(stage_title(*key) for key in progress.running)}
-    facts = {"finished": progress.finished_in(folder), **(unfinished if progress.running else {})}
+    running = progress.stages.running
+    unfinished = {"unfinished": ", ".join(stage_title(*key) for key in running)}
+    facts = {"finished": progress.finished_in(folder), **(unfinished if running else {})}
     return printable(f"interrupted\n{_facts({**facts, 'go on with': command})}")
 
 

@@ -25,10 +25,19 @@ class StageFailedError(AutoMixAlignError):
         reason: why it failed.
         log: its log.
         explained: whether it reported the reason itself.
+        unreported: its node and name, if the events do not hold the failure.
     """
 
-    def __init__(self, stage: str, reason: str, log: Path, explained: bool) -> None:
+    def __init__(
+        self,
+        stage: str,
+        reason: str,
+        log: Path,
+        explained: bool,
+        unreported: tuple[str, str] | None = None,
+    ) -> None:
         self.stage, self.reason, self.log, self.explained = stage, reason, log, explained
+        self.unreported = unreported
         super().__init__(f"{stage}: {reason}")
 
     def tail(self) -> list[str]:
@@ -37,7 +46,7 @@ class StageFailedError(AutoMixAlignError):
 
 
 class EventReader:
-    """Reads the events of this attempt while the stages append them; skips those of earlier attempts.
+    """Reads the events of a run while the stages append them.
 
     Args:
         path: the run's event log.
@@ -45,10 +54,13 @@ class EventReader:
 
     def __init__(self, path: Path) -> None:
         self.path, self.events, self._offset = path, list[dict[str, Any]](), 0
-        if path.exists():
-            lines, newline, _ = path.read_bytes().rpartition(b"\n")
+
+    def skip_earlier_attempts(self) -> None:
+        """Read no event that is there already, and remove a line that a power failure cut."""
+        if self.path.exists():
+            lines, newline, _ = self.path.read_bytes().rpartition(b"\n")
             self._offset = len(lines) + len(newline)
-            os.truncate(path, self._offset)  # removes a line that a power failure cut
+            os.truncate(self.path, self._offset)
 
     def read_new(self) -> list[dict[str, Any]]:
         """The events since the last call."""
@@ -86,15 +98,18 @@ def find_failure(
         if event["event"] in ("started", "failed"):
             error = event.get("error")
             reason = error or _why_killed(event, logs)
-            return StageFailedError(stage_title(*key), reason, logs / log_name(*key), error is not None)
+            unreported = None if error else key
+            return StageFailedError(
+                stage_title(*key), reason, logs / log_name(*key), error is not None, unreported
+            )
     if status:
         last_line = f": {lines[-1].strip()}" if (lines := _lines(logs / KFP_LOG)) else ""
         reason = f"the local runner failed{last_line}{_full_disk(logs)}"
-        return StageFailedError("kfp", reason, logs / KFP_LOG, explained=True)
+        return StageFailedError("kfp", reason, logs / KFP_LOG, explained=True, unreported=("kfp", ""))
     last_stages = {"compare": True, "register": experiment.registry, "publish": experiment.output}
     for stage, is_configured in last_stages.items():  # no other stage would miss their results
         if is_configured and (stage, "") not in states:
-            return StageFailedError(stage, "never started", logs / KFP_LOG, explained=False)
+            return StageFailedError(stage, "never started", logs / KFP_LOG, False, unreported=(stage, ""))
     return None
 
 

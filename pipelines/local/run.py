@@ -2,12 +2,13 @@
 
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from automixalign.config.experiment import Experiment
 from automixalign.report import run_folder
-from automixalign.steps.events import EVENTS_FILE, LOGS_VARIABLE
+from automixalign.steps.events import EVENTS_FILE, LOGS_VARIABLE, EventLog
 from automixalign.steps.step import WORKERS_VARIABLE
 from automixalign.storage import files
 from automixalign.system import orphans
@@ -87,6 +88,7 @@ def run_experiment(
         attempt_folder = work / f"{_ATTEMPT}{number:04}"
         attempt_folder.mkdir()
         reader = EventReader(logs / EVENTS_FILE)
+        reader.skip_earlier_attempts()
         with orphans.hold_lock(attempt_folder / "alive") as alive_lock:
             try:
                 sender = MlflowSender(experiment, absolute, logs / MLFLOW_LOG)
@@ -131,6 +133,9 @@ def run_experiment(
         if unsent:
             on_events([{"stage": "mlflow", "name": "", "event": "warning", "message": unsent}])
         if failure:
+            if failure.unreported:
+                with suppress(OSError):  # on a full disk, too, the failure itself matters
+                    EventLog(*failure.unreported, logs).write("failed", error=failure.reason)
             raise failure
         for obsolete in (*earlier_attempts, work / _CHECKPOINTS):  # this attempt has links to their results
             if obsolete.exists():

@@ -72,8 +72,9 @@ def show_run(
     link = server.link(run_id)
     try:
         from pipelines.local import display  # slow to import; the run has already started
+        from pipelines.local.watching.time_left import list_stages
 
-        progress = display.Progress(console, display.count_stages(experiment))
+        progress = display.Progress(console, len(list_stages(experiment)))
         with progress.live:
             outcome = follow(server, run_id, progress.show, poll)
     except Interrupted as interruption:

@@ -1,7 +1,9 @@
 """The examples in the help of every command: all are parsed, and the quick ones run."""
 
+import io
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,10 @@ import pytest
 import typer
 import yaml
 
+from automixalign.steps.events import EVENTS_FILE, log_name
+from automixalign.storage import files
 from pipelines import cli
+from pipelines.local.mlflow_sender import spool_folder
 from tests.pipeline.conftest import Ama
 from tests.release.small_run import write_run
 
@@ -22,6 +27,9 @@ EXAMPLES = [
     for match in re.finditer(r"^ *(?:[A-Z_]+=\S+ )?ama (?P<words>.*)$", help_text, re.MULTILINE)
 ]
 QUICK = (
+    "presets",
+    "presets smollm2",
+    "schema --output configuration.schema.json",
     "validate --preset quickstart --set training.beta=0.2",
     "validate --config my.yaml",
     "data --config my.yaml",
@@ -29,8 +37,17 @@ QUICK = (
     "compile --config my.yaml --output my-pipeline.yaml",
     "submit --preset quickstart --host http://localhost:8888 --dry-run",
     f"export {RUN} --to assistant",
+    "runs",
+    f"status {RUN}",
+    f"logs {RUN}",
+    f"logs {RUN} train_generalist-ama-r --follow",
+    "diff runs/seed-0 runs/seed-1",
+    f"publish {RUN} --to published --replace",
+    f"sync {RUN}",
+    f"chat {RUN}",
     f"generate {RUN} ama-r --input prompts.jsonl --output answers.jsonl",
 )
+"""At least one of each command, but of `run` and `report`: test_run.py runs them."""
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +55,16 @@ def small_run(
     base_model: Path, two_tasks: Path, two_reference_logps: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     folder = tmp_path_factory.mktemp("examples") / "run"
-    return write_run(folder, base_model, two_tasks, two_reference_logps, methods=["uniform", "ama-r"])
+    write_run(folder, base_model, two_tasks, two_reference_logps, methods=["uniform", "ama-r"])
+    (folder / "logs").mkdir()
+    stages = [{"stage": "train_generalist", "name": "ama-r"}, {"stage": "compare", "name": ""}]
+    events = [stage | {"time": 0.0, "event": kind} for stage in stages for kind in ("started", "finished")]
+    files.write_jsonl(folder / "logs" / EVENTS_FILE, events)
+    for stage in stages:
+        (folder / "logs" / log_name(**stage)).write_text("loss 0.5\n")
+    (folder / "report" / "index.html").write_text("a page")
+    spool_folder(folder).mkdir(parents=True)
+    return folder
 
 
 @pytest.fixture
@@ -50,11 +76,12 @@ def files_of_examples(
     (tmp_path / RUN).parent.mkdir()
     (tmp_path / RUN).symlink_to(small_run)
     for name in ("runs/seed-0", "runs/seed-1", "runs/seed-2"):
-        (tmp_path / name).mkdir()
+        (tmp_path / name).symlink_to(small_run)
     experiment_data["tasks"][0]["name"] = "helpful"
     (tmp_path / "my.yaml").write_text(yaml.safe_dump(experiment_data))
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "12+3="}\n')
     (tmp_path / "token").write_text("secret")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("12+3=\n"))
     yield
 
 

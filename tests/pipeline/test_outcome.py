@@ -113,7 +113,9 @@ def test_the_reader_skips_a_line_that_a_full_disk_cut(tmp_path: Path) -> None:
     reader = EventReader(tmp_path / "events")
     reader.path.write_bytes(b'{"stage": "merge", "ev\n{"stage": "compare"}\n{"stage":')
     assert reader.read_new() == [{"stage": "compare"}]
-    assert EventReader(reader.path).read_new() == [], "events of an earlier attempt are skipped"
+    later = EventReader(reader.path)
+    later.skip_earlier_attempts()
+    assert later.read_new() == []
     with reader.path.open("ab") as out:
         out.write(b'{"stage": "publish"}\n')
     assert reader.path.read_bytes().splitlines()[-1] == b'{"stage": "publish"}', "the cut line is removed"

@@ -21,6 +21,8 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from automixalign.config.experiment import parse_experiment
+from automixalign.config.file import read_yaml
 from automixalign.models.full_model import write_full_model
 from automixalign.report import leaderboard
 from automixalign.report.run_folder import WORK
@@ -28,6 +30,8 @@ from automixalign.storage import files
 from automixalign.storage.files import digest
 from automixalign.storage.publication import Manifest, fetch
 from pipelines.local.outputs import list_artifacts
+from pipelines.local.watching.state import read_state
+from pipelines.local.watching.time_left import list_stages
 from tests.faults.command_line import ROOT, ama
 
 TASKS = ("arithmetic", "own")
@@ -309,6 +313,14 @@ def test_the_report_knows_what_every_training_cost(run_folder: Path) -> None:
     rebuilt = json.loads((run_folder / "report" / "data.json").read_text())
     assert "train_generalist" in {stage["stage"] for stage in rebuilt["stages"]}
     assert {**rebuilt, "stages": None, "warnings": []} == {**facts, "warnings": []}
+
+
+def test_its_events_are_those_of_the_planned_stages(run_folder: Path) -> None:
+    state = read_state(run_folder)
+    experiment = parse_experiment(read_yaml(run_folder / "config.yaml"), "config.yaml")
+    assert {*state.stages} == {*list_stages(experiment)}
+    assert (state.state, state.stages.done) == ("finished", len(list_stages(experiment)))
+    assert state.chosen is not None
 
 
 def test_a_broken_row_is_refused_before_the_first_stage(base_model: Path, tmp_path: Path) -> None:

@@ -6,10 +6,14 @@ from typing import Annotated
 import typer
 
 from automixalign.system.errors import ConfigError
+from pipelines.cli.options import complete_run
 
 
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One or several run folders.")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="One or several run folders.", autocompletion=complete_run),
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="File of the page, for several run folders."),

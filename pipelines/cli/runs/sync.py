@@ -1,14 +1,12 @@
 """`ama sync`."""
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
 from automixalign.system.errors import ConfigError
+from pipelines.cli.options import RunFolder
 
 
-def sync(folder: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", exists=True)]) -> None:
+def sync(folder: RunFolder) -> None:
     """Send the records of a run that MLflow did not accept during the run.
 
     Example:

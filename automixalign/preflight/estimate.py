@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from automixalign.config.experiment import Experiment
 from automixalign.config.plan import Plan
-from automixalign.data.store import IDS, TRAIN, read_split
+from automixalign.data.store import IDS, TRAIN, VALIDATION, read_card, read_split
 from automixalign.models.inspect import Outline
 from automixalign.models.prepare import transformers_silenced
 from automixalign.preflight.trainings import PlannedTraining
@@ -20,6 +20,8 @@ from automixalign.system.processors import available_processors
 
 _BYTES = 4
 """Of a number: weights, gradients and the two moments of AdamW are fp32."""
+_FORWARD = 1 / 3
+"""The share of a forward pass in the time of a step; the backward pass takes twice as long."""
 
 
 class TrainingCost(NamedTuple):
@@ -30,6 +32,7 @@ class TrainingCost(NamedTuple):
     tokens_per_step: float
     """Of both sides of each pair, each with the prompt."""
     seconds: float
+    """With the validations."""
 
     @property
     def tokens(self) -> float:
@@ -120,11 +123,15 @@ def estimate(
         with tempfile.TemporaryDirectory() as scratch, transformers_silenced():
             trial = time_steps(settings, model, outline.tokenizer, longest, typical, Path(scratch), threads)
     seconds_per_token = trial.seconds / float(_sizes(typical).sum())
+    counts = {task["name"]: task["pairs"][VALIDATION] for task in read_card(data)["tasks"]}
     costs = []
     for each in trainings:
         per_pair = sum(share * means[task] for task, share in each.shares.items())
         tokens, steps = training.batch_size * per_pair, each.steps or 0
-        costs.append(TrainingCost(each.name, steps, tokens, steps * tokens * seconds_per_token / world))
+        validated = sum(min(training.validation_pairs, counts[task]) * means[task] for task in each.shares)
+        validations = -(-steps // training.validate_every) if training.validate_every else 0
+        work = steps * tokens + validations * validated * _FORWARD
+        costs.append(TrainingCost(each.name, steps, tokens, work * seconds_per_token / world))
     return Estimate(
         costs,
         str(device()),

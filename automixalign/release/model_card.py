@@ -291,6 +291,7 @@ def _method(facts: RunFacts, entry: Entry) -> str:
         "learning_rate": budget.learning_rate or training.learning_rate,
         "lr_scheduler": f"{training.lr_scheduler}, {training.warmup_steps} warm-up steps",
         **_length(budget, facts.costs.get(model, {})),
+        "keep": "best" if training.keep == "best" else None,
         "batch_size": training.batch_size,
         "max_length": f"{experiment.max_length} tokens",
         "seed": experiment.seed,
@@ -357,6 +358,13 @@ def _choice(facts: RunFacts, entry: Entry) -> str:
     rivals = sum(each["family"] in leaderboard.CANDIDATES for each in facts.entries)
     chosen = leaderboard.chosen(facts.entries)
     others = f"The run has {rivals} generalists and merges. {leaderboard.choice(facts.entries)}"
+    kept = facts.costs.get(entry["model"], {}).get("kept_step")
+    if facts.experiment.training.keep == "best" and kept is not None:
+        measure = "loss" if entry["family"] == "specialist" else "gap on the worst task"
+        others += (
+            f" The weights are those of step {int(kept)} of its training, which had the smallest {measure} "
+            "on a sample of the validation pairs."
+        )
     if chosen is None or chosen["model"] == entry["model"]:
         return others
     return f"{others} This card is of {entry['model']}, which the run did not choose."

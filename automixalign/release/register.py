@@ -48,6 +48,7 @@ def register(
     data: Path,
     base_model: Path,
     output: Path,
+    costs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Register the model that the leaderboard chooses; it becomes the champion if it passes the gate.
 
@@ -60,6 +61,7 @@ def register(
         data: the prepared splits.
         base_model: the reference model, with the tokenizer.
         output: the file for what is returned, as JSON.
+        costs: generalist -> what its training returned.
 
     Returns:
         `name`, `model`, `version`, `champion` (whether the gate passed), and `reasons` if it did not.
@@ -97,6 +99,7 @@ def register(
                 entries=entries,
                 data=data,
                 base_model=base_model,
+                costs=costs or {},
                 versions=versions(),
                 library=settings.code,
                 commit=git_commit(),

@@ -43,5 +43,6 @@ def register(
             data=Path(data.path),
             base_model=Path(base_model.path),
             output=Path(registration.path),
+            costs={model.metadata["model"]: model.metadata for model in models},
         )
         registration.metadata.update(facts, run_path="registration.json")

@@ -55,6 +55,14 @@ def test_time_follows_from_the_measured_step(plain: Estimate) -> None:
     assert one.seconds == pytest.approx(10 * 4 * plain.step_seconds, rel=0.2)
 
 
+def test_validations_take_a_third_of_a_step(base_model: Path, two_tasks: Path, tmp_path: Path) -> None:
+    result = estimated(base_model, two_tasks, tmp_path, validate_every=4, validation_pairs=2)
+    one = result.trainings[0]
+    assert one.tokens == 10 * one.tokens_per_step, "those that train"
+    # Ten steps of 8 pairs, and three validations of 2 pairs.
+    assert one.seconds == pytest.approx((10 * 4 + 3 / 3) * result.step_seconds, rel=0.2)
+
+
 def test_bytes_of_full_fine_tuning(plain: Estimate, base_model: Path) -> None:
     parameters = load_full_model(base_model).num_parameters()
     assert (plain.parameters, plain.trained_parameters) == (parameters, parameters)

@@ -100,6 +100,16 @@ def test_a_card_says_whether_the_run_chose_the_model(facts: RunFacts) -> None:
     assert f"{sentence} This card is of {other}, which the run did not choose." in str(model_card(facts, other))
 
 
+def test_a_card_names_the_step_whose_weights_were_kept(facts: RunFacts) -> None:
+    sentence = "The weights are those of step 2 of its training, which had the smallest gap on the worst task"
+    assert sentence not in str(model_card(facts, "uniform"))
+    training = facts.experiment.training.model_copy(update={"validate_every": 1, "keep": "best"})
+    experiment = facts.experiment.model_copy(update={"training": training})
+    # KFP's server makes every number of an artifact's metadata a float.
+    kept = replace(facts, experiment=experiment, costs={"uniform": {"steps": 3.0, "kept_step": 2.0}})
+    assert sentence in str(model_card(kept, "uniform"))
+
+
 def test_an_unknown_licence_is_not_guessed(facts: RunFacts) -> None:
     card = model_card(facts, "uniform")
     assert card.data.get("license") is None

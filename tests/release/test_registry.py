@@ -96,7 +96,10 @@ def register_best(
         board, output = tmp_path / "board.json", tmp_path / "registration.json"
         files.write_json(board, list(entries))
         models = {name: candidates[name] for entry in entries if (name := entry["model"]) in candidates}
-        result = register(settings, board, models, data=two_tasks, base_model=base_model, output=output)
+        costs = {name: {"steps": 1234} for name in models}
+        result = register(
+            settings, board, models, data=two_tasks, base_model=base_model, output=output, costs=costs
+        )
         assert files.read_json(output) == result
         return result
 
@@ -255,7 +258,9 @@ def test_a_version_says_what_it_is_and_where_it_came_from(
     assert "Licence of the base model: `apache-2.0`." in version.description
     assert version.tags["automixalign.base_model_licence"] == "apache-2.0"
     folder = Path(mlflow.artifacts.download_artifacts("models:/assistant@champion"))
-    assert "# full" in (folder / "model_card.md").read_text()
+    card = (folder / "model_card.md").read_text()
+    assert "# full" in card
+    assert "| `steps` | 1234 |" in card
     assert (
         "| validation | 0.1000 | 0.3000 | 0.900 |\n| test | -0.1000 | 0.3000 | 0.550 |" in version.description
     )

@@ -71,6 +71,7 @@ class Experiment(Schema):
         parts = {
             "generalists": any(method.init is None for method in self.methods),
             "merges": self.merges,
+            "tuned merges": any(merge.is_tuned for merge in self.merges),
             "warm starts": self.starts,
             "registry": self.registry,
             "output": self.output,
@@ -130,6 +131,12 @@ class Experiment(Schema):
             raise ValueError(
                 "training.validate_every: it scores validation pairs; set split.validation above 0"
             )
+        for merge in self.merges:
+            if merge.is_tuned and self.split.validation == 0:
+                raise ValueError(
+                    f"merges: {merge.name}: weights: they are tuned on the validation split; set "
+                    "split.validation above 0"
+                )
         return self
 
     @model_validator(mode="after")

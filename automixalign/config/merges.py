@@ -1,13 +1,14 @@
 """Merges of the specialists: their section of an experiment, and the settings of `merge_specialists`."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from automixalign.config.settings import Settings
+from automixalign.config.settings import Precision, Settings
 from automixalign.method import merge_methods
-from automixalign.system.schema import Name, Number, Positive, Schema, did_you_mean
+from automixalign.method.losses import Loss
+from automixalign.system.schema import Count, Name, Number, Positive, Schema, did_you_mean
 
 
 class MergeSpec(Schema):
@@ -19,8 +20,11 @@ class MergeSpec(Schema):
     """Its name in the leaderboard; by default the method."""
     parameters: dict[str, Number] = Field(default_factory=dict)
     """Values of mergekit's parameters that differ from the method's defaults."""
-    weights: dict[str, Positive] = Field(default_factory=dict)
-    """Task -> mergekit's `weight` of its specialist. The others take the `weight` of `parameters`."""
+    weights: dict[str, Positive] | Literal["tuned"] = Field(default_factory=dict)
+    """Task -> mergekit's `weight` of its specialist. The others take the `weight` of `parameters`. `tuned`
+    searches the weights with the smallest worst gap on the validation split, from equal weights."""
+    tries: Count | None = None
+    """The largest number of merges that `weights: tuned` makes and scores; by default 20."""
 
     @model_validator(mode="before")
     @classmethod
@@ -34,13 +38,20 @@ class MergeSpec(Schema):
         spec = merge_methods.registered_merges().get(str(method))
         return [*cls.model_fields, *(f"parameters.{name}" for name in (spec.limits if spec else ()))]
 
+    @property
+    def is_tuned(self) -> bool:
+        """Whether its weights are searched."""
+        return self.weights == "tuned"
+
     def check(self, tasks: Sequence[str]) -> None:
         """Raise ValueError unless the method can merge the specialists of these tasks."""
+        if self.tries is not None and not self.is_tuned:
+            raise ValueError(f"merges: {self.name}: 'tries' goes with 'weights: tuned'")
         try:
             merge_methods.check(self.method, len(tasks), self.parameters)
         except ValueError as error:
             raise ValueError(f"merges: {self.name}: {error}") from error
-        for task in self.weights:
+        for task in () if self.is_tuned else self.weights:
             if task not in tasks:
                 raise ValueError(
                     f"merges: {self.name}: weights: there is no task {task!r}{did_you_mean(task, tasks)}; "
@@ -50,12 +61,23 @@ class MergeSpec(Schema):
             raise ValueError(f"merges: {self.name}: weights: {self.method} takes no weights")
 
 
+class Tuning(Schema):
+    """How the weights of a merge are searched."""
+
+    tries: int = 20
+    batch_size: int
+    precision: Precision
+    loss: Loss
+
+
 class MergeSettings(Settings):
     """Of `merge_specialists`."""
 
     merge: MergeSpec
     tasks: list[str]
     """The tasks of the specialists, in order."""
+    tuning: Tuning | None = None
+    """None for a merge whose weights are given."""
 
     @property
     def name(self) -> str:

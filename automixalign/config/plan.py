@@ -9,7 +9,7 @@ from automixalign.config.cluster import Stage
 from automixalign.config.data import DataSettings
 from automixalign.config.evaluation import EvaluationSettings, ScoringSettings
 from automixalign.config.experiment import ComparisonSettings, Experiment, RegistrySettings
-from automixalign.config.merges import MergeSettings
+from automixalign.config.merges import MergeSettings, Tuning
 from automixalign.config.methods import GeneralistSettings
 from automixalign.config.models import BaseModelSettings
 from automixalign.config.release import PublicationSettings
@@ -44,7 +44,7 @@ MODULES: Mapping[Stage, Sequence[str]] = {
         "automixalign.training.generalist",
         *_TRAINING,
     ),
-    "merge_specialists": ("automixalign.config.merges", "automixalign.merging.merge"),
+    "merge_specialists": ("automixalign.config.merges", "automixalign.merging.tuning"),
     "evaluate": ("automixalign.config.evaluation", "automixalign.scoring.evaluate", _VERIFIERS, _METRICS),
     "compare": ("automixalign.config.experiment", "automixalign.report.compare", _METRICS),
     "register": ("automixalign.config.experiment", "automixalign.release.register", _METRICS),
@@ -180,7 +180,14 @@ class Plan(BaseModel):
             starts=experiment.starts,
             merges=[
                 MergeSettings(
-                    **common("merge_specialists", used={"merge": [merge.method]}), merge=merge, tasks=tasks
+                    **common("merge_specialists", used={"merge": [merge.method]}),
+                    merge=merge,
+                    tasks=tasks,
+                    tuning=Tuning(
+                        **scoring, loss=training.loss, **({"tries": merge.tries} if merge.tries else {})
+                    )
+                    if merge.is_tuned
+                    else None,
                 )
                 for merge in experiment.merges
             ],

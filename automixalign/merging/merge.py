@@ -8,7 +8,7 @@ import json
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -83,23 +83,51 @@ def merge_specialists(
         ModelError: a folder holds no model in safetensors; a specialist does not have the base's architecture;
             or the result overflows.
     """
-    merge_methods.check(method, len(specialists), parameters)
     with (
         files.replacing(output) as merged,
-        tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as staging,
+        staged_merge(base, specialists, method, parameters, output, seed) as merge,
     ):
+        merge(weights or {}, merged)
+    return merge_facts(method, specialists, parameters, weights)
+
+
+@contextmanager
+def staged_merge(
+    base: Path,
+    specialists: Mapping[str, Path],
+    method: str,
+    parameters: Mapping[str, float],
+    output: Path,
+    seed: int,
+) -> Iterator[Callable[[Mapping[str, float], Path], None]]:
+    """Check and prepare a merge once, for several task weights; see `merge_specialists`.
+
+    Yields a function of the weights and of the folder to write. Temporary files are beside `output`.
+    """
+    merge_methods.check(method, len(specialists), parameters)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as staging:
         staged = _stage(base, specialists, Path(staging))
-        own = [{"weight": weights[task]} if weights and task in weights else {} for task in specialists]
-        if name := _run(staged, method, parameters, own=own, output=merged, seed=seed):
-            raise ModelError(
-                f"the merge by {method} of {', '.join(specialists)} overflows: its weight {name} is not "
-                "finite; check the specialists, or choose smaller parameters"
-            )
-        _copy_from_base(base, merged)
+
+        def merge(weights: Mapping[str, float], folder: Path) -> None:
+            own = [{"weight": weights[task]} if task in weights else {} for task in specialists]
+            if name := _run(staged, method, parameters, own=own, output=folder, seed=seed):
+                raise ModelError(
+                    f"the merge by {method} of {', '.join(specialists)} overflows: its weight {name} is not "
+                    "finite; check the specialists, or choose smaller parameters"
+                )
+            _copy_from_base(base, folder)
+
+        yield merge
+
+
+def merge_facts(
+    method: str, tasks: Iterable[str], parameters: Mapping[str, float], weights: Mapping[str, float] | None
+) -> dict[str, object]:
+    """What `merge_specialists` returns. The record of the stage gets it, too."""
     shared, per_model = merge_methods.resolve(method, parameters)
     facts: dict[str, object] = {
         "method": method,
-        "tasks": list(specialists),
+        "tasks": list(tasks),
         "parameters": {**shared, **per_model},
         **({"weights": dict(weights)} if weights else {}),
         "paper": merge_methods.registered_merges()[method].paper,

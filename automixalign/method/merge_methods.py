@@ -60,6 +60,9 @@ NOT_NEGATIVE = Limits(0)
 FRACTION = Limits(0, 1)
 SHARE = Limits(0, 1, above_low=True)
 
+_AVERAGING = ("normalize", "normalize_weights")
+"""Flags with which a method divides by the sum of the weights."""
+
 
 @dataclass(frozen=True)
 class MergeMethodSpec:
@@ -77,6 +80,8 @@ class MergeMethodSpec:
     """Defaults of the parameters that mergekit reads for each model; all specialists get the same value."""
     min_models: int = 1
     max_models: int | None = None
+    averages: bool = False
+    """Only the ratios of the `weight`s count. Methods with a flag of `_AVERAGING` leave it False."""
     first_is_base: bool = False
     """mergekit's `base_model` is the first specialist: the method moves it towards the second."""
     implementation: Any = None
@@ -164,6 +169,7 @@ _SPECS = (
         needs_base=True,  # optional in mergekit; with it, the task vectors are interpolated
         min_models=2,
         max_models=2,
+        averages=True,
         default_parameters={"nuslerp_flatten": True, "nuslerp_row_wise": False},
         per_model_parameters={"weight": 1.0},
         limits={"nuslerp_flatten": FLAG, "nuslerp_row_wise": FLAG, "weight": POSITIVE},
@@ -316,6 +322,12 @@ def resolve(name: str, parameters: Mapping[str, float]) -> tuple[dict[str, float
         {key: spec.limits[key].convert(value) for key, value in shared.items()},
         {key: spec.limits[key].convert(value) for key, value in per_model.items()},
     )
+
+
+def scale_counts(name: str, parameters: Mapping[str, float]) -> bool:
+    """Whether a common factor of the weights of all specialists changes the merge: it does not average them."""
+    shared, _ = resolve(name, parameters)
+    return not any(shared.get(flag) for flag in _AVERAGING) and not registered_merges()[name].averages
 
 
 def _check_della(name: str, parameters: Mapping[str, float]) -> None:

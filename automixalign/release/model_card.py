@@ -47,6 +47,7 @@ class RunFacts:
         data: the prepared splits, with their card.
         base_model: the prepared base model.
         costs: generalist or specialist -> what its training returned.
+        tunings: merge -> the search of its weights.
         versions: of the software of the run.
         library: digest of this project's code.
         commit: git commit of this project's code; "" if unknown.
@@ -57,6 +58,7 @@ class RunFacts:
     data: Path
     base_model: Path
     costs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tunings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     library: str = ""
     commit: str = ""
@@ -75,6 +77,7 @@ class RunFacts:
             data=run.folder / "data",
             base_model=run.folder / "models" / "reference",
             costs=page.get("costs") or {},
+            tunings=page.get("tunings") or {},
             versions=page.get("versions") or {},
             library=page.get("library") or "",
             commit=page.get("commit") or "",
@@ -83,6 +86,16 @@ class RunFacts:
             if not folder.is_dir():
                 raise ConfigError(f"{run.folder} is incomplete: there is no {folder.relative_to(run.folder)}")
         return facts
+
+    def merge_weights(self, spec: MergeSpec) -> Mapping[str, float | str]:
+        """Task -> its weight in a merge; one entry for tuned weights that the facts do not have."""
+        if not isinstance(spec.weights, str):
+            return spec.weights
+        tries = self.tunings.get(spec.name, {}).get("tries")
+        if tries is None:
+            return {"each task": "tuned on the validation split"}
+        weights: Mapping[str, float] = min(tries, key=lambda one: float(one["worst_gap"]))["weights"]
+        return weights
 
     def entry(self, model: str) -> Entry:
         """A model's line in the leaderboard.
@@ -279,7 +292,7 @@ def _method(facts: RunFacts, entry: Entry) -> str:
         rows |= dict(flatten(spec.all_options()))
         rows["average_iterates"] = spec.average_iterates
     elif spec is not None:
-        weights = {f"weight of {task}": weight for task, weight in spec.weights.items()}
+        weights = {f"weight of {task}": weight for task, weight in facts.merge_weights(spec).items()}
         rows = {"merge method (mergekit)": spec.method, **spec.parameters, **weights}
     budgets = experiment.budget
     budget = spec.budget(budgets.generalist) if isinstance(spec, MethodSpec) else budgets.specialist

@@ -19,6 +19,7 @@ _SCRIPTS = (
     "trainings.js",
     "validation.js",
     "grids.js",
+    "tunings.js",
     "run.js",
     "comparison.js",
     "main.js",

@@ -73,6 +73,7 @@ def rebuild(folder: Path, costs: Mapping[str, Mapping[str, Any]]) -> Path:
         costs={**old_facts.get("costs", {}), **costs},
         data=folder / "data",
         losses=[folder / "specialist_losses" / task for task in tasks],
+        tunings=old_facts.get("tunings", {}),
     )
     settings = ComparisonSettings(seed=experiment.seed, experiment=experiment.without_delivery())
     try:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from automixalign.data.store import task_digest
+from automixalign.data.store import IDS, read_split, task_digest
 from automixalign.storage import files
 from automixalign.system.errors import CacheError
 
@@ -86,6 +86,41 @@ def check_cache(cache: Path, data: Path, task: str) -> None:
         raise CacheError(f"{cache}: there is no cache of task {task} here")
     if files.read_json(cache / MANIFEST)["data"] != task_digest(data, task):
         raise CacheError(f"{cache}: was not computed for this data of task {task}; compute it again")
+
+
+def read_pairs(
+    data: Path, reference_logps: Path, task: str, split: str, losses: Path | None = None
+) -> pa.Table:
+    """The pairs of a task's split with what their losses need besides a policy.
+
+    Args:
+        data: the prepared splits.
+        reference_logps: the caches of the reference log-probabilities, `TASK/`.
+        task: the task.
+        split: the split.
+        losses: the cache of the task's specialist.
+
+    Returns:
+        The token ids, `ref_chosen_logps`, `ref_rejected_logps` and, with `losses`, `specialist_loss`.
+
+    Raises:
+        CacheError: a cache is missing, incomplete, or belongs to other data.
+    """
+    pairs = read_split(data, task, split, IDS)
+
+    def add(cache: Path, title: str, **columns: str) -> None:
+        nonlocal pairs
+        check_cache(cache, data, task)
+        found = join(
+            read_cache(cache, split, *columns), pairs.column("pair_id").to_pylist(), f"{title} of {task}"
+        )
+        for name, new in columns.items():
+            pairs = pairs.append_column(new, found.column(name))
+
+    add(reference_logps / task, "reference log-probs", **{side: f"ref_{side}" for side in (CHOSEN, REJECTED)})
+    if losses is not None:
+        add(losses, "specialist losses", **{LOSS: "specialist_loss"})
+    return pairs
 
 
 def read_scores(evaluation: Path, task: str, *columns: str) -> pa.Table:

@@ -10,7 +10,7 @@ from automixalign.data.store import TRAIN, tasks_of
 from automixalign.scoring import caches
 from automixalign.system.errors import CacheError
 from automixalign.training.job import Training
-from automixalign.training.train import read_pairs, train_policy
+from automixalign.training.train import train_policy
 from automixalign.training.validation import Validation
 
 
@@ -61,9 +61,5 @@ class GeneralistTraining(Training):
         for task in tasks_of(self.data):
             if task not in folders:
                 raise CacheError(f"there are no specialist losses of task {task}")
-            caches.check_cache(folders[task], self.data, task)
-            pairs = read_pairs(self, task, split)
-            cache = caches.read_cache(folders[task], split, caches.LOSS)
-            losses = caches.join(cache, pairs.column("pair_id").to_pylist(), f"specialist losses of {task}")
-            tables[task] = pairs.append_column("specialist_loss", losses.column(caches.LOSS))
+            tables[task] = caches.read_pairs(self.data, self.reference_logps, task, split, folders[task])
         return tables

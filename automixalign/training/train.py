@@ -11,14 +11,12 @@ import pyarrow as pa
 import torch
 
 from automixalign.config.training import TrainingSettings
-from automixalign.data.store import IDS, read_split
 from automixalign.method.mixer import Mixer
 from automixalign.models.base_address import read_address
 from automixalign.models.full_model import save_full_model, write_full_model
 from automixalign.models.load import device, load_full_model, load_tokenizer, uses_bf16
 from automixalign.models.trainable import freeze, lora_config
 from automixalign.models.weights import first_nonfinite_weight
-from automixalign.scoring import caches
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError, TrainingError
 from automixalign.training.checkpoints.folder import TRAJECTORY, CheckpointStore
@@ -31,21 +29,6 @@ if TYPE_CHECKING:
 
 _MODEL_CARD = "README.md"
 """peft's template of a model card."""
-
-
-def read_pairs(training: Training, task: str, split: str) -> pa.Table:
-    """The pairs of a task's split with the log-probabilities under the reference model.
-
-    Raises:
-        CacheError: the log-probabilities are missing, incomplete, or belong to other data.
-    """
-    cache = training.reference_logps / task
-    caches.check_cache(cache, training.data, task)
-    pairs = read_split(training.data, task, split, IDS)
-    table = caches.read_cache(cache, split, caches.CHOSEN, caches.REJECTED)
-    logps = caches.join(table, pairs.column("pair_id").to_pylist(), f"reference log-probs of {task}")
-    pairs = pairs.append_column("ref_chosen_logps", logps.column(caches.CHOSEN))
-    return pairs.append_column("ref_rejected_logps", logps.column(caches.REJECTED))
 
 
 def train_policy(

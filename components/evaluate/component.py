@@ -45,4 +45,5 @@ def evaluate(
             model=Path(policy.path),
             output=Path(evaluation.path),
         )
-        evaluation.metadata.update(summary, run_path=f"evaluations/{name}")
+        tuning = {"tuning": policy.metadata["tuning"]} if "tuning" in policy.metadata else {}
+        evaluation.metadata.update(summary, **tuning, run_path=f"evaluations/{name}")

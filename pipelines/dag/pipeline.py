@@ -140,8 +140,13 @@ def _generalists(add_task: Placement) -> tuple[Callable[..., Any], Callable[...,
     return generalists, warm_generalists
 
 
-def _merges(add_task: Placement) -> Callable[..., Any]:
-    """The loop over the merges: make and evaluate one model each."""
+def _merges(add_task: Placement, tuned: bool) -> Callable[..., Any]:
+    """The loop over the merges: make and evaluate one model each.
+
+    Args:
+        add_task: makes the tasks.
+        tuned: whether some merges search their weights on the validation split.
+    """
 
     @dsl.pipeline(name="merges", display_name="Merges")
     def merges(
@@ -149,14 +154,14 @@ def _merges(add_task: Placement) -> Callable[..., Any]:
         evaluation: str,
         data: Input[Dataset],
         reference_logps: Input[Dataset],
+        losses: Input[Dataset],
         specialists: Input[Model],
         base_model: Input[Model],
     ) -> Merges:
         inputs = {"data": data, "reference_logps": reference_logps, "base_model": base_model}
+        to_merge = {**inputs, "losses": losses} if tuned else {"base_model": base_model}
         with dsl.ParallelFor(items=methods) as settings:
-            merged = add_task(
-                merge_specialists, settings=settings, base_model=base_model, specialists=specialists
-            )
+            merged = add_task(merge_specialists, settings=settings, specialists=specialists, **to_merge)
             model = merged.outputs["model"]
             evaluated = add_task(evaluate, settings=evaluation, model=model, **inputs)
         return Merges(models=dsl.Collected(model), evaluations=dsl.Collected(evaluated.outputs["evaluation"]))
@@ -176,7 +181,7 @@ def build_pipeline(experiment: Experiment, add_task: Placement) -> Callable[...,
     """
     # kfp cannot collect from an empty loop, so an experiment has only the loops that it needs.
     parts = experiment.parts
-    specialists, merges = _specialists(add_task), _merges(add_task)
+    specialists, merges = _specialists(add_task), _merges(add_task, "tuned merges" in parts)
     generalists, warm_generalists = _generalists(add_task)
 
     @dsl.pipeline(
@@ -218,6 +223,7 @@ def build_pipeline(experiment: Experiment, add_task: Placement) -> Callable[...,
             merged = merges(
                 methods=plan["merges"],
                 evaluation=plan["evaluation"],
+                losses=gathered["all_losses"],
                 specialists=gathered["all_models"],
                 **common,
             ).outputs

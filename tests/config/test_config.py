@@ -130,6 +130,18 @@ def test_defaults_and_short_forms(experiment_data: Data) -> None:
             {"merges": [{"method": "karcher", "weights": {"arithmetic": 2.0}}]},
             r"^merges: karcher: weights: karcher takes no",
         ),
+        (
+            {"merges": [{"method": "karcher", "weights": "tuned"}]},
+            r"^merges: karcher: weights: karcher takes no",
+        ),
+        (
+            {"merges": [{"method": "linear", "tries": 3}]},
+            r"^merges: linear: 'tries' goes with 'weights: tuned'",
+        ),
+        (
+            {"merges": [{"method": "linear", "weights": "tuned"}], "split.validation": 0.0},
+            r"^merges: linear: weights: they are tuned on the validation split; set split.validation above 0",
+        ),
         ({"merges": ["ties", "ties"]}, r"^methods and merges: the name 'ties' is used twice"),
         ({"methods.1.name": "reference"}, r"^methods and merges: the name 'reference' is reserved"),
         ({"methods.1.name": "specialist-x"}, r"^methods and merges: the name 'specialist-x' is reserved"),

@@ -37,7 +37,14 @@ from transformers import (
 from automixalign.merging import inputs as merge_inputs
 from automixalign.merging.inputs import fold
 from automixalign.merging.merge import merge_specialists
-from automixalign.method.merge_methods import EXCLUDED, check, register, registered_merges, resolve
+from automixalign.method.merge_methods import (
+    EXCLUDED,
+    check,
+    register,
+    registered_merges,
+    resolve,
+    scale_counts,
+)
 from automixalign.system.errors import ModelError
 from benchmarks import tiny
 
@@ -263,6 +270,17 @@ class TestAgainstOracles:
             for name, start in before.items()
         }
         assert_equal(weights(tmp_path / "m"), expected)
+
+    @pytest.mark.parametrize(
+        "method", [name for name, spec in MERGE_METHODS.items() if "weight" in spec.parameters]
+    )
+    def test_a_common_factor_of_the_weights_counts_where_the_table_says(
+        self, method: str, base: Path, specialists: dict[str, Path], tmp_path: Path
+    ) -> None:
+        chosen = several(specialists, method)
+        one, other = (merge(base, chosen, method, tmp_path / f"{w}", 0, {"weight": w}) for w in (0.5, 1.0))
+        apart = max(float((tensor - other[name]).abs().max()) for name, tensor in one.items())
+        assert (apart > 1e-4) == scale_counts(method, {})
 
     @pytest.mark.parametrize("parameters", [{}, {"weight": 0.3}, {"weight": 2.0, "lambda": 0.25}])
     def test_task_arithmetic_adds_weighted_task_vectors(

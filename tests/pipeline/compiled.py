@@ -67,7 +67,7 @@ EXPERIMENTS = {
     ),
     "warm-starts": _experiment(
         {},
-        merges=["linear", "ties"],
+        merges=["linear", {"method": "ties", "weights": "tuned"}],
         methods=["uniform", {"method": "uniform", "name": "warm", "init": "ties"}],
         output="s3://results/golden",
     ),

@@ -270,3 +270,21 @@ def test_a_change_runs_the_stages_that_depend_on_it_and_no_others(
     finally:
         shutil.rmtree(folder)
         shutil.copytree(tmp_path / "unchanged", folder)
+
+
+def test_every_generalist_may_start_from_a_tuned_merge(
+    first: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search scores as the evaluation does, and its cost is in the report."""
+    folder, experiment = first
+    merge = {"method": "task_arithmetic", "name": "tuned", "weights": "tuned", "tries": 3}
+    method = {"method": "uniform", "name": "warm", "init": "tuned"}
+    ran = run(folder, "tuned", experiment | {"merges": [merge], "methods": [method]}, monkeypatch)
+    models = {*WARM, "merge_specialists tuned", "evaluate tuned"}
+    assert ran == {*models, "gather_merges", "compare"}
+    tuning = files.read_json(result_of(folder / "tuned", "report/data.json")[0])["tunings"]["tuned"]
+    board = files.read_json(result_of(folder / "tuned", "leaderboard.json")[0])
+    (entry,) = (entry for entry in board if entry["model"] == "tuned")
+    lowest = min(one["worst_gap"] for one in tuning["tries"])
+    assert (len(tuning["tries"]), tuning["scored_pairs"]) == (3, 3 * 4)
+    assert entry["validation"]["worst"]["gap"] == pytest.approx(lowest, abs=1e-9)

@@ -18,6 +18,7 @@ function runSections(run) {
     curvesSection(run),
     validationSection(run),
     dataSection(run),
+    tuningsSection(run),
     costSection(run),
     configurationSection(run),
     limitsSection(run),

@@ -1,7 +1,7 @@
 """All facts on the page of one run, read from what its stages wrote."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class RunResults:
         costs: generalist or specialist -> what its training returned.
         data: the prepared splits, with their card.
         losses: the specialists' caches, one for each task, in any order.
+        tunings: merge -> the search of its weights (`merging/tuning.py`).
     """
 
     evaluations: Sequence[Path]
@@ -41,6 +42,7 @@ class RunResults:
     costs: Mapping[str, Mapping[str, Any]]
     data: Path
     losses: Sequence[Path]
+    tunings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of_artifacts(
@@ -50,13 +52,18 @@ class RunResults:
         data: Artifact,
         losses: Iterable[Artifact],
     ) -> "RunResults":
-        """The results in the artifacts of the stages; those of `logs` have the costs in their metadata."""
+        """The results in the artifacts of the stages; costs and tunings are in the metadata."""
         return cls(
             evaluations=[Path(artifact.path) for artifact in evaluations],
             trajectories={name: Path(log.path) for name, log in logs.items()},
             costs={name: log.metadata for name, log in logs.items()},
             data=Path(data.path),
             losses=[Path(artifact.path) for artifact in losses],
+            tunings={
+                each.metadata["model"]: each.metadata["tuning"]
+                for each in evaluations
+                if "tuning" in each.metadata
+            },
         )
 
 
@@ -100,6 +107,7 @@ def collect(settings: ComparisonSettings, entries: list[Entry], results: RunResu
             for name in trained
             if results.costs.get(name, {}).keys() & set(_COSTS)
         },
+        "tunings": results.tunings,
         "stages": None,
         "config": dump_yaml(experiment),
         "versions": {"automixalign": __version__, **{name: versions()[name] for name in _PACKAGES}},

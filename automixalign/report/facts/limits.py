@@ -20,6 +20,12 @@ def limits(
         "little. Do not compare the gaps of runs with other specialists.",
     ]
     sentences += [_start(method, experiment.training) for method in experiment.methods if method.init]
+    sentences += [
+        f"The weights of {merge.name} were tuned on the validation split. Its validation gap is the smallest "
+        "of its tries, which favours it where the run chooses its model. The test split took no part."
+        for merge in experiment.merges
+        if merge.is_tuned
+    ]
     synthetic = [task.name for task in experiment.tasks if task.synthetic_tasks]
     if synthetic:
         sentences.append(

@@ -13,7 +13,15 @@ from rich.markdown import Markdown
 
 from automixalign.storage import files
 from benchmarks.quality import plots, tables
-from benchmarks.quality.results import FULL, WORST_EXCESS, CapacityMap, SetupResults, compared, with_uniform
+from benchmarks.quality.results import (
+    FULL,
+    WORST_EXCESS,
+    WORST_GAP,
+    CapacityMap,
+    SetupResults,
+    compared,
+    with_uniform,
+)
 from benchmarks.quality.statistics import BOOTSTRAP_RESAMPLES, EXACT_SEEDS, smallest_p
 
 RESULTS = Path(__file__).parents[1] / "results" / "quality"
@@ -22,13 +30,16 @@ _MAP = "map"
 
 _HOW_TO_READ = f"""How to read the tables:
 
-- *Excess* is the mean over a task's test pairs of max(loss - specialist's loss, 0). The *worst* excess is
-  that of the worst task of each seed, averaged over seeds.
+- The *gap* of a task is the mean over its test pairs of (loss - specialist's loss). Below 0, the arm is better
+  than the specialist. The *worst* gap is that of the worst task of each seed, averaged over seeds. It ranks the
+  arms. It is computed from the losses in the results, which have five digits after the point.
+- The *excess* is the mean of max(loss - specialist's loss, 0), AMA's objective. It favours arms that train on
+  it.
 - *Accuracy* is the share of pairs whose chosen answer has the larger reward, and *margin* the mean difference
   of the rewards. *Pass rate* is the share of greedy answers that a verifier passes. *Drift* is the mean KL
   divergence from the reference model per token of the chosen answers.
-- A difference is arm minus baseline, paired by seed. **A negative difference of excess is good.** A positive
-  difference of accuracy, pass rate or margin is good.
+- A difference is arm minus baseline, paired by seed. **A negative difference of gap or excess is good.** A
+  positive difference of accuracy, pass rate or margin is good.
 - Brackets hold the 95 % percentile bootstrap interval over seeds ({BOOTSTRAP_RESAMPLES:,} resamples). It never
   exceeds the smallest and largest seed, is too narrow for few seeds, and excludes 0 whenever all seeds agree.
   *Resolved* means that the interval excludes 0.
@@ -44,7 +55,8 @@ _MAP_TEXT = f"""## Where AMA-R differs from uniform mixing
 
 `{{command}}`; {{seeds}}. Capacity is the rank of the adapters; `{FULL}` trains all weights. AMA-R is better
 where the plot is blue; a cell has its mean difference and the number of seeds on which AMA-R is better. A
-cell has few seeds, so the map only shows where to look. There is no p; `map.json` has the numbers.
+cell has few seeds, so the map only shows where to look. There is no p; `map.json` has the numbers. It holds no
+losses, so there is no map of the gap.
 
 ![AMA-R minus uniform by capacity, steps and tasks]({{plot}})
 """
@@ -54,6 +66,7 @@ _DEFAULTS_TEXT = """
 
 Means over the tuning seeds on the test split, at twice the setup's learning rate. No other table reports these
 seeds. The NLL weight applies to the specialists, too, so each weight counts its excess from other specialists.
+These results hold no losses, so they have no gap.
 """
 
 
@@ -80,7 +93,8 @@ def page(results: Path = RESULTS) -> str:
         "",
     ]
     if setups:
-        text += ["## Worst excess on every setup", "", tables.overview(setups), "", *tables.summary(setups)]
+        text += ["## Worst gap and worst excess on every setup", "", tables.overview(setups), ""]
+        text += [tables.overview(setups, WORST_EXCESS), "", *tables.summary(setups)]
     for setup in setups:
         text += _section(setup, results)
     if cells:
@@ -92,7 +106,7 @@ def page(results: Path = RESULTS) -> str:
 
 def _section(setup: SetupResults, results: Path) -> list[str]:
     folder, pilot = results.name, results / f"{setup.name}.pilot.md"
-    plot = [f"![Worst excess minus uniform's]({folder}/{setup.name}.png)", ""]
+    plot = [f"![Worst gap minus uniform's]({folder}/{setup.name}.png)", ""]
     return [
         f"## `{setup.name}`",
         "",
@@ -101,7 +115,7 @@ def _section(setup: SetupResults, results: Path) -> list[str]:
         "",
         *tables.specialists(setup),
         *tables.arms(setup),
-        *(plot if compared(setup, with_uniform(setup), WORST_EXCESS) else []),
+        *(plot if compared(setup, with_uniform(setup), WORST_GAP) else []),
         *tables.comparisons(setup),
         *tables.tuned(setup),
         *tables.task_by_task(setup),
@@ -122,7 +136,7 @@ def _defaults(folder: Path) -> list[str]:
 def write(results: Path = RESULTS) -> Path:
     """Write the page beside the folder of results and the plots into it; returns the page's path."""
     for setup in read_setups(results):
-        comparisons = compared(setup, with_uniform(setup), WORST_EXCESS)
+        comparisons = compared(setup, with_uniform(setup), WORST_GAP)
         if comparisons:
             title = f"{setup.name}, {tables.seeds(len(setup.measured_seeds))}"
             families = [setup.family(each.arm) for each in comparisons]

@@ -20,7 +20,7 @@ _LESS_IS_GOOD, _MORE_IS_GOOD = colormaps["RdBu_r"], colormaps["RdBu"]
 
 
 def forest(comparisons: Sequence[Comparison], families: Sequence[str], title: str, path: Path) -> None:
-    """Plot each arm's worst excess minus uniform's: mean, interval and wins.
+    """Plot each arm's worst gap minus uniform's: mean, interval and wins.
 
     Args:
         families: of the comparisons' arms.
@@ -41,7 +41,7 @@ def forest(comparisons: Sequence[Comparison], families: Sequence[str], title: st
     for family in dict.fromkeys(families):
         panels[-1].plot([], [], "o-", color=_COLOURS[family], label=family)
     panels[-1].legend(fontsize=8)
-    figure.supxlabel("worst excess minus uniform's (left is better), mean and 95 % interval", fontsize=9)
+    figure.supxlabel("worst gap minus uniform's (left is better), mean and 95 % interval", fontsize=9)
     figure.suptitle(f"{title}; seeds in which the arm is better", fontsize=10)
     _save(figure, path)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from automixalign.config.training import specialist_name
 from automixalign.storage import files
 from benchmarks.quality.statistics import Paired, compare, holm
 
@@ -65,7 +66,8 @@ class Measure(NamedTuple):
         return sum(values) / len(values)
 
 
-WORST_EXCESS = Measure("excess", "worst")
+WORST_GAP, WORST_EXCESS = Measure("gap", "worst"), Measure("excess", "worst")
+"""The first ranks the arms. The second is the objective of AMA; it favours arms that train on it."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,9 @@ class SetupResults:
         keys = ("setup", "command", "seeds", "tuning_seeds", "tuned", "rows")
         if missing := [key for key in keys if key not in content]:
             raise ValueError(f"{file} holds no results of a setup: it lacks {', '.join(missing)}")
-        rows = [Row(**{key: row[key] for key in Row._fields if key in row}) for row in content["rows"]]
+        rows = _with_gaps(
+            [Row(**{key: row[key] for key in Row._fields if key in row}) for row in content["rows"]]
+        )
         known = set()
         for row in rows:
             if row.family not in FAMILIES:
@@ -143,8 +147,8 @@ class SetupResults:
         return _mean([cost for cost in costs if cost is not None])
 
     def best_tuned_merge(self) -> str | None:
-        """The tuned merge with the lowest worst excess on the test split, which favours merges."""
-        means = {arm: self.mean(arm, WORST_EXCESS) for arm in self.arms("merge") if arm.endswith("-tuned")}
+        """The tuned merge with the lowest worst gap on the test split, which favours merges."""
+        means = {arm: self.mean(arm, WORST_GAP) for arm in self.arms("merge") if arm.endswith("-tuned")}
         measured = {arm: mean for arm, mean in means.items() if mean is not None}
         return min(measured, key=lambda arm: measured[arm], default=None)
 
@@ -154,8 +158,29 @@ class SetupResults:
         return [arm for arm in (*_FIRST_ARMS, self.best_tuned_merge(), *_LAST_ARMS) if arm in arms]
 
     def second_measure(self) -> Measure:
-        """The measure compared beside the worst excess: worst pass rate if measured, else worst accuracy."""
+        """The measure beside worst gap and excess: worst pass rate if measured, else worst accuracy."""
         return Measure("pass_rate" if self.has("pass_rate") else "accuracy", "worst")
+
+
+def _with_gaps(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the metric `gap` of each task whose specialist has a row of the same seed."""
+    specialists = {
+        (row.seed, task): row.tasks[task]["loss"]
+        for row in rows
+        for task in row.tasks
+        if row.arm == specialist_name(task)
+    }
+    return [
+        row._replace(
+            tasks={
+                task: {"gap": metrics["loss"] - specialists[row.seed, task], **metrics}
+                if (row.seed, task) in specialists
+                else metrics
+                for task, metrics in row.tasks.items()
+            }
+        )
+        for row in rows
+    ]
 
 
 def _rank(arm: str) -> int:

@@ -1,5 +1,6 @@
 """Makes the Markdown tables of the page from results."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from benchmarks.quality.results import (
     BASELINE,
     TOTAL,
     WORST_EXCESS,
+    WORST_GAP,
     Comparison,
     Measure,
     Pairs,
@@ -23,7 +25,7 @@ from benchmarks.quality.statistics import Estimate, Paired, compare, interval, s
 _DIGITS = 3
 _BEST_MERGE = "best tuned merge"
 _MAIN_ARMS = ("standard", "uniform", "uniform-clip", "ama-r", "ama-s")
-_OVERVIEW = (*_MAIN_ARMS, _BEST_MERGE, "uniform-total", "ama-r-total")
+_OVERVIEW = (*_MAIN_ARMS, _BEST_MERGE, "uniform-total", "standard-total", "ama-r-total")
 _COIN_ACCURACY = 0.5
 
 
@@ -74,18 +76,21 @@ def folded(title: str, lines: Sequence[str]) -> list[str]:
     return ["<details>", f"<summary>{title}</summary>", "", *lines, "</details>", ""]
 
 
-def overview(setups: Sequence[SetupResults]) -> str:
-    """The worst excess of the main arms on every setup, as one table (README has it, too)."""
+def overview(setups: Sequence[SetupResults], measure: Measure = WORST_GAP) -> str:
+    """A measure of the main arms on every setup, as one table (README has that of the worst gap, too)."""
     rows = []
     for name in _OVERVIEW:
         cells = []
         for setup in setups:
             arm = setup.best_tuned_merge() if name == _BEST_MERGE else name
-            cell = _estimate(setup, arm, WORST_EXCESS) if arm else ""
+            cell = _estimate(setup, arm, measure) if arm else ""
             cells.append(f"{cell} `{arm}`" if cell and name == _BEST_MERGE else cell)
         if any(cells):
             rows.append([name if name == _BEST_MERGE else f"`{name}`", *cells])
-    head = ["worst excess", *(f"{setup.name} ({seeds(len(setup.measured_seeds))})" for setup in setups)]
+    head = [
+        f"worst {measure.metric}",
+        *(f"{setup.name} ({seeds(len(setup.measured_seeds))})" for setup in setups),
+    ]
     return "\n".join(table(head, rows)).rstrip()
 
 
@@ -93,18 +98,27 @@ def summary(setups: Sequence[SetupResults]) -> list[str]:
     """AMA against uniform mixing, at equal steps and at total compute; one row a comparison."""
     rows = []
     for setup in setups:
-        uniform = [each for each in compared(setup, with_uniform(setup), WORST_EXCESS) if each.arm in AMA]
-        others = [
-            each
-            for pairs in (with_rivals, at_total_compute)
-            for each in compared(setup, pairs(setup), WORST_EXCESS)
-            if each.baseline == BASELINE + TOTAL
+        measured = [
+            {
+                each[:2]: each
+                for pairs in (with_uniform, with_rivals, at_total_compute)
+                for each in compared(setup, pairs(setup), measure)
+            }
+            for measure in (WORST_GAP, WORST_EXCESS)
         ]
+        shown = [(arm, BASELINE) for arm in AMA]
+        shown += [(arm, BASELINE + TOTAL) for arm in (*AMA, AMA[0] + TOTAL)]
         rows += [
-            [f"`{setup.name}`", f"`{each.arm}` - `{each.baseline}`", *_comparison(each)]
-            for each in (*uniform, *others)
+            [
+                f"`{setup.name}`",
+                f"`{pair[0]}` - `{pair[1]}`",
+                *itertools.chain(*(_comparison(each.get(pair)) for each in measured)),
+            ]
+            for pair in shown
+            if pair in measured[0]
         ]
-    return table(["setup", "arms", "difference of worst excess", "better on", "p"], rows) if rows else []
+    head = itertools.chain(_head(WORST_GAP), _head(WORST_EXCESS))
+    return table(["setup", "arms", *head], rows) if rows else []
 
 
 def specialists(setup: SetupResults) -> list[str]:
@@ -136,24 +150,30 @@ def specialists(setup: SetupResults) -> list[str]:
 
 def arms(setup: SetupResults) -> list[str]:
     """The worst and mean metrics of every arm."""
-    metrics = [Measure("excess"), Measure("accuracy", "worst"), Measure("accuracy")]
+    metrics = [
+        Measure("gap"),
+        WORST_EXCESS,
+        Measure("excess"),
+        Measure("accuracy", "worst"),
+        Measure("accuracy"),
+    ]
     if setup.has("pass_rate"):
         metrics += [Measure("pass_rate", "worst"), Measure("pass_rate")]
     metrics += [Measure("margin"), Measure("drift")]
     rows = []
     for arm in setup.arms():
         costs = [setup.cost(arm, what) for what in ("tokens", "seconds")]
-        count = len(setup.values(arm, WORST_EXCESS))
+        count = len(setup.values(arm, WORST_GAP))
         few = f" ({count} of {len(setup.seeds)} seeds)" if count < len(setup.seeds) else ""
         rows.append(
             [
                 f"`{arm}`{few}",
-                _estimate(setup, arm, WORST_EXCESS),
+                _estimate(setup, arm, WORST_GAP),
                 *(number(setup.mean(arm, measure)) for measure in metrics),
                 *("" if cost is None else f"{cost:,.0f}" for cost in costs),
             ]
         )
-    titles = [f"{measure.over} {measure.metric}".replace("_", " ") for measure in (WORST_EXCESS, *metrics)]
+    titles = [f"{measure.over} {measure.metric}".replace("_", " ") for measure in (WORST_GAP, *metrics)]
     return table(["arm", *titles, "tokens", "seconds"], rows)
 
 
@@ -171,30 +191,35 @@ def comparisons(setup: SetupResults) -> list[str]:
 
 
 def against(setup: SetupResults, text: str, pairs: Pairs) -> list[str]:
-    """One table of paired comparisons: the worst excess, and the setup's second measure."""
-    second = setup.second_measure()
-    excess, others = (compared(setup, pairs, measure) for measure in (WORST_EXCESS, second))
-    if not excess:
+    """One table of paired comparisons: worst gap, worst excess, and the setup's second measure."""
+    measures = (WORST_GAP, WORST_EXCESS, setup.second_measure())
+    gaps, *others = (compared(setup, pairs, measure) for measure in measures)
+    if not gaps:
         return []
-    by_pair = {each[:2]: each for each in others}
+    by_pair = [{each[:2]: each for each in measured} for measured in others]
     rows = []
-    for each in excess:
-        other = by_pair.get(each[:2])
+    for each in gaps:
         name = f"`{each.arm}`" if each.baseline == BASELINE else f"`{each.arm}` - `{each.baseline}`"
-        rows.append([name, *_comparison(each), *(_comparison(other) if other else [""] * 3)])
-    count = max(each.paired.seeds for each in excess)
+        cells = [_comparison(each), *(_comparison(measured.get(each[:2])) for measured in by_pair)]
+        rows.append([name, *itertools.chain(*cells)])
+    count = max(each.paired.seeds for each in gaps)
     least = smallest_p(count)
-    head = ["arm", "worst excess (< 0 is good)", "better on", "p"]
-    head += [f"worst {second.metric.replace('_', ' ')} (> 0 is good)", "better on", "p"]
     return [
         f"{text} The smallest possible p of {seeds(count)} is {p_value(least)} before the correction and "
-        f"{p_value(min(1.0, len(excess) * least))} after it.",
+        f"{p_value(min(1.0, len(gaps) * least))} after it.",
         "",
-        *table(head, rows),
+        *table(["arm", *itertools.chain(*map(_head, measures))], rows),
     ]
 
 
-def _comparison(comparison: Comparison) -> list[str]:
+def _head(measure: Measure) -> list[str]:
+    good = ">" if measure.higher_is_better else "<"
+    return [f"{measure.over} {measure.metric.replace('_', ' ')} ({good} 0 is good)", "better on", "p"]
+
+
+def _comparison(comparison: Comparison | None) -> list[str]:
+    if comparison is None:
+        return [""] * 3
     paired = comparison.paired
     return [estimate(paired.difference, signed=True), wins(paired), p_value(comparison.corrected)]
 
@@ -218,7 +243,7 @@ def tuned(setup: SetupResults) -> list[str]:
 
 def task_by_task(setup: SetupResults) -> list[str]:
     """The means of the main arms on each task, one row an arm."""
-    metrics = [metric for metric in ("excess", "accuracy", "pass_rate") if setup.has(metric)]
+    metrics = [metric for metric in ("gap", "excess", "accuracy", "pass_rate") if setup.has(metric)]
     rows = []
     for arm in (*setup.arms("reference", "specialist"), *setup.main_arms()):
         cells = []

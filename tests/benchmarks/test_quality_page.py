@@ -14,6 +14,7 @@ import pytest
 from benchmarks.quality import page, plots, tables
 from benchmarks.quality.results import (
     WORST_EXCESS,
+    WORST_GAP,
     CapacityMap,
     Cell,
     Comparison,
@@ -45,7 +46,7 @@ ARMS = {
     "ties-tuned": 0.35,
 }
 BELOW = (0.1, 0.12, 0.08, 0.11, 0.09)
-"""By how much ama-r's worst excess is below uniform's .2, seed by seed; the mean is .1."""
+"""By how much ama-r's worst gap is below uniform's .2, seed by seed; the mean is .1."""
 LATE = tuple(enumerate({"a": 0.25, "b": 0.75}.items(), 1))
 AMA_AND_UNIFORM = (
     *(("ama-r", "uniform"), ("ama-s", "uniform"), ("ama-r", "uniform-total"), ("ama-s", "uniform-total")),
@@ -60,11 +61,11 @@ def family(arm: str) -> str:
 
 
 def row(seed: int, arm: str, pass_rate: bool) -> dict[str, Any]:
-    """Task b is the worst one: its excess is that of ARMS, and task a's is half of it."""
+    """Task b is the worst one: its gap is that of ARMS, task a's is half of it; the excess is .01 larger."""
     worst = 0.2 - BELOW[seed] if arm == "ama-r" else ARMS[arm]
     tasks = {
-        task: {"excess": excess, "loss": 0.1 + excess, "accuracy": 1 - excess, "margin": 2.0, "drift": excess}
-        for task, excess in (("a", worst / 2), ("b", worst))
+        task: {"excess": gap + 0.01, "loss": 0.1 + gap, "accuracy": 1 - gap, "margin": 2.0, "drift": gap}
+        for task, gap in (("a", worst / 2), ("b", worst))
     }
     if pass_rate:
         tasks["b"]["pass_rate"] = 0.5 + (0.25 if arm == "ama-r" and seed < 3 else 0)
@@ -150,13 +151,14 @@ def change(file: Path, edit: Callable[[list[dict[str, Any]]], object]) -> SetupR
 
 
 def compare_worst(setup: SetupResults, pairs: Selection) -> list[Comparison]:
-    return compared(setup, pairs(setup), WORST_EXCESS)
+    return compared(setup, pairs(setup), WORST_GAP)
 
 
 def test_worst_and_mean_over_tasks(setup: SetupResults) -> None:
-    assert setup.values("standard", WORST_EXCESS) == dict.fromkeys(SEEDS, 0.4)
+    assert setup.values("standard", WORST_GAP) == pytest.approx(dict.fromkeys(SEEDS, 0.4))
+    assert setup.values("standard", WORST_EXCESS) == pytest.approx(dict.fromkeys(SEEDS, 0.41))
     assert setup.values("standard", Measure("accuracy", "worst")) == dict.fromkeys(SEEDS, 0.6)
-    assert setup.values("standard", Measure("excess")) == pytest.approx(dict.fromkeys(SEEDS, 0.3))
+    assert setup.values("standard", Measure("gap")) == pytest.approx(dict.fromkeys(SEEDS, 0.3))
     assert setup.values("standard", Measure("pass_rate")) == dict.fromkeys(SEEDS, 0.5)  # only task b has it
     assert setup.values("standard", Measure("pass_rate", "task", "a")) == {}
 
@@ -197,7 +199,7 @@ def test_comparison_at_total_compute(setup: SetupResults) -> None:
 def test_comparison_with_plain_ama_r(setup: SetupResults) -> None:
     (only,) = compare_worst(setup, with_plain_ama_r)
     assert (only.arm, only.baseline) == ("ama-r-odd", "ama-r")
-    odd, plain = (setup.values(arm, WORST_EXCESS) for arm in ("ama-r-odd", "ama-r"))
+    odd, plain = (setup.values(arm, WORST_GAP) for arm in ("ama-r-odd", "ama-r"))
     assert only.paired.difference.mean == pytest.approx(fmean(odd[seed] - plain[seed] for seed in SEEDS))
 
 
@@ -226,7 +228,8 @@ def test_page(file: Path) -> None:
     assert path == file.parent.with_suffix(".md")
     assert text == page.page(file.parent)
     _, arms, difference, *rest = line(text, "`made-up`")
-    assert (arms, *rest) == ("`ama-r` - `uniform`", "5 of 5", ".625")
+    assert (arms, *rest[:2]) == ("`ama-r` - `uniform`", "5 of 5", ".625")
+    assert rest[2:] == [difference, "5 of 5", ".625"], "the excess differs as the gap does"
     low, high = (float(end) for end in re.findall(r"-\.\d+", difference)[1:])
     assert -0.12 <= low < -0.1 < high <= -0.08
     summary = [cells.split(" | ")[1] for cells in text.splitlines() if cells.startswith("| `made-up` |")]
@@ -246,18 +249,30 @@ def test_tables_of_a_setup(file: Path) -> None:
         *("+.500 [+.500, +.500]", "5 of 5", "resolved"),
     ]
     assert line(text, "arm")[1:6] == [
-        *("worst excess", "mean excess", "worst accuracy", "mean accuracy", "worst pass rate")
+        *("worst gap", "mean gap", "worst excess", "mean excess", "worst accuracy")
     ]
     assert line(text, "`standard`") == [
-        *("`standard`", ".400 [.400, .400]", ".300", ".600", ".700", ".500", ".500", "2.000", ".300"),
+        *(
+            "`standard`",
+            ".400 [.400, .400]",
+            ".300",
+            ".410",
+            ".310",
+            ".600",
+            ".700",
+            ".500",
+            ".500",
+            "2.000",
+            ".300",
+        ),
         *("12,345", "32"),
     ]
     assert line(text, "`ties`")[-2:] == ["", ""]  # a merge has no training
     assert line(text, "`standard`", 1) == [
-        *("`standard`", "+.200 [+.200, +.200]", "0 of 5", ".625"),
+        *("`standard`", *("+.200 [+.200, +.200]", "0 of 5", ".625") * 2),
         *(".000 [.000, .000]", "0 of 5, 5 equal", "1"),
     ]
-    assert line(text, "`ama-r`", 1)[5:] == ["3 of 5, 2 equal", "1"]
+    assert line(text, "`ama-r`", 1)[8:] == ["3 of 5, 2 equal", "1"]
     assert line(text, "`ama-r` - `linear-tuned`")[1].startswith("-.150 [")
     assert "| `ama-r-total` - `uniform-total` |" in text
     assert "| `ama-r-odd` - `ama-r` |" in text
@@ -265,8 +280,8 @@ def test_tables_of_a_setup(file: Path) -> None:
         *("`ama-r`", "`eta` 0.1", "3", "`eta` 0.1: .100; `eta` 0.03: .170; `eta` 0.01: .190")
     ]
     assert "seeds 100, 101 (none of them reported above)" in text
-    details = below(text, "Task by task: excess / accuracy / pass rate")
-    assert line(details, "`uniform`") == ["`uniform`", ".100 / .900", ".200 / .800 / .500"]
+    details = below(text, "Task by task: gap / excess / accuracy / pass rate")
+    assert line(details, "`uniform`") == ["`uniform`", ".100 / .110 / .900", ".200 / .210 / .800 / .500"]
     late = below(text, "task weight / pairs a step / training excess")
     assert line(late, "`uniform`") == ["`uniform`", ".250 / 4.000 / .100", ".750 / 12.000 / .200"]
 
@@ -288,7 +303,8 @@ def test_a_specialist_that_is_worse_or_not_resolved(file: Path) -> None:
 def test_one_seed_without_pass_rate(tmp_path: Path) -> None:
     write_setup(tmp_path / "quality", "made-up", seeds=1, pass_rate=False)
     text = page.write(tmp_path / "quality").read_text(encoding="utf-8")
-    assert line(text, "`ama-r`", 2) == ["`ama-r`", "-.100", "1 of 1", "1", "+.100", "1 of 1", "1"]
+    against = below(text, "Each arm minus")
+    assert line(against, "`ama-r`") == ["`ama-r`", *("-.100", "1 of 1", "1") * 2, "+.100", "1 of 1", "1"]
     assert "worst accuracy (> 0 is good)" in text
     assert "not resolved" in text
     assert "worst pass rate" not in text
@@ -308,7 +324,7 @@ def test_overview_of_all_setups(tmp_path: Path) -> None:
     results = tmp_path / "quality"
     first = SetupResults.read(write_setup(results, "first", without="uniform-clip"))
     text = tables.overview([first, SetupResults.read(write_setup(results, "second", seeds=1, without="ama-s"))])
-    assert text.splitlines()[0] == "| worst excess | first (5 seeds) | second (1 seed) |"
+    assert text.splitlines()[0] == "| worst gap | first (5 seeds) | second (1 seed) |"
     assert line(text, "`uniform-clip`") == ["`uniform-clip`", "", ".190"]
     assert line(text, "`ama-s`") == ["`ama-s`", ".200 [.200, .200]", ""]
     assert line(text, "best tuned merge")[1:] == [".250 [.250, .250] `linear-tuned`", ".250 `linear-tuned`"]
@@ -368,7 +384,7 @@ def test_forest_has_a_point_an_arm_and_a_close_up(file: Path, figures: list[Any]
     def edit(rows: list[dict[str, Any]]) -> None:
         for each in rows:
             if each["arm"] == "ties":
-                each["tasks"]["b"]["excess"] = 9.0
+                each["tasks"]["b"]["loss"] = 9.0
 
     setup = change(file, edit)
     comparisons = compare_worst(setup, with_uniform)

@@ -12,20 +12,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from automixalign.scoring.metrics.registry import over_tasks
 from automixalign.storage import files
 from benchmarks import harness
-from benchmarks.quality import sweep
+from benchmarks.quality import sweep, tables
+from benchmarks.quality.results import WORST_EXCESS, WORST_GAP, Measure, SetupResults
 from benchmarks.quality.setups import SETUPS
-from benchmarks.quality.statistics import interval
 from benchmarks.quality.store import write_results
-from benchmarks.quality.tables import estimate
 
-_COLUMNS = (
-    ("mean excess", 1, "excess"),
-    ("worst accuracy", 0, "accuracy"),
-    ("worst pass rate", 0, "pass_rate"),
-)
+_FURTHER = (Measure("accuracy", "worst"), Measure("pass_rate", "worst"))
 
 
 def main() -> None:
@@ -42,7 +36,7 @@ def main() -> None:
     data = " --data FOLDER" if options.data else ""
     seeds = format_seeds(results["seeds"])
     results["command"] = f"python -m benchmarks.quality --setup {options.setup} --seeds {seeds}{data}"
-    _show(options.setup, results)
+    _show(results)
     print(f"all models are in {options.output}", file=sys.stderr)
     if options.json:
         write_results(options.json, results)
@@ -60,17 +54,16 @@ def format_seeds(seeds: list[int]) -> str:
     return ",".join(map(str, seeds)) + ("," if len(seeds) == 1 else "")
 
 
-def _show(setup: str, results: dict[str, Any]) -> None:
-    rows = []
-    for arm in dict.fromkeys(row["arm"] for row in results["rows"]):
-        views = [over_tasks(row["tasks"]) for row in results["rows"] if row["arm"] == arm]
-        cells = [arm, estimate(interval([worst["excess"] for worst, _ in views]))]
-        for _, number, metric in _COLUMNS:
-            values = [view[number][metric] for view in views if metric in view[number]]
-            cells.append(f"{sum(values) / len(values):.3f}" if values else "")
-        rows.append(cells)
-    title = f"{setup}, test split, mean of {len(results['seeds'])} seeds"
-    harness.show(title, ["arm", "worst excess [95 %]", *(column for column, _, _ in _COLUMNS)], rows)
+def _show(results: dict[str, Any]) -> None:
+    setup = SetupResults.of(results, "the results")
+    rows = [
+        [arm, *(tables.mean_and_interval(setup, arm, measure) for measure in (WORST_GAP, WORST_EXCESS))]
+        + [tables.number(setup.mean(arm, measure)) for measure in _FURTHER]
+        for arm in setup.arms()
+    ]
+    title = f"{setup.name}, test split, mean of {tables.seeds(len(setup.measured_seeds))}"
+    further = [f"worst {measure.metric.replace('_', ' ')}" for measure in _FURTHER]
+    harness.show(title, ["arm", "worst gap [95 %]", "worst excess [95 %]", *further], rows)
 
 
 if __name__ == "__main__":

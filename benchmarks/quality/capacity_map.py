@@ -39,7 +39,7 @@ CAPACITIES = (1, 4, 16, 64, "full")
 """The rank of LoRA; `full` trains all parameters."""
 STEPS = (100, 300, 800)
 _FULL_RATE = 1e-3
-_METRICS = ("excess", "pass_rate")
+_METRICS = ("gap", "excess", "pass_rate")
 _METHODS = (Arm("uniform", "uniform"), Arm("ama-r", "ama-r"))
 
 

@@ -24,7 +24,7 @@ ETAS = (0.003, 0.01, 0.03, 0.1)
 SMOOTHINGS = (0.05, 0.1, 0.3)
 NLL_WEIGHTS = (0.0, 0.1, 0.2, 0.5)
 _RATE = {"learning_rate": 2.0}
-_METRICS = ("excess", "pass_rate")
+_METRICS = ("gap", "excess", "pass_rate")
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from automixalign.storage import files
-from benchmarks.quality.results import CapacityMap, Cell, Comparison
+from benchmarks.quality.results import HIGHER_IS_BETTER, CapacityMap, Cell, Comparison
 from benchmarks.quality.tables import number, wins
 
 _COLOURS = {"generalist": "tab:blue", "merge": "tab:orange"}
@@ -84,7 +84,7 @@ def heat_maps(cells: CapacityMap, path: Path) -> None:
             ]
         )
         furthest = float(np.nanmax(np.abs(differences))) or 1.0
-        colours = _LESS_IS_GOOD if metric == "worst_excess" else _MORE_IS_GOOD
+        colours = _MORE_IS_GOOD if metric.endswith(HIGHER_IS_BETTER) else _LESS_IS_GOOD
         norm = Normalize(-furthest, furthest)
         for axis, count, grid, values in zip(row, counts, grids, differences, strict=True):
             axis.set_facecolor("0.85")  # cells that were not measured

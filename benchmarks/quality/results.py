@@ -89,7 +89,11 @@ class SetupResults:
         Raises:
             ValueError: the file lacks a key, names an unknown family, or has two rows of an arm and seed.
         """
-        content = files.read_json(file)
+        return cls.of(files.read_json(file), str(file))
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any], file: str) -> "SetupResults":
+        """The content of a results file, which messages name; see `read`."""
         keys = ("setup", "command", "seeds", "tuning_seeds", "tuned", "rows")
         if missing := [key for key in keys if key not in content]:
             raise ValueError(f"{file} holds no results of a setup: it lacks {', '.join(missing)}")

@@ -83,7 +83,7 @@ def overview(setups: Sequence[SetupResults], measure: Measure = WORST_GAP) -> st
         cells = []
         for setup in setups:
             arm = setup.best_tuned_merge() if name == _BEST_MERGE else name
-            cell = _estimate(setup, arm, measure) if arm else ""
+            cell = mean_and_interval(setup, arm, measure) if arm else ""
             cells.append(f"{cell} `{arm}`" if cell and name == _BEST_MERGE else cell)
         if any(cells):
             rows.append([name if name == _BEST_MERGE else f"`{name}`", *cells])
@@ -168,7 +168,7 @@ def arms(setup: SetupResults) -> list[str]:
         rows.append(
             [
                 f"`{arm}`{few}",
-                _estimate(setup, arm, WORST_GAP),
+                mean_and_interval(setup, arm, WORST_GAP),
                 *(number(setup.mean(arm, measure)) for measure in metrics),
                 *("" if cost is None else f"{cost:,.0f}" for cost in costs),
             ]
@@ -275,23 +275,22 @@ def late(setup: SetupResults) -> list[str]:
     return folded(title, table(head, rows)) if rows else []
 
 
-DEFAULTS_VIEWS = ("worst excess", "average excess", "worst pass_rate", "average pass_rate")
-
-
 def defaults(rows: Sequence[Mapping[str, Any]], options: Sequence[str]) -> list[str]:
     """The runs of `benchmarks.quality.defaults` that vary some options."""
+    views = [key for key in rows[0] if key.startswith(("worst ", "average "))]
     cells = [
         [
             f"`{row['arm']}`",
             *(f"{row['options'][name]:g}" for name in options),
-            *(number(row[view]) for view in DEFAULTS_VIEWS),
+            *(number(row[view]) for view in views),
         ]
         for row in rows
         if options[0] in row["options"]
     ]
-    return table(["arm", *options, *(view.replace("_", " ") for view in DEFAULTS_VIEWS)], cells)
+    return table(["arm", *options, *(view.replace("_", " ") for view in views)], cells)
 
 
-def _estimate(setup: SetupResults, arm: str, measure: Measure) -> str:
+def mean_and_interval(setup: SetupResults, arm: str, measure: Measure) -> str:
+    """An arm's measure over its seeds, as text; empty if it has none."""
     values = setup.values(arm, measure)
     return estimate(interval(list(values.values()))) if values else ""

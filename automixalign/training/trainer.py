@@ -121,6 +121,7 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
                 parameters=trained,
                 average=self.average,
                 accelerator=self.accelerator,
+                micro_batch=args.per_device_train_batch_size,
                 folder=Path(args.output_dir),
             )
         self.add_callback(_AfterStep(self))

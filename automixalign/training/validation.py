@@ -83,6 +83,8 @@ class Validator:
         parameters: those that train.
         average: the average of the iterates, if the training returns it.
         accelerator: of the training. Each of its processes scores a share of the pairs.
+        micro_batch: pairs of a forward pass of the training. A validation takes no more, so that it fits the
+            memory, too.
         folder: where the best policy is kept.
     """
 
@@ -94,9 +96,12 @@ class Validator:
         parameters: list[torch.nn.Parameter],
         average: IterateAverage | None,
         accelerator: "Accelerator",
+        micro_batch: int,
         folder: Path,
     ) -> None:
-        self.spec, self.scoring = validation.spec, validation.scoring
+        self.spec = validation.spec
+        batch_size = min(validation.scoring.batch_size, 2 * micro_batch)
+        self.scorer = Scorer(policy, batch_size, validation.scoring.precision, reports=False)
         self.tasks = list(validation.tables)
         self.pairs = pa.concat_tables(validation.tables.values())
         self.task = np.repeat(np.arange(len(self.tasks)), [len(table) for table in validation.tables.values()])
@@ -137,7 +142,8 @@ class Validator:
                     with files.replacing(self.file) as new:
                         save(self.parameters, new)
         self.seconds += time.monotonic() - started
-        logger.info("step %s: worst %s of the validation pairs %.4f", step, measure, worst)
+        if self.accelerator.is_main_process:
+            logger.info("step %s: worst %s of the validation pairs %.4f", step, measure, worst)
         return {**means, "worst_gap": worst} if measure == "gap" else means
 
     def _losses(self) -> Floats:
@@ -145,9 +151,8 @@ class Validator:
         own = np.arange(self.accelerator.process_index, len(self.pairs), self.accelerator.num_processes)
         pairs, losses = self.pairs.take(own), np.zeros(len(self.pairs))
         reference = pa.table({side: pairs.column(f"ref_{side}") for side in (CHOSEN, REJECTED)})
-        scorer = Scorer(self.policy, self.scoring.batch_size, self.scoring.precision, reports=False)
         with self._own_forward():
-            losses[own] = pair_losses(self.spec.loss, scorer.scores(pairs), reference, pairs)
+            losses[own] = pair_losses(self.spec.loss, self.scorer.scores(pairs), reference, pairs)
         # Sums of a value and zeros are exact, so the result does not depend on the number of processes.
         shared = torch.from_numpy(losses).to(self.accelerator.device)
         return np.asarray(self.accelerator.reduce(shared, "sum").cpu().numpy())

@@ -16,6 +16,7 @@ Stage = Literal[
     "reference_logps",
     "train_specialist",
     "evaluate",
+    "benchmark",
     "specialist_losses",
     "gather_specialists",
     "train_generalist",

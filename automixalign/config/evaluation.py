@@ -1,13 +1,14 @@
-"""Scoring: its section of an experiment, and the settings of `reference_logps` and `evaluate`."""
+"""Scoring: its sections of an experiment, and the settings of `reference_logps`, `evaluate` and `benchmark`."""
 
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import model_validator
 
 from automixalign.config.data import VerifierSpec
-from automixalign.config.settings import Precision, Settings, shorthand
+from automixalign.config.settings import Precision, Settings, is_task_file, shorthand
 from automixalign.method.losses import Loss
-from automixalign.system.schema import Count, Flag, NonNegative, PositiveFraction, Schema
+from automixalign.system.schema import Count, Flag, Natural, NonNegative, PositiveFraction, Schema, Text
 
 
 class EvaluationSpec(Schema):
@@ -44,6 +45,33 @@ class EvaluationSpec(Schema):
         return self
 
 
+class BenchmarkSpec(Schema):
+    """One benchmark of lm-evaluation-harness."""
+
+    task: Text
+    """A task or group of lm-evaluation-harness by its name (`toxigen`), or a task of your own: the path of its
+    YAML file."""
+    metric: Text | None = None
+    """The metric that heads the benchmark's column, as lm-evaluation-harness names it: `acc`, or with a filter
+    `exact_match,flexible-extract`. By default, the task's first one."""
+    num_fewshot: Natural | None = None
+    """The number of solved examples before each question. By default, the task decides."""
+    limit: Count | None = None
+    """Measure only the first so many examples of each task. The numbers are then for a trial only."""
+    apply_chat_template: Flag | None = None
+    """Whether the chat template renders the prompts. By default, it does if the base model has one."""
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the task is a file of the user."""
+        return is_task_file(self.task)
+
+    @property
+    def name(self) -> str:
+        """The benchmark in the leaderboard: the name of the task, or of its file."""
+        return Path(self.task).stem if self.is_file else self.task
+
+
 class ScoringSettings(Settings):
     """Of `reference_logps`."""
 
@@ -58,3 +86,13 @@ class EvaluationSettings(Settings):
     loss: Loss
     verifiers: dict[str, Annotated[VerifierSpec, shorthand("name")]]
     """Task -> verifier, for the tasks whose generations can be verified."""
+
+
+class BenchmarkSettings(Settings):
+    """Of `benchmark`."""
+
+    benchmarks: list[BenchmarkSpec]
+    batch_size: int
+    precision: Precision
+    fingerprint: str
+    """The version of lm-evaluation-harness, and the digest of every file of the user's tasks."""

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from automixalign.config.cluster import TRAINING, ClusterSpec
 from automixalign.config.data import DecontaminationSpec, LongAnswers, SplitSpec, TaskSpec
-from automixalign.config.evaluation import EvaluationSpec
+from automixalign.config.evaluation import BenchmarkSpec, EvaluationSpec
 from automixalign.config.merges import MergeSpec
 from automixalign.config.methods import Methods
 from automixalign.config.models import BaseModelSpec
@@ -60,6 +60,8 @@ class Experiment(Schema):
     methods: Methods
     merges: list[Annotated[MergeSpec, shorthand("method")]] = Field(default_factory=list)
     evaluation: EvaluationSpec = EvaluationSpec()
+    benchmarks: list[Annotated[BenchmarkSpec, shorthand("task")]] = Field(default_factory=list)
+    """Tasks of lm-evaluation-harness that the reference model, the generalists and the merges solve."""
     tracking: TrackingSpec = TrackingSpec()
     registry: RegistrySpec | None = None
     output: Annotated[OutputSpec, shorthand("to")] | None = None
@@ -73,6 +75,7 @@ class Experiment(Schema):
             "merges": self.merges,
             "tuned merges": any(merge.is_tuned for merge in self.merges),
             "warm starts": self.starts,
+            "benchmarks": self.benchmarks,
             "registry": self.registry,
             "output": self.output,
         }
@@ -99,6 +102,7 @@ class Experiment(Schema):
         if not self.tasks:
             raise ValueError("tasks: at least one is needed (on the command line: --task NAME=PATH)")
         _check_unique((task.name for task in self.tasks), "tasks")
+        _check_unique((benchmark.name for benchmark in self.benchmarks), "benchmarks")
         names = [*(method.name for method in self.methods), *(merge.name for merge in self.merges)]
         _check_unique(names, "methods and merges")
         for name in names:

@@ -2,12 +2,12 @@
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from automixalign.config.experiment import Experiment
-from automixalign.config.sources import resolve
+from automixalign.config.sources import PathKind, resolve
 from automixalign.system.errors import ConfigError
 from automixalign.system.schema import NAMED_LISTS, did_you_mean, element_names
 
@@ -21,6 +21,7 @@ _SHORT_FORMS = {
     "base_model": "source",
     "output": "to",
     "decontaminate": "path",
+    "benchmarks": "task",
     "methods": "method",
     "merges": "method",
     "tasks.source": "path",
@@ -168,7 +169,7 @@ def _key_or_index(node: Any, part: str, path: str, key: str) -> Any:
 def resolve_paths(data: dict[str, Any], folder: Path) -> None:
     """Expand `~`, and make relative paths relative to the configuration's folder, in place."""
 
-    def resolve_in(holder: Any, key: Any, kind: Literal["model", "dataset", "folder"], below: str) -> None:
+    def resolve_in(holder: Any, key: Any, kind: PathKind, below: str) -> None:
         value = (
             holder[key] if isinstance(holder, list) else holder.get(key) if isinstance(holder, dict) else None
         )
@@ -177,17 +178,18 @@ def resolve_paths(data: dict[str, Any], folder: Path) -> None:
         elif isinstance(value, dict) and isinstance(value.get(below), str):
             value[below] = resolve(value[below], folder, kind)
 
-    def resolve_all(values: Any) -> None:
+    def resolve_all(values: Any, kind: PathKind, below: str) -> None:
         for index in range(len(values) if isinstance(values, list) else 0):
-            resolve_in(values, index, "dataset", "path")
+            resolve_in(values, index, kind, below)
 
     resolve_in(data, "base_model", "model", "source")
     resolve_in(data, "output", "folder", "to")
-    resolve_all(data.get("decontaminate"))
+    resolve_all(data.get("decontaminate"), "dataset", "path")
+    resolve_all(data.get("benchmarks"), "benchmark", "task")
     for task in data["tasks"] if isinstance(data.get("tasks"), list) else []:
         resolve_in(task, "source", "dataset", "path")
         if isinstance(task, dict):
-            resolve_all(task.get("sources"))
+            resolve_all(task.get("sources"), "dataset", "path")
 
 
 def set_task(data: dict[str, Any], name: str, source: str) -> None:

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from automixalign.config.cluster import Stage
 from automixalign.config.data import DataSettings
-from automixalign.config.evaluation import EvaluationSettings, ScoringSettings
+from automixalign.config.evaluation import BenchmarkSettings, EvaluationSettings, ScoringSettings
 from automixalign.config.experiment import ComparisonSettings, Experiment, RegistrySettings
 from automixalign.config.merges import MergeSettings, Tuning
 from automixalign.config.methods import GeneralistSettings
@@ -46,6 +46,7 @@ MODULES: Mapping[Stage, Sequence[str]] = {
     ),
     "merge_specialists": ("automixalign.config.merges", "automixalign.merging.tuning"),
     "evaluate": ("automixalign.config.evaluation", "automixalign.scoring.evaluate", _VERIFIERS, _METRICS),
+    "benchmark": ("automixalign.config.evaluation", "automixalign.scoring.benchmarks.run"),
     "compare": ("automixalign.config.experiment", "automixalign.report.compare", _METRICS),
     "register": ("automixalign.config.experiment", "automixalign.release.register", _METRICS),
     "publish": ("automixalign.config.release", "automixalign.release.publish"),
@@ -53,6 +54,8 @@ MODULES: Mapping[Stage, Sequence[str]] = {
 """What the component of each stage imports, and modules that are started or found by name."""
 DECONTAMINATE = "decontaminate:"
 """Names the fingerprint of the sources of `decontaminate`; no task has a colon in its name."""
+BENCHMARKS = "benchmarks:"
+"""Names the fingerprint of the benchmarks."""
 _RUN_STEP = "automixalign.steps.step"
 _NUMERIC_MODULES = [
     module
@@ -99,6 +102,7 @@ class Plan(BaseModel):
     """The merges from which they start."""
     merges: list[MergeSettings]
     evaluation: EvaluationSettings
+    benchmarks: BenchmarkSettings | None
     comparison: ComparisonSettings
     registry: RegistrySettings | None
     publication: PublicationSettings | None
@@ -110,7 +114,7 @@ class Plan(BaseModel):
         Args:
             experiment: the checked configuration.
             fingerprints: digest of the content of each source, by the task's name, "base_model" or
-                `DECONTAMINATE`, which is needed if the experiment has that key.
+                `DECONTAMINATE` or `BENCHMARKS`, which are needed if the experiment has these keys.
         """
 
         def common(stage: Stage, *further: str, used: Uses | None = None) -> dict[str, Any]:
@@ -197,6 +201,14 @@ class Plan(BaseModel):
                 loss=training.loss,
                 verifiers={task.name: task.verifier for task in experiment.tasks if task.verifier},
             ),
+            benchmarks=BenchmarkSettings(
+                **common("benchmark"),
+                **scoring,
+                benchmarks=experiment.benchmarks,
+                fingerprint=fingerprints[BENCHMARKS],
+            )
+            if experiment.benchmarks
+            else None,
             comparison=ComparisonSettings(
                 **common("compare", *_NUMERIC_MODULES, used={"metric": None}), experiment=results
             ),

@@ -74,3 +74,8 @@ class _Shorthand(BeforeValidator):
 def shorthand(key: str) -> BeforeValidator:
     """Let a bare string stand for `{key: string}`: `- standard` is `- method: standard`."""
     return _Shorthand(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+def is_task_file(task: str) -> bool:
+    """Whether the `task` of a benchmark is a file of the user, not a name that lm-evaluation-harness knows."""
+    return task.endswith((".yaml", ".yml"))

@@ -22,10 +22,11 @@ from typing import ClassVar, Literal
 
 from automixalign.config.data import LocationSpec, TaskSpec
 from automixalign.config.models import BaseModelSpec
+from automixalign.config.settings import is_task_file
 from automixalign.quickstart.spec import synthetic_name
 from automixalign.steps.step import current_step
 from automixalign.storage import files, hub, s3
-from automixalign.system.errors import AutoMixAlignError, DataError, ModelError
+from automixalign.system.errors import AutoMixAlignError, ConfigError, DataError, ModelError
 
 DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 """Files that hold the rows of a task, in upper or lower case, each also with a suffix of compression."""
@@ -35,6 +36,8 @@ _PACKAGE, _REGISTRY = "package:", "models:/"
 _TASK_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _MODEL_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
+PathKind = Literal["model", "dataset", "benchmark", "folder"]
+"""What a path of a configuration leads to; it decides which other forms of text the key has."""
 StageHost = Literal["container", "pod"]
 """What runs a stage that is no process of this machine: a container on it, or a pod of a cluster."""
 
@@ -259,6 +262,24 @@ class HubSource(Source):
         return copy
 
 
+class BenchmarkFile(LocalSource):
+    """A task for lm-evaluation-harness in a YAML file on this machine."""
+
+    def unreachable_from(self, host: StageHost) -> str | None:
+        if host == "container":
+            return None
+        return f"{self.label} is a path on this machine, and a pod cannot read it; run it on this machine"
+
+
+class BenchmarkName(Source):
+    """A task that comes with lm-evaluation-harness; its examples are on the hub."""
+
+    service = "hub"
+
+    def fingerprint(self) -> str:
+        return self.text
+
+
 BaseModelSource = GeneratedSource | LocalSource | PackageSource | S3Source | RegistrySource | HubSource
 TaskSource = GeneratedSource | LocalSource | S3Source | HubSource
 
@@ -306,8 +327,17 @@ def parse_data(key: str, spec: LocationSpec) -> TaskSource:
     return HubSource(*identity, kind="dataset", revision=spec.revision)
 
 
+def parse_benchmark(number: int, task: str) -> "BenchmarkFile | BenchmarkName":
+    """Parse the `task` of the benchmark with an index in the configuration."""
+    kind = BenchmarkFile if is_task_file(task) else BenchmarkName
+    return kind(task, f"benchmarks.{number}.task", ConfigError)
+
+
 def named_sources(
-    base_model: BaseModelSpec, tasks: Iterable[TaskSpec], decontaminate: Iterable[LocationSpec]
+    base_model: BaseModelSpec,
+    tasks: Iterable[TaskSpec],
+    decontaminate: Iterable[LocationSpec],
+    benchmarks: Iterable[str],
 ) -> dict[str, Source]:
     """Every source of an experiment, by its key in the configuration."""
     sources: dict[str, Source] = {"base_model.source": parse_base_model(base_model.source, base_model.revision)}
@@ -316,6 +346,8 @@ def named_sources(
             sources[f"tasks.{number}.sources.{index}"] = parse_task(task.name, spec)
     for number, test_set in enumerate(decontaminate):
         sources[f"decontaminate.{number}"] = parse_data("decontaminate", test_set)
+    for number, benchmark in enumerate(benchmarks):
+        sources[f"benchmarks.{number}"] = parse_benchmark(number, benchmark)
     return sources
 
 
@@ -327,13 +359,15 @@ def data_suffix(name: str) -> str | None:
     return next((suffix for suffix in DATA_SUFFIXES if name.endswith(suffix)), None)
 
 
-def resolve(text: str, folder: Path, kind: Literal["model", "dataset", "folder"]) -> str:
+def resolve(text: str, folder: Path, kind: PathKind) -> str:
     """A path of a configuration with `~` expanded, and relative to the configuration's folder.
 
     Other forms of a source, and hub ids that are no path there, stay as they are.
     """
     other = text.startswith((_PACKAGE, _REGISTRY)) or s3.is_uri(text) or synthetic_name(text) is not None
     if other or not text or (kind == "model" and text == "tiny"):
+        return text
+    if kind == "benchmark" and not is_task_file(text):
         return text
 
     def is_hub_id(text: str) -> bool:

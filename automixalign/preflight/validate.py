@@ -10,7 +10,7 @@ from automixalign.config.data import DecontaminationSpec, LocationSpec, SourceSp
 from automixalign.config.experiment import Experiment, parse_experiment
 from automixalign.config.file import parse_yaml
 from automixalign.config.models import BaseModelSpec
-from automixalign.config.plan import DECONTAMINATE, Plan
+from automixalign.config.plan import BENCHMARKS, DECONTAMINATE, Plan
 from automixalign.config.sources import (
     HubSource,
     Source,
@@ -25,6 +25,7 @@ from automixalign.models.inspect import is_at_hand, read_outline
 from automixalign.models.prepare import inspect_base_model, transformers_silenced
 from automixalign.models.trainable import check_trainable, has_named_modules
 from automixalign.preflight.names import check_names
+from automixalign.scoring.benchmarks.tasks import check_benchmarks
 from automixalign.scoring.verifiers.registry import make_verifier
 from automixalign.steps.step import current_step
 from automixalign.steps.tracking import spool
@@ -71,10 +72,12 @@ def plan_experiment(experiment: Experiment) -> Plan:
     """Check the sources of an experiment, and divide it among the stages.
 
     Raises:
+        ConfigError: a benchmark cannot run here.
         DataError, ModelError: a source does not exist.
         StorageError: a source on S3 does not exist, the output is not writable, or the model registry does not
             answer.
     """
+    benchmarks = check_benchmarks(experiment.benchmarks)
     uri = experiment.tracking.uri or os.environ.get(spool.URI)
     if experiment.registry is not None and uri is not None:
         from automixalign.steps.tracking.send import check_registry
@@ -85,7 +88,7 @@ def plan_experiment(experiment: Experiment) -> Plan:
             check_writable(experiment.output.to)  # before any other request
         experiment = pinned(experiment)
         base_model = parse_base_model(experiment.base_model.source, experiment.base_model.revision)
-        fingerprints = {"base_model": base_model.fingerprint()}
+        fingerprints = {"base_model": base_model.fingerprint(), BENCHMARKS: benchmarks}
         for task in experiment.tasks:
             fingerprints[task.name] = _fingerprint(f"task {task.name}", task.sources)
         fingerprints[DECONTAMINATE] = _fingerprint("decontaminate", experiment.decontaminate)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from automixalign.config.experiment import ComparisonSettings, Experiment, model_names
 from automixalign.report import leaderboard, page, plots
+from automixalign.report.benchmark_table import add_benchmarks, benchmark_table
 from automixalign.report.facts.collect import RunResults, collect
 from automixalign.scoring.metrics.registry import ranked_metrics
 from automixalign.steps.step import current_step
@@ -58,6 +59,7 @@ def compare(settings: ComparisonSettings, results: RunResults, paths: ReportPath
     for log in results.trajectories.values():
         _check_trajectory(log)
     entries = leaderboard.build(results.evaluations, model_names(experiment))
+    add_benchmarks(entries, results.benchmarks)
     files.write_json(paths.leaderboard, entries)
     with files.replacing(paths.plots) as folder:
         folder.mkdir()
@@ -119,9 +121,12 @@ def headline_metrics(entries: list[leaderboard.Entry]) -> dict[str, float]:
 def as_markdown(entries: list[leaderboard.Entry]) -> str:
     """The leaderboard and its intervals as tables; KFP's page renders it, and would also render HTML in it."""
     parts = list(map(_escape, leaderboard.conclusions(entries)))
-    for header, rows in (leaderboard.table(entries), leaderboard.details(entries)):
+    tables = (leaderboard.table(entries), leaderboard.details(entries), benchmark_table(entries))
+    for header, rows in tables:
+        if not rows:
+            continue
         escaped = [[*map(_escape, (first, second)), *numbers] for first, second, *numbers in rows]
-        lines = [header, ["---"] * len(header), *escaped]
+        lines = [map(_escape, header), ["---"] * len(header), *escaped]
         parts.append("\n".join("| " + " | ".join(cells) + " |" for cells in lines))
     return "\n\n".join([*parts, ""])
 

@@ -22,6 +22,12 @@ class Artifact(Protocol):
     metadata: dict[str, Any]
 
 
+def flat(*artifacts: Any) -> list[Artifact]:
+    """One list of artifacts and of lists of artifacts; what a pipeline leaves out is None."""
+    lists = (each if isinstance(each, list) else [each] for each in artifacts if each is not None)
+    return [artifact for each in lists for artifact in each]
+
+
 def seal(artifacts: Iterable[Artifact]) -> None:
     """Write the digest of each artifact into its metadata."""
     for artifact in artifacts:

@@ -39,6 +39,7 @@ _WHAT_TO_LOWER = {
     "reference_logps": _SCORING,
     "specialist_losses": _SCORING,
     "evaluate": _SCORING,
+    "benchmark": _SCORING,
     "train_specialist": _TRAINING,
     "train_generalist": _TRAINING,
 }

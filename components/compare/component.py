@@ -25,6 +25,10 @@ def compare(
     warm_generalists: Input[list[Dataset]] = None,
     warm_trajectories: Input[list[Artifact]] = None,
     merges: Input[list[Dataset]] = None,
+    reference_benchmarks: Input[Artifact] = None,
+    generalist_benchmarks: Input[list[Artifact]] = None,
+    warm_benchmarks: Input[list[Artifact]] = None,
+    merge_benchmarks: Input[list[Artifact]] = None,
 ) -> None:
     """Compare all models: on each task, on average and on the worst task.
 
@@ -33,6 +37,7 @@ def compare(
         reference, specialists, merges: the evaluations of the models of each family.
         generalists, warm_generalists: those of generalists that start from the base model, and from a merge.
         trajectories, warm_trajectories, specialist_trajectories: logs of the optimiser steps and the costs.
+        reference_benchmarks, generalist_benchmarks, warm_benchmarks, merge_benchmarks: results on benchmarks.
         data, losses: the prepared splits, and the specialists' losses on them.
         leaderboard, markdown: every model on every task, as JSON and a table; worst and average.
         metrics: the chosen model on its worst task of the test split.
@@ -44,15 +49,15 @@ def compare(
     from automixalign.config.experiment import ComparisonSettings
     from automixalign.report.compare import RUN_PATHS, ReportPaths, compare
     from automixalign.report.facts.collect import RunResults
+    from automixalign.steps.artifacts import flat
     from automixalign.steps.step import run_step
 
-    families = [[reference], specialists, generalists, warm_generalists, merges]
-    evaluations = [evaluation for family in families for evaluation in family or []]
-    trained = [trajectories, warm_trajectories, specialist_trajectories]
-    logs = {log.metadata["model"]: log for family in trained for log in family or []}
+    evaluations = flat(reference, specialists, generalists, warm_generalists, merges)
+    benchmarks = flat(reference_benchmarks, generalist_benchmarks, warm_benchmarks, merge_benchmarks)
+    logs = flat(trajectories, warm_trajectories, specialist_trajectories)
     outputs = {"leaderboard": leaderboard, "markdown": markdown, "plots": plots, "page": page, "facts": facts}
-    with run_step("compare", reads=[*evaluations, *logs.values(), data, *losses], writes=outputs.values()):
-        results = RunResults.of_artifacts(evaluations, logs, data, losses)
+    with run_step("compare", reads=flat(evaluations, benchmarks, logs, data, losses), writes=outputs.values()):
+        results = RunResults.of_artifacts(evaluations, logs, data, losses, benchmarks)
         paths = ReportPaths(**{name: Path(artifact.path) for name, artifact in outputs.items()})
         metrics.metadata.update(compare(ComparisonSettings.model_validate_json(settings), results, paths))
         for name, artifact in outputs.items():

@@ -24,6 +24,7 @@ def validate_config(
     starts=list,
     merges=list,
     evaluation=str,
+    benchmarks=str,
     comparison=str,
     registry=str,
     publication=str,

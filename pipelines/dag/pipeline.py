@@ -1,26 +1,29 @@
 """The DAG of AutoMixAlign. It only connects stages; `components/` and `automixalign/` do the work.
 
     validate_config -> prepare_base_model -> prepare_data -> reference_logps -> evaluate (reference)
+                                          -> benchmark (reference)
     specialists: for each task    train_specialist  -> evaluate -> specialist_losses
                  gather_specialists
-    generalists: for each method  train_generalist  -> evaluate
-    merges:      for each merge   merge_specialists -> evaluate
+    generalists: for each method  train_generalist  -> evaluate, benchmark
+    merges:      for each merge   merge_specialists -> evaluate, benchmark
                  gather_merges
-    warm_generalists: for each method with `init`  train_generalist -> evaluate
+    warm_generalists: for each method with `init`  train_generalist -> evaluate, benchmark
     compare -> register, publish
 
+Specialists solve no benchmarks: they are no final models. `Experiment.parts` lists the optional parts.
 Each loop is a pipeline of its own: kfp's local runner can loop only over a parameter of a pipeline, and can
 collect artifacts only at its end. `backend.md` lists the other limits of the open-source backend. Generalists
 that start from a merge have a loop of their own: the others then neither wait for merges nor depend on them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Model
 
 from automixalign.config.experiment import Experiment
+from components.benchmark.component import benchmark
 from components.compare.component import compare
 from components.evaluate.component import evaluate
 from components.gather_merges.component import gather_merges
@@ -62,6 +65,30 @@ class Merges(NamedTuple):
     evaluations: list[Dataset]
 
 
+def _with_benchmarks(outputs: Any, parts: Sequence[str]) -> Any:
+    """The outputs of a loop, and `benchmarks` if the pipeline has this part: kfp knows no optional output."""
+    if "benchmarks" not in parts:
+        return outputs
+    return NamedTuple(outputs.__name__, [*outputs.__annotations__.items(), ("benchmarks", list[Artifact])])
+
+
+def _measure(
+    add_task: Placement,
+    parts: Sequence[str],
+    model: Any,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The stages that measure a final model. `settings` are those of `evaluate` and `benchmark`."""
+    evaluated = add_task(evaluate, settings=settings["evaluation"], model=model, **inputs)
+    measured = {"evaluations": evaluated.outputs["evaluation"]}
+    if "benchmarks" in parts:
+        base_model = inputs["base_model"]
+        solved = add_task(benchmark, settings=settings["benchmarks"], base_model=base_model, model=model)
+        measured["benchmarks"] = solved.outputs["results"]
+    return measured
+
+
 def _specialists(add_task: Placement) -> Callable[..., Any]:
     """The loop over the tasks: train, evaluate and score one specialist each."""
 
@@ -98,73 +125,79 @@ def _specialists(add_task: Placement) -> Callable[..., Any]:
     return specialists  # type: ignore[no-any-return]
 
 
-def _generalists(add_task: Placement) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _generalists(add_task: Placement, parts: Sequence[str]) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The loops over the methods, without and with `init`: train and evaluate one generalist each."""
 
-    def loop(methods: Any, evaluation: Any, to_train: dict[str, Any], inputs: dict[str, Any]) -> Generalists:
+    outputs = _with_benchmarks(Generalists, parts)
+
+    def loop(methods: Any, measuring: dict[str, Any], to_train: dict[str, Any], inputs: dict[str, Any]) -> Any:
         with dsl.ParallelFor(items=methods) as settings:
-            trained = add_task(train_generalist, settings=settings, **to_train, **inputs)
-            model = trained.outputs["model"]
-            evaluated = add_task(evaluate, settings=evaluation, model=model, **inputs)
-        return Generalists(
-            models=dsl.Collected(model),
-            trajectories=dsl.Collected(trained.outputs["trajectory"]),
-            evaluations=dsl.Collected(evaluated.outputs["evaluation"]),
-        )
+            trained = add_task(train_generalist, settings=settings, **to_train, **inputs).outputs
+            measured = _measure(add_task, parts, trained["model"], measuring, inputs)
+        collected = {"models": trained["model"], "trajectories": trained["trajectory"], **measured}
+        return outputs(**{name: dsl.Collected(output) for name, output in collected.items()})
 
     @dsl.pipeline(name="generalists", display_name="Generalists")
     def generalists(
         methods: list,  # type: ignore[type-arg]
         evaluation: str,
+        benchmarks: str,
         data: Input[Dataset],
         reference_logps: Input[Dataset],
         losses: Input[Dataset],
         base_model: Input[Model],
-    ) -> Generalists:
+    ) -> outputs:  # type: ignore[valid-type]
         inputs = {"data": data, "reference_logps": reference_logps, "base_model": base_model}
-        return loop(methods, evaluation, {"losses": losses}, inputs)
+        measuring = {"evaluation": evaluation, "benchmarks": benchmarks}
+        return loop(methods, measuring, {"losses": losses}, inputs)  # type: ignore[no-any-return]
 
     @dsl.pipeline(name="warm_generalists", display_name="Generalists that start from a merge")
     def warm_generalists(
         methods: list,  # type: ignore[type-arg]
         evaluation: str,
+        benchmarks: str,
         data: Input[Dataset],
         reference_logps: Input[Dataset],
         losses: Input[Dataset],
         base_model: Input[Model],
         starts: Input[Model],
-    ) -> Generalists:
+    ) -> outputs:  # type: ignore[valid-type]
         inputs = {"data": data, "reference_logps": reference_logps, "base_model": base_model}
-        return loop(methods, evaluation, {"losses": losses, "starts": starts}, inputs)
+        measuring = {"evaluation": evaluation, "benchmarks": benchmarks}
+        return loop(methods, measuring, {"losses": losses, "starts": starts}, inputs)  # type: ignore[no-any-return]
 
     return generalists, warm_generalists
 
 
-def _merges(add_task: Placement, tuned: bool) -> Callable[..., Any]:
+def _merges(add_task: Placement, parts: Sequence[str]) -> Callable[..., Any]:
     """The loop over the merges: make and evaluate one model each.
 
     Args:
         add_task: makes the tasks.
-        tuned: whether some merges search their weights on the validation split.
+        parts: of the pipeline; with `tuned merges`, some search their weights on the validation split.
     """
+    outputs = _with_benchmarks(Merges, parts)
 
     @dsl.pipeline(name="merges", display_name="Merges")
     def merges(
         methods: list,  # type: ignore[type-arg]
         evaluation: str,
+        benchmarks: str,
         data: Input[Dataset],
         reference_logps: Input[Dataset],
         losses: Input[Dataset],
         specialists: Input[Model],
         base_model: Input[Model],
-    ) -> Merges:
+    ) -> outputs:  # type: ignore[valid-type]
         inputs = {"data": data, "reference_logps": reference_logps, "base_model": base_model}
-        to_merge = {**inputs, "losses": losses} if tuned else {"base_model": base_model}
+        to_merge = {**inputs, "losses": losses} if "tuned merges" in parts else {"base_model": base_model}
         with dsl.ParallelFor(items=methods) as settings:
             merged = add_task(merge_specialists, settings=settings, specialists=specialists, **to_merge)
-            model = merged.outputs["model"]
-            evaluated = add_task(evaluate, settings=evaluation, model=model, **inputs)
-        return Merges(models=dsl.Collected(model), evaluations=dsl.Collected(evaluated.outputs["evaluation"]))
+            measuring = {"evaluation": evaluation, "benchmarks": benchmarks}
+            measured = _measure(add_task, parts, merged.outputs["model"], measuring, inputs)
+        collected = {"models": merged.outputs["model"], **measured}
+        collected = {name: dsl.Collected(output) for name, output in collected.items()}
+        return outputs(**collected)  # type: ignore[no-any-return]
 
     return merges  # type: ignore[no-any-return]
 
@@ -173,7 +206,7 @@ def build_pipeline(experiment: Experiment, add_task: Placement) -> Callable[...,
     """Return the pipeline of an experiment, with the stages that it needs.
 
     The pipeline has one parameter, `config`, with the experiment as default. It accepts any experiment with the
-    same parts (merges, registry, output), as JSON or YAML.
+    same parts (`Experiment.parts`), as JSON or YAML.
 
     Args:
         experiment: the checked configuration.
@@ -181,8 +214,8 @@ def build_pipeline(experiment: Experiment, add_task: Placement) -> Callable[...,
     """
     # kfp cannot collect from an empty loop, so an experiment has only the loops that it needs.
     parts = experiment.parts
-    specialists, merges = _specialists(add_task), _merges(add_task, "tuned merges" in parts)
-    generalists, warm_generalists = _generalists(add_task)
+    specialists, merges = _specialists(add_task), _merges(add_task, parts)
+    generalists, warm_generalists = _generalists(add_task, parts)
 
     @dsl.pipeline(
         name="automixalign",
@@ -193,7 +226,12 @@ def build_pipeline(experiment: Experiment, add_task: Placement) -> Callable[...,
     def automixalign(config: str = experiment.model_dump_json()) -> None:
         plan = add_task(validate_config, config=config, parts=parts).outputs
         base_model = add_task(prepare_base_model, settings=plan["base_model"]).outputs["base_model"]
-        data = add_task(prepare_data, settings=plan["data"], base_model=base_model).outputs["data"]
+        prepared = add_task(prepare_data, settings=plan["data"], base_model=base_model)
+        data, to_compare = prepared.outputs["data"], {}
+        if "benchmarks" in parts:
+            solved = add_task(benchmark, settings=plan["benchmarks"], base_model=base_model)
+            add_task.fail_early(solved, before=prepared)
+            to_compare["reference_benchmarks"] = solved.outputs["results"]
         logps = add_task(reference_logps, settings=plan["scoring"], data=data, base_model=base_model).outputs
         common = {"data": data, "reference_logps": logps["reference_logps"], "base_model": base_model}
         evaluated = add_task(evaluate, settings=plan["evaluation"], **common)
@@ -206,33 +244,33 @@ def build_pipeline(experiment: Experiment, add_task: Placement) -> Callable[...,
         ).outputs
         to_merge = {"models": first["models"]} if "merges" in parts else {}
         gathered = add_task(gather_specialists, losses=first["losses"], **to_merge).outputs
-        to_train = {"evaluation": plan["evaluation"], "losses": gathered["all_losses"], **common}
-        to_compare = {
+        measuring = {"evaluation": plan["evaluation"], "benchmarks": plan["benchmarks"]}
+        to_train = {"losses": gathered["all_losses"], **measuring, **common}
+        to_compare |= {
             "reference": evaluated.outputs["evaluation"],
             "specialists": first["evaluations"],
             "specialist_trajectories": first["trajectories"],
             "losses": first["losses"],
             "data": data,
         }
-        candidates = {}
+        candidates, families = {}, {}
         if "generalists" in parts:
             trained = generalists(methods=plan["generalists"], **to_train).outputs
             to_compare |= {"generalists": trained["evaluations"], "trajectories": trained["trajectories"]}
             candidates["generalists"] = trained["models"]
+            families["generalist"] = trained
         if "merges" in parts:
-            merged = merges(
-                methods=plan["merges"],
-                evaluation=plan["evaluation"],
-                losses=gathered["all_losses"],
-                specialists=gathered["all_models"],
-                **common,
-            ).outputs
+            merged = merges(methods=plan["merges"], specialists=gathered["all_models"], **to_train).outputs
             to_compare["merges"], candidates["merges"] = merged["evaluations"], merged["models"]
+            families["merge"] = merged
         if "warm starts" in parts:
             starts = add_task(gather_merges, names=plan["starts"], models=merged["models"]).outputs["starts"]
             warm = warm_generalists(methods=plan["warm_generalists"], starts=starts, **to_train).outputs
             to_compare |= {"warm_generalists": warm["evaluations"], "warm_trajectories": warm["trajectories"]}
             candidates["warm_generalists"] = warm["models"]
+            families["warm"] = warm
+        if "benchmarks" in parts:
+            to_compare |= {f"{name}_benchmarks": outputs["benchmarks"] for name, outputs in families.items()}
         compared = add_task(compare, settings=plan["comparison"], **to_compare).outputs
         if "registry" in parts:
             add_task(

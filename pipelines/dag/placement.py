@@ -24,7 +24,7 @@ from components.image import IMAGE
 _READS_SOURCES: tuple[Stage, ...] = ("validate_config", "prepare_base_model", "prepare_data")
 _SECRET_USERS: dict[str, tuple[Stage, ...]] = {
     "s3": (*_READS_SOURCES, "register", "publish"),
-    "hub": _READS_SOURCES,
+    "hub": (*_READS_SOURCES, "benchmark"),
 }
 """The stages that get a Secret. Every stage gets MLflow's; stages with checkpoints in S3 also get S3's."""
 _NEVER_CACHED: tuple[Stage, ...] = ("validate_config", "register", "publish")
@@ -45,6 +45,9 @@ class Placement:
         task = component(**inputs)
         return task.set_caching_options(self.cache and _stage_of(component) not in _NEVER_CACHED)
 
+    def fail_early(self, task: PipelineTask, before: PipelineTask) -> None:
+        """Run a task that may fail before another one that does not need it, where tasks run one at a time."""
+
 
 class LocalPlacement(Placement):
     """Makes tasks for kfp's local runner.
@@ -59,6 +62,9 @@ class LocalPlacement(Placement):
     def __call__(self, component: Callable[..., PipelineTask], **inputs: Any) -> PipelineTask:
         task = super().__call__(component, **inputs)
         return task.set_retry(self.retries, "1s", 1) if self.retries else task
+
+    def fail_early(self, task: PipelineTask, before: PipelineTask) -> None:
+        before.after(task)
 
 
 class ClusterPlacement(Placement):

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from automixalign.config.file import read_yaml
 from automixalign.report import leaderboard, run_folder, runs
+from automixalign.report.benchmark_table import benchmark_table
 from automixalign.report.run_folder import LEADERBOARD
 from automixalign.scoring.metrics.registry import ranked_metrics
 from automixalign.steps.events import stage_title
@@ -121,6 +122,7 @@ def show_results(console: Console, folder: Path) -> None:
     ):
         columns.pop()
     console.print(_table(console, entries, columns))
+    _show_benchmarks(console, entries)
     for sentence in leaderboard.conclusions(entries):
         console.print(_text(sentence), highlight=False, emoji=False)
     paths = {
@@ -159,6 +161,21 @@ def _table(console: Console, entries: list[leaderboard.Entry], columns: list[tup
         cells = [dash if cell == leaderboard.NOT_MEASURED else cell for cell in cells]
         table.add_row(_text(model), *cells, style="dim" if family in ("reference", "specialist") else None)
     return table
+
+
+def _show_benchmarks(console: Console, entries: list[leaderboard.Entry]) -> None:
+    """Print the results on benchmarks if they fit; the leaderboard in Markdown has them anyway."""
+    header, rows = benchmark_table(entries)
+    table = Table(title="benchmarks", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column(header[0], no_wrap=True, vertical="bottom")
+    for name in header[2:]:
+        table.add_column(_text(name.replace(" ", "\n", 1)), justify="right", no_wrap=True)
+    sign = "+-" if console.options.ascii_only else "±"
+    for model, _, *values in rows:
+        table.add_row(_text(model), *(value.replace("±", sign) for value in values))
+    unlimited = console.options.update(max_width=_UNLIMITED)
+    if rows and console.measure(table, options=unlimited).maximum <= console.width:
+        console.print(table)
 
 
 def _mlflow_address(link: dict[str, str]) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from automixalign.config.experiment import Experiment
-from automixalign.config.sources import LocalSource, named_sources
+from automixalign.config.sources import LocalSource, Source, named_sources
+from automixalign.scoring.benchmarks.tasks import task_files
 from automixalign.steps.tracking import spool
 from automixalign.steps.tracking.store import check_no_folder, default_store, sqlite_file
 from automixalign.storage import s3
@@ -44,6 +45,12 @@ class Needs:
     """Keys and variables that name a server by this machine's loopback address."""
 
 
+def sources_of(experiment: Experiment) -> dict[str, Source]:
+    """Every source of an experiment, by its key in the configuration."""
+    benchmarks = [benchmark.task for benchmark in experiment.benchmarks]
+    return named_sources(experiment.base_model, experiment.tasks, experiment.decontaminate, benchmarks)
+
+
 def needs_of(experiment: Experiment, environ: Mapping[str, str]) -> Needs:
     """List what the stages of an experiment use outside their run folder.
 
@@ -55,14 +62,7 @@ def needs_of(experiment: Experiment, environ: Mapping[str, str]) -> Needs:
         ConfigError: only a process of this machine can reach a source or store.
     """
     needs = Needs()
-    for key, source in named_sources(experiment.base_model, experiment.tasks, experiment.decontaminate).items():
-        if fault := source.unreachable_from("container"):
-            raise ConfigError(fault)
-        if source.service is not None:
-            needs.services.setdefault(source.service, key)
-        if isinstance(source, LocalSource):
-            path = source.path.absolute()
-            needs.read |= {path, *_link_targets_outside(path)}
+    _add_sources(needs, experiment)
     if experiment.output is not None:
         if s3.is_uri(experiment.output.to):
             needs.services.setdefault("s3", "output.to")
@@ -80,6 +80,22 @@ def needs_of(experiment: Experiment, environ: Mapping[str, str]) -> Needs:
     if needs.services:
         _add_variables(needs, environ)
     return needs
+
+
+def _add_sources(needs: Needs, experiment: Experiment) -> None:
+    """Give the stages access to the sources."""
+    for key, source in sources_of(experiment).items():
+        if fault := source.unreachable_from("container"):
+            raise ConfigError(fault)
+        if source.service is not None:
+            needs.services.setdefault(source.service, key)
+        if isinstance(source, LocalSource):
+            path = source.path.absolute()
+            needs.read |= {path, *_link_targets_outside(path)}
+    for task in task_files(experiment.benchmarks):
+        needs.read |= {path for file in task.files for path in (file, *_link_targets_outside(file))}
+        if task.is_on_hub:
+            needs.services.setdefault("hub", task.key)
 
 
 def _link_targets_outside(folder: Path) -> Iterator[Path]:

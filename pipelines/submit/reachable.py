@@ -1,10 +1,9 @@
 """Refuse an experiment that names what only this machine can see: a pod has other disks and packages."""
 
 from automixalign.config.experiment import Experiment
-from automixalign.config.sources import named_sources
 from automixalign.storage import s3
 from automixalign.system.errors import ConfigError
-from pipelines.local.needs import is_loopback, is_store_in_files
+from pipelines.local.needs import is_loopback, is_store_in_files, sources_of
 
 
 def check_reachable(experiment: Experiment) -> None:
@@ -13,7 +12,7 @@ def check_reachable(experiment: Experiment) -> None:
     Raises:
         ConfigError: naming every key that it cannot reach.
     """
-    sources = named_sources(experiment.base_model, experiment.tasks, experiment.decontaminate)
+    sources = sources_of(experiment)
     faults = [fault for source in sources.values() if (fault := source.unreachable_from("pod"))]
     uri, output = experiment.tracking.uri, experiment.output
     if uri and (is_store_in_files(uri) or is_loopback(uri)):

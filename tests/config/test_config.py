@@ -13,7 +13,7 @@ import yaml
 from automixalign.config.data import VerifierSpec
 from automixalign.config.experiment import RESERVED, model_names, parse_experiment
 from automixalign.config.file import dump_yaml, override, read_yaml, set_task
-from automixalign.config.plan import Plan
+from automixalign.config.plan import BENCHMARKS, Plan
 from automixalign.method.mixers import registered_mixers
 from automixalign.preflight.validate import plan
 from automixalign.system.errors import ConfigError
@@ -21,7 +21,7 @@ from pipelines.cli.options import load_experiment, preset_names
 from tests.method.needed_options import needed_options
 
 Data = dict[str, Any]
-FINGERPRINTS = {"base_model": "b", "arithmetic": "1", "format": "2"}
+FINGERPRINTS = {"base_model": "b", "arithmetic": "1", "format": "2", BENCHMARKS: "3"}
 
 
 def changed(data: Data, changes: Data) -> Data:
@@ -444,6 +444,7 @@ STAGES = {
     "generalists.2",
     "merges.0",
     "evaluation",
+    "benchmarks",
     "comparison",
     "registry",
     "publication",
@@ -455,7 +456,8 @@ GENERALISTS = {"generalists.0", "generalists.1", "generalists.2"}
 @pytest.fixture
 def complete_data(experiment_data: Data) -> Data:
     """A configuration whose DAG has every stage."""
-    return experiment_data | {"registry": {"name": "assistant"}, "output": "s3://bucket/prefix"}
+    release = {"registry": {"name": "assistant"}, "output": "s3://bucket/prefix"}
+    return experiment_data | release | {"benchmarks": ["toxigen"]}
 
 
 @pytest.mark.parametrize(
@@ -472,7 +474,11 @@ def complete_data(experiment_data: Data) -> Data:
         ({"budget.generalist.steps": 9}, {*GENERALISTS, "comparison"}),
         ({"merges.0": "ties"}, {"merges.0", "comparison"}),
         ({"evaluation.max_new_tokens": 9}, {"evaluation", "comparison"}),
-        ({"evaluation.precision": "bf16"}, {"scoring", "specialist_losses", "evaluation", "comparison"}),
+        (
+            {"evaluation.precision": "bf16"},
+            {"scoring", "specialist_losses", "evaluation", "benchmarks", "comparison"},
+        ),
+        ({"benchmarks.0": "gsm8k"}, {"benchmarks", "comparison"}),
         ({"tasks.0.limit": 10}, {"data", "comparison"}),
         ({"max_length": 32}, {"data", "comparison"}),
         ({"split.test": 0.2}, {"data", "comparison"}),
@@ -501,16 +507,21 @@ def test_where_results_go_changes_no_result(complete_data: Data, changes: Data, 
     assert difference(before, settings_of(changed(complete_data, changes))) == stages
 
 
-def test_an_experiment_without_registry_and_output_has_no_such_stages(experiment_data: Data) -> None:
-    assert settings_of(experiment_data).keys() == STAGES - {"registry", "publication"} | {"tasks.0", "tasks.1"}
+def test_an_experiment_without_optional_parts_has_no_such_stages(experiment_data: Data) -> None:
+    optional = {"benchmarks", "registry", "publication"}
+    assert settings_of(experiment_data).keys() == STAGES - optional | {"tasks.0", "tasks.1"}
     outputs = Plan.of(parse_experiment(experiment_data, "test"), FINGERPRINTS).as_outputs()
     assert (outputs["registry"], outputs["publication"]) == ("", "")
 
 
-def test_a_fingerprint_reaches_the_stage_that_reads_the_source(experiment_data: Data) -> None:
-    before = settings_of(experiment_data)
-    assert difference(before, settings_of(experiment_data, format="changed")) == {"data"}
-    assert difference(before, settings_of(experiment_data, base_model="changed")) == {"base_model"}
+@pytest.mark.parametrize(
+    ("source", "stage"), [("format", "data"), ("base_model", "base_model"), (BENCHMARKS, "benchmarks")]
+)
+def test_a_fingerprint_reaches_the_stage_that_reads_the_source(
+    complete_data: Data, source: str, stage: str
+) -> None:
+    before = settings_of(complete_data)
+    assert difference(before, settings_of(complete_data, **{source: "changed"})) == {stage}
 
 
 def test_new_code_never_meets_an_old_cache(complete_data: Data, monkeypatch: pytest.MonkeyPatch) -> None:

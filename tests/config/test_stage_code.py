@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from automixalign.config.experiment import parse_experiment
-from automixalign.config.plan import MODULES, Plan
+from automixalign.config.plan import BENCHMARKS, MODULES, Plan
 from automixalign.config.settings import Settings
 from automixalign.system import provenance
 
 Data = dict[str, Any]
 ROOT = Path(__file__).parents[2]
-SCORED = {"scoring", "specialist_losses", "evaluation"}
+SCORED = {"scoring", "specialist_losses", "evaluation", "benchmarks"}
 TRAINED = {"specialist", "specialist_losses", "generalists"}
 NUMBERS = {"comparison", "registry"}
 """The report and the registry name the code that made the numbers."""
@@ -29,8 +29,9 @@ CHANGE = "CHANGED = 1"
 
 def digests(experiment_data: Data) -> dict[str, str]:
     """The digest of each stage's code, by the stage's name in the plan."""
-    complete = experiment_data | {"registry": {"name": "assistant"}, "output": "s3://bucket/prefix"}
-    fingerprints = dict.fromkeys(("base_model", "arithmetic", "format"), "")
+    release = {"registry": {"name": "assistant"}, "output": "s3://bucket/prefix"}
+    complete = experiment_data | release | {"benchmarks": ["toxigen"]}
+    fingerprints = dict.fromkeys(("base_model", "arithmetic", "format", BENCHMARKS), "")
     plan = Plan.of(parse_experiment(complete, "test"), fingerprints)
     first = {name: value[0] if value and isinstance(value, list) else value for name, value in plan}
     return {name: settings.code for name, settings in first.items() if isinstance(settings, Settings)}
@@ -62,6 +63,7 @@ def package(unchanged: dict[str, str], tmp_path: Path, monkeypatch: pytest.Monke
         ("data/tokens.py", CHANGE, {"data", *NUMBERS}),
         ("models/prepare.py", CHANGE, {"base_model", "publication", *NUMBERS}),
         ("scoring/evaluate.py", CHANGE, {"evaluation", *NUMBERS}),
+        ("scoring/benchmarks/run.py", CHANGE, {"benchmarks", *NUMBERS}),
         ("scoring/verifiers/exact.py", CHANGE, {"data", "evaluation", *NUMBERS}),
         ("training/worker.py", CHANGE, {*TRAINED, *NUMBERS}),
         ("report/compare.py", CHANGE, {"comparison"}),

@@ -68,7 +68,11 @@ def test_each_container_has_the_settings_of_its_stage(name: str) -> None:
         has_checkpoints = trains and EXPERIMENTS[name].output is not None
         uses_s3 = reads or starts_job or has_checkpoints or stage in ("register", "publish")
         names = cluster.secrets
-        expected = {names.mlflow, names.s3 if uses_s3 else None, names.hub if reads else None}
+        expected = {
+            names.mlflow,
+            names.s3 if uses_s3 else None,
+            names.hub if reads or stage == "benchmark" else None,
+        }
         assert secrets == expected - {None}
         assert all(secret["optional"] for secret in pod.get("secretAsEnv", []))
 
@@ -171,6 +175,7 @@ def _local_spec(experiment: Experiment, folder: Path) -> Any:
 def test_optional_stages_exist_only_if_they_are_configured(tmp_path: Path) -> None:
     changes = {
         "merges": {"merges": ["linear"]},
+        "benchmark": {"benchmarks": ["toxigen"]},
         "register": {"registry": {"name": "golden"}},
         "publish": {"output": "s3://results/golden"},
     }
@@ -232,7 +237,8 @@ def test_a_component_is_thin_and_in_the_dag(path: Path, tmp_path: Path) -> None:
     source = path.read_text()
     docstring = max((node.value.value for node in ast.walk(ast.parse(source)) if _is_text(node)), key=len)
     assert len(source.splitlines()) - len(docstring.splitlines()) <= 50
-    whole = _data(registry={"name": "golden"}, output="s3://results/golden", merges=["linear"])
+    release = {"registry": {"name": "golden"}, "output": "s3://results/golden"}
+    whole = _data(**release, merges=["linear"], benchmarks=["toxigen"])
     whole["methods"].append({"method": "uniform", "name": "warm", "init": "linear"})
     spec = _local_spec(parse_experiment(whole, "test"), tmp_path)
     assert f"exec-{path.parent.name.replace('_', '-')}" in spec["deploymentSpec"]["executors"]

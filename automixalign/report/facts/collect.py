@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from automixalign import __version__
 from automixalign.config.experiment import ComparisonSettings
@@ -35,6 +35,7 @@ class RunResults:
         data: the prepared splits, with their card.
         losses: the specialists' caches, one for each task, in any order.
         tunings: merge -> the search of its weights (`merging/tuning.py`).
+        benchmarks: a folder for each model that solved benchmarks, in any order.
     """
 
     evaluations: Sequence[Path]
@@ -43,20 +44,23 @@ class RunResults:
     data: Path
     losses: Sequence[Path]
     tunings: Mapping[str, Any] = field(default_factory=dict)
+    benchmarks: Sequence[Path] = ()
 
     @classmethod
     def of_artifacts(
         cls,
         evaluations: Iterable[Artifact],
-        logs: Mapping[str, Artifact],
+        logs: Iterable[Artifact],
         data: Artifact,
         losses: Iterable[Artifact],
-    ) -> "RunResults":
-        """The results in the artifacts of the stages; costs and tunings are in the metadata."""
+        benchmarks: Iterable[Artifact],
+    ) -> Self:
+        """The results in the artifacts of the stages; names, costs and tunings are in the metadata."""
+        trainings = {log.metadata["model"]: log for log in logs}
         return cls(
             evaluations=[Path(artifact.path) for artifact in evaluations],
-            trajectories={name: Path(log.path) for name, log in logs.items()},
-            costs={name: log.metadata for name, log in logs.items()},
+            trajectories={name: Path(log.path) for name, log in trainings.items()},
+            costs={name: log.metadata for name, log in trainings.items()},
             data=Path(data.path),
             losses=[Path(artifact.path) for artifact in losses],
             tunings={
@@ -64,6 +68,7 @@ class RunResults:
                 for each in evaluations
                 if "tuning" in each.metadata
             },
+            benchmarks=[Path(artifact.path) for artifact in benchmarks],
         )
 
 

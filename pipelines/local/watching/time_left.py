@@ -33,6 +33,9 @@ def planned_stages(experiment: Experiment) -> list[list[Chain]]:
     def alone(*stages: str) -> list[list[Chain]]:
         return [[[(stage, "")]] for stage in stages]
 
+    def solve(model: str) -> Chain:
+        return [("benchmark", model)] if experiment.benchmarks else []
+
     tasks = [task.name for task in experiment.tasks]
     specialists = [
         [("train_specialist", task), ("evaluate", specialist_name(task)), ("specialist_losses", task)]
@@ -40,15 +43,20 @@ def planned_stages(experiment: Experiment) -> list[list[Chain]]:
     ]
     generalists, warm_generalists = (
         [
-            [("train_generalist", method.name), ("evaluate", method.name)]
+            [("train_generalist", method.name), ("evaluate", method.name), *solve(method.name)]
             for method in experiment.methods
             if (method.init is not None) == warm
         ]
         for warm in (False, True)
     )
-    merges = [[("merge_specialists", merge.name), ("evaluate", merge.name)] for merge in experiment.merges]
+    merges = [
+        [("merge_specialists", merge.name), ("evaluate", merge.name), *solve(merge.name)]
+        for merge in experiment.merges
+    ]
     return [
-        *alone("validate_config", "prepare_base_model", "prepare_data", "reference_logps"),
+        *alone("validate_config", "prepare_base_model"),
+        [solve("reference")],
+        *alone("prepare_data", "reference_logps"),
         specialists,
         *alone("gather_specialists"),
         generalists,

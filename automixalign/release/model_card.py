@@ -17,9 +17,11 @@ from automixalign.config.training import Budget
 from automixalign.data.store import SPLITS, read_card
 from automixalign.models.base_address import BaseAddress, read_address
 from automixalign.models.base_card import CARD, read_licence
+from automixalign.models.safety import is_adapter
 from automixalign.report import leaderboard
 from automixalign.report.facts.limits import limits
 from automixalign.report.leaderboard import Entry
+from automixalign.report.run_models import MODELS
 from automixalign.report.runs import Run
 from automixalign.scoring.metrics.registry import ranked_metrics
 from automixalign.storage import files, s3
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 Form = Literal["full", "adapter"]
 """What the folder of the card holds: a full model, or a LoRA adapter."""
+_CHAT_TEMPLATE = "chat_template.jinja"
+"""Where transformers saves it; importing transformers to ask it would take seconds."""
 _BASELINES = ("reference", "uniform")
 _METHOD_PAPER = "https://arxiv.org/abs/2506.00569"
 _PACKAGES = ("automixalign", "python", "torch", "transformers", "trl", "peft", "mergekit")
@@ -109,6 +113,22 @@ class RunFacts:
             hint = did_you_mean(model, names)
             raise ConfigError(f"{model}: the run has no such model{hint}; it has: {', '.join(names)}")
         return found
+
+
+def write_cards(folder: Path) -> None:
+    """Write the card of each trained model of a finished run into its folder in `models/`.
+
+    The reference model keeps the card of its base model.
+
+    Raises:
+        ConfigError: a part of the run folder is missing.
+    """
+    run = Run.read(folder)
+    facts = RunFacts.of_run(run)
+    for entry in run.entries:
+        if entry["family"] != "reference":
+            model = folder / MODELS / entry["model"]
+            write_model_card(model, facts, entry["model"], "adapter" if is_adapter(model) else "full")
 
 
 def write_model_card(folder: Path, facts: RunFacts, model: str, form: Form = "full", address: str = "") -> Path:
@@ -249,15 +269,12 @@ def base_name(experiment: Experiment) -> str:
 
 
 def _snippet(facts: RunFacts, form: Form, address: str) -> str:
-    from automixalign.models.load import load_tokenizer
-
     if form == "adapter":
         loader = "AutoPeftModelForCausalLM"
         imports = [f"from peft import {loader}", "from transformers import AutoTokenizer"]
     else:
         loader = "AutoModelForCausalLM"
         imports = [f"from transformers import {loader}, AutoTokenizer"]
-    chat = load_tokenizer(facts.base_model).chat_template is not None
     prompt = (
         [
             'messages = [{"role": "user", "content": "Hello"}]',
@@ -265,7 +282,7 @@ def _snippet(facts: RunFacts, form: Form, address: str) -> str:
             '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
             ")",
         ]
-        if chat
+        if (facts.base_model / _CHAT_TEMPLATE).is_file()
         else ['inputs = tokenizer("Hello", return_tensors="pt")']
     )
     lines = [

@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 from automixalign.release.publish import portable
+from automixalign.report import page
 from automixalign.report.leaderboard import CANDIDATES
 from automixalign.report.run_folder import LEADERBOARD
 from automixalign.report.runs import FACTS, PAGE, Run
@@ -36,6 +37,10 @@ def publish_again(folder: Path, to: str | None, replace: bool) -> tuple[str, Man
     for path in paths:
         if not (folder / path).exists():
             raise ConfigError(f"{folder} is incomplete: there is no {path}")
-    with tempfile.TemporaryDirectory(prefix=".publication-", dir=folder) as scratch:
-        artifacts = portable({path: folder / path for path in paths}, Path(scratch))
+    with tempfile.TemporaryDirectory(prefix=".publication-", dir=folder) as temporary:
+        scratch = Path(temporary)
+        artifacts = portable({path: folder / path for path in paths}, scratch)
+        artifacts |= {path: scratch / path for path in (PAGE, FACTS)}
+        # Not every model is published, so the page has no links to their cards.
+        page.write(run.page_facts() | {"cards": []}, artifacts[PAGE], artifacts[FACTS])
         return destination, publish(artifacts, destination, run=run.experiment.identity, replace=replace)

@@ -18,6 +18,8 @@ _SCRIPTS = (
     "chart.js",
     "trainings.js",
     "validation.js",
+    "origin.js",
+    "examples.js",
     "grids.js",
     "tunings.js",
     "run.js",

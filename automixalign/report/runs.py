@@ -8,10 +8,12 @@ from typing import Any
 from automixalign.config.experiment import ComparisonSettings, Experiment, parse_experiment
 from automixalign.config.file import read_yaml
 from automixalign.config.training import specialist_name
+from automixalign.models.base_card import CARD
 from automixalign.report import page, run_folder
 from automixalign.report.facts.collect import RunResults, collect
 from automixalign.report.leaderboard import Entry
 from automixalign.report.run_folder import LEADERBOARD
+from automixalign.report.run_models import MODELS
 from automixalign.steps.events import EVENTS_FILE, parse_events
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError
@@ -68,7 +70,7 @@ def rebuild(folder: Path, costs: Mapping[str, Mapping[str, Any]]) -> Path:
     tasks = [task.name for task in experiment.tasks]
     trained = [*map(specialist_name, tasks), *(method.name for method in experiment.methods)]
     results = RunResults(
-        evaluations=(),
+        evaluations=[folder / "evaluations" / entry["model"] for entry in run.entries],
         trajectories={name: folder / "trajectories" / f"{name}.jsonl" for name in trained},
         costs={**old_facts.get("costs", {}), **costs},
         data=folder / "data",
@@ -81,7 +83,9 @@ def rebuild(folder: Path, costs: Mapping[str, Mapping[str, Any]]) -> Path:
     except FileNotFoundError as error:
         raise ConfigError(f"{folder} is incomplete: there is no {error.filename}") from error
     # The software that made the run, not what is installed now.
-    facts |= {key: old_facts.get(key) for key in ("versions", "library", "commit")}
+    facts |= {key: old_facts.get(key) for key in ("date", "base_model", "versions", "library", "commit")}
+    models = [entry["model"] for entry in run.entries]
+    facts["cards"] = [name for name in models if (folder / MODELS / name / CARD).is_file()]
     events = folder / run_folder.LOGS / EVENTS_FILE
     if events.is_file():
         facts |= _event_facts(parse_events(events.read_bytes()), facts["warnings"])

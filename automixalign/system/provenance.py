@@ -11,12 +11,15 @@ import platform
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import NamedTuple
+
+from automixalign.system.processors import available_processors
 
 _PACKAGE = Path(__file__).parents[1]
 _SOURCES = (".py", ".html", ".css", ".js")
@@ -27,6 +30,11 @@ _NUMERIC = (
 """Prefixes of environment variables that change how numbers are computed."""
 _CONTENT = ("HF_ENDPOINT",)
 """Variables that change which content a name refers to."""
+_MEMORY_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # cgroup v1
+)
+"""Of a container."""
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -142,11 +150,27 @@ def _expand(module: str) -> list[str]:
 
 @cache
 def git_commit() -> str:
-    """The git commit of this code; empty outside a checkout."""
+    """The git commit of this code; empty if it is neither a checkout nor in an image that names its commit."""
+    if commit := os.environ.get("AMA_COMMIT"):
+        return commit
     if (git := shutil.which("git")) is None:
         return ""
     command = [git, "-C", str(_PACKAGE), "rev-parse", "--verify", "--quiet", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+@cache
+def machine() -> str:
+    """What this process may use of its machine: `2 processors, 15.6 GiB of memory, no accelerator`."""
+    import torch
+
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limit in _MEMORY_LIMITS:
+        if limit.is_file() and (text := limit.read_text().strip()).isdecimal():
+            memory = min(memory, int(text))
+    names = Counter(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
+    accelerators = ", ".join(f"{count} x {name}" for name, count in names.items()) or "no accelerator"
+    return f"{available_processors()} processors, {memory / 2**30:.1f} GiB of memory, {accelerators}"
 
 
 @cache

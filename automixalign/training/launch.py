@@ -30,8 +30,8 @@ def train(training: Training) -> dict[str, Any]:
     """Train a specialist or a generalist, and record the training in MLflow.
 
     Returns:
-        Steps, pairs, tokens, seconds; with a validation also `kept_step` and `validation_seconds`; of a
-        generalist also its method and its last task weights.
+        Steps, pairs, tokens, seconds and machine; with a validation also `kept_step` and `validation_seconds`;
+        of a generalist also its method and its last task weights.
 
     Raises:
         CacheError: a cache is missing, incomplete, or belongs to other data.
@@ -42,7 +42,7 @@ def train(training: Training) -> dict[str, Any]:
     facts = {**facts, "tokens": round(tokens), "tokens_per_second": round(tokens / max(facts["seconds"], 0.1))}
     record = current_step().record
     record.add_metrics({key: facts[key] for key in _COSTS if key in facts})
-    record.add_params({**training.options(), "steps": facts["steps"]})
+    record.add_params({**training.options(), "steps": facts["steps"], "machine": facts["machine"]})
     record.add_curves(training.trajectory)
     record.add_artifact(training.trajectory, "trajectory.jsonl")
     return facts

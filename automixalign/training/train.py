@@ -19,6 +19,7 @@ from automixalign.models.trainable import freeze, lora_config
 from automixalign.models.weights import first_nonfinite_weight
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError, TrainingError
+from automixalign.system.provenance import machine
 from automixalign.training.checkpoints.folder import TRAJECTORY, CheckpointStore
 from automixalign.training.checkpoints.store import checkpoint_store, checkpoints_location
 from automixalign.training.job import Training, world_size
@@ -50,8 +51,8 @@ def train_policy(
         validation: what to validate the policy on, if anything.
 
     Returns:
-        Steps, pairs, trained parameters and seconds; with a validation also the step whose policy is the model,
-        and the seconds of validating, which the other seconds do not hold.
+        Steps, pairs, trained parameters, seconds and machine; with a validation also the step whose policy is
+        the model, and the seconds of validating, which the other seconds do not hold.
 
     Raises:
         TrainingError: the loss or a weight became not finite.
@@ -109,6 +110,7 @@ def train_policy(
         "steps": steps,
         "pairs": steps * spec.batch_size,
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "machine": machine(),
     }
     if validator is None:
         return {**facts, "seconds": round(seconds, 1)}

@@ -1,13 +1,14 @@
 """One local run: start the process that runs the DAG, follow its events, and link its results."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from automixalign.config.experiment import Experiment
-from automixalign.report import run_folder
+from automixalign.release.model_card import write_cards
+from automixalign.report import run_folder, runs
 from automixalign.steps.events import EVENTS_FILE, LOGS_VARIABLE, EventLog
 from automixalign.steps.step import WORKERS_VARIABLE
 from automixalign.storage import files
@@ -17,7 +18,7 @@ from pipelines.local.attempt import WORKERS, Attempt
 from pipelines.local.dag_process import DagProcess
 from pipelines.local.mlflow_sender import MlflowSender
 from pipelines.local.outcome import KFP_LOG, EventReader, find_failure
-from pipelines.local.outputs import list_artifacts
+from pipelines.local.outputs import list_artifacts, training_costs
 
 MLFLOW_LOG = "mlflow.log"
 _ENVIRONMENT = {
@@ -137,6 +138,13 @@ def run_experiment(
                 with suppress(OSError):  # on a full disk, too, the failure itself matters
                     EventLog(*failure.unreported, logs).write("failed", error=failure.reason)
             raise failure
-        for obsolete in (*earlier_attempts, work / _CHECKPOINTS):  # this attempt has links to their results
-            if obsolete.exists():
-                shutil.rmtree(obsolete)
+        _finish(folder, [*earlier_attempts, work / _CHECKPOINTS])
+
+
+def _finish(folder: Path, obsolete: Iterable[Path]) -> None:
+    """Write the models' cards, and the report with the seconds of all stages; remove old attempts."""
+    write_cards(folder)
+    runs.rebuild(folder, training_costs(folder))
+    for path in obsolete:  # the last attempt has links to its results
+        if path.exists():
+            shutil.rmtree(path)

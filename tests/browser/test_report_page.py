@@ -1,5 +1,6 @@
 """The report in a real browser: it draws, reacts to pointer and keyboard, and fits the width of the window."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ pytestmark = [
 ]
 
 VIEWS = [(width, dark) for width in (1280, 400) for dark in (False, True)]
-SECTIONS = ["leaderboard", "tasks", "trajectories", "curves", "data", "cost", "configuration", "limits"]
+SECTIONS = ["leaderboard", "tasks", "examples", "trajectories", "curves"]
+SECTIONS += ["data", "cost", "configuration", "limits"]
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,7 @@ def test_no_text_becomes_html(page: Page, reports: dict[str, Path], tmp_path: Pa
     """Every name and text is hostile, also those that the schema would refuse; with warnings and stages."""
     facts = files.read_json(reports["run"].parents[1] / runs.FACTS)
     facts["warnings"] = ["a warning"]
+    facts["cards"] = ["uniform"]
     facts["stages"] = [{"stage": "a step", "name": "of a task", "seconds": 1.0}]
     report_page.write(hostile_facts(facts), tmp_path / "hostile.html")
     page.open(tmp_path / "hostile.html")
@@ -101,7 +104,8 @@ def test_no_text_becomes_html(page: Page, reports: dict[str, Path], tmp_path: Pa
     made = page.run("[...new Set([...document.querySelectorAll('*')].map((one) => one.localName))]")
     assert not {"img", "iframe", "base", "form", "object", "embed"} & set(made)
     assert page.run("document.querySelectorAll('script').length") == 2
-    assert page.run("document.querySelectorAll('a[href]:not([href^=\"#\"])').length") == 0
+    links = page.run("[...document.querySelectorAll('main a')].map((link) => link.getAttribute('href'))")
+    assert [link[: len("../models/")] for link in links] == ["../models/"]
     events = "[...document.querySelectorAll('*')].flatMap((one) => one.getAttributeNames())"
     assert not [name for name in page.run(events) if name.startswith("on")]
     text = page.run("document.body.innerText + [...document.querySelectorAll('pre')].map((x) => x.textContent)")
@@ -168,6 +172,41 @@ def test_the_best_is_bold_and_the_worst_task_named(page: Page, reports: dict[str
     assert headers(page) == ["model", "family", "alpha", "beta"]
     rows = "[...document.querySelectorAll('#leaderboard tbody tr')]"
     assert set(page.run(f"{rows}.map((row) => row.querySelectorAll('.worst').length)")) == {1}
+
+
+def test_the_top_names_base_model_date_project_and_machine(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["run"])
+    titles = page.run("[...document.querySelectorAll('.origin dt')].map((title) => title.textContent)")
+    assert titles == ["Base model", "Finished", "Project", "Trained on"]
+    texts = page.run("[...document.querySelectorAll('.origin dd')].map((text) => text.textContent)")
+    assert texts[0] == f"{HOSTILE}, commit {'c' * 12}"
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d UTC", texts[1])
+    assert texts[2].startswith("AutoMixAlign ")
+    assert texts[3] == HOSTILE
+
+
+def test_answers_are_side_by_side_with_their_marks(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["run"])
+    assert "No answers were generated for beta" in page.run("document.querySelector('#examples').innerText")
+    example = "document.querySelector('#examples .example')"
+    assert HOSTILE in page.run(f"{example}.querySelector('.messages').textContent")
+    cards = page.run(
+        f"[...{example}.querySelectorAll('.answer')].map((card) => [...card.querySelectorAll('span, .words')])"
+        ".map((parts) => parts.map((part) => part.textContent))"
+    )
+    assert cards[0] == ["expected", "42"]
+    answers = {name: (mark, text) for name, mark, text in cards[1:]}
+    assert answers["uniform"] == ("✓ right", f"{HOSTILE} of uniform")
+    assert answers["standard"] == ("✗ wrong", f"{HOSTILE} of standard")
+    assert list(answers) == column(page, 0), "every model, in the order of the leaderboard"
+
+
+def test_the_drift_is_shown_for_each_model_and_task(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["run"])
+    rows = "[...document.querySelectorAll('#tasks tbody tr')]"
+    cells = page.run(f"{rows}.map((row) => [...row.children].map((cell) => cell.textContent))")
+    assert ["ama-r", "-1.500", "+0.500"] in cells
+    assert "reference" not in [row[0] for row in cells], "it does not move"
 
 
 def choose(page: Page, where: str, value: str) -> None:

@@ -26,6 +26,7 @@ from automixalign.config.file import read_yaml
 from automixalign.models.full_model import write_full_model
 from automixalign.report import leaderboard
 from automixalign.report.run_folder import WORK
+from automixalign.report.runs import FACTS, PAGE
 from automixalign.storage import files
 from automixalign.storage.files import digest
 from automixalign.storage.publication import Manifest, fetch
@@ -237,20 +238,29 @@ def test_models_and_report_are_published(run_folder: Path, tmp_path: Path) -> No
     models = run_folder / "models"
     for name in ("reference", "uniform", "ama-s", "linear"):
         write_full_model(models / name, models / "reference", tmp_path / name)
+        if name == "linear":
+            (tmp_path / name / "README.md").unlink()  # the run writes the cards at its end
         assert digest(tmp_path / "fetched" / "models" / name) == digest(tmp_path / name)
-    for name in ("leaderboard.json", "report/index.html", "report/data.json"):
-        assert (tmp_path / "fetched" / name).read_bytes() == (run_folder / name).read_bytes()
+    board = "leaderboard.json"
+    assert (tmp_path / "fetched" / board).read_bytes() == (run_folder / board).read_bytes()
+    published, local = (files.read_json(folder / FACTS) for folder in (tmp_path / "fetched", run_folder))
+    assert published["leaderboard"] == local["leaderboard"]
+    assert published["cards"] == [], "the page links to no card that is not published"
 
 
 def test_a_finished_run_is_published_again(run_folder: Path, tmp_path: Path) -> None:
-    """With the same files and the same manifest as by the stage; another publication stays."""
+    """With the same weights as by the stage, and the report and the cards of the run folder."""
     manifest = Manifest.model_validate_json((run_folder / "publication.json").read_text())
     done = ama("publish", run_folder, "--to", tmp_path / "again")
     assert done.returncode == 0, done.stderr
     assert f"published {tmp_path / 'again'}: " in done.stdout
     again = fetch(str(tmp_path / "again"), tmp_path / "fetched")
-    assert again.files.keys() ^ manifest.files.keys() == set()
-    assert again == manifest
+    assert manifest.files.keys() <= again.files.keys()
+    changed = [name for name, file in again.files.items() if manifest.files.get(name) != file]
+    assert sorted(changed) == ["models/linear/README.md", FACTS, PAGE], "adapters are published as full models"
+    facts = files.read_json(tmp_path / "fetched" / FACTS)
+    assert facts["cards"] == []
+    assert facts["stages"]
     (tmp_path / "again" / "thesis.tex").write_text("years")
     refused = ama("publish", run_folder, "--to", tmp_path / "again", "--replace")
     assert refused.returncode == 2
@@ -308,11 +318,29 @@ def test_the_report_knows_what_every_training_cost(run_folder: Path) -> None:
     assert [task["name"] for task in facts["tasks"]] == list(TASKS)
     assert all(task["specialist"]["cross_fit"] for task in facts["tasks"])
     assert facts["trainings"]["specialist-own"]["steps"] == list(range(1, 7))
+    assert {"train_generalist", "compare", "publish"} <= {stage["stage"] for stage in facts["stages"]}
+    assert "processors" in facts["costs"]["ama-s"]["machine"]
     again = ama("report", run_folder)
     assert again.returncode == 0, again.stderr
-    rebuilt = json.loads((run_folder / "report" / "data.json").read_text())
-    assert "train_generalist" in {stage["stage"] for stage in rebuilt["stages"]}
-    assert {**rebuilt, "stages": None, "warnings": []} == {**facts, "warnings": []}
+    assert json.loads((run_folder / "report" / "data.json").read_text()) == facts
+
+
+def test_the_report_links_to_the_card_of_every_model(run_folder: Path) -> None:
+    facts = json.loads((run_folder / "report" / "data.json").read_text())
+    assert facts["cards"] == [entry["model"] for entry in facts["leaderboard"]]
+    for name in facts["cards"]:
+        card = (run_folder / "report" / f"../models/{name}/README.md").read_text()
+        assert ("# Reference model" if name == "reference" else f"# {name} of test\n") in card
+
+
+def test_the_report_shows_answers_of_the_tasks_with_a_verifier(run_folder: Path) -> None:
+    facts = json.loads((run_folder / "report" / "data.json").read_text())
+    arithmetic, own = facts["examples"]
+    assert len(arithmetic["prompts"]) == 3
+    for prompt in arithmetic["prompts"]:
+        models = [answer["model"] for answer in prompt["answers"]]
+        assert models == [entry["model"] for entry in facts["leaderboard"]]
+    assert own == {"task": "own", "prompts": []}
 
 
 def test_its_events_are_those_of_the_planned_stages(run_folder: Path) -> None:

@@ -11,10 +11,11 @@ import pyarrow as pa
 from automixalign.config.experiment import ComparisonSettings, Experiment, model_names, parse_experiment
 from automixalign.config.file import dump_yaml
 from automixalign.config.training import specialist_name
+from automixalign.data.store import split_path, split_schema
 from automixalign.report.compare import ReportPaths, compare
 from automixalign.report.facts.collect import RunResults
 from automixalign.scoring import caches
-from automixalign.scoring.caches import SUMMARY
+from automixalign.scoring.caches import GENERATIONS, SUMMARY
 from automixalign.storage import files
 
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>\u2028&amp;"
@@ -41,7 +42,7 @@ def experiment(seed: int = 0, **changes: Any) -> Experiment:
     data = {
         "name": "made-up",
         "seed": seed,
-        "base_model": HOSTILE,
+        "base_model": {"source": HOSTILE, "revision": "c" * 40},
         "tasks": [
             {"name": "alpha", "source": HOSTILE, "verifier": "exact"},
             {"name": "beta", "source": "beta.jsonl", "label_noise": 0.25},
@@ -62,7 +63,10 @@ def write_run(folder: Path, seed: int = 0, **changes: Any) -> Path:
     trained = [*map(specialist_name, TASKS), *(method.name for method in checked.methods)]
     cards = [_card(task.name, task.source_names) for task in checked.tasks]
     files.write_json(folder / "data" / "card.json", {"long_answers": "drop", "tasks": cards, "warnings": []})
-    cost = {"steps": STEPS, "pairs": 4 * STEPS, "tokens": 1234, "seconds": 1.5, "run_path": "not a cost"}
+    for task in TASKS:
+        _test_split(folder / "data", task)
+    cost = {"steps": STEPS, "pairs": 4 * STEPS, "tokens": 1234, "seconds": 1.5, "machine": HOSTILE}
+    cost["run_path"] = "not a cost"
     if checked.training.validate_every:
         cost |= {"kept_step": STEPS // 2, "validation_seconds": 0.25}
     results = RunResults(
@@ -95,15 +99,11 @@ def _evaluation(folder: Path, name: str, generator: np.random.Generator) -> Path
     for task, count in TEST_PAIRS.items():
         level = 0.1 if name == specialist_name(task) else LEVEL.get(name, 0.9)
         losses = level * generator.uniform(0.5, 1.5, count)
-        write_scores(
-            output / f"{task}.parquet", task, losses, 0 * losses if name == "reference" else 1.5 - 3 * losses
-        )
+        drift = np.full(count, -1.5 if task == "alpha" else 0.5)
+        margins = 0 * losses if name == "reference" else 1.5 - 3 * losses
+        write_scores(output / f"{task}.parquet", task, losses, margins, drift)
         tasks[task] = {"loss": float(losses.mean())}
-    answers = [
-        {"task": "alpha", "pair_id": f"alpha-{number}", "passed": number >= 10 * LEVEL.get(name, 0.9)}
-        for number in range(TEST_PAIRS["alpha"])
-    ]
-    files.write_jsonl(output / caches.GENERATIONS, answers)
+    files.write_jsonl(output / GENERATIONS, _answers(name))
     families = {"reference": "reference", "linear": "merge"}
     families |= {specialist_name(task): "specialist" for task in TASKS}
     summary = {"model": name, "family": families.get(name, "generalist"), "tasks": tasks}
@@ -111,13 +111,41 @@ def _evaluation(folder: Path, name: str, generator: np.random.Generator) -> Path
     return output
 
 
-def write_scores(path: Path, task: str, losses: npt.ArrayLike, margins: npt.ArrayLike) -> None:
+def write_scores(
+    path: Path, task: str, losses: npt.ArrayLike, margins: npt.ArrayLike, drift: npt.ArrayLike = 0.0
+) -> None:
     """Write the scores of a task as `evaluate` does. Each pair has a prompt of its own."""
     values = {"loss": np.asarray(losses, float), "margin": np.asarray(margins, float)}
     count = len(values["loss"])
     ids = [f"{task}-{number}" for number in range(count)]
-    columns = {**values, "chosen_log_ratio": np.zeros(count), "prompt": range(count)}
+    columns = {**values, "chosen_log_ratio": np.broadcast_to(drift, count), "prompt": range(count)}
     files.write_table(path, pa.table({"pair_id": ids, **columns}))
+
+
+def _answers(name: str) -> list[dict[str, Any]]:
+    """Only the answers of alpha are verified. Fewer models pass on the earlier pairs."""
+    return [
+        {
+            "task": "alpha",
+            "pair_id": f"alpha-{number}",
+            "output": f"{HOSTILE} of {name}",
+            "answer": "42",
+            "passed": number >= 10 * LEVEL.get(name, 0.9),
+        }
+        for number in range(TEST_PAIRS["alpha"])
+    ]
+
+
+def _test_split(folder: Path, task: str) -> None:
+    """Prompts of two messages; that of pair 3 is long."""
+    rows = []
+    for number in range(TEST_PAIRS[task]):
+        text = f"{number}: {'long ' * 1000}{HOSTILE}" if number == 3 else f"{number}: {HOSTILE}"
+        prompt = [{"role": role, "content": text, "more": None} for role in ("system", "user")]
+        side = [{"role": "assistant", "content": "42", "more": None}]
+        row = {"pair_id": f"{task}-{number}", "task": task, "prompt": prompt, "chosen": side, "rejected": side}
+        rows.append(row | {"answer": "42"})
+    files.write_table(split_path(folder, task, "test"), pa.Table.from_pylist(rows, split_schema(True)))
 
 
 def _trajectory(folder: Path, name: str, generator: np.random.Generator, validate_every: int) -> Path:
@@ -178,7 +206,7 @@ def hostile_facts(facts: Any) -> Any:
     names = {task: task + EVERYWHERE for task in TASKS}
     names |= {specialist_name(task): specialist_name(names[task]) for task in TASKS}
     names |= {model: model + EVERYWHERE for model in LEVEL}
-    structure = {"kind", "family", "metrics"}
+    structure = {"kind", "family", "metrics", "date"}
 
     def spoiled(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):

@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 from automixalign.report import runs
 from automixalign.report.comparison import compare_runs
 from automixalign.report.facts.curves import MAX_POINTS, curves, last_mean
+from automixalign.report.facts.examples import MAX_CHARACTERS, examples
 from automixalign.report.facts.limits import limits
+from automixalign.scoring.caches import GENERATIONS, SUMMARY
 from automixalign.scoring.intervals import student_interval
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError
@@ -78,7 +80,13 @@ def test_the_facts_of_a_run(run: Path, facts: Any) -> None:
     assert facts["leaderboard"] == files.read_json(run / "leaderboard.json")
     assert list(facts["trainings"]) == ["specialist-alpha", "specialist-beta", "standard", "uniform", "ama-r"]
     assert facts["trainings"]["ama-r"]["weights"]["alpha"][-1] == 0.9
-    assert facts["costs"]["uniform"] == {"steps": STEPS, "pairs": 4 * STEPS, "tokens": 1234, "seconds": 1.5}
+    assert facts["costs"]["uniform"] == {
+        "steps": STEPS,
+        "pairs": 4 * STEPS,
+        "tokens": 1234,
+        "seconds": 1.5,
+        "machine": HOSTILE,
+    }
     assert facts["validations"] == {}
     assert facts["versions"]["trl"]
     assert facts["library"] == "0123456789abcdef"
@@ -97,6 +105,44 @@ def test_the_facts_of_validations_name_the_kept_step(tmp_path: Path) -> None:
     assert facts["validations"]["ama-r"] == {**values, **kept, "loss": by_task, "gap": by_task}
     assert facts["validations"]["specialist-beta"].keys() == {*values, *kept, "loss"}
     assert facts["costs"]["ama-r"]["validation_seconds"] == 0.25
+
+
+def test_the_prompts_that_separate_the_models_most_are_shown(facts: Any) -> None:
+    """On pairs 2 and 3, two of four generalists and merges pass, and all give the same answer."""
+    alpha, beta = facts["examples"]
+    numbers = [prompt["messages"][0]["text"].split(":")[0] for prompt in alpha["prompts"]]
+    assert numbers == ["2", "3", "4"], "on pair 4 three pass, and no other pair with three is before it"
+    assert beta == {"task": "beta", "prompts": []}, "no answers were generated for it"
+    answers = {answer["model"]: answer for answer in alpha["prompts"][0]["answers"]}
+    assert list(answers) == [entry["model"] for entry in facts["leaderboard"]]
+    assert answers["linear"] == {"model": "linear", "text": f"{HOSTILE} of linear", "passed": 0, "samples": 1}
+    assert (answers["uniform"]["passed"], alpha["prompts"][0]["expected"]) == (1, "42")
+
+
+def test_a_long_text_loses_its_middle(facts: Any) -> None:
+    text = facts["examples"][0]["prompts"][1]["messages"][1]["text"]
+    assert len(text) < MAX_CHARACTERS + 50
+    assert text.startswith("3: long long")
+    assert text.endswith(HOSTILE)
+    whole = len(f"3: {'long ' * 1000}{HOSTILE}")
+    assert f"[… {whole - MAX_CHARACTERS:,} characters left out …]" in text
+
+
+def test_of_several_samples_the_share_that_passes_counts(run: Path, tmp_path: Path) -> None:
+    rows = [
+        {"task": "alpha", "pair_id": f"alpha-{pair}", "sample": sample, "output": f"{sample}", "passed": passed}
+        for pair, marks in enumerate([(True, False), (True, True), (False, False)])
+        for sample, passed in enumerate(marks)
+    ]
+    other = [{**row, "passed": True} for row in rows]
+    entries = [{"model": name, "family": "generalist"} for name in ("a", "b")]
+    for name, answers in (("a", rows), ("b", other)):
+        files.write_json(tmp_path / name / SUMMARY, {"model": name})
+        files.write_jsonl(tmp_path / name / GENERATIONS, answers)
+    (shown,) = examples(["alpha"], entries, [tmp_path / "b", tmp_path / "a"], run / "data")
+    passed = [[answer["passed"] for answer in prompt["answers"]] for prompt in shown["prompts"]]
+    assert passed == [[0, 2], [1, 2], [2, 2]], "0 of 2 and 2 of 2 are furthest apart"
+    assert [answer["text"] for answer in shown["prompts"][0]["answers"]] == ["0", "0"], "the first sample"
 
 
 def test_the_noise_is_estimated_in_two_ways(run: Path, facts: Any) -> None:
@@ -171,6 +217,7 @@ def test_a_rebuilt_report_adds_the_stages_and_warnings_of_the_logs(tmp_path: Pat
     folder = write_run(tmp_path / "again")
     before = files.read_json(folder / runs.FACTS)
     (folder / runs.PAGE).unlink()
+    files.write_text(folder / "models" / "ama-r" / "README.md", "card")
     events = [
         {"event": "started", "stage": "compare", "name": "", "time": 1.0},
         {"event": "warning", "stage": "specialist_losses", "name": "alpha", "message": HOSTILE},
@@ -182,7 +229,8 @@ def test_a_rebuilt_report_adds_the_stages_and_warnings_of_the_logs(tmp_path: Pat
     assert after == facts_of(folder / runs.PAGE)
     assert after.pop("stages") == [{"stage": "train_specialist", "name": "alpha", "seconds": 2.5}]
     assert after.pop("warnings") == [*before["warnings"], HOSTILE]
-    assert after == {key: value for key, value in before.items() if key not in ("stages", "warnings")}
+    assert after.pop("cards") == ["ama-r"], "only of models that have one"
+    assert after == {key: value for key, value in before.items() if key in after}
 
 
 def test_without_an_earlier_report_costs_come_from_the_records_of_kfp(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ function runSections(run) {
     leaderboardSection(run),
     gridsSection(run),
     barsSection(run),
+    examplesSection(run),
     trajectoriesSection(run),
     curvesSection(run),
     validationSection(run),
@@ -41,7 +42,7 @@ function leaderboardSection(run) {
   const container = h("div", {});
   const OVERVIEW = "";
   const fixed = [
-    { title: "model", text: true, cell: (entry) => entry.model, value: (entry) => entry.model },
+    { title: "model", text: true, cell: (entry) => [entry.model, cardLink(run, entry.model)], value: (entry) => entry.model },
     { title: "family", text: true, cell: (entry) => entry.family, value: (entry) => entry.family },
   ];
 
@@ -118,7 +119,28 @@ function barsSection(run) {
     note("A model with gap 0 is as good as the specialist on average; below 0, it is better. All tasks have the same scale."),
     h("div", { class: "charts" }, tasksOf(run).map((task) => bars("gap", task, [Math.min(0, ...gaps), Math.max(0, ...gaps)], null))),
     ...passRates,
+    ...driftTable(run),
   );
+}
+
+/** How far each model has moved from the reference model on the chosen answers. */
+function driftTable(run) {
+  const drift = (entry, task) => entry.tasks[task].chosen_drift ?? null;
+  const moved = run.leaderboard.filter((entry) => entry.family !== "reference" && tasksOf(run).some((task) => drift(entry, task) !== null));
+  if (!moved.length) return [];
+  return [
+    h("h3", {}, "Drift from the reference model"),
+    note("Mean over a task's test pairs of log π(chosen answer) − log π_ref(chosen answer), in nats. Below 0, the model gives the chosen answers less probability than the reference model does, which DPO alone does not prevent. nll_weight works against it."),
+    table({
+      caption: "Drift of the chosen answers on the test split",
+      columns: [
+        { title: "model", text: true, cell: (entry) => entry.model, value: (entry) => entry.model },
+        ...tasksOf(run).map((task) => ({ title: task, cell: (entry) => signed(drift(entry, task)), value: (entry) => drift(entry, task) })),
+      ],
+      rows: moved,
+      aside: (entry) => !isCompared(entry),
+    }),
+  ];
 }
 
 function trajectoriesSection(run) {
@@ -225,7 +247,7 @@ function costSection(run) {
         rows,
       })
     : note("This run did not record what its trainings cost.");
-  const stages = run.stages ? stageTables(run.stages, seconds) : [note(withCode("`ama report RUN` adds the seconds of the other stages from the logs of a local run."))];
+  const stages = run.stages ? stageTables(run.stages, seconds) : [note("On a cluster, the run's page in KFP shows the duration of every stage, and so does MLflow. The page in a local run's folder lists them here.")];
   return section("cost", "Cost", trainings, ...stages);
 }
 

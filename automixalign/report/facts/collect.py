@@ -1,5 +1,6 @@
 """All facts on the page of one run, read from what its stages wrote."""
 
+import datetime
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from automixalign.data.store import read_card
 from automixalign.report import leaderboard
 from automixalign.report.facts.curves import curves, validation_curves
 from automixalign.report.facts.data_facts import data_facts, memorisation_warnings
+from automixalign.report.facts.examples import MAX_CHARACTERS, examples
 from automixalign.report.facts.grids import grids
 from automixalign.report.facts.limits import limits
 from automixalign.report.leaderboard import Entry
@@ -21,7 +23,16 @@ from automixalign.storage import files
 from automixalign.system.provenance import git_commit, versions
 
 _PACKAGES = ("python", "torch", "transformers", "trl", "peft", "mergekit", "kfp")
-_COSTS = ("steps", "pairs", "tokens", "seconds", "trained_parameters", "validation_seconds", "kept_step")
+_COSTS = (
+    "steps",
+    "pairs",
+    "tokens",
+    "seconds",
+    "trained_parameters",
+    "validation_seconds",
+    "kept_step",
+    "machine",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +89,7 @@ def collect(settings: ComparisonSettings, entries: list[Entry], results: RunResu
     Args:
         settings: of the stage `compare`.
         entries: the leaderboard.
-        results: what the stages wrote; the evaluations are not read again.
+        results: what the stages wrote.
     """
     experiment = settings.experiment
     rows = {name: files.read_jsonl(path) for name, path in results.trajectories.items()}
@@ -89,6 +100,8 @@ def collect(settings: ComparisonSettings, entries: list[Entry], results: RunResu
         "kind": "run",
         "name": experiment.name,
         "seed": experiment.seed,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
+        "base_model": {"source": experiment.base_model.source, "revision": experiment.base_model.revision},
         "verdict": "\n".join(leaderboard.conclusions(entries)),
         "metrics": {name: metric.facts() for name, metric in registered_metrics().items()},
         "baseline": leaderboard.baseline(entries),
@@ -105,6 +118,8 @@ def collect(settings: ComparisonSettings, entries: list[Entry], results: RunResu
             if (validated := validation_curves(rows[name], results.costs.get(name, {})))
         },
         "tasks": tasks,
+        "examples": examples([task["name"] for task in tasks], entries, results.evaluations, results.data),
+        "max_characters": MAX_CHARACTERS,
         "long_answers": card["long_answers"],
         "warnings": [*card["warnings"], *memorisation_warnings(experiment, tasks)],
         "costs": {
@@ -114,6 +129,7 @@ def collect(settings: ComparisonSettings, entries: list[Entry], results: RunResu
         },
         "tunings": results.tunings,
         "stages": None,
+        "cards": [],
         "config": dump_yaml(experiment),
         "versions": {"automixalign": __version__, **{name: versions()[name] for name in _PACKAGES}},
         "library": settings.code,

@@ -157,6 +157,12 @@ class Experiment(Schema):
             raise ValueError("training.nodes: several nodes need 'cluster.train_job'")
         if self.training.nodes > 1 and self.specialist_losses.cross_fit:
             raise ValueError("specialist_losses.cross_fit: its trainings run in one pod; set training.nodes: 1")
+        sizes = {task.name: 1 for task in self.tasks}
+        for method in self.methods:
+            if self.training.fsdp and method.mixer(sizes, self.seed).gradients is not None:
+                raise ValueError(
+                    f"methods.{method.name}: it measures whole gradients, which 'training.fsdp' divides"
+                )
         if self.training.fsdp and any(method.average_iterates for method in self.methods):
             raise ValueError(
                 "methods: 'average_iterates' needs whole parameters, which 'training.fsdp' divides"

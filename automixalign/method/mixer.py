@@ -6,7 +6,7 @@ decorate it with `register("name")`; the configuration, the DAG and the report t
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,15 @@ Ints = npt.NDArray[np.int64]
 Quantity = Literal["loss", "difference", "excess"]
 """A number for each pair z of task i: L(theta, z); L(theta, z) - L(theta_i, z); the difference, clipped at
 0."""
+
+
+class GradientSample(NamedTuple):
+    """When the trainer measures the gradients of the tasks, and on how many pairs."""
+
+    every: int
+    """Steps from one measurement to the next; the first is before the first step."""
+    pairs: int
+    """Pairs of each task, 2 or more."""
 
 
 class Options(Schema):
@@ -47,6 +56,8 @@ class Mixer:
     """The quantity whose gradient trains the policy."""
     learns_from: Quantity = "loss"
     """The quantity that `update` receives."""
+    gradients: GradientSample | None = None
+    """What `learn_gradients` needs; None if the mixer does not need it."""
 
     def __init__(self, sizes: Mapping[str, int], seed: int, **options: Any) -> None:
         self.tasks, self.sizes = list(sizes), list(sizes.values())
@@ -72,6 +83,16 @@ class Mixer:
         Args:
             totals: sum of `learns_from` over the step's pairs of each task, shape (k,).
             counts: number of the step's pairs of each task, shape (k,).
+        """
+
+    def learn_gradients(self, squared_norms: Floats, variances: Floats, batch_size: int) -> None:
+        """Learn from a measurement, before the next step is drawn.
+
+        Args:
+            squared_norms: ||grad L_i||^2 of each task, with L_i its mean loss, shape (k,); a noisy estimate,
+                which can be negative.
+            variances: E ||grad L(z) - grad L_i||^2 over pairs z of the task, shape (k,).
+            batch_size: number of pairs of a step.
         """
 
     def state(self) -> dict[str, Any]:

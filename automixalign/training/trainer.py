@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,10 +44,22 @@ from automixalign.system.errors import TrainingError
 from automixalign.system.messages import logger
 from automixalign.training.averaging import IterateAverage
 from automixalign.training.checkpoints.folder import STATE, TRAJECTORY, CheckpointStore, saving
+from automixalign.training.gradients import gradient_moments
 from automixalign.training.validation import Validation, Validator
 
 _REFERENCE_LOGPS = ("ref_chosen_logps", "ref_rejected_logps")
 _SPECIALIST_LOSS = "specialist_loss"
+_MEASUREMENT = 1
+"""Sets the random numbers of a measurement of gradients apart from those of the draws."""
+
+
+class _PairLosses(NamedTuple):
+    logps: torch.Tensor
+    """Of chosen and rejected answers, in nats, shape (n, 2)."""
+    margin: torch.Tensor
+    """Reward of the chosen answer minus that of the rejected one, shape (n,)."""
+    loss: torch.Tensor
+    """L of each pair, shape (n,)."""
 
 
 class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
@@ -111,14 +123,14 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         )
         share = average_iterates or 0.0
         self.first_averaged = args.max_steps - math.ceil(share * args.max_steps) + 1
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.average = IterateAverage(trained) if share else None
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.average = IterateAverage(self.trained) if share else None
         self.validator: Validator | None = None
         if validation is not None:
             self.validator = Validator(
                 validation,
                 self.policy,
-                parameters=trained,
+                parameters=self.trained,
                 average=self.average,
                 accelerator=self.accelerator,
                 micro_batch=args.per_device_train_batch_size,
@@ -226,6 +238,7 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], None]:
         """Draw the step's pairs with the current task weights; return this process's micro-batches."""
+        self._measure_gradients()
         tasks = self.mixer.draw(self.state.global_step, self.pairs_per_step)
         weights = self.mixer.example_weights(tasks)
         rows = [
@@ -241,6 +254,28 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         for batch in batches:
             batch["chosen_tokens"] = sum(len(row["chosen_ids"]) for row in rows) / (num_batches * world)
         return batches, None
+
+    def _measure_gradients(self) -> None:
+        """Show the mixer the gradients of the tasks' losses, if it is due; no draw of a step changes."""
+        step, sample = self.state.global_step, self.mixer.gradients
+        if sample is None or step % sample.every:
+            return
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        moments = []
+        self.model.eval()
+        for task, data in enumerate(self.by_task):
+            random = np.random.default_rng([self.args.seed, step, task, _MEASUREMENT])
+            own = random.integers(len(data), size=sample.pairs)[rank::world]
+            losses = (self._loss_of({**data[int(index)], "task": task, "weight": 1.0}) for index in own)
+            moments.append(gradient_moments(losses, self.trained, sample.pairs, self.accelerator))
+        self.model.train()
+        squared_norms, variances = np.array(moments).T
+        self.mixer.learn_gradients(squared_norms, variances, self.pairs_per_step)
+
+    def _loss_of(self, row: dict[str, Any]) -> torch.Tensor:
+        """The preference loss of one pair, a scalar, outside of any step."""
+        with self.compute_loss_context_manager():
+            return self._pair_losses(self.model, self._prepare_inputs(self._collate([row]))).loss.sum()
 
     def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """A micro-batch of n pairs.
@@ -272,19 +307,14 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
             return_outputs: not used.
             num_items_in_batch: not used.
         """
-        task, batch = inputs["task"], inputs["batch"].to(self.args.device)
-        # On CUDA, TRL's head keeps the logits of a large vocabulary out of memory; on the CPU it is slow.
-        logps = side_logps(model, batch, fused=self.args.device.type == "cuda")
-        chosen, rejected = (logps - inputs["reference_logps"]).T
-        lengths = torch.tensor(batch.sizes, device=task.device).view(-1, 2).T
-        loss = self.pair_loss.per_pair(chosen, rejected, *lengths)
+        task = inputs["task"]
+        logps, margin, loss = self._pair_losses(model, inputs)
         values = {"loss": loss}
         if self.has_specialists:
             difference = loss - inputs[_SPECIALIST_LOSS]
             excess = difference.clamp(min=0)
             values |= {"difference": difference, "excess": excess, "clipped": (difference <= 0).float()}
         objective: torch.Tensor = (inputs["weight"] * values[self.mixer.trains_on]).mean()
-        margin = self.pair_loss.beta * (chosen - rejected)
         self._add_to_totals(
             task, **values, margin=margin, accuracy=(margin > 0).float(), tokens=inputs["tokens"]
         )
@@ -296,6 +326,15 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         if self.nll_weight:
             objective = objective - self.nll_weight * logps[:, 0].sum() / inputs["chosen_tokens"]
         return objective
+
+    def _pair_losses(self, model: Any, inputs: dict[str, Any]) -> "_PairLosses":
+        batch = inputs["batch"].to(self.args.device)
+        # On CUDA, TRL's head keeps the logits of a large vocabulary out of memory; on the CPU it is slow.
+        logps = side_logps(model, batch, fused=self.args.device.type == "cuda")
+        chosen, rejected = (logps - inputs["reference_logps"]).T
+        lengths = torch.tensor(batch.sizes, device=logps.device).view(-1, 2).T
+        loss = self.pair_loss.per_pair(chosen, rejected, *lengths)
+        return _PairLosses(logps, self.pair_loss.beta * (chosen - rejected), loss)
 
     def _add_to_totals(self, task: torch.Tensor, **values: torch.Tensor) -> None:
         """Add the pairs' values to the sums of their tasks over the micro-steps of a step.

@@ -75,6 +75,30 @@ def test_gr_dpo_adjusts_for_small_tasks() -> None:
     assert mixer.weights() == pytest.approx(grown / grown.sum())
 
 
+def test_pike_follows_algorithm_1_of_its_paper() -> None:
+    """arXiv 2502.06244, line 6: w_k <- w_k exp(zeta1 ||grad||^2 - zeta2 / (2b) sigma^2), then w / ||w||_1."""
+    mixer, random = make("pike", zeta1=0.5, zeta2=0.2, every=3, pairs=4), np.random.default_rng(0)
+    assert mixer.gradients == (3, 4)
+    w = np.full(3, 1 / 3)
+    for step in range(50):
+        norms, variances = random.exponential(size=3), random.exponential(size=3)
+        w *= np.exp(0.5 * norms - 0.2 / (2 * 16) * variances)
+        w /= w.sum()
+        mixer.learn_gradients(norms, variances, 16)
+        assert mixer.weights() == pytest.approx(w)
+        counts = np.bincount(mixer.draw(step, 16), minlength=3)
+        assert np.abs(counts - 16 * w).max() < 1
+
+
+def test_pike_leaves_noisy_tasks_and_learns_nothing_from_losses() -> None:
+    mixer = make("pike")
+    mixer.update(np.array([9.0, 0.0, 0.0]), np.array([1, 1, 1]))
+    assert mixer.weights() == pytest.approx([1 / 3] * 3)
+    mixer.learn_gradients(np.array([1.0, 1.0, 0.0]), np.array([1.0, 50.0, 1.0]), 8)
+    first, noisy, finished = mixer.weights()
+    assert first > finished > noisy
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [

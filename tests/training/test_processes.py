@@ -34,8 +34,9 @@ def process_state() -> tuple[list[Any], dict[str, str]]:
             1e-6,
         ),
         ({"method": "ama-s", "eta": 0.5}, {"micro_batch_size": 2, "lora": {"rank": 2, "alpha": 4}}, 1e-4),
+        pytest.param({"method": "pike", "every": 2, "pairs": 5}, {}, 1e-6, marks=pytest.mark.slow),
     ],
-    ids=["ama-r", "ama-s, LoRA, accumulation"],
+    ids=["ama-r", "ama-s, LoRA, accumulation", "pike"],
 )
 def test_two_processes_equal_one(
     method: dict[str, Any], training: dict[str, Any], largest: float, inputs: dict[str, Any], tmp_path: Path

@@ -91,7 +91,7 @@ def test_pike_follows_algorithm_1_of_its_paper() -> None:
 
 
 def test_pike_leaves_noisy_tasks_and_learns_nothing_from_losses() -> None:
-    mixer = make("pike")
+    mixer = make("pike", zeta1=1.0, zeta2=1.0)
     mixer.update(np.array([9.0, 0.0, 0.0]), np.array([1, 1, 1]))
     assert mixer.weights() == pytest.approx([1 / 3] * 3)
     mixer.learn_gradients(np.array([1.0, 1.0, 0.0]), np.array([1.0, 50.0, 1.0]), 8)

@@ -13,12 +13,12 @@ from automixalign.system.schema import Count, NonNegative
 class PikeOptions(Options):
     """Options of `pike`."""
 
-    zeta1: NonNegative = 1.0
+    zeta1: NonNegative = 0.1
     """Factor of a task's squared gradient norm: a larger one moves the weights faster towards tasks that still
     have much to gain."""
-    zeta2: NonNegative = 1.0
+    zeta2: NonNegative = 0.1
     """Factor of a task's gradient variance: a larger one moves the weights faster away from noisy tasks."""
-    every: Count = 10
+    every: Count = 20
     """Steps between two measurements of the gradients (T_0 of the paper)."""
     pairs: Annotated[Count, Field(ge=2)] = 8
     """Training pairs of each task that a measurement takes."""

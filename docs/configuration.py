@@ -58,8 +58,8 @@ itself needs a list around it. The points share data, reference log-probabilitie
 
 A point is named by the grid's `name` (the method, by default), then each key that has a list with its value, in
 the order of the entry: `ama-r-eta0p03-lr1e-4`. `p` stands for the decimal point, `lr` for `learning_rate`, and
-`average` for `average_iterates`. A flag is its key, or `no-` and its key. A text follows
-`-`: `init-ties`. Any other value is the key and its number in the list, from 1. A name has
+`average` for `average_iterates`; `-` follows a key that ends with a digit. A flag is its key, or `no-` and its
+key. A text follows `-`: `init-ties`. Any other value is the key and its number in the list, from 1. A name has
 {MAX_NAME} characters at most.
 
 The report compares the points and chooses one by its gap on the worst task of the validation split.

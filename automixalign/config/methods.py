@@ -175,6 +175,7 @@ def _label(key: str, value: Any, position: int) -> str:
     if isinstance(value, int | float):
         plain = np.format_float_positional(value, trim="-")
         scientific = np.format_float_scientific(value, trim="-", exp_digits=1).replace("+", "")
+        key += "-" if key[-1].isdigit() else ""
         return key + min(plain, scientific, key=len).replace(".", "p")
     return f"{key}-{value}" if isinstance(value, str) else f"{key}{position + 1}"
 

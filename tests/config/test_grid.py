@@ -51,6 +51,7 @@ def test_a_point_trains_as_the_method_of_its_own_would(data: Data) -> None:
     ("keys", "names"),
     [
         ({"name": "a", "eta": [0.25, 1e-5, 0.001, 2]}, ["a-eta0p25", "a-eta1e-5", "a-eta1e-3", "a-eta2"]),
+        ({"method": "pike", "zeta1": [0.1, 1]}, ["pike-zeta1-0p1", "pike-zeta1-1"]),
         ({"allocate": [True, False]}, ["ama-r-allocate", "ama-r-no-allocate"]),
         ({"init": ["linear"]}, ["ama-r-init-linear"]),
         ({"average_iterates": [None, 0.5]}, ["ama-r-average1", "ama-r-average0p5"]),

@@ -305,7 +305,7 @@ def _method(facts: RunFacts, entry: Entry) -> str:
     training, spec = experiment.training, _spec(experiment, model)
     rows: dict[str, Any] = {}
     if isinstance(spec, MethodSpec):
-        rows |= {"mixing method": spec.method, "start": spec.init and f"the merge {spec.init}"}
+        rows |= {"mixing method": spec.method, "starts from": spec.init and f"the merge {spec.init}"}
         rows |= dict(flatten(spec.all_options()))
         rows["average_iterates"] = spec.average_iterates
     elif spec is not None:

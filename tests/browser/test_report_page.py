@@ -139,6 +139,20 @@ def test_injected_html_can_do_nothing(page: Page, reports: dict[str, Path], atte
     page.requests[:] = [address for address in page.requests if address.startswith("file:")]
 
 
+def test_each_try_of_a_tuned_merge_is_in_a_table(page: Page, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "tuned", merges=[{"method": "linear", "weights": "tuned"}])
+    page.open(folder / runs.PAGE)
+    rows = "[...document.querySelectorAll('#tunings tbody tr')]"
+    assert page.run(f"{rows}.map((row) => [...row.children].map((cell) => cell.innerText))") == [
+        ["1", "1.000", "1.000", "0.300", "0.100", "0.300"],
+        ["2", "1.000", "0.500", "0.400", "0.100", "0.400"],
+        ["3", "1.000", "2.000", "0.100", "0.100", "0.050"],
+    ]
+    assert page.run("document.querySelector('#tunings caption').innerText").startswith(
+        "linear: 3 tries, 30 pairs"
+    )
+
+
 def test_the_leaderboard_sorts_by_pointer_and_keyboard(page: Page, reports: dict[str, Path]) -> None:
     page.open(reports["run"])
     number = headers(page).index("worst\nexcess")

@@ -62,6 +62,22 @@ def test_a_card_compares_with_reference_and_uniform_on_each_task(facts: RunFacts
     assert "| refusal | uniform |" in text
 
 
+def test_a_card_names_the_start_of_a_generalist_and_the_tuned_weights_of_a_merge(facts: RunFacts) -> None:
+    (merge,), method = facts.experiment.merges, facts.experiment.methods[0]
+    changes = {
+        "merges": [merge.model_copy(update={"weights": "tuned"})],
+        "methods": [method.model_copy(update={"init": merge.name})],
+    }
+    tries = [{"weights": {"format": 0.25}, "worst_gap": 0.1}, {"weights": {"format": 4.0}, "worst_gap": 0.2}]
+    tuned = replace(
+        facts,
+        experiment=facts.experiment.model_copy(update=changes),
+        tunings={merge.name: {"tries": tries}},
+    )
+    assert "| weight of format | 0.25 |" in str(model_card(tuned, merge.name))
+    assert f"| starts from | the merge {merge.name} |" in str(model_card(tuned, method.name))
+
+
 def test_a_card_of_an_earlier_run_has_no_intervals(facts: RunFacts) -> None:
     entries = [{**entry, "intervals": {}} for entry in facts.entries]
     text = str(model_card(replace(facts, entries=entries), "uniform"))

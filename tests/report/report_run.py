@@ -36,6 +36,20 @@ STEPS = 40
 LEVEL = {"reference": 0.7, "standard": 0.4, "uniform": 0.2, "ama-r": 0.15, "linear": 0.5}
 """Mean test loss of each model; 0.1 for a specialist on its own task."""
 
+TUNING = {
+    "tries": [
+        {
+            "weights": {"alpha": 1.0, "beta": beta},
+            "gaps": {"alpha": 0.1, "beta": gap},
+            "worst_gap": max(0.1, gap),
+        }
+        for beta, gap in ((1.0, 0.3), (0.5, 0.4), (2.0, 0.05))
+    ],
+    "scored_pairs": 30,
+    "seconds": 1.5,
+}
+"""The search of the weights of a tuned merge."""
+
 
 def experiment(seed: int = 0, **changes: Any) -> Experiment:
     """A checked configuration of two tasks, three methods and a merge."""
@@ -77,6 +91,7 @@ def write_run(folder: Path, seed: int = 0, **changes: Any) -> Path:
         costs=dict.fromkeys(trained, cost),
         data=folder / "data",
         losses=[_losses(folder, task) for task in TASKS],
+        tunings={merge.name: TUNING for merge in checked.merges if merge.is_tuned},
     )
     settings = ComparisonSettings(seed=seed, code="0123456789abcdef", experiment=checked)
     compare(settings, results, report_paths(folder))

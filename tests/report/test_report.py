@@ -20,7 +20,7 @@ from automixalign.scoring.intervals import student_interval
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError
 from pipelines.cli import app
-from tests.report.report_run import HOSTILE, STEPS, TASKS, experiment, facts_of, write_run
+from tests.report.report_run import HOSTILE, STEPS, TASKS, TUNING, experiment, facts_of, write_run
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +244,14 @@ def test_without_an_earlier_report_costs_come_from_the_records_of_kfp(tmp_path: 
     facts = files.read_json(folder / runs.FACTS)
     assert facts["costs"] == {"uniform": {"steps": 3, "seconds": 4.5}}
     assert facts["versions"] is None, "the installed software is not the software that made the run"
+
+
+def test_a_rebuilt_report_keeps_the_search_of_merge_weights(tmp_path: Path) -> None:
+    write_run(tmp_path, merges=[{"method": "linear", "weights": "tuned"}])
+    runs.rebuild(tmp_path, {})
+    facts = facts_of(tmp_path / runs.PAGE)
+    assert facts["tunings"] == {"linear": TUNING}
+    assert any("weights of linear were tuned on the validation split" in text for text in facts["limits"])
 
 
 def test_only_a_finished_run_has_a_report(tmp_path: Path) -> None:

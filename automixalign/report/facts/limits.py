@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from automixalign.config.experiment import Experiment
-from automixalign.config.methods import MethodSpec
-from automixalign.config.training import TrainingSpec
 
 
 def limits(
@@ -19,7 +17,7 @@ def limits(
         "Gap and excess are relative to this run's own specialists. If a specialist is weak, a small gap means "
         "little. Do not compare the gaps of runs with other specialists.",
     ]
-    sentences += [_start(method, experiment.training) for method in experiment.methods if method.init]
+    sentences += _starts(experiment)
     sentences += [
         f"The weights of {merge.name} were tuned on the validation split. Its validation gap is the smallest "
         "of its tries, which favours it where the run chooses its model. The test split took no part."
@@ -38,19 +36,22 @@ def limits(
     return sentences
 
 
-def _start(method: MethodSpec, training: TrainingSpec) -> str:
-    """What a generalist that starts from a merge has above one that starts from the base model."""
-    note = (
-        f"{method.name} starts from the merge {method.init}, which already has what the specialists learnt. "
-        "Its budget comes on top of theirs."
+def _starts(experiment: Experiment) -> list[str]:
+    """What generalists that start from a merge have above those that start from the base model."""
+    warm = [f"{method.name} (from {method.init})" for method in experiment.methods if method.init]
+    if not warm:
+        return []
+    sentence = (
+        f"These start from a merge, which already has what the specialists learnt: {', '.join(warm)}. Their "
+        "budget comes on top of that of the specialists."
     )
-    if training.lora is None:
-        return note
-    return (
-        f"{note} It also has more capacity than a method that starts from the base model: the merge may differ "
-        f"from the base model in more than rank {training.lora.rank}, and the training adds an update of that "
-        "rank. It is saved as a full model."
-    )
+    if lora := experiment.training.lora:
+        sentence += (
+            " They have more capacity than methods that start from the base model: a merge may differ from "
+            f"the base model in more than rank {lora.rank}, and the training adds an update of that rank. They "
+            "are saved as full models."
+        )
+    return [sentence]
 
 
 def _budget(experiment: Experiment, costs: Mapping[str, Mapping[str, Any]], train_pairs: int) -> str:

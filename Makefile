@@ -13,11 +13,12 @@ DOCKER  ?= docker
 BASE    ?= python:3.11-slim
 INDEX   ?= https://pypi.org/simple
 WHEELS  ?=
+EXTRA   ?=
 BUILD_OPTIONS ?=
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE   ?= automixalign:$(VERSION)
 BUILD    = $(DOCKER) build $(BUILD_OPTIONS) --file images/Dockerfile --build-arg BASE=$(BASE) --build-arg INDEX=$(INDEX) \
-  --build-arg WHEELS=$(WHEELS) --build-arg VERSION=$(VERSION) \
+  --build-arg WHEELS=$(WHEELS) --build-arg EXTRA=$(EXTRA) --build-arg VERSION=$(VERSION) \
   --build-arg REVISION=$(shell git describe --always --exclude='*' --abbrev=40 --dirty 2>/dev/null) \
   --build-arg SOURCE=$(shell git remote get-url origin 2>/dev/null | sed -nE 's|^https://([^@/]*@)?|https://|p')
 

@@ -80,6 +80,7 @@ _SHORT_FORMS = {
     "merges": "A bare name is its `method`.",
     "output": "A bare text is its `to`.",
     "decontaminate": "A bare text is its `path`.",
+    "benchmarks": "A bare text is its `task`. [Benchmarks](benchmarks.md) explains them.",
     "tasks.sources": "A bare text is its `path`. [Data](data.md) explains sources and row formats.",
     "tasks.sources.format": "A bare text is its `name`.",
 }

@@ -1,7 +1,8 @@
 """The run folder: stable names for the results of a run.
 
     config.yaml  leaderboard.{json,md}  report/{index.html,data.json}  plots/  data/TASK/  reference_logps/TASK/
-    specialist_losses/TASK/  evaluations/MODEL/  models/MODEL/  trajectories/MODEL.jsonl  logs/
+    specialist_losses/TASK/  evaluations/MODEL/  benchmarks/MODEL/  models/MODEL/
+    trajectories/MODEL.jsonl  logs/
 
 Each stage names the path of a result in the metadata of its artifact (`run_path`). Files are linked, not
 copied. A folder belongs to one experiment, and to one run at a time. An interrupted run continues when it is

@@ -40,6 +40,7 @@ def validate(
     from automixalign.config.file import dump_yaml
     from automixalign.preflight.full_check import check_in_full
     from automixalign.preflight.validate import plan_experiment
+    from automixalign.scoring.benchmarks.tasks import task_files
     from automixalign.steps.step import collect_warnings
     from automixalign.system.messages import logger
     from pipelines.local.attempt import WORKERS
@@ -51,7 +52,12 @@ def validate(
         with console.status("checking the base model and the data"):
             check = check_in_full(experiment, with_estimate, WORKERS)
     typer.echo(dump_yaml(experiment), nl=False)
-    for line in _facts(check):
+    code = [
+        f"benchmarks: {task.path} names code of yours, which the stage runs: {', '.join(map(str, task.code))}"
+        for task in task_files(experiment.benchmarks)
+        if task.code
+    ]
+    for line in [*_facts(check), *code]:
         console.print(printable(line), soft_wrap=True)
     if check.estimate is not None:
         _show_estimate(check.estimate, console)

@@ -56,6 +56,7 @@ def test_the_base_model_the_output_and_the_test_sets(folder: Path, experiment_da
         "base_model": "./m",
         "output": "out",
         "decontaminate": ["a.jsonl", {"path": "~/b.jsonl"}],
+        "benchmarks": ["toxigen", "tasks/a.yaml", {"task": "~/b.yml"}],
     }
     experiment = load(folder, experiment_data)
     assert str(Path(experiment.base_model.source).resolve()) == f"{folder}/m"
@@ -64,6 +65,12 @@ def test_the_base_model_the_output_and_the_test_sets(folder: Path, experiment_da
     assert [str(Path(each.path).resolve()) for each in experiment.decontaminate] == [
         f"{folder}/a.jsonl",
         f"{folder.parent}/home/b.jsonl",
+    ]
+    name, *own = (each.task for each in experiment.benchmarks)
+    assert name == "toxigen"
+    assert [str(Path(task).resolve()) for task in own] == [
+        f"{folder}/tasks/a.yaml",
+        f"{folder.parent}/home/b.yml",
     ]
 
 

@@ -9,6 +9,7 @@ from automixalign.config.experiment import parse_experiment
 from automixalign.system.errors import ConfigError
 from pipelines.local.containers import Containers
 from pipelines.local.needs import Needs, needs_of
+from tests.scoring.benchmark_tasks import write_generation
 
 Data = dict[str, Any]
 
@@ -37,6 +38,14 @@ def test_local_sources_are_mounted_by_absolute_path(data: Data, tmp_path: Path) 
     assert {path.resolve() for path in result.read} == {tmp_path / "own", tmp_path / "own" / "rows.jsonl"}
     assert all(path.is_absolute() for path in result.read)
     assert (result.services, result.write) == ({}, set())
+
+
+def test_every_file_of_a_benchmark_is_mounted(data: Data, tmp_path: Path) -> None:
+    write_generation(tmp_path / "tasks")
+    result = needs(data | {"benchmarks": ["tasks/answers.yaml"]})
+    names = ("answers.yaml", "choice.yaml", "checks.py", "data/questions.jsonl")
+    assert result.read == {tmp_path / "tasks" / name for name in names}
+    assert result.services == {}
 
 
 def test_targets_of_links_are_mounted_too(data: Data, tmp_path: Path) -> None:
@@ -79,8 +88,18 @@ def test_s3_gets_its_variables_and_the_files_that_they_name(data: Data, tmp_path
         ({"base_model": "models:/m/1", "tracking": {"uri": "databricks"}}, {"mlflow": "base_model.source"}),
         ({"registry": {"name": "m"}}, {}),
         ({"tracking": {"uri": "https://mlflow.example"}}, {}),
+        ({"benchmarks": ["toxigen"]}, {"hub": "benchmarks.0"}),
     ],
-    ids=["model on S3", "output", "hub", "registry", "models:/", "registry of the run", "tracking alone"],
+    ids=[
+        "model on S3",
+        "output",
+        "hub",
+        "registry",
+        "models:/",
+        "registry of the run",
+        "tracking alone",
+        "benchmark",
+    ],
 )
 def test_only_the_services_of_stages_get_a_network(data: Data, change: Data, services: dict[str, str]) -> None:
     assert needs(data | change).services == services

@@ -313,6 +313,7 @@ def test_a_dry_run_needs_no_server(submit: Submit) -> None:
         ({"tracking": {"uri": "sqlite:///mlflow.db"}}, "tracking.uri: sqlite:///mlflow.db is on this machine"),
         ({"tracking": {"uri": "./mlruns"}}, "tracking.uri: ./mlruns is on this machine"),
         ({"tracking": {"uri": "http://localhost:5000"}}, "tracking.uri: http://localhost:5000 is on this"),
+        ({"benchmarks": ["my/task.yaml"]}, "benchmarks.0.task: my/task.yaml is a path on this machine"),
         ({"output": "results"}, "output: results would be a folder of a pod"),
     ],
 )

@@ -9,6 +9,7 @@ import yaml
 from automixalign.config.experiment import parse_experiment
 from tests.data.rows import conversation, write_rows
 from tests.pipeline.conftest import Ama
+from tests.scoring.benchmark_tasks import write_generation
 
 
 @pytest.fixture
@@ -109,3 +110,13 @@ def test_an_estimate_needs_everything_here(ama: Ama, config: Path, monkeypatch: 
     ended = ama("validate", "-c", config, "-s", "tasks.1.source=owner/data", "--estimate")
     assert (ended.status, ended.out) == (2, "")
     assert "task format: owner/data is on a network; download it, and name its folder" in ended.err
+
+
+@pytest.mark.usefixtures("rows")
+def test_the_code_of_a_benchmark_is_named(ama: Ama, config: Path, tmp_path: Path) -> None:
+    path = write_generation(tmp_path / "tasks")
+    ended = ama("validate", "-c", config, "-t", "own=own.jsonl", "-s", "benchmarks=[tasks/answers.yaml]")
+    assert ended.status == 0, ended.err
+    assert (
+        f"benchmarks: {path} names code of yours, which the stage runs: {path.parent}/checks.py\n" in ended.err
+    )

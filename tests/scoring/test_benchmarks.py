@@ -1,5 +1,6 @@
 """Benchmarks: the stage against transformers alone, what is refused, and the cache key."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -175,3 +176,13 @@ def test_every_file_of_a_task_is_in_the_cache_key(tmp_path: Path, change: Callab
     assert check_benchmarks([spec]) == before
     change(tmp_path)
     assert check_benchmarks([spec]) != before
+
+
+def test_the_task_of_the_page(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    (task,) = re.findall(r"```yaml capitals.yaml\n(.*?)```", page, re.DOTALL)
+    (row,) = re.findall(r"# ({.*})\n", task)
+    (tmp_path / "capitals.yaml").write_text(task)
+    (tmp_path / "capitals.jsonl").write_text(f"{row}\n" * 3)
+    results = solve(tmp_path, BenchmarkSpec(task=str(tmp_path / "capitals.yaml")))
+    assert results["benchmarks"]["capitals"]["samples"] == {"capitals": 3}

@@ -60,7 +60,7 @@ def check_in_full(experiment: Experiment, with_estimate: bool = False, workers: 
     if with_estimate:
         _check_all_is_here(experiment, at_hand, unread)
     if not at_hand:
-        untokenized = _count_usable(experiment, here)
+        untokenized = count_usable(experiment, here)
         return FullCheck(planned_trainings(experiment, {}), unread, untokenized=untokenized)
     with tempfile.TemporaryDirectory() as scratch:
         outline = read_outline(experiment.base_model, Path(scratch))
@@ -91,7 +91,7 @@ def _check_all_is_here(experiment: Experiment, at_hand: bool, unread: list[str])
         )
 
 
-def _count_usable(experiment: Experiment, tasks: list[TaskSpec]) -> dict[str, int]:
+def count_usable(experiment: Experiment, tasks: list[TaskSpec]) -> dict[str, int]:
     """Task -> its usable pairs, before their lengths are known."""
     counts = {}
     for task in tasks:

@@ -24,6 +24,7 @@ from pipelines.cli.compile import compile_pipeline
 from pipelines.cli.data import data
 from pipelines.cli.export import export
 from pipelines.cli.generate import generate
+from pipelines.cli.init import init
 from pipelines.cli.presets import presets
 from pipelines.cli.publish import publish
 from pipelines.cli.run import run
@@ -51,11 +52,13 @@ Examples:
 
     ama run --preset quickstart
 
-    ama run --preset smollm2 --task helpful=helpful.jsonl --task harmless=harmless.jsonl
-
-    ama data --config my.yaml
+    ama init --task helpful=helpful.jsonl --task harmless=harmless.jsonl
 
     ama validate --config my.yaml
+
+    ama run --config my.yaml
+
+    ama runs
 
     ama chat runs/quickstart-20250101-120000
 
@@ -63,7 +66,7 @@ Examples:
 """,
 )
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Write and check a configuration": (presets, validate, data, schema),
+    "Write and check a configuration": (init, presets, data, validate, schema),
     "Run it": (run, submit, compile_pipeline),
     "Look at runs": (runs, status, logs, diff, report, sync),
     "Use a model": (chat, generate, export, publish),

@@ -100,10 +100,10 @@ def load_experiment(
     # A pipe has no folder.
     resolve_paths(data, file.parent if file is not None and file.is_file() else Path())
     for option in tasks or []:
-        name, task_source = _key_value("--task", option)
+        name, task_source = key_value("--task", option)
         set_task(data, name, task_source)
     for option in [*(sets or []), *(["cluster.cache=false"] if no_cache else [])]:
-        key, text = _key_value("--set", option)
+        key, text = key_value("--set", option)
         override(data, key, parse_yaml(text, f"--set {key:.80}: {text!r:.80}"))
     resolve_paths(data, Path())
     experiment = parse_experiment(data, source)
@@ -170,7 +170,12 @@ def warn_about_tag() -> None:
         Console(stderr=True).print(Text.assemble(("warning:", "yellow"), f" {message}"), soft_wrap=True)
 
 
-def _key_value(option: str, text: str) -> tuple[str, str]:
+def key_value(option: str, text: str) -> tuple[str, str]:
+    """The two parts of `KEY=VALUE`.
+
+    Raises:
+        ConfigError: it has no such form; the message names the option.
+    """
     key, equals, value = text.partition("=")
     if not (key and equals and value):
         raise ConfigError(f"{option} {text:.80}: must be of the form KEY=VALUE")

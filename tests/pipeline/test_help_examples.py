@@ -12,6 +12,7 @@ import pytest
 import typer
 import yaml
 
+from automixalign.report import runs
 from automixalign.steps.events import EVENTS_FILE, log_name
 from automixalign.storage import files
 from pipelines import cli
@@ -27,12 +28,12 @@ EXAMPLES = [
     for match in re.finditer(r"^ *(?:[A-Z_]+=\S+ )?ama (?P<words>.*)$", help_text, re.MULTILINE)
 ]
 QUICK = (
+    "init --task helpful=helpful.jsonl --base-model tiny --output tiny.yaml",
     "presets",
     "presets smollm2",
     "schema --output configuration.schema.json",
     "validate --preset quickstart --set training.beta=0.2",
     "validate --config my.yaml",
-    "data --config my.yaml",
     "data --config my.yaml --task helpful --rows 5",
     "compile --config my.yaml --output my-pipeline.yaml",
     "submit --preset quickstart --host http://localhost:8888 --dry-run",
@@ -62,7 +63,8 @@ def small_run(
     files.write_jsonl(folder / "logs" / EVENTS_FILE, events)
     for stage in stages:
         (folder / "logs" / log_name(**stage)).write_text("loss 0.5\n")
-    (folder / "report" / "index.html").write_text("a page")
+    (folder / runs.PAGE).write_text("a page")
+    files.write_json(folder / runs.FACTS, files.read_json(folder / runs.FACTS) | {"name": "quickstart"})
     spool_folder(folder).mkdir(parents=True)
     return folder
 
@@ -80,6 +82,8 @@ def files_of_examples(
     experiment_data["tasks"][0]["name"] = "helpful"
     (tmp_path / "my.yaml").write_text(yaml.safe_dump(experiment_data))
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "12+3="}\n')
+    rows = [{"prompt": f"{number}+3=", "chosen": "a", "rejected": "b"} for number in range(30)]
+    files.write_jsonl(tmp_path / "helpful.jsonl", rows)
     (tmp_path / "token").write_text("secret")
     monkeypatch.setattr(sys, "stdin", io.StringIO("12+3=\n"))
     yield

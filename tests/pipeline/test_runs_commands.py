@@ -2,7 +2,10 @@
 
 import fcntl
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -222,3 +225,19 @@ def test_diff_shows_settings_and_results_that_differ(
     assert not any("uniform" in line for line in lines)
     assert "no setting differs" in ama("diff", "runs/done", "runs/done").out
     assert "runs/stopped has no results: it is interrupted" in ama("diff", "runs/done", "runs/stopped").out
+
+
+@pytest.mark.parametrize(
+    ("line", "completions"),
+    [
+        ("ama status runs/w", ["runs/working"]),
+        ("ama logs runs/broken reference", ["reference_logps"]),
+        ("ama validate --preset smol", ["smollm2"]),
+    ],
+)
+def test_the_shell_completes_values(line: str, completions: list[str], four_runs: Path) -> None:
+    words = {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" ")), "_AMA_COMPLETE": "complete_bash"}
+    command = [Path(sys.executable).with_name("ama")]
+    environment = {**os.environ, **words}
+    shown = subprocess.check_output(command, cwd=four_runs.parent, env=environment, text=True)
+    assert shown.split() == completions

@@ -64,7 +64,9 @@ def small_run(
     for stage in stages:
         (folder / "logs" / log_name(**stage)).write_text("loss 0.5\n")
     (folder / runs.PAGE).write_text("a page")
-    files.write_json(folder / runs.FACTS, files.read_json(folder / runs.FACTS) | {"name": "quickstart"})
+    files.write_json(
+        folder / runs.FACTS, files.read_json(folder / runs.FACTS) | {"name": "quickstart", "verdict": ""}
+    )
     spool_folder(folder).mkdir(parents=True)
     return folder
 

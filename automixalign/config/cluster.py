@@ -60,6 +60,7 @@ SECRET_KEYS = {
     "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
     "mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
     "hub": ("HF_TOKEN",),
+    "judge": ("OPENAI_API_KEY",),
 }
 """The keys of each Secret of `Secrets`. A stage sees them as environment variables of the same names."""
 ENVIRONMENT_KEYS = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI")
@@ -145,6 +146,8 @@ class Secrets(Schema):
     """Access to MLflow: `MLFLOW_TRACKING_USERNAME`, `MLFLOW_TRACKING_PASSWORD`."""
     hub: ObjectName | None = "automixalign-hub"
     """Access to the hub: `HF_TOKEN`."""
+    judge: ObjectName | None = "automixalign-judge"
+    """The key of the judge's endpoint: `OPENAI_API_KEY`. Only an experiment with a judge needs it."""
 
 
 class TrainJobSpec(Schema):

@@ -1,14 +1,59 @@
 """Scoring: its sections of an experiment, and the settings of `reference_logps`, `evaluate` and `benchmark`."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
 from automixalign.config.data import VerifierSpec
 from automixalign.config.settings import Precision, Settings, is_task_file, shorthand
 from automixalign.method.losses import Loss
 from automixalign.system.schema import Count, Flag, Natural, NonNegative, PositiveFraction, Schema, Text
+
+CHOSEN = "chosen"
+
+
+def _check_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an address such as https://api.openai.com/v1")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("must be an address alone; the key comes from the variable OPENAI_API_KEY")
+    return text
+
+
+def _check_prompt(text: str) -> str:
+    if missing := [name for name in ("prompt", "first", "second") if f"{{{name}}}" not in text]:
+        raise ValueError(f"must contain {{{missing[0]}}}")
+    return text
+
+
+class JudgeSpec(Schema):
+    """A language model that compares every model's answers with a baseline's, through an API as OpenAI has it.
+
+    The key of the endpoint comes from the environment variable `OPENAI_API_KEY`, never from the configuration.
+    """
+
+    base_url: Annotated[Text, AfterValidator(_check_url)]
+    """The address of the API, such as `https://api.openai.com/v1` or `http://localhost:8000/v1`."""
+    model: Text
+    """The name of the judge at the endpoint."""
+    baseline: Literal["reference", "chosen"] = "reference"
+    """The answers to compare with: those of the reference model, or the chosen answers of the rows."""
+    prompt: Annotated[str, AfterValidator(_check_prompt)] | None = None
+    """The question to the judge, with `{prompt}`, `{first}` and `{second}`; docs/data.md has the default."""
+    temperature: NonNegative | None = 0.0
+    """The judge's temperature; `null` sends none, for models that refuse it."""
+    max_tokens: Count | None = 1024
+    """The largest number of tokens of a reply, thoughts included; `null` sets no limit."""
+    requests: Count = 4
+    """Requests at a time."""
+    timeout_seconds: Count = 120
+    """How long to wait for a reply."""
+    retries: Natural = 8
+    """How often to repeat a request if the endpoint does not answer, is overloaded or limits the rate. The
+    waits grow to 8 seconds, or are what the endpoint asks for."""
 
 
 class EvaluationSpec(Schema):
@@ -33,8 +78,19 @@ class EvaluationSpec(Schema):
     top_p: PositiveFraction = 1.0
     """Tokens are drawn among the most likely ones that together have this probability."""
 
+    judge: JudgeSpec | None = None
+    """Compares answers to the test prompts of every task. `win_rate` is the share that it prefers to the
+    baseline's. By default nothing is judged."""
+
+    @property
+    def compares_with_reference(self) -> bool:
+        """Whether the judge needs the answers of the reference model."""
+        return self.judge is not None and self.judge.baseline != CHOSEN
+
     @model_validator(mode="after")
     def _check_draws(self) -> Self:
+        if self.judge and not self.generate:
+            raise ValueError("'judge': it compares generated answers; set 'generate: true'")
         if not self.temperature:
             if self.samples > 1:
                 raise ValueError(

@@ -76,6 +76,7 @@ class Experiment(Schema):
             "tuned merges": any(merge.is_tuned for merge in self.merges),
             "warm starts": self.starts,
             "benchmarks": self.benchmarks,
+            "judge": self.evaluation.compares_with_reference,
             "registry": self.registry,
             "output": self.output,
         }

@@ -74,6 +74,11 @@ def texts_of(turn: Turn) -> list[str]:
     return [turn] if isinstance(turn, str) else [content_text(message) for message in turn]
 
 
+def answer_text(turn: Turn) -> str:
+    """An answer without its role: the text, or that of the last message."""
+    return turn if isinstance(turn, str) else content_text(turn[-1])
+
+
 def content_text(message: Message) -> str:
     """The text of a message: its content, or the texts of its content's parts."""
     content = message.get("content")

@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 from automixalign.config.data import AtLeast, Scalar, SourceSpec, TaskSpec, VerifierSpec
-from automixalign.data.pairs import Pair, Turn, content_text, make_pair, text_of
+from automixalign.data.pairs import Pair, Turn, answer_text, make_pair, text_of
 from automixalign.data.reading.row import OpenSource, Row, Unreadable
 from automixalign.data.reading.rows import open_source
 from automixalign.data.row_formats.chat import Chat
@@ -159,8 +159,8 @@ class TaskReader:
             text = _to_json(row) if row else None
             if text and len(text) > _MAX_ROW:
                 raise ValueError(f"reads {len(text):,} characters of a row; at most {_MAX_ROW:,} are kept")
-            chosen = pair.chosen if isinstance(pair.chosen, str) else content_text(pair.chosen[-1])
-            if not verifier.check_row(pair.prompt, chosen, pair.answer or "", json.loads(text or "{}")):
+            kept = json.loads(text or "{}")
+            if not verifier.check_row(pair.prompt, answer_text(pair.chosen), pair.answer or "", kept):
                 self.chosen_failed += 1
         except (TypeError, ValueError, RecursionError) as error:
             name = self.task.verifier and self.task.verifier.name

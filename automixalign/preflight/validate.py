@@ -74,8 +74,9 @@ def plan_experiment(experiment: Experiment) -> Plan:
     Raises:
         ConfigError: a benchmark cannot run here.
         DataError, ModelError: a source does not exist.
-        StorageError: a source on S3 does not exist, the output is not writable, or the model registry does not
-            answer.
+        ConfigError: the judge's endpoint refuses a request.
+        StorageError: a source on S3 does not exist, the output is not writable, or the model registry or the
+            judge does not answer.
     """
     benchmarks = check_benchmarks(experiment.benchmarks)
     uri = experiment.tracking.uri or os.environ.get(spool.URI)
@@ -83,6 +84,10 @@ def plan_experiment(experiment: Experiment) -> Plan:
         from automixalign.steps.tracking.send import check_registry
 
         check_registry(uri)
+    if experiment.evaluation.judge is not None:
+        from automixalign.scoring.judge.client import Judge
+
+        Judge(experiment.evaluation.judge).check()
     with s3.fewer_attempts():
         if experiment.output is not None:
             check_writable(experiment.output.to)  # before any other request

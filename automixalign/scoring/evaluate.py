@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from automixalign.config.evaluation import EvaluationSettings
+from automixalign.config.evaluation import CHOSEN, EvaluationSettings
 from automixalign.data.store import IDS, TEST, VALIDATION, count_pairs, read_card, read_split, tasks_of
 from automixalign.models.load import load_model, load_tokenizer
 from automixalign.scoring import caches
 from automixalign.scoring.caches import GENERATIONS, SUMMARY
 from automixalign.scoring.generation import generated_answers, read_prompts, verify
 from automixalign.scoring.intervals import prompt_numbers
+from automixalign.scoring.judge.judged import judge_answers, read_baseline
 from automixalign.scoring.metrics.registry import PairScores, answer_values, means, pair_values
 from automixalign.scoring.scorer import Scorer, log_ratios, pair_losses
 from automixalign.steps.step import current_step
@@ -37,6 +38,7 @@ def evaluate(
     base_model: Path,
     model: Path,
     output: Path,
+    baseline: Path | None = None,
     splits: Sequence[str] = (TEST, VALIDATION),
 ) -> dict[str, Any]:
     """Write the scores of every pair, `TASK.parquet`, the generated answers and a summary.
@@ -53,6 +55,8 @@ def evaluate(
         base_model: the model under a LoRA adapter; its tokenizer decodes the answers.
         model: the model to measure.
         output: folder to write.
+        baseline: the evaluation of the reference, if the judge compares with its answers. The reference itself
+            has none, and is then not judged.
         splits: the splits to measure on. The first one is measured with generated answers, into `output`; each
             further one without them, into `output/SPLIT`, unless it is empty.
 
@@ -61,7 +65,10 @@ def evaluate(
         specialist. The leaderboard computes those that do.
 
     Raises:
-        CacheError: the reference log-probabilities lack a pair or belong to other data.
+        CacheError: the reference log-probabilities lack a pair or belong to other data; or the baseline lacks
+            an answer.
+        ConfigError: a verifier fails, or the judge's endpoint refuses the requests.
+        UnreachableError: the judge's endpoint does not answer.
         ModelError: the model cannot be loaded or gives values that are not finite.
     """
     policy = load_model(model, base_model)
@@ -77,7 +84,7 @@ def evaluate(
             summary = {"model": name, "family": family, "loss": settings.loss.model_dump(), "tasks": tasks}
             target = folder / split if summaries else folder
             if not summaries:
-                generations = _generations(settings, data, split, policy, base_model)
+                generations = _generations(settings, data, split, policy, base_model, baseline)
                 for task, answers in generations.items():
                     tasks[task] |= means(answer_values(answers))
                 files.write_jsonl(target / GENERATIONS, chain.from_iterable(generations.values()))
@@ -90,18 +97,26 @@ def evaluate(
 
 
 def _generations(
-    settings: EvaluationSettings, data: Path, split: str, policy: "PreTrainedModel", base_model: Path
+    settings: EvaluationSettings,
+    data: Path,
+    split: str,
+    policy: "PreTrainedModel",
+    base_model: Path,
+    baseline: Path | None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Task -> verified answers."""
+    """Task -> verified and judged answers."""
     spec = settings.evaluation
     if not spec.generate:
         return {}
     tokenizer = load_tokenizer(base_model)
+    others = read_baseline(baseline) if baseline else None
     generations = {}
-    for task in filter(settings.verifiers.get, tasks_of(data)):
+    for task in tasks_of(data) if spec.judge else filter(settings.verifiers.get, tasks_of(data)):
         prompts = read_prompts(data, task, split, policy, spec.max_prompts)
         answers = generated_answers(spec, settings.seed, task, prompts, policy, tokenizer)
         verify(settings, task, prompts, answers)
+        if spec.judge and (others is not None or spec.judge.baseline == CHOSEN):
+            judge_answers(spec.judge, task, prompts, answers, others)
         generations[task] = answers
     return generations
 

@@ -14,8 +14,9 @@ def evaluate(
     base_model: Input[Model],
     evaluation: Output[Dataset],
     model: Input[Model] = None,  # kfp's form of an optional
+    baseline: Input[Dataset] = None,
 ) -> None:
-    """Measure DPO loss, reward accuracy, margin, drift and verified generations of one model.
+    """Measure DPO loss, reward accuracy, margin, drift and verified or judged generations of one model.
 
     Args:
         settings: `EvaluationSettings` as JSON.
@@ -25,6 +26,7 @@ def evaluate(
         evaluation: folder with one row for each pair of the test split, the generations and a summary; and the
             same without generations for the validation split, in `validation/`.
         model: the model; its metadata hold its name and family. Without one, the base model.
+        baseline: the evaluation of the base model, if a judge compares with its answers.
     """
     from pathlib import Path
 
@@ -34,7 +36,8 @@ def evaluate(
 
     policy = model or base_model
     name, family = policy.metadata["model"], policy.metadata["family"]
-    with run_step("evaluate", name, reads=[data, reference_logps, base_model, policy], writes=[evaluation]):
+    reads = [data, reference_logps, base_model, policy, *([baseline] if baseline else [])]
+    with run_step("evaluate", name, reads=reads, writes=[evaluation]):
         summary = evaluate(
             settings=EvaluationSettings.model_validate_json(settings),
             name=name,
@@ -44,6 +47,7 @@ def evaluate(
             base_model=Path(base_model.path),
             model=Path(policy.path),
             output=Path(evaluation.path),
+            baseline=Path(baseline.path) if baseline else None,
         )
         tuning = {"tuning": policy.metadata["tuning"]} if "tuning" in policy.metadata else {}
         evaluation.metadata.update(summary, **tuning, run_path=f"evaluations/{name}")

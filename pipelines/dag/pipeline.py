@@ -10,12 +10,15 @@
     warm_generalists: for each method with `init`  train_generalist -> evaluate, benchmark
     compare -> register, publish
 
-Specialists solve no benchmarks: they are no final models. `Experiment.parts` lists the optional parts.
+Specialists solve no benchmarks: they are no final models. With a judge, the evaluation of the reference is an
+input of the others. `Experiment.parts` lists the optional parts.
 Each loop is a pipeline of its own: kfp's local runner can loop only over a parameter of a pipeline, and can
 collect artifacts only at its end. `backend.md` lists the other limits of the open-source backend. Generalists
 that start from a merge have a loop of their own: the others then neither wait for merges nor depend on them.
 """
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -72,6 +75,33 @@ def _with_benchmarks(outputs: Any, parts: Sequence[str]) -> Any:
     return NamedTuple(outputs.__name__, [*outputs.__annotations__.items(), ("benchmarks", list[Artifact])])
 
 
+def _with_baseline(parts: Sequence[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Leave out `baseline`, the last input of a loop, unless a judge compares with the reference's answers.
+
+    No server is known to run a nested pipeline with an optional artifact.
+    """
+
+    def change(loop: Callable[..., Any]) -> Callable[..., Any]:
+        if "judge" in parts:
+            return loop
+        signature = inspect.signature(loop)
+        *parameters, _ = signature.parameters.values()
+
+        @functools.wraps(loop)
+        def without(*inputs: Any) -> Any:
+            return loop(*inputs, None)
+
+        without.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return without
+
+    return change
+
+
+def _given(**inputs: Any) -> dict[str, Any]:
+    """The inputs that are there."""
+    return {name: value for name, value in inputs.items() if value is not None}
+
+
 def _measure(
     add_task: Placement,
     parts: Sequence[str],
@@ -79,8 +109,17 @@ def _measure(
     settings: Mapping[str, Any],
     inputs: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The stages that measure a final model. `settings` are those of `evaluate` and `benchmark`."""
-    evaluated = add_task(evaluate, settings=settings["evaluation"], model=model, **inputs)
+    """The stages that measure a final model.
+
+    Args:
+        add_task: makes the tasks.
+        parts: of the pipeline.
+        model: the model.
+        settings: of `evaluation` and `benchmarks`, and the `baseline` of a judge or None.
+        inputs: of `evaluate`.
+    """
+    baseline = _given(baseline=settings["baseline"])
+    evaluated = add_task(evaluate, settings=settings["evaluation"], model=model, **baseline, **inputs)
     measured = {"evaluations": evaluated.outputs["evaluation"]}
     if "benchmarks" in parts:
         base_model = inputs["base_model"]
@@ -89,10 +128,11 @@ def _measure(
     return measured
 
 
-def _specialists(add_task: Placement) -> Callable[..., Any]:
+def _specialists(add_task: Placement, parts: Sequence[str]) -> Callable[..., Any]:
     """The loop over the tasks: train, evaluate and score one specialist each."""
 
     @dsl.pipeline(name="specialists", display_name="Specialists")
+    @_with_baseline(parts)
     def specialists(
         tasks: list,  # type: ignore[type-arg]  # kfp knows no list[str]
         specialist: str,
@@ -101,12 +141,15 @@ def _specialists(add_task: Placement) -> Callable[..., Any]:
         data: Input[Dataset],
         reference_logps: Input[Dataset],
         base_model: Input[Model],
+        baseline: Input[Dataset],
     ) -> Specialists:
         inputs = {"data": data, "reference_logps": reference_logps, "base_model": base_model}
         with dsl.ParallelFor(items=tasks) as task_name:
             trained = add_task(train_specialist, settings=specialist, task_name=task_name, **inputs)
             model = trained.outputs["model"]
-            evaluated = add_task(evaluate, settings=evaluation, model=model, **inputs)
+            evaluated = add_task(
+                evaluate, settings=evaluation, model=model, **inputs, **_given(baseline=baseline)
+            )
             scored = add_task(
                 specialist_losses,
                 settings=losses,
@@ -138,6 +181,7 @@ def _generalists(add_task: Placement, parts: Sequence[str]) -> tuple[Callable[..
         return outputs(**{name: dsl.Collected(output) for name, output in collected.items()})
 
     @dsl.pipeline(name="generalists", display_name="Generalists")
+    @_with_baseline(parts)
     def generalists(
         methods: list,  # type: ignore[type-arg]
         evaluation: str,
@@ -146,12 +190,14 @@ def _generalists(add_task: Placement, parts: Sequence[str]) -> tuple[Callable[..
         reference_logps: Input[Dataset],
         losses: Input[Dataset],
         base_model: Input[Model],
+        baseline: Input[Dataset],
     ) -> outputs:  # type: ignore[valid-type]
         inputs = {"data": data, "reference_logps": reference_logps, "base_model": base_model}
-        measuring = {"evaluation": evaluation, "benchmarks": benchmarks}
+        measuring = {"evaluation": evaluation, "benchmarks": benchmarks, "baseline": baseline}
         return loop(methods, measuring, {"losses": losses}, inputs)  # type: ignore[no-any-return]
 
     @dsl.pipeline(name="warm_generalists", display_name="Generalists that start from a merge")
+    @_with_baseline(parts)
     def warm_generalists(
         methods: list,  # type: ignore[type-arg]
         evaluation: str,
@@ -161,9 +207,10 @@ def _generalists(add_task: Placement, parts: Sequence[str]) -> tuple[Callable[..
         losses: Input[Dataset],
         base_model: Input[Model],
         starts: Input[Model],
+        baseline: Input[Dataset],
     ) -> outputs:  # type: ignore[valid-type]
         inputs = {"data": data, "reference_logps": reference_logps, "base_model": base_model}
-        measuring = {"evaluation": evaluation, "benchmarks": benchmarks}
+        measuring = {"evaluation": evaluation, "benchmarks": benchmarks, "baseline": baseline}
         return loop(methods, measuring, {"losses": losses, "starts": starts}, inputs)  # type: ignore[no-any-return]
 
     return generalists, warm_generalists
@@ -179,6 +226,7 @@ def _merges(add_task: Placement, parts: Sequence[str]) -> Callable[..., Any]:
     outputs = _with_benchmarks(Merges, parts)
 
     @dsl.pipeline(name="merges", display_name="Merges")
+    @_with_baseline(parts)
     def merges(
         methods: list,  # type: ignore[type-arg]
         evaluation: str,
@@ -188,12 +236,13 @@ def _merges(add_task: Placement, parts: Sequence[str]) -> Callable[..., Any]:
         losses: Input[Dataset],
         specialists: Input[Model],
         base_model: Input[Model],
+        baseline: Input[Dataset],
     ) -> outputs:  # type: ignore[valid-type]
         inputs = {"data": data, "reference_logps": reference_logps, "base_model": base_model}
         to_merge = {**inputs, "losses": losses} if "tuned merges" in parts else {"base_model": base_model}
         with dsl.ParallelFor(items=methods) as settings:
             merged = add_task(merge_specialists, settings=settings, specialists=specialists, **to_merge)
-            measuring = {"evaluation": evaluation, "benchmarks": benchmarks}
+            measuring = {"evaluation": evaluation, "benchmarks": benchmarks, "baseline": baseline}
             measured = _measure(add_task, parts, merged.outputs["model"], measuring, inputs)
         collected = {"models": merged.outputs["model"], **measured}
         collected = {name: dsl.Collected(output) for name, output in collected.items()}
@@ -214,7 +263,7 @@ def build_pipeline(experiment: Experiment, add_task: Placement) -> Callable[...,
     """
     # kfp cannot collect from an empty loop, so an experiment has only the loops that it needs.
     parts = experiment.parts
-    specialists, merges = _specialists(add_task), _merges(add_task, parts)
+    specialists, merges = _specialists(add_task, parts), _merges(add_task, parts)
     generalists, warm_generalists = _generalists(add_task, parts)
 
     @dsl.pipeline(
@@ -235,17 +284,19 @@ def build_pipeline(experiment: Experiment, add_task: Placement) -> Callable[...,
         logps = add_task(reference_logps, settings=plan["scoring"], data=data, base_model=base_model).outputs
         common = {"data": data, "reference_logps": logps["reference_logps"], "base_model": base_model}
         evaluated = add_task(evaluate, settings=plan["evaluation"], **common)
+        to_judge = {"baseline": evaluated.outputs["evaluation"]} if "judge" in parts else {}
         first = specialists(
             tasks=plan["tasks"],
             specialist=plan["specialist"],
             losses=plan["specialist_losses"],
             evaluation=plan["evaluation"],
             **common,
+            **to_judge,
         ).outputs
         to_merge = {"models": first["models"]} if "merges" in parts else {}
         gathered = add_task(gather_specialists, losses=first["losses"], **to_merge).outputs
         measuring = {"evaluation": plan["evaluation"], "benchmarks": plan["benchmarks"]}
-        to_train = {"losses": gathered["all_losses"], **measuring, **common}
+        to_train = {"losses": gathered["all_losses"], **measuring, **common, **to_judge}
         to_compare |= {
             "reference": evaluated.outputs["evaluation"],
             "specialists": first["evaluations"],

@@ -25,8 +25,10 @@ _READS_SOURCES: tuple[Stage, ...] = ("validate_config", "prepare_base_model", "p
 _SECRET_USERS: dict[str, tuple[Stage, ...]] = {
     "s3": (*_READS_SOURCES, "register", "publish"),
     "hub": (*_READS_SOURCES, "benchmark"),
+    "judge": ("validate_config", "evaluate"),
 }
-"""The stages that get a Secret. Every stage gets MLflow's; stages with checkpoints in S3 also get S3's."""
+"""The stages that get a Secret. Every stage gets MLflow's; stages with checkpoints in S3 also get S3's. Without
+a judge, no stage gets the judge's."""
 _NEVER_CACHED: tuple[Stage, ...] = ("validate_config", "register", "publish")
 """These stages read or change what is outside the DAG: the sources' content, the registry, the output."""
 _RETRY_SECONDS = 10 * 365 * 24 * 3600
@@ -78,6 +80,7 @@ class ClusterPlacement(Placement):
         self.cluster = experiment.cluster
         self.train_job = self.cluster.train_job if experiment.training.nodes > 1 else None
         self.checkpoints = _checkpoint_folders(experiment)
+        self.judged = experiment.evaluation.judge is not None
         self.cache = self.cluster.cache
         self.pipeline_config = PipelineConfig(ttl_seconds_after_finished=self.cluster.ttl_seconds)
 
@@ -97,7 +100,9 @@ class ClusterPlacement(Placement):
         _set_resources(task, pod)
         _set_nodes(task, pod)
         _set_time_limits(task, pod)
-        self._set_environment(task, {"s3": uses_s3, "hub": stage in _SECRET_USERS["hub"], "mlflow": True})
+        uses = {service: stage in stages for service, stages in _SECRET_USERS.items()}
+        uses |= {"s3": uses_s3, "mlflow": True, "judge": self.judged and uses["judge"]}
+        self._set_environment(task, uses)
         return task
 
     def _train_job_request(self, train_job: TrainJobSpec, pod: Pod) -> TrainJobRequest:

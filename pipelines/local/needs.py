@@ -22,6 +22,7 @@ _VARIABLE_PREFIXES = {
     "s3": ("AWS_", s3.TIMEOUT),
     "mlflow": ("MLFLOW_", "AWS_"),  # an MLflow server may have its clients write artifacts to S3
     "hub": ("HF_TOKEN", "HF_ENDPOINT"),
+    "judge": ("OPENAI_API_KEY",),
 }
 """Prefixes of the environment variables that configure each service."""
 _NETWORK_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
@@ -38,7 +39,7 @@ class Needs:
     store: Path | None = None
     """The file of the MLflow store, absolute, if a stage needs it; its folder is in `write`."""
     services: dict[str, str] = field(default_factory=dict)
-    """`s3`, `mlflow`, `hub` -> the first key of the configuration that needs it."""
+    """`s3`, `mlflow`, `hub`, `judge` -> the first key of the configuration that needs it."""
     variables: set[str] = field(default_factory=set)
     """Names of environment variables with addresses and credentials of the services."""
     loopback: set[str] = field(default_factory=set)
@@ -71,6 +72,7 @@ def needs_of(experiment: Experiment, environ: Mapping[str, str]) -> Needs:
             needs.write.add(next(parent for parent in parents if parent.exists()))
     if experiment.registry is not None:
         needs.services.setdefault("mlflow", "registry")
+    _add_judge(needs, experiment)
     if "mlflow" in needs.services:
         _add_mlflow_store(needs, experiment.tracking.uri or environ.get(spool.URI) or default_store())
     if "hub" in needs.services and environ.get(_OFFLINE, "0").lower() in ("1", "on", "yes", "true"):
@@ -105,6 +107,13 @@ def _link_targets_outside(folder: Path) -> Iterator[Path]:
             target = Path(os.path.normpath(file.parent / file.readlink()))
             if not target.is_relative_to(folder):
                 yield target
+
+
+def _add_judge(needs: Needs, experiment: Experiment) -> None:
+    if judge := experiment.evaluation.judge:
+        needs.services["judge"] = key = "evaluation.judge.base_url"
+        if is_loopback(judge.base_url):
+            needs.loopback.add(key)
 
 
 def _add_mlflow_store(needs: Needs, uri: str) -> None:

@@ -65,7 +65,9 @@ class Submission:
     def facts(self) -> dict[str, str]:
         """The request as text for people. Secrets appear by name; this machine does not know their values."""
         cluster = self.experiment.cluster
-        secrets = [cluster.secrets.s3, cluster.secrets.mlflow, cluster.secrets.hub, *cluster.image_pull_secrets]
+        secrets = [cluster.secrets.s3, cluster.secrets.mlflow, cluster.secrets.hub]
+        secrets += [cluster.secrets.judge] if self.experiment.evaluation.judge else []
+        secrets += cluster.image_pull_secrets
         return {
             "run": self.run_name,
             "experiment": self.kfp_experiment,

@@ -72,6 +72,12 @@ EXPERIMENTS = {
         methods=["uniform", {"method": "uniform", "name": "warm", "init": "ties"}],
         output="s3://results/golden",
     ),
+    "judged": _experiment(
+        {},
+        merges=["linear"],
+        methods=["uniform", {"method": "uniform", "name": "warm", "init": "linear"}],
+        evaluation={"judge": {"base_url": "https://judge.example/v1", "model": "judge"}},
+    ),
     "many-tasks": _experiment(
         {"default": {"retries": {"times": 0}}}, tasks=12, merges=["linear", "ties"], methods=["standard"]
     ),

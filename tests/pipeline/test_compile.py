@@ -72,6 +72,7 @@ def test_each_container_has_the_settings_of_its_stage(name: str) -> None:
             names.mlflow,
             names.s3 if uses_s3 else None,
             names.hub if reads or stage == "benchmark" else None,
+            names.judge if name == "judged" and stage in ("validate_config", "evaluate") else None,
         }
         assert secrets == expected - {None}
         assert all(secret["optional"] for secret in pod.get("secretAsEnv", []))
@@ -242,3 +243,19 @@ def test_a_component_is_thin_and_in_the_dag(path: Path, tmp_path: Path) -> None:
     whole["methods"].append({"method": "uniform", "name": "warm", "init": "linear"})
     spec = _local_spec(parse_experiment(whole, "test"), tmp_path)
     assert f"exec-{path.parent.name.replace('_', '-')}" in spec["deploymentSpec"]["executors"]
+
+
+def test_with_a_judge_every_evaluation_but_the_first_gets_that_of_the_reference() -> None:
+    def evaluations(name: str) -> dict[str, bool]:
+        spec = pipeline(name)[0]
+        return {
+            dag: "baseline" in task["inputs"]["artifacts"]
+            for dag, component in {"root": spec["root"], **spec["components"]}.items()
+            for task in component.get("dag", {}).get("tasks", {}).values()
+            if task["componentRef"]["name"].startswith("comp-evaluate")
+        }
+
+    judged = evaluations("judged")
+    assert judged.pop("root") is False
+    assert list(judged.values()) == [True] * 4, "specialists, generalists, warm ones and merges"
+    assert not any(evaluations("warm-starts").values())

@@ -86,6 +86,10 @@ def test_s3_gets_its_variables_and_the_files_that_they_name(data: Data, tmp_path
         ({"base_model": "owner/name"}, {"hub": "base_model.source"}),
         ({"registry": {"name": "m"}, "tracking": {"uri": "https://mlflow.example"}}, {"mlflow": "registry"}),
         ({"base_model": "models:/m/1", "tracking": {"uri": "databricks"}}, {"mlflow": "base_model.source"}),
+        (
+            {"evaluation": {"judge": {"base_url": "https://judge.example/v1", "model": "j"}}},
+            {"judge": "evaluation.judge.base_url"},
+        ),
         ({"registry": {"name": "m"}}, {}),
         ({"tracking": {"uri": "https://mlflow.example"}}, {}),
         ({"benchmarks": ["toxigen"]}, {"hub": "benchmarks.0"}),
@@ -96,6 +100,7 @@ def test_s3_gets_its_variables_and_the_files_that_they_name(data: Data, tmp_path
         "hub",
         "registry",
         "models:/",
+        "judge",
         "registry of the run",
         "tracking alone",
         "benchmark",

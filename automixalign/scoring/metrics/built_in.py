@@ -52,6 +52,15 @@ def pass_at_k(answers: Sequence[Answer]) -> float:
     return float(any(_passed(answers)))
 
 
+@metric("win_rate", better="higher", of="answers")
+def win_rate(answers: Sequence[Answer]) -> float:
+    """Share of a prompt's answers that the judge prefers to the baseline's; a tie counts half."""
+    wins = [answer.get("win") for answer in answers]
+    if None in wins:
+        raise NotMeasuredError
+    return float(np.mean(np.asarray(wins, dtype=np.float64)))
+
+
 def _passed(answers: Sequence[Answer]) -> list[bool]:
     """Whether each answer passes; not measured without a verifier."""
     passed = [answer["passed"] for answer in answers]

@@ -5,6 +5,9 @@ from typing import Any
 
 from automixalign.config.experiment import Experiment
 
+_MAX_LISTED_RATES = 6
+"""A grid can have many methods with a learning rate of their own."""
+
 
 def limits(
     experiment: Experiment, costs: Mapping[str, Mapping[str, Any]], tasks: Sequence[Mapping[str, Any]]
@@ -61,6 +64,8 @@ def _budget(experiment: Experiment, costs: Mapping[str, Mapping[str, Any]], trai
         f" ({max(pairs):,.0f} pairs, {max(pairs) / train_pairs:.1f} times the training data)" if pairs else ""
     )
     own = [f"{each.name} {each.learning_rate:g}" for each in experiment.methods if each.learning_rate]
+    if len(own) > _MAX_LISTED_RATES:
+        own = [*own[:_MAX_LISTED_RATES], f"and {len(own) - _MAX_LISTED_RATES} more"]
     rates = (
         f". Not all had the same learning rate ({', '.join(own)}), so methods are not compared at equal rates"
         if own

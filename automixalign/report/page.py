@@ -21,6 +21,7 @@ _SCRIPTS = (
     "origin.js",
     "examples.js",
     "grids.js",
+    "benchmarks.js",
     "tunings.js",
     "run.js",
     "comparison.js",

@@ -139,6 +139,17 @@ def test_injected_html_can_do_nothing(page: Page, reports: dict[str, Path], atte
     page.requests[:] = [address for address in page.requests if address.startswith("file:")]
 
 
+def test_benchmarks_have_a_table_of_their_own(page: Page, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "solved", benchmarks=["toxigen", "gsm8k"])
+    page.open(folder / runs.PAGE)
+    rows = "[...document.querySelectorAll('#benchmarks tr')]"
+    assert page.run(f"{rows}.map((row) => [...row.children].map((cell) => cell.textContent))") == [
+        ["model", "toxigen\nacc", "gsm8k\nexact_match,strict-match"],
+        ["reference", "0.750 ± 0.125", "0.250"],
+        ["uniform", "0.750 ± 0.125", "0.250"],
+    ]
+
+
 def test_each_try_of_a_tuned_merge_is_in_a_table(page: Page, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "tuned", merges=[{"method": "linear", "weights": "tuned"}])
     page.open(folder / runs.PAGE)

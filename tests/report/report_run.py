@@ -15,6 +15,7 @@ from automixalign.data.store import split_path, split_schema
 from automixalign.report.compare import ReportPaths, compare
 from automixalign.report.facts.collect import RunResults
 from automixalign.scoring import caches
+from automixalign.scoring.benchmarks.results import RESULTS
 from automixalign.scoring.caches import GENERATIONS, SUMMARY
 from automixalign.storage import files
 
@@ -92,10 +93,21 @@ def write_run(folder: Path, seed: int = 0, **changes: Any) -> Path:
         data=folder / "data",
         losses=[_losses(folder, task) for task in TASKS],
         tunings={merge.name: TUNING for merge in checked.merges if merge.is_tuned},
+        benchmarks=[_solved(folder, name) for name in ("reference", "uniform")] if checked.benchmarks else [],
     )
     settings = ComparisonSettings(seed=seed, code="0123456789abcdef", experiment=checked)
     compare(settings, results, report_paths(folder))
     return folder
+
+
+def _solved(folder: Path, name: str) -> Path:
+    """A folder as `benchmark` writes it."""
+    solved = {
+        "toxigen": {"metrics": {"acc": 0.75, "acc_stderr": 0.125, "acc_norm": 0.5}},
+        "gsm8k": {"metrics": {"exact_match,strict-match": 0.25}},
+    }
+    files.write_json(folder / "benchmarks" / name / RESULTS, {"model": name, "benchmarks": solved})
+    return folder / "benchmarks" / name
 
 
 def report_paths(folder: Path) -> ReportPaths:

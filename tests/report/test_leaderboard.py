@@ -8,7 +8,9 @@ import pyarrow as pa
 import pytest
 
 from automixalign.report import leaderboard
+from automixalign.report.benchmark_table import add_benchmarks, benchmark_table
 from automixalign.report.compare import headline_metrics
+from automixalign.scoring.benchmarks.results import RESULTS
 from automixalign.scoring.caches import GENERATIONS, SUMMARY
 from automixalign.storage import files
 from automixalign.system.errors import CacheError
@@ -304,3 +306,16 @@ def test_the_choice_comes_first_and_the_ranking_names_the_chosen_model(
     choice, verdict = leaderboard.conclusions(board)
     assert choice.startswith(f"Chosen on the validation split: {selected},")
     assert sentence in verdict
+
+
+def test_benchmarks_have_a_table_of_the_models_that_solved_them(tmp_path: Path) -> None:
+    metrics = {"acc": 0.75, "acc_stderr": 0.125, "acc_norm": 0.5}
+    solved = {"toxigen": {"metrics": metrics}, "gsm8k": {"metrics": {"exact_match,strict-match": 0.25}}}
+    files.write_json(tmp_path / RESULTS, {"model": "uniform", "benchmarks": solved})
+    entries = [{"model": name, "family": "generalist"} for name in ("standard", "uniform")]
+    add_benchmarks(entries, [tmp_path])
+    assert "benchmarks" not in entries[0]
+    assert entries[1]["benchmarks"] == {name: each["metrics"] for name, each in solved.items()}
+    header = ["model", "family", "toxigen acc", "gsm8k exact_match,strict-match"]
+    assert benchmark_table(entries) == (header, [["uniform", "generalist", "0.750 ± 0.125", "0.250"]])
+    assert benchmark_table(entries[:1])[1] == []

@@ -13,6 +13,7 @@ function runSections(run) {
   return [
     leaderboardSection(run),
     gridsSection(run),
+    benchmarksSection(run),
     barsSection(run),
     examplesSection(run),
     trajectoriesSection(run),

@@ -20,6 +20,7 @@ _SCRIPTS = (
     "validation.js",
     "origin.js",
     "examples.js",
+    "tasks.js",
     "grids.js",
     "benchmarks.js",
     "tunings.js",

@@ -228,9 +228,29 @@ def test_answers_are_side_by_side_with_their_marks(page: Page, reports: dict[str
 def test_the_drift_is_shown_for_each_model_and_task(page: Page, reports: dict[str, Path]) -> None:
     page.open(reports["run"])
     rows = "[...document.querySelectorAll('#tasks tbody tr')]"
-    cells = page.run(f"{rows}.map((row) => [...row.children].map((cell) => cell.textContent))")
-    assert ["ama-r", "-1.500", "+0.500"] in cells
+    cells = page.run(f"{rows}.map((row) => [...row.children].map((cell) => cell.firstChild.textContent))")
+    assert ["ama-r", "-1.500", "0.500"] in cells
     assert "reference" not in [row[0] for row in cells], "it does not move"
+
+
+def test_differences_to_the_baseline_have_intervals(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["run"])
+    charts = "[...document.querySelectorAll('#tasks figure')]"
+    titles = page.run(f"{charts}.map((chart) => chart.querySelector('figcaption').textContent)")
+    assert titles == ["alpha", "beta", "each model's worst task", "alpha", "beta"]
+    rows = f"[...{charts}[2].querySelectorAll('.point-row')]"
+    assert page.run(f"{rows}.map((row) => row.querySelector('.name').textContent)") == [
+        "standard",
+        "ama-r",
+        "linear",
+    ], "the baseline itself has no difference"
+    assert page.run(f"{rows}[0].className") == "point-row wrong", "its interval is above 0"
+    assert page.run(f"{rows}[1].className") == "point-row right"
+    text = page.run(f"{rows}[0].querySelector('.value').textContent")
+    assert re.fullmatch(r"\+0\.\d{3}\+0\.\d{3} to \+0\.\d{3}", text)
+    choose(page, "#tasks", "pass_rate")
+    titles = page.run(f"{charts}.map((chart) => chart.querySelector('figcaption').textContent)")
+    assert titles == ["alpha", "each model's worst task", "alpha"], "beta has no verifier"
 
 
 def choose(page: Page, where: str, value: str) -> None:

@@ -233,7 +233,7 @@ def hostile_facts(facts: Any) -> Any:
     names = {task: task + EVERYWHERE for task in TASKS}
     names |= {specialist_name(task): specialist_name(names[task]) for task in TASKS}
     names |= {model: model + EVERYWHERE for model in LEVEL}
-    structure = {"kind", "family", "metrics", "date"}
+    structure = {"kind", "family", "metrics", "ranked_by", "date"}
 
     def spoiled(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):

@@ -14,7 +14,7 @@ function runSections(run) {
     leaderboardSection(run),
     gridsSection(run),
     benchmarksSection(run),
-    barsSection(run),
+    tasksSection(run),
     examplesSection(run),
     trajectoriesSection(run),
     curvesSection(run),
@@ -87,61 +87,19 @@ function leaderboardSection(run) {
   return section(
     "leaderboard",
     "Leaderboard",
-    note("The model is chosen on the validation split. This table shows the test split. Gap: mean over a task's test pairs of (loss − specialist's loss); below 0, the model is better than the specialist. Excess: mean of max(loss − specialist's loss, 0), which methods with the clipped excess train on; the gap ranks the models. Accuracy: share of pairs whose chosen answer has the larger reward. Pass rate: share of greedy generations that a verifier passes. Less is better for gap, excess and loss, more for accuracy, margin and pass rate."),
+    note(`The model is chosen on the validation split. This table shows the test split. The ${run.metrics[run.ranked_by].title} on the worst task ranks the models.`),
+    h("details", {}, h("summary", {}, "What the metrics are"), metricList(run)),
     h("div", { class: "controls" }, choice("Show", [[OVERVIEW, "worst task and mean, every metric"], ...metrics.map((metric) => [metric, `${run.metrics[metric].title} on each task`])], show)),
     container,
   );
 }
 
-function barsSection(run) {
-  const models = run.leaderboard.filter(isCompared);
-  const specialist = (task) => run.leaderboard.find((entry) => entry.model === `specialist-${task}`);
-
-  function bars(metric, task, [low, high], mark) {
-    const values = models.map((entry) => entry.tasks[task][metric]);
-    const best = isLower(run, metric) ? Math.min(...values) : Math.max(...values);
-    const rows = models.map((entry, at) => ({ name: entry.model, value: values[at], best: values[at] === best }));
-    return barChart({ title: task, rows, low, high, mark });
-  }
-
-  const gaps = models.flatMap((entry) => Object.values(entry.tasks).map((task) => task.gap));
-  const verified = tasksOf(run).filter((task) => models.every((entry) => "pass_rate" in entry.tasks[task]));
-  const passRates = verified.length
-    ? [
-        h("h3", {}, "Share of greedy generations that pass the verifier"),
-        h("p", { class: "quiet" }, h("span", { class: "key-mark" }), "the task's specialist"),
-        h("div", { class: "charts" }, verified.map((task) => bars("pass_rate", task, [0, 1], specialist(task).tasks[task].pass_rate))),
-      ]
-    : [];
-  return section(
-    "tasks",
-    "Each task, compared with its specialist",
-    h("h3", {}, "Gap to the specialist"),
-    note("A model with gap 0 is as good as the specialist on average; below 0, it is better. All tasks have the same scale."),
-    h("div", { class: "charts" }, tasksOf(run).map((task) => bars("gap", task, [Math.min(0, ...gaps), Math.max(0, ...gaps)], null))),
-    ...passRates,
-    ...driftTable(run),
-  );
-}
-
-/** How far each model has moved from the reference model on the chosen answers. */
-function driftTable(run) {
-  const drift = (entry, task) => entry.tasks[task].chosen_drift ?? null;
-  const moved = run.leaderboard.filter((entry) => entry.family !== "reference" && tasksOf(run).some((task) => drift(entry, task) !== null));
-  if (!moved.length) return [];
-  return [
-    h("h3", {}, "Drift from the reference model"),
-    note("Mean over a task's test pairs of log π(chosen answer) − log π_ref(chosen answer), in nats. Below 0, the model gives the chosen answers less probability than the reference model does, which DPO alone does not prevent. nll_weight works against it."),
-    table({
-      caption: "Drift of the chosen answers on the test split",
-      columns: [
-        { title: "model", text: true, cell: (entry) => entry.model, value: (entry) => entry.model },
-        ...tasksOf(run).map((task) => ({ title: task, cell: (entry) => signed(drift(entry, task)), value: (entry) => drift(entry, task) })),
-      ],
-      rows: moved,
-      aside: (entry) => !isCompared(entry),
-    }),
-  ];
+/** The metrics as their functions describe them. */
+function metricList(run) {
+  const direction = { lower: "less is better", higher: "more is better" };
+  const items = Object.values(run.metrics).map(({ title, better, description }) =>
+    h("li", {}, h("b", {}, title), `: ${description}`, better ? ` (${direction[better]})` : ""));
+  return h("div", {}, note("Mean over a task's test pairs, or over its prompts for answers. L is the loss of a pair z, theta the model, theta_i the task's specialist."), h("ul", {}, items));
 }
 
 function trajectoriesSection(run) {

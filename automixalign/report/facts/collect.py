@@ -104,6 +104,7 @@ def collect(settings: ComparisonSettings, entries: list[Entry], results: RunResu
         "base_model": {"source": experiment.base_model.source, "revision": experiment.base_model.revision},
         "verdict": "\n".join(leaderboard.conclusions(entries)),
         "metrics": {name: metric.facts() for name, metric in registered_metrics().items()},
+        "ranked_by": leaderboard.RANKED_BY,
         "baseline": leaderboard.baseline(entries),
         "leaderboard": entries,
         "grids": grids(experiment, entries),

@@ -83,5 +83,7 @@ def margin(pairs: PairScores) -> Floats:
 
 @metric("chosen_drift", better=None, headline=False)
 def chosen_drift(pairs: PairScores) -> Floats:
-    """Log-ratio of the chosen answer: how far the policy moved from the reference, and in which direction."""
+    """Log-probability of the chosen answer under the policy less that under the reference model, in nats. Below
+    0, the policy gives it less probability, which DPO alone does not prevent.
+    """
     return pairs.chosen_log_ratios

@@ -10,6 +10,7 @@ The leaderboard, its intervals, the terminal, MLflow and the report then show it
 """
 
 import functools
+import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -107,7 +108,9 @@ class Metric:
 
     def facts(self) -> dict[str, Any]:
         """What a report needs to show and rank values."""
-        return {key: getattr(self, key) for key in ("better", "title", "format", "headline")}
+        facts = {key: getattr(self, key) for key in ("better", "title", "format", "headline")}
+        description = (inspect.getdoc(self.function) or "").split("\n\n")[0]
+        return facts | {"description": " ".join(description.split())}
 
 
 _metrics: Plugins[Metric] = Plugins("metric", __package__)

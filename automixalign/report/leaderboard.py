@@ -118,21 +118,23 @@ def choice(entries: Iterable[Entry]) -> str:
     )
 
 
-def _worst_differences(scores: Iterable[TaskScores], model: str, other: str) -> dict[str, dict[str, float]]:
-    """Ranked metric -> the model's value on its worst task less the other's on its own; and the interval."""
-    result = {}
+def _worst_differences(scores: list[TaskScores], model: str, other: str) -> dict[str, dict[str, float]]:
+    """Ranked metric -> the model's value on its worst task less the other's on its own; and the interval.
+
+    Which tasks are the worst is taken as fixed. An interval that resamples it, too, is wrong if several tasks
+    of a model are about equally bad, as AMA makes them: the worst of more noisy values is worse.
+    """
+    result, by_task = {}, {task.task: task for task in scores}
     for name, metric in ranked_metrics().items():
-        tasks = [task for task in scores if name in task.values[model] and name in task.values[other]]
-        if tasks and all((model, name) in task.resampled for task in tasks):
-            (mine, my_resamples), (its, its_resamples) = (
-                (
-                    metric.worst([task.means(each)[name] for task in tasks]),
-                    metric.worst([task.resampled[each, name] for task in tasks]),
-                )
-                for each in (model, other)
-            )
-            limits = percentile_interval(my_resamples - its_resamples)
-            result[name] = Estimate(float(mine - its), *limits)._asdict()
+        worst = {}
+        for each in (model, other):
+            values = {key: task.means(each)[name] for key, task in by_task.items() if name in task.values[each]}
+            if values:
+                worst[each] = by_task[metric.worst(values)]
+        if len(worst) == 2 and all((each, name) in task.resampled for each, task in worst.items()):
+            mean = worst[model].means(model)[name] - worst[other].means(other)[name]
+            resampled = worst[model].resampled[model, name] - worst[other].resampled[other, name]
+            result[name] = Estimate(mean, *percentile_interval(resampled))._asdict()
     return result
 
 

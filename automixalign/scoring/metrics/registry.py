@@ -12,7 +12,7 @@ The leaderboard, its intervals, the terminal, MLflow and the report then show it
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -102,9 +102,9 @@ class Metric:
         """A value as text."""
         return format(value, self.format)
 
-    def worst(self, values: Sequence[Any]) -> Any:
-        """The worst of some values, or of each column of some arrays."""
-        return np.max(values, axis=0) if self.better == "lower" else np.min(values, axis=0)
+    def worst(self, values: Mapping[str, float]) -> str:
+        """The task with the worst value."""
+        return (max if self.better == "lower" else min)(values, key=values.__getitem__)
 
     def facts(self) -> dict[str, Any]:
         """What a report needs to show and rank values."""
@@ -194,8 +194,8 @@ def over_tasks(tasks: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, floa
     """The worst task's value of each ranked metric, and its mean over the tasks that have it."""
     worst, average = {}, {}
     for name, metric in ranked_metrics().items():
-        values = [measured[name] for measured in tasks.values() if name in measured]
+        values = {task: measured[name] for task, measured in tasks.items() if name in measured}
         if values:
-            worst[name] = float(metric.worst(values))
-            average[name] = float(np.mean(values))
+            worst[name] = values[metric.worst(values)]
+            average[name] = float(np.mean([*values.values()]))
     return worst, average

@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from automixalign.config.plugins import Plugin
 from automixalign.system.errors import ConfigError
@@ -43,6 +51,10 @@ class PluginSpec(Schema):
     def options(self) -> dict[str, Any]:
         """The options that were set."""
         return self.__pydantic_extra__ or {}
+
+    @model_serializer(mode="wrap")
+    def _shorten(self, serialize: SerializerFunctionWrapHandler) -> Any:
+        return serialize(self) if self.options else self.name
 
     def make(self, kind: str, known: Mapping[str, type[_Plugin]]) -> _Plugin:
         """An instance of the class with these options.

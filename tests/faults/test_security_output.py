@@ -114,7 +114,7 @@ def test_a_template_that_raises(model: Path, tmp_path: Path) -> None:
 def test_html_and_markup_in_a_name_on_the_leaderboard() -> None:
     """KFP's page renders leaderboard.md; the schema allows no such name."""
     name = "<script>x</script>|[a](javascript:x)`**<img src=x onerror=x>&lt;\n# head"
-    values = {"excess": 0.1}
+    values = {"gap": 0.1, "excess": 0.1}
     entry = {"model": name, "family": "merge", "average": values, "worst": values, "tasks": {}}
     page = MarkdownIt("commonmark", {"html": True}).enable("table").render(compare.as_markdown([entry]))
     assert set(re.findall(r"<(\w+)", page)) == {"p", "table", "thead", "tbody", "tr", "th", "td", "strong"}

@@ -360,7 +360,7 @@ def test_the_pairs_of_a_packed_specialist_are_sorted(text_inputs: Data, tmp_path
     whole = on_nodes(tmp_path, text_inputs)
     pairs = [f"pair-{number}" for number in range(50)]
     part = SpecialistTraining(
-        **whole.model_dump(exclude={"losses", "settings"}),
+        **whole.model_dump(exclude={"losses", "settings", "start"}),
         settings=whole.settings.model_dump(exclude={"method", "plugins"}),
         task="format",
         pair_ids=frozenset(pairs),

@@ -47,11 +47,12 @@ const answerCard = (title, verdict, text, family) =>
   h("div", { class: COMPARED_FAMILIES.includes(family) ? "answer" : "answer aside" }, h("p", { class: "who" }, h("span", {}, title), verdict), text);
 
 /** Whether an answer passed; of several samples, how many did. Nothing without a verifier. */
-function verdictOf({ passed, samples }) {
-  if (passed === null) return null;
+function verdictOf({ passed, samples, win }) {
+  const judged = isNumber(win) ? h("span", { class: win === 1 ? "right" : win ? "mixed" : "wrong" }, `judge: ${win === 1 ? "wins" : win ? "ties" : "loses"}`) : null;
+  if (passed === null) return judged;
   const text = samples === 1 ? (passed ? "right" : "wrong") : `${passed} of ${samples} right`;
   const sign = passed === samples ? "\u2713" : passed ? "\u25d0" : "\u2717";
-  return h("span", { class: passed === samples ? "right" : passed ? "mixed" : "wrong" }, `${sign} ${text}`);
+  return h("span", { class: passed === samples ? "right" : passed ? "mixed" : "wrong" }, `${sign} ${text}`, judged && ", ", judged);
 }
 
 const messagesOf = (messages) => h("div", { class: "messages" }, messages.map(messageOf));

@@ -100,6 +100,7 @@ def _prompt(pair: Mapping[str, Any], answers: Mapping[str, Sequence[Mapping[str,
                 "model": model,
                 "text": _cut(samples[0]["output"]),
                 "passed": None if samples[0]["passed"] is None else sum(sample["passed"] for sample in samples),
+                "win": samples[0].get("win"),
                 "samples": len(samples),
             }
             for model, samples in answers.items()

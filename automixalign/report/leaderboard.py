@@ -242,7 +242,7 @@ def _resolution(model: Entry, other: Entry, entries: list[Entry]) -> str:
     if difference is None:
         return "One seed: the difference is not certain."
     estimate = Estimate(**difference)
-    resolved = "resolved" if estimate.resolved else "not resolved, because its interval contains 0"
+    resolved = "resolved" if estimate.resolved else "not resolved, because its interval contains 0.000"
     return (
         f"The worst-task gap of {compared['model']} is {abs(estimate.mean):.3f} "
         f"{'below' if estimate.mean < 0 else 'above'} that of {reference}, with the 95 % interval "

@@ -15,6 +15,10 @@ _BATCH_VALUES = 1 << 22
 """Numbers of drawn clusters that memory holds at once."""
 
 
+_SMALLEST = 5e-4
+"""Smaller differences look like 0 in three digits, and may come from rounding alone."""
+
+
 class Interval(NamedTuple):
     """The limits of a confidence interval."""
 
@@ -31,8 +35,8 @@ class Estimate(NamedTuple):
 
     @property
     def resolved(self) -> bool:
-        """Whether the interval excludes 0."""
-        return not self.low <= 0 <= self.high
+        """Whether the interval excludes 0, and all that three digits show as 0."""
+        return self.low > _SMALLEST or self.high < -_SMALLEST
 
 
 def prompt_numbers(prompts: Iterable[Sequence[int]]) -> list[int]:

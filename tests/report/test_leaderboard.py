@@ -280,7 +280,8 @@ def test_verdict(board: list[dict[str, Any]]) -> None:
     ("high", "sentence"),
     [
         (-0.1, "-0.900 to -0.100 over test prompts: resolved."),
-        (0.1, "not resolved, because its interval contains 0"),
+        (0.1, "not resolved, because its interval contains 0.000"),
+        (-0.0001, "not resolved, because its interval contains 0.000"),
     ],
 )
 def test_a_difference_is_resolved_if_its_interval_excludes_0(

@@ -29,8 +29,8 @@ function differenceCharts(run, models, metric) {
   const facts = run.metrics[metric], others = models.filter((entry) => entry.difference);
   const rows = (of) => others.filter((entry) => of(entry)).map((entry) => {
     const { mean, low, high } = of(entry);
-    const better = facts.better === "lower" ? high < 0 : low > 0;
-    const worse = facts.better === "lower" ? low > 0 : high < 0;
+    const below = high < -0.0005, above = low > 0.0005; // less looks like 0 in three digits
+    const [better, worse] = facts.better === "lower" ? [below, above] : [above, below];
     return { ...point(entry.model, mean, [low, high]), tone: better ? "right" : worse ? "wrong" : "" };
   });
   const charts = [

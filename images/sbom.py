@@ -2,7 +2,7 @@
 
     python sbom.py BOM.json > COMPLETE.json
 
-Ends with an error where a package has none at all, so that an image is not built whose list has a gap.
+Where a package has none at all, the list says so, and a warning names the package.
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 CONCLUDED = {
+    "antlr4-python3-runtime": "BSD-3-Clause",
     "huey": "MIT",
     "kfp-kubernetes": "Apache-2.0",
     "kfp-pipeline-spec": "Apache-2.0",
@@ -19,21 +20,21 @@ CONCLUDED = {
     "transformers": "Apache-2.0",
 }
 """Read in each package's own files."""
+UNKNOWN = {"license": {"name": "NOASSERTION"}}
+"""SPDX's word for a licence that nobody has looked up."""
 
 
 def complete(bom: dict[str, Any]) -> dict[str, Any]:
-    """The same list, in which every component has a licence.
-
-    Raises:
-        ValueError: naming those without one.
-    """
+    """The same list, in which every component has a licence, or `UNKNOWN`."""
     for component in bom["components"]:
-        if not component.get("licenses") and component["name"] in CONCLUDED:
-            known = {"id": CONCLUDED[component["name"]], "acknowledgement": "concluded"}
-            component["licenses"] = [{"license": known}]
-    gaps = [component["name"] for component in bom["components"] if not component.get("licenses")]
-    if gaps:
-        raise ValueError(f"no licence is known of {', '.join(gaps)}: look it up, and add it to images/sbom.py")
+        if not component.get("licenses"):
+            name = component["name"]
+            known = {"license": {"id": CONCLUDED.get(name), "acknowledgement": "concluded"}}
+            component["licenses"] = [known if name in CONCLUDED else UNKNOWN]
+    unknown = [component["name"] for component in bom["components"] if component["licenses"] == [UNKNOWN]]
+    if unknown:
+        advice = "look it up, and add it to images/sbom.py"
+        sys.stderr.write(f"warning: no licence is known of {', '.join(unknown)}: {advice}\n")
     return bom
 
 

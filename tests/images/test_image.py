@@ -73,9 +73,11 @@ def test_a_licence_is_concluded_only_where_none_is_stated() -> None:
     assert protobuf["licenses"] is stated
 
 
-def test_an_image_without_a_licence_is_not_built() -> None:
-    with pytest.raises(ValueError, match="no licence is known of mystery, riddle: "):
-        SBOM.complete({"components": [{"name": "mystery", "licenses": []}, {"name": "riddle"}]})
+def test_an_unknown_licence_is_listed_and_warned_about(capsys: pytest.CaptureFixture[str]) -> None:
+    bom = {"components": [{"name": "mystery", "licenses": []}, {"name": "huey"}, {"name": "riddle"}]}
+    licences = [component["licenses"][0]["license"] for component in SBOM.complete(bom)["components"]]
+    assert [licence.get("name") for licence in licences] == ["NOASSERTION", None, "NOASSERTION"]
+    assert "warning: no licence is known of mystery, riddle: " in capsys.readouterr().err
 
 
 def test_only_packages_that_state_no_licence_in_a_known_form_have_a_concluded_one() -> None:

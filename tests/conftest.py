@@ -13,8 +13,12 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from automixalign.data.row_formats.registry import registered_formats
+from automixalign.method.merge_methods import registered_merges
+from automixalign.method.mixer import load_mixers
 from automixalign.quickstart.tiny_model import build_tokenizer
-from automixalign.scoring.metrics import registry
+from automixalign.scoring.metrics.registry import registered_metrics
+from automixalign.scoring.verifiers.registry import registered_verifiers
 from automixalign.system import plugins
 from automixalign.system.messages import print_messages
 from benchmarks import tiny
@@ -58,14 +62,19 @@ def _empty_stage_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 
 
 @pytest.fixture
-def own_metrics() -> Iterator[None]:
-    """The metrics that a test registers are gone afterwards."""
-    items, modules = registry._metrics._items, plugins._modules
-    before = dict(registry.registered_metrics()), dict(modules)
+def own_plugins() -> Iterator[None]:
+    """What a test registers is gone afterwards."""
+    loads = (load_mixers, registered_merges, registered_formats, registered_verifiers, registered_metrics)
+    for load in loads:
+        load()
+    known = [plugins._modules, *(load.__wrapped__.__self__._items for load in loads)]
+    before = [dict(items) for items in known]
     yield
-    for registered, known in zip((items, modules), before, strict=True):
-        for name in registered.keys() - known.keys():
-            del registered[name]
+    for items, old in zip(known, before, strict=True):
+        items.clear()
+        items.update(old)
+    for load in loads:
+        load.cache_clear()
 
 
 @pytest.fixture(scope="session")

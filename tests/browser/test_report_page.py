@@ -238,7 +238,7 @@ def test_differences_to_the_baseline_have_intervals(page: Page, reports: dict[st
     charts = "[...document.querySelectorAll('#tasks figure')]"
     titles = page.run(f"{charts}.map((chart) => chart.querySelector('figcaption').textContent)")
     assert titles == ["alpha", "beta", "each model's worst task", "alpha", "beta"]
-    rows = f"[...{charts}[2].querySelectorAll('.point-row')]"
+    rows = f"[...{charts}[3].querySelectorAll('.point-row')]"
     assert page.run(f"{rows}.map((row) => row.querySelector('.name').textContent)") == [
         "standard",
         "ama-r",

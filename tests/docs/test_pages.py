@@ -186,7 +186,7 @@ def test_the_merge_of_the_page_works() -> None:
     assert merged.tolist() == [1, 8]
 
 
-@pytest.mark.usefixtures("user_modules", "own_metrics")
+@pytest.mark.usefixtures("user_modules", "own_plugins")
 def test_the_metric_of_the_page_is_wherever_metrics_are(tmp_path: Path) -> None:
     sure = declared_on_the_page("metric")
     folder = write_run(tmp_path / "run")

@@ -97,8 +97,20 @@ def pipeline(name: str) -> list[Any]:
         return compile_experiment(EXPERIMENTS[name], Path(folder))
 
 
+def _grouped(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each setting once, with the names that have it."""
+    groups: list[tuple[list[str], Any]] = []
+    for name, setting in sorted(settings.items()):
+        same = next((names for names, other in groups if other == setting), None)
+        if same is None:
+            groups.append(([name], setting))
+        else:
+            same.append(name)
+    return [{"names": names, "settings": setting} for names, setting in groups]
+
+
 def summary(documents: list[Any]) -> dict[str, Any]:
-    """What the configuration sets: retries and caching of each task, resources of each container."""
+    """What the configuration sets: retries and caching of the tasks, resources of the containers."""
     spec, platform = documents[0], documents[1]["platforms"]["kubernetes"]
     dags = {"root": spec["root"]} | {k: c for k, c in spec["components"].items() if "dag" in c}
     tasks = {
@@ -115,7 +127,7 @@ def summary(documents: list[Any]) -> dict[str, Any]:
         for name, executor in spec["deploymentSpec"]["executors"].items()
     }
     others = {key: value for key, value in platform.items() if key != "deploymentSpec"}
-    return {"tasks": tasks, "executors": executors, "pipeline": others}
+    return {"tasks": _grouped(tasks), "executors": _grouped(executors), "pipeline": others}
 
 
 def golden(name: str) -> str:

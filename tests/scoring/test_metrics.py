@@ -70,7 +70,7 @@ def test_the_worst_task_is_the_largest_or_the_smallest() -> None:
     assert average == pytest.approx({"gap": -0.05, "accuracy": 0.625})
 
 
-@pytest.mark.usefixtures("own_metrics")
+@pytest.mark.usefixtures("own_plugins")
 def test_a_metric_of_ones_own() -> None:
     @metric("large", better="lower", title="large losses", format=".1%")
     def large(pairs: PairScores) -> Any:
@@ -82,7 +82,7 @@ def test_a_metric_of_ones_own() -> None:
     assert over_tasks({"a": {"large": 0.5}}) == ({"large": 0.5}, {"large": 0.5})
 
 
-@pytest.mark.usefixtures("own_metrics")
+@pytest.mark.usefixtures("own_plugins")
 def test_a_metric_that_is_wrong_is_named() -> None:
     @metric("sum", better="lower")
     def total(pairs: PairScores) -> Any:
@@ -96,7 +96,7 @@ def test_a_metric_that_is_wrong_is_named() -> None:
         metric("a b", better="lower")
 
 
-@pytest.mark.usefixtures("own_metrics")
+@pytest.mark.usefixtures("own_plugins")
 def test_a_metric_of_answers_without_a_value_for_one_prompt_is_left_out() -> None:
     @metric("judged", better="higher", of="answers")
     def judged(answers: Any) -> float:

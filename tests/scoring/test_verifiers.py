@@ -1,6 +1,6 @@
 """Verifiers: which generation passes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -153,7 +153,7 @@ def test_a_name_belongs_to_one_verifier() -> None:
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+def install(own_plugins: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Install a package that declares a class of its module as the verifier `polite`."""
     code = """
 from automixalign.scoring.verifiers.verifier import Verifier
@@ -173,8 +173,7 @@ def is_polite(output, answer):
         package.declare("automixalign.verifiers", "polite", item)
         registered_verifiers.cache_clear()
 
-    yield write
-    registered_verifiers.cache_clear()
+    return write
 
 
 def test_a_package_adds_a_verifier(install: Callable[[str], None], experiment_data: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Row formats by name: their options, their columns, and those of other packages."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -93,7 +93,7 @@ def test_optional_columns_are_columns(name: str) -> None:
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+def install(own_plugins: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Install a package that declares an item of its module as a row format."""
     package = Package(tmp_path, monkeypatch, "duels", _CODE)
 
@@ -101,8 +101,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         package.declare("automixalign.row_formats", name, item)
         registered_formats.cache_clear()
 
-    yield declare
-    registered_formats.cache_clear()
+    return declare
 
 
 def test_a_package_adds_a_format_with_options(install: Callable[..., None]) -> None:

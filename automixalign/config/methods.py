@@ -135,7 +135,7 @@ class GridSpec(Schema):
         if not axes:
             raise ValueError("a grid needs a key with a list of values, such as 'eta: [0.01, 0.03]'")
         for key, values in axes.items():
-            if not values or len({repr(value) for value in values}) < len(values):
+            if not values or any(value in values[:at] for at, value in enumerate(values)):
                 raise ValueError(f"{key!r} needs values, each of them once; it is {values!r:.80}")
         count = math.prod(len(values) for values in axes.values())
         if count > MAX_POINTS:

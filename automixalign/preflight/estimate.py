@@ -32,7 +32,7 @@ class TrainingCost(NamedTuple):
     tokens_per_step: float
     """Of both sides of each pair, each with the prompt."""
     seconds: float
-    """With the validations."""
+    """With the validations, and the measurements of gradients."""
 
     @property
     def tokens(self) -> float:
@@ -131,6 +131,9 @@ def estimate(
         validated = sum(min(training.validation_pairs, counts[task]) * means[task] for task in each.shares)
         validations = -(-steps // training.validate_every) if training.validate_every else 0
         work = steps * tokens + validations * validated * _FORWARD
+        if each.gradients is not None:
+            measured = each.gradients.pairs * sum(means[task] for task in each.shares)
+            work += -(-steps // each.gradients.every) * measured
         costs.append(TrainingCost(each.name, steps, tokens, work * seconds_per_token / world))
     return Estimate(
         costs,

@@ -7,6 +7,7 @@ import numpy as np
 
 from automixalign.config.experiment import Experiment
 from automixalign.config.training import Budget, specialist_name
+from automixalign.method.mixer import GradientSample
 
 _DRAWS = 4096
 """Pairs to draw of a mixer, to see the shares of its tasks."""
@@ -20,6 +21,8 @@ class PlannedTraining(NamedTuple):
     """Optimiser steps; None if they depend on data that was not read."""
     shares: dict[str, float]
     """Task -> its share of the pairs of the first step; empty if that depends on data that was not read."""
+    gradients: GradientSample | None = None
+    """The measurements of the tasks' gradients that its mixer needs."""
 
 
 def planned_trainings(experiment: Experiment, sizes: Mapping[str, int]) -> list[PlannedTraining]:
@@ -42,12 +45,12 @@ def planned_trainings(experiment: Experiment, sizes: Mapping[str, int]) -> list[
     is_complete = len(known) == len(tasks)
     steps = _steps(experiment, experiment.budget.generalist, sum(known) if is_complete else None)
     for method in experiment.methods:
-        shares = {}
+        shares, gradients = {}, None
         if is_complete:
             mixer = method.mixer(dict(zip(tasks, known, strict=True)), experiment.seed)
             drawn = np.bincount(mixer.draw(0, _DRAWS), minlength=len(tasks)) / _DRAWS
-            shares = dict(zip(tasks, drawn.tolist(), strict=True))
-        trainings.append(PlannedTraining(method.name, steps, shares))
+            shares, gradients = dict(zip(tasks, drawn.tolist(), strict=True)), mixer.gradients
+        trainings.append(PlannedTraining(method.name, steps, shares, gradients))
     return trainings
 
 

@@ -239,6 +239,11 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
     ) -> tuple[list[dict[str, Any]], None]:
         """Draw the step's pairs with the current task weights; return this process's micro-batches."""
         self._measure_gradients()
+        if not np.isfinite(self.mixer.weights()).all():
+            raise TrainingError(
+                f"step {self.state.global_step + 1}: the task weights of the method are not finite; lower the "
+                "learning rate, or the step size of the weights among the method's options"
+            )
         tasks = self.mixer.draw(self.state.global_step, self.pairs_per_step)
         weights = self.mixer.example_weights(tasks)
         rows = [

@@ -74,6 +74,7 @@ def test_points_are_named_by_their_values(data: Data, keys: Data, names: list[st
         ({"method": "ama-x"}, r"methods.ama-x.grid: unknown method 'ama-x' \(did you mean 'ama-s'\?\)"),
         ({"method": ["ama-r", "ama-s"]}, r"methods.1.grid.method: .*valid string"),
         ({"eta": [0.1, 0.1]}, "methods.ama-r.grid: 'eta' needs values, each of them once"),
+        ({"eta": [1, 1.0]}, "methods.ama-r.grid: 'eta' needs values, each of them once"),
         ({"eta": []}, "methods.ama-r.grid: 'eta' needs values"),
         ({"eta": 0.1, "learning_rate": 0.1}, "methods.ama-r.grid: a grid needs a key with a list of values"),
         ({"eta": [*range(33)]}, r"methods.ama-r.grid: it has 66 points \(eta, learning_rate\); 64 at most"),

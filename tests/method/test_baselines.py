@@ -17,6 +17,11 @@ def make(name: str, **options: Any) -> Mixer:
     return registered_mixers()[name](SIZES, 0, **options)
 
 
+def test_only_the_ratios_of_static_weights_count() -> None:
+    weights = {"a": 1e308, "b": 1e308, "c": 5e307}
+    assert make("static", weights=weights).weights() == pytest.approx([0.4, 0.4, 0.2])
+
+
 def test_static_weights_go_to_their_tasks_in_any_order() -> None:
     assert make("static", weights={"c": 3, "a": 0, "b": 1}).weights().tolist() == [0, 0.25, 0.75]
 

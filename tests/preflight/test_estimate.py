@@ -7,15 +7,18 @@ import pytest
 
 from automixalign.config.experiment import parse_experiment
 from automixalign.data.store import TRAIN, read_split
+from automixalign.method.mixer import GradientSample
 from automixalign.models.inspect import read_outline
 from automixalign.models.load import load_full_model
 from automixalign.preflight.estimate import Estimate, estimate
 from automixalign.preflight.trainings import PlannedTraining
 from benchmarks import tiny
 
+MEASURED = GradientSample(every=4, pairs=8)
 TRAININGS = [
     PlannedTraining("one", 10, {"format": 1.0}),
     PlannedTraining("both", 20, {"format": 0.5, "refusal": 0.5}),
+    PlannedTraining("measured", 20, {"format": 0.5, "refusal": 0.5}, MEASURED),
 ]
 
 
@@ -40,7 +43,7 @@ def mean_tokens(data: Path, task: str) -> float:
 
 def test_tokens(plain: Estimate, two_tasks: Path) -> None:
     of_format, of_refusal = (mean_tokens(two_tasks, task) for task in tiny.TASKS)
-    one, both = plain.trainings
+    one, both, _ = plain.trainings
     assert one.tokens_per_step == pytest.approx(8 * of_format)
     assert both.tokens_per_step == pytest.approx(4 * of_format + 4 * of_refusal)
     assert both.tokens == pytest.approx(20 * both.tokens_per_step)
@@ -49,7 +52,10 @@ def test_tokens(plain: Estimate, two_tasks: Path) -> None:
 def test_time_follows_from_the_measured_step(plain: Estimate) -> None:
     assert plain.micro_batch == 2
     assert plain.step_seconds > 0
-    one, both = plain.trainings
+    one, both, measured = plain.trainings
+    # Five measurements of 8 pairs of both tasks, beside 20 steps of 8 pairs.
+    assert measured.tokens == both.tokens, "those that train"
+    assert measured.seconds == pytest.approx(both.seconds * (20 + 5 * 2) / 20)
     assert both.seconds / one.seconds == pytest.approx(both.tokens / one.tokens)
     # A step of 8 pairs is about 4 of the measured ones.
     assert one.seconds == pytest.approx(10 * 4 * plain.step_seconds, rel=0.2)
@@ -87,5 +93,5 @@ def test_processes_share_the_steps(plain: Estimate, base_model: Path, two_tasks:
 
 
 def test_all_trainings_take_as_long_as_the_workers_need(plain: Estimate) -> None:
-    one, both = (each.seconds for each in plain.trainings)
-    assert plain.seconds == max((one + both) / 2, both)
+    seconds = [each.seconds for each in plain.trainings]
+    assert plain.seconds == max(sum(seconds) / 2, *seconds)

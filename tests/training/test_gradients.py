@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from automixalign.config.experiment import parse_experiment
 from automixalign.method.baselines.pike import Pike
-from automixalign.system.errors import ConfigError
+from automixalign.system.errors import ConfigError, TrainingError
 from automixalign.training.gradients import gradient_moments
 from tests.training.test_trainer import TASKS, Tasks, Train, tasks, train
 
@@ -76,6 +76,12 @@ def test_the_weights_follow_the_measurements(train: Train, tasks: Tasks) -> None
     assert weights[0] == weights[1] != weights[2] == weights[3]
     assert weights[0] != 0.5, "the first measurement comes before the first step"
     assert math.isclose(trainer.mixer.weights()[0], weights[-1])
+
+
+def test_weights_that_are_not_finite_are_refused(train: Train, tasks: Tasks) -> None:
+    broken = tasks["left"].map(lambda _: {"ref_chosen_logps": float("nan")})
+    with pytest.raises(TrainingError, match="step 1: the task weights of the method are not finite; lower"):
+        train({**tasks, "left": broken}, "pike", pairs=2)
 
 
 def test_divided_parameters_are_refused(experiment_data: dict[str, Any]) -> None:

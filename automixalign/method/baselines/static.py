@@ -41,4 +41,5 @@ class Static(Proportional):
 
     def weights(self) -> Floats:
         weights = np.array([self.options.weights[task] for task in self.tasks])
-        return np.asarray(weights / weights.sum())
+        relative = weights / weights.max()  # a sum of large weights overflows
+        return np.asarray(relative / relative.sum())

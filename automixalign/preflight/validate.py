@@ -74,7 +74,7 @@ def plan_experiment(experiment: Experiment) -> Plan:
     Raises:
         ConfigError: a benchmark cannot run here.
         DataError, ModelError: a source does not exist.
-        ConfigError: the judge's endpoint refuses a request.
+        ConfigError: the judge's endpoint refuses a request, or gives no verdict.
         StorageError: a source on S3 does not exist, the output is not writable, or the model registry or the
             judge does not answer.
     """

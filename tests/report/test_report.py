@@ -115,7 +115,7 @@ def test_the_prompts_that_separate_the_models_most_are_shown(facts: Any) -> None
     assert beta == {"task": "beta", "prompts": []}, "no answers were generated for it"
     answers = {answer["model"]: answer for answer in alpha["prompts"][0]["answers"]}
     assert list(answers) == [entry["model"] for entry in facts["leaderboard"]]
-    linear = {"model": "linear", "text": f"{HOSTILE} of linear", "passed": 0, "win": None, "samples": 1}
+    linear = {"model": "linear", "text": f"{HOSTILE} of linear", "passed": 0, "wins": None, "samples": 1}
     assert answers["linear"] == linear
     assert (answers["uniform"]["passed"], alpha["prompts"][0]["expected"]) == (1, "42")
 
@@ -129,20 +129,24 @@ def test_a_long_text_loses_its_middle(facts: Any) -> None:
     assert f"[… {whole - MAX_CHARACTERS:,} characters left out …]" in text
 
 
-def test_of_several_samples_the_share_that_passes_counts(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("key", "total"), [("passed", "passed"), ("win", "wins")])
+def test_of_several_samples_the_share_that_passes_or_wins_counts(
+    run: Path, tmp_path: Path, key: str, total: str
+) -> None:
     rows = [
-        {"task": "alpha", "pair_id": f"alpha-{pair}", "sample": sample, "output": f"{sample}", "passed": passed}
-        for pair, marks in enumerate([(True, False), (True, True), (False, False)])
-        for sample, passed in enumerate(marks)
+        {"task": "alpha", "pair_id": f"alpha-{pair}", "sample": sample, "output": f"{sample}", "passed": None}
+        | {key: mark}
+        for pair, marks in enumerate([(1, 0), (1, 1), (0, 0)])
+        for sample, mark in enumerate(marks)
     ]
-    other = [{**row, "passed": True} for row in rows]
+    other = [{**row, key: 1} for row in rows]
     entries = [{"model": name, "family": "generalist"} for name in ("a", "b")]
     for name, answers in (("a", rows), ("b", other)):
         files.write_json(tmp_path / name / SUMMARY, {"model": name})
         files.write_jsonl(tmp_path / name / GENERATIONS, answers)
     (shown,) = examples(["alpha"], entries, [tmp_path / "b", tmp_path / "a"], run / "data")
-    passed = [[answer["passed"] for answer in prompt["answers"]] for prompt in shown["prompts"]]
-    assert passed == [[0, 2], [1, 2], [2, 2]], "0 of 2 and 2 of 2 are furthest apart"
+    totals = [[answer[total] for answer in prompt["answers"]] for prompt in shown["prompts"]]
+    assert totals == [[0, 2], [1, 2], [2, 2]], "0 of 2 and 2 of 2 are furthest apart"
     assert [answer["text"] for answer in shown["prompts"][0]["answers"]] == ["0", "0"], "the first sample"
 
 

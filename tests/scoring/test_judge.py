@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from werkzeug import Response
 
 from automixalign.config.evaluation import EvaluationSettings, EvaluationSpec, JudgeSpec
 from automixalign.config.experiment import parse_experiment
@@ -59,9 +60,15 @@ def longest(content: str) -> str:
         ("[[C]]", "tie"),
         ("**Winner:** B", "second"),
         ("b.", "second"),
+        ("Verdict: Answer A\n\nIt is correct.", "first"),
+        ("{'Winner': 'answer_b'}", "second"),
+        ('{"reason": "it says "no"", "winner": "A"}', "first"),
+        ('{"VERDICT": "(B)"}', "second"),
+        ('Perhaps {"winner": "A"}\n</think>\n\nB', "second"),
+        ("The winner is a matter of taste", None),
         ("A better answer is hard to find", None),
         ('{"winner": "both"}', None),
-        ('{"winner": ["A"]}', None),
+        ('{"winner": ["A", "B"]}', None),
         ("", None),
         ("{" * 10_000, None),
     ],
@@ -166,12 +173,33 @@ def test_no_verdict_at_all_is_an_error() -> None:
             None,
         ),
         ({"choices": []}, None),
-        ({}, None),
+        ({"choices": [{"text": "[[A]]"}]}, None),
+        ({"choices": [{"message": {"content": {"winner": "A"}}}]}, None),
+        (Response("[1]", mimetype="application/json"), None),
+        (Response('{"choices": [', mimetype="application/json"), None),
+        (Response("<html>Log in</html>", mimetype="text/html"), None),
     ],
 )
-def test_servers_of_other_makes(response: dict[str, Any], winner: str | None) -> None:
+def test_servers_of_other_makes(response: Any, winner: str | None) -> None:
     with judge_stub(lambda content: response) as stub:
         assert Judge(spec(stub)).compare("p", "a", "b").winner == winner
+
+
+@pytest.mark.parametrize(
+    ("response", "reason"),
+    [
+        (Response("<html>Log in</html>", mimetype="text/html"), "this is no chat completion: <html>Log in"),
+        ({"choices": [{"message": {"content": None}, "finish_reason": "length"}]}, "finish_reason is 'length'"),
+        ("I am a parrot", "'I am a parrot'"),
+        (error(400, "no such parameter"), "the endpoint refuses the request: .*no such parameter"),
+    ],
+)
+def test_an_endpoint_without_verdicts_is_refused_before_any_work(response: Any, reason: str) -> None:
+    with (
+        judge_stub(lambda content: response) as stub,
+        pytest.raises(ConfigError, match=f"gives no verdict on a trial question: .*{reason}"),
+    ):
+        Judge(spec(stub)).check()
 
 
 def test_an_overloaded_endpoint_is_asked_again() -> None:

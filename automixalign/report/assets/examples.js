@@ -20,7 +20,7 @@ function examplesSection(run) {
     "examples",
     "Answers side by side",
     shown.length
-      ? note(`Up to three test prompts of each task: those whose share of passed answers varies most between the generalists and merges, then those with the most different answers, then the first of the test split. So they show where models differ, not how good they are. The middle of a text over ${count(run.max_characters)} characters is left out.`)
+      ? note(`Up to three test prompts of each task: those whose share of passed answers varies most between the generalists and merges (without a verifier: the judge's win rate), then those with the most different answers, then the first of the test split. So they show where models differ, not how good they are. The middle of a text over ${count(run.max_characters)} characters is left out.`)
       : null,
     missing,
     controls,
@@ -46,14 +46,17 @@ function promptOf(prompt, title, families) {
 const answerCard = (title, verdict, text, family) =>
   h("div", { class: COMPARED_FAMILIES.includes(family) ? "answer" : "answer aside" }, h("p", { class: "who" }, h("span", {}, title), verdict), text);
 
-/** Whether an answer passed; of several samples, how many did. Nothing without a verifier. */
-function verdictOf({ passed, samples, win }) {
-  const judged = isNumber(win) ? h("span", { class: win === 1 ? "right" : win ? "mixed" : "wrong" }, `judge: ${win === 1 ? "wins" : win ? "ties" : "loses"}`) : null;
-  if (passed === null) return judged;
-  const text = samples === 1 ? (passed ? "right" : "wrong") : `${passed} of ${samples} right`;
-  const sign = passed === samples ? "\u2713" : passed ? "\u25d0" : "\u2717";
-  return h("span", { class: passed === samples ? "right" : passed ? "mixed" : "wrong" }, `${sign} ${text}`, judged && ", ", judged);
+/** Whether an answer passed and the judge prefers it; of several samples, how many. A tie is half a win. */
+function verdictOf({ passed, wins, samples }) {
+  const marks = [
+    isNumber(passed) ? markOf(passed, samples, samples === 1 ? (passed ? "right" : "wrong") : `${passed} of ${samples} right`) : null,
+    isNumber(wins) ? markOf(wins, samples, samples === 1 ? `judge: ${wins === 1 ? "wins" : wins ? "ties" : "loses"}` : `judge: ${wins} of ${samples} wins`) : null,
+  ].filter(Boolean);
+  return marks.length ? h("span", {}, marks) : null;
 }
+
+const markOf = (mark, samples, text) =>
+  h("span", { class: mark === samples ? "right" : mark ? "mixed" : "wrong" }, `${mark === samples ? "\u2713" : mark ? "\u25d0" : "\u2717"} ${text} `);
 
 const messagesOf = (messages) => h("div", { class: "messages" }, messages.map(messageOf));
 

@@ -24,7 +24,8 @@ def examples(
     """The prompts of each task that separate the generalists and merges most.
 
     These are the prompts whose share of passed answers varies most between the models, then those with the most
-    different answers. The order of the test split decides between equals.
+    different answers. Without a verifier, the judge's win rate takes the place of the share. The order of the
+    test split decides between equals.
 
     Args:
         tasks: in the order of the page.
@@ -65,7 +66,8 @@ def _select(folders: Mapping[str, Path]) -> dict[str, list[str]]:
     for model, folder in folders.items():
         for row in _answers(folder):
             key = row["task"], row["pair_id"]
-            marks.setdefault(key, {}).setdefault(model, []).append(float(row["passed"] or 0))
+            mark = row.get("win") if row["passed"] is None else row["passed"]
+            marks.setdefault(key, {}).setdefault(model, []).append(float(mark or 0))
             texts[key].add(hash(row["output"]))
 
     def separation(key: tuple[str, str]) -> tuple[float, int]:
@@ -99,13 +101,19 @@ def _prompt(pair: Mapping[str, Any], answers: Mapping[str, Sequence[Mapping[str,
             {
                 "model": model,
                 "text": _cut(samples[0]["output"]),
-                "passed": None if samples[0]["passed"] is None else sum(sample["passed"] for sample in samples),
-                "win": samples[0].get("win"),
+                "passed": _total(samples, "passed"),
+                "wins": _total(samples, "win"),
                 "samples": len(samples),
             }
             for model, samples in answers.items()
         ],
     }
+
+
+def _total(samples: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """Of the samples' marks; None without a verifier, or a judge."""
+    marks = [sample.get(key) for sample in samples]
+    return None if None in marks else sum(marks)
 
 
 def _messages(turn: str | Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -1,5 +1,6 @@
 """The endpoint of the judge: one request for each comparison and order."""
 
+import json
 import os
 from typing import Any
 
@@ -42,27 +43,27 @@ class Judge:
         from openai import APIStatusError
 
         try:
-            return read(self._ask(question(self._spec.prompt or PROMPT, prompt, first, second)))
+            return self._verdict(self._ask(question(self._spec.prompt or PROMPT, prompt, first, second)))
         except APIStatusError as error:
             if error.status_code not in _MISFIT:
                 raise self._explained(error) from None
             return Verdict(None, self._hidden(f"the endpoint refuses the request: {error}"))
 
     def check(self) -> None:
-        """Check before any work that the endpoint answers, by one small question.
+        """Check before any work that the endpoint gives verdicts, by one small question.
 
         Raises:
-            UnreachableError, ConfigError: as for `compare`; or it refuses the request.
+            UnreachableError, ConfigError: as for `compare`; or the reply holds no verdict.
         """
-        from openai import APIStatusError
+        verdict = self.compare("2+2?", "4", "5")
+        if verdict.winner is None:
+            raise ConfigError(
+                f"the judge {self._spec.model} at {self._spec.base_url} gives no verdict on a trial question: "
+                f"{verdict.reason!r:.500}; change evaluation.judge"
+            )
 
-        try:
-            self._ask(question(self._spec.prompt or PROMPT, "2+2?", "4", "5"))
-        except APIStatusError as error:
-            raise self._explained(error) from None
-
-    def _ask(self, content: str) -> str:
-        """The text of the reply.
+    def _ask(self, content: str) -> bytes:
+        """The body of the response.
 
         Raises:
             UnreachableError: the endpoint does not answer after all retries.
@@ -72,7 +73,8 @@ class Judge:
 
         options: dict[str, Any] = {"temperature": self._spec.temperature, "max_tokens": self._spec.max_tokens}
         try:
-            reply: Any = self._client.chat.completions.create(
+            # Not parsed: servers of other makes leave out fields, or return other types.
+            response = self._client.chat.completions.with_raw_response.create(
                 model=self._spec.model,
                 messages=[{"role": "user", "content": content}],
                 **{name: value for name, value in options.items() if value is not None},
@@ -87,12 +89,21 @@ class Judge:
                     "change evaluation.judge"
                 )
             ) from None
-        # Servers of other makes leave out fields, or return other types.
-        choices = getattr(reply, "choices", None) or []
-        text: Any = choices and choices[0].message and choices[0].message.content
-        if isinstance(text, list):
-            text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
-        return text or ""
+        return response.http_response.content
+
+    def _verdict(self, body: bytes) -> Verdict:
+        """The verdict in the body of a response; without a text, it has no winner."""
+        text = body.decode(errors="replace")
+        try:
+            choice = json.loads(text)["choices"][0]
+            content = choice["message"].get("content") or ""
+            parts = [content] if isinstance(content, str) else [part.get("text") or "" for part in content]
+            reply = "".join(parts)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return Verdict(None, self._hidden(f"this is no chat completion: {text}"))
+        if not reply.strip():
+            return Verdict(None, f"no text; finish_reason is {choice.get('finish_reason')!r:.100}")
+        return read(reply)
 
     def _explained(self, error: Any) -> ConfigError | UnreachableError:
         answer = self._hidden(f"the judge at {self._spec.base_url} answers {error.status_code}: {error}")

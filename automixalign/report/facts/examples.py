@@ -112,8 +112,8 @@ def _prompt(pair: Mapping[str, Any], answers: Mapping[str, Sequence[Mapping[str,
 
 def _total(samples: Sequence[Mapping[str, Any]], key: str) -> float | None:
     """Of the samples' marks; None without a verifier, or a judge."""
-    marks = [sample.get(key) for sample in samples]
-    return None if None in marks else sum(marks)
+    marks = [sample[key] for sample in samples if sample.get(key) is not None]
+    return sum(marks) if marks else None
 
 
 def _messages(turn: str | Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -94,6 +94,24 @@ def test_a_metric_that_is_wrong_is_named() -> None:
         metric("other", better="lower", format=".3g")(total.function)
     with pytest.raises(ValueError, match="'a b' is no identifier"):
         metric("a b", better="lower")
+    with pytest.raises(ValueError, match="better='smaller': it must be one of 'lower', 'higher', None"):
+        metric("other", better="smaller")(total.function)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("own_plugins")
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda pairs: pairs.losses * np.nan, "returns np.float64\\(nan\\); it must return finite numbers"),
+        (lambda pairs: ["a", "b"], "returns np.str_\\('a'\\); it must"),
+        (lambda pairs: pairs.nothing, "fails: AttributeError: .*'nothing'; repair it"),
+        (lambda pairs: np.negative(pairs.losses, out=pairs.losses), "fails: ValueError: .*read-only"),
+    ],
+)
+def test_a_metric_that_fails_is_named(function: Any, message: str) -> None:
+    metric("odd", better="lower")(function)
+    with pytest.raises(ConfigError, match=f"the metric odd {message}"):
+        pair_values(SCORES)
 
 
 @pytest.mark.usefixtures("own_plugins")

@@ -13,10 +13,9 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +50,11 @@ class PairScores:
     """log pi_theta - log pi_ref of the chosen answer, in nats."""
     of_specialist: Floats | None = None
 
+    def __post_init__(self) -> None:
+        for values in (self.losses, self.margins, self.chosen_log_ratios, self.of_specialist):
+            if values is not None:
+                values.setflags(write=False)  # a metric that changes them would change the next one
+
     @property
     def specialist_losses(self) -> Floats:
         """L(theta_i, z) of the task's specialist, in nats.
@@ -75,7 +79,7 @@ class Metric:
         headline: whether the terminal and MLflow's run of the pipeline show it.
 
     Raises:
-        ValueError: there is no such format.
+        ValueError: there is no such format, direction or kind of metric.
     """
 
     def __init__(
@@ -89,6 +93,10 @@ class Metric:
     ) -> None:
         if not _FORMAT.fullmatch(format):
             raise ValueError(f"the format {format!r} is neither like .3f nor like .1%")
+        choices = (("better", better, (*get_args(Better), None)), ("of", of, get_args(Measured)))
+        for key, value, known in choices:
+            if value not in known:
+                raise ValueError(f"{key}={value!r}: it must be one of {', '.join(map(repr, known))}")
         self.function, self.of, self.better = function, of, better
         self.title, self.format, self.headline = title, format, headline
         self.module = function.__module__
@@ -149,7 +157,7 @@ def pair_values(pairs: PairScores) -> dict[str, Values]:
     """Metric of pairs -> its values, shape (pairs,).
 
     Raises:
-        ConfigError: a metric does not return one value for each pair.
+        ConfigError: a metric fails, or does not return a finite number for each pair.
     """
     return _values("pairs", lambda metric: metric(pairs), len(pairs.losses))
 
@@ -160,7 +168,7 @@ def answer_values(answers: Iterable[Answer]) -> dict[str, Values]:
     Values that are all 0 or 1 become truth values. Without answers there are no metrics.
 
     Raises:
-        ConfigError: a metric does not return one value for each prompt.
+        ConfigError: a metric fails, or does not return a finite number for each prompt.
     """
     prompts: dict[str, list[Answer]] = {}
     for answer in answers:
@@ -174,14 +182,23 @@ def answer_values(answers: Iterable[Answer]) -> dict[str, Values]:
 def _values(of: Measured, measure: Callable[[Metric], Any], count: int) -> dict[str, Values]:
     result = {}
     for name, metric in registered_metrics().items():
-        if metric.of == of:
-            with suppress(NotMeasuredError):
-                result[name] = np.asarray(measure(metric))
-                if result[name].shape != (count,):
-                    raise ConfigError(
-                        f"the metric {name} returns values of the shape {result[name].shape} for {count} "
-                        f"{of}; it must return one for each"
-                    )
+        if metric.of != of:
+            continue
+        try:
+            values = np.asarray(measure(metric))
+        except NotMeasuredError:
+            continue
+        except Exception as error:  # a package's own code runs here
+            raise ConfigError(f"the metric {name} fails: {type(error).__name__}: {error}; repair it") from error
+        if values.shape != (count,):
+            raise ConfigError(
+                f"the metric {name} returns values of the shape {values.shape} for {count} {of}; it must "
+                "return one for each"
+            )
+        wrong = values[~np.isfinite(values)] if values.dtype.kind in "biuf" else values
+        if len(wrong):
+            raise ConfigError(f"the metric {name} returns {wrong[0]!r:.80}; it must return finite numbers")
+        result[name] = values
     return result
 
 

@@ -14,12 +14,15 @@ from typing import Any
 
 import yaml
 
-from automixalign.config.data import TaskSpec
+from automixalign.config.data import SourceSpec, TaskSpec
 from automixalign.config.experiment import parse_experiment
 from automixalign.config.file import parse_yaml, resolve_paths
 from automixalign.data.pairs import Pair
 from automixalign.data.read_task import open_task
+from automixalign.data.reading.row import Unreadable
+from automixalign.data.reading.rows import open_source
 from automixalign.data.row_formats.registry import registered_formats
+from automixalign.data.row_formats.shared.layouts import layout_format
 from automixalign.data.store import TRAIN
 from automixalign.models.inspect import Outline, is_at_hand, read_outline
 from automixalign.models.prepare import transformers_silenced
@@ -53,7 +56,6 @@ class _Task:
     """What is seen of a task."""
 
     name: str
-    path: str
     format: str | None = None
     """None for a source on a network, which is not read."""
     why: str = "on a network, not read here: `ama data` shows it; set `format` if it is not TRL's"
@@ -75,12 +77,36 @@ class _Facts:
     """Share of the pairs that are longer; None if the lengths are unknown."""
 
 
-def suggest(base_model: str, tasks: Mapping[str, str], gpus: int, name: str, folder: Path) -> str:
+class NoFormatError(DataError):
+    """No row format reads the rows of a source.
+
+    Args:
+        columns: of the first row.
+    """
+
+    def __init__(self, message: str, columns: list[str]) -> None:
+        super().__init__(message)
+        self.columns = columns
+
+
+def check_source(task: str, source: Mapping[str, Any]) -> None:
+    """Read the first rows of a task's source, if it is on this machine.
+
+    Raises:
+        ConfigError: the name or the source is impossible.
+        NoFormatError: the rows have columns that no row format reads.
+        DataError: the source cannot be read.
+    """
+    (spec,) = parse_experiment(_draft("tiny", {task: source}), _SOURCE).tasks
+    _find_format(spec, None)
+
+
+def suggest(base_model: str, tasks: Mapping[str, Mapping[str, Any]], gpus: int, name: str, folder: Path) -> str:
     """A configuration with comments, which has passed the checks of `ama validate`.
 
     Args:
         base_model: its source; a path is relative to the working directory.
-        tasks: name -> source of its data, as `base_model`.
+        tasks: name -> source of its data, as a configuration has it; with paths as `base_model`.
         gpus: the number of GPUs of the machine that will run it; 0 for its processors.
         name: of the experiment.
         folder: where the configuration will lie, which its paths are then relative to.
@@ -90,17 +116,7 @@ def suggest(base_model: str, tasks: Mapping[str, str], gpus: int, name: str, fol
         DataError: a source has no row format that is known, or too few rows.
         ModelError: the base model cannot be read.
     """
-    draft: dict[str, Any] = {
-        "name": name,
-        "base_model": {"source": "tiny", "tiny": {"steps": 100}} if base_model == "tiny" else base_model,
-        "tasks": [{"name": task, "source": {"path": path}} for task, path in tasks.items()],
-        "max_length": 64,
-        "long_answers": "cut",
-        "training": {"batch_size": 1024, "learning_rate": 1e-4},
-        "budget": {"specialist": {"epochs": 1}, "generalist": {"epochs": 1}},
-        "methods": ["uniform"],
-    }
-    resolve_paths(draft, Path())
+    draft = _draft(base_model, tasks) | {"name": name}
     with tempfile.TemporaryDirectory() as scratch:
         facts = _look(draft, Path(scratch))
     text = _text(draft, facts, gpus, folder)
@@ -110,6 +126,21 @@ def suggest(base_model: str, tasks: Mapping[str, str], gpus: int, name: str, fol
     return text
 
 
+def _draft(base_model: str, tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    draft: dict[str, Any] = {
+        "name": "draft",
+        "base_model": {"source": "tiny", "tiny": {"steps": 100}} if base_model == "tiny" else base_model,
+        "tasks": [{"name": task, "source": dict(source)} for task, source in tasks.items()],
+        "max_length": 64,
+        "long_answers": "cut",
+        "training": {"batch_size": 1024, "learning_rate": 1e-4},
+        "budget": {"specialist": {"epochs": 1}, "generalist": {"epochs": 1}},
+        "methods": ["uniform"],
+    }
+    resolve_paths(draft, Path())
+    return draft
+
+
 def _look(draft: dict[str, Any], scratch: Path) -> _Facts:
     """Read the rows, and the tokenizer and the shape of the base model, if they are on this machine."""
     experiment = parse_experiment(draft, _SOURCE)
@@ -117,7 +148,8 @@ def _look(draft: dict[str, Any], scratch: Path) -> _Facts:
     outline = read_outline(experiment.base_model, scratch) if at_hand else None
     facts = _Facts([_find_format(task, outline) for task in experiment.tasks])
     for spec, task in zip(draft["tasks"], facts.tasks, strict=True):
-        spec["source"]["format"] = task.format or "trl"
+        if task.format:
+            spec["source"].setdefault("format", task.format)
     if outline is not None:
         with transformers_silenced():
             facts.parameters = float(outline.empty_model().num_parameters())
@@ -140,14 +172,15 @@ def _look(draft: dict[str, Any], scratch: Path) -> _Facts:
 def _find_format(spec: TaskSpec, outline: Outline | None) -> _Task:
     """Find the format of a task's rows: the one that reads the first rows."""
     (source,) = spec.sources
-    task = _Task(spec.name, source.path)
+    task = _Task(spec.name)
     if not is_here(source):
         return task
     fits: dict[str, list[Pair]] = {}
     faults: dict[str, AutoMixAlignError] = {}
     # hh-rlhf comes first: trl would guess the prompts of its dialogues.
-    for name in dict.fromkeys(("hh-rlhf", "trl", *registered_formats())):
-        as_format = source.model_validate({**source.model_dump(exclude_unset=True), "format": name})
+    names = ("hh-rlhf", "trl", *registered_formats()) if source.format is None else (source.format.name,)
+    for name in dict.fromkeys(names):
+        as_format = source.model_validate({"format": name, **source.model_dump(exclude_unset=True)})
         try:
             with open_task(spec.model_copy(update={"sources": [as_format]}), 0, make_verifier) as reader:
                 pairs = [pair for _, pair in islice(reader, _FIRST_ROWS)]
@@ -157,7 +190,11 @@ def _find_format(spec: TaskSpec, outline: Outline | None) -> _Task:
         if pairs:
             fits[name] = pairs
     if not fits:
-        raise faults.get("trl") or DataError(f"task {spec.name}: {source.path} holds no usable pair")
+        if source.columns is None and source.format is None:
+            _refuse_columns(spec.name, source)
+        raise next((faults[name] for name in ("trl", *names) if name in faults), None) or DataError(
+            f"task {spec.name}: {source.path} holds no usable pair"
+        )
     task.format = next(iter(fits))
     task.why = f"all of the first {len(fits[task.format])} rows have this layout"
     is_text = isinstance(fits[task.format][0].prompt, str)
@@ -165,6 +202,21 @@ def _find_format(spec: TaskSpec, outline: Outline | None) -> _Task:
         task.format, task.why = "chat", "the texts become messages, because the base model has a chat template"
     task.has_answers = all(pair.answer is not None for pair in fits[task.format])
     return task
+
+
+def _refuse_columns(task: str, source: SourceSpec) -> None:
+    """Ask for a mapping of the columns, if the first row has neither sides nor a layout that is known."""
+    with open_source(f"task {task}", source) as rows:
+        first = next(iter(rows), None)
+    if first is None or isinstance(first.data, Unreadable) or layout_format(first.data):
+        return
+    if not {"chosen", "rejected"} <= (columns := first.data.keys()):
+        mapping = f"{{path: {source.path}, columns: {{prompt: COLUMN, chosen: COLUMN, rejected: COLUMN}}}}"
+        raise NoFormatError(
+            f"task {task}: no row format reads {source.path}; its columns are {', '.join(columns):.300}. "
+            f'Map the prompt and the answers to them: --task "{task}={mapping}"',
+            list(columns),
+        )
 
 
 def _measure_lengths(draft: dict[str, Any], tasks: list[TaskSpec], outline: Outline, facts: _Facts) -> None:
@@ -265,10 +317,12 @@ def _text(draft: Mapping[str, Any], facts: _Facts, gpus: int, folder: Path) -> s
         f"base_model: {_yaml(_relative(draft['base_model'], folder))}  # parameters: {facts.size}",
         "tasks:",
     ]
-    for task in facts.tasks:
-        source: Any = _relative(task.path, folder)
-        if task.format not in (None, "trl"):
-            source = {"path": source, "format": task.format}
+    for spec, task in zip(draft["tasks"], facts.tasks, strict=True):
+        source: Any = {**spec["source"], "path": _relative(spec["source"]["path"], folder)}
+        if source.get("format") == ("chat" if "columns" in source else "trl"):
+            del source["format"]
+        if source.keys() == {"path"}:
+            source = source["path"]
         count = f"{task.pairs:,} usable pairs; " if task.pairs is not None else ""
         lines += [f"  - name: {task.name}", f"    source: {_yaml(source)}  # {count}{task.why}"]
         if task.has_answers:

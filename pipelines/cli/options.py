@@ -170,13 +170,13 @@ def warn_about_tag() -> None:
         Console(stderr=True).print(Text.assemble(("warning:", "yellow"), f" {message}"), soft_wrap=True)
 
 
-def key_value(option: str, text: str) -> tuple[str, str]:
-    """The two parts of `KEY=VALUE`.
+def key_value(option: str, text: str, form: str = "KEY=VALUE") -> tuple[str, str]:
+    """The two parts of `KEY=VALUE`, or of another form, which the message names.
 
     Raises:
         ConfigError: it has no such form; the message names the option.
     """
     key, equals, value = text.partition("=")
     if not (key and equals and value):
-        raise ConfigError(f"{option} {text:.80}: must be of the form KEY=VALUE")
+        raise ConfigError(f"{option} {text:.80}: must be of the form {form}")
     return key, value

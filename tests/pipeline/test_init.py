@@ -74,17 +74,26 @@ def test_a_file_that_exists_is_replaced_only_on_request(
     assert (tmp_path / "my.yaml").read_text() != "mine"
 
 
-def test_on_a_terminal_it_asks_for_what_is_missing(
+def test_on_a_terminal_it_asks_for_what_is_missing_and_again_for_what_it_cannot_read(
     ama: Ama, tasks: list[str], base_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = io.StringIO(f"{base_model}\nmessages=messages.jsonl\ntexts=texts.jsonl\n\n0\n")
+    write_rows(tmp_path / "other.jsonl", [{"ask": word, "good": "a", "bad": "b"} for word in WORDS])
+    wrong = ["messages", "messages=mesages.jsonl", "other=other.jsonl", "ask", "good", "worse"]
+    right = ["messages=messages.jsonl", "other=other.jsonl", "ask", "good", "bad", "", "0"]
+    answers = io.StringIO("\n".join([str(base_model), *wrong, *right, ""]))
     monkeypatch.setattr(sys, "stdin", answers)
     for stream in (sys.stdin, sys.stdout):
         monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
     ended = ama("init", "--output", "asked.yaml")
     assert ended.status == 0, ended.err
     data = yaml.safe_load((tmp_path / "asked.yaml").read_text())
-    assert [task["name"] for task in data["tasks"]] == ["messages", "texts"]
+    mapping = {"prompt": "ask", "chosen": "good", "rejected": "bad"}
+    assert data["tasks"] == [
+        {"name": "messages", "source": "messages.jsonl"},
+        {"name": "other", "source": {"path": "other.jsonl", "columns": mapping}},
+    ]
+    for fault in ("of the form NAME=PATH", "mesages.jsonl does not exist", "column 'worse' of 'columns' is"):
+        assert fault in ended.err
     assert (data["name"], data["base_model"]) == ("asked", str(base_model))
 
 
@@ -92,11 +101,11 @@ def test_on_a_terminal_it_asks_for_what_is_missing(
     ("arguments", "message"),
     [
         ([], "error: --task NAME=PATH is needed, at least once"),
-        (["-t", "a"], "error: --task a: must be of the form KEY=VALUE"),
+        (["-t", "a"], "error: --task a: must be of the form NAME=PATH"),
         (["-t", "a=missing.jsonl", "-m", "tiny"], "error: task a: missing.jsonl does not exist"),
         (
             ["-t", "a=odd.jsonl", "-m", "tiny"],
-            "odd.jsonl:1: the field 'chosen' is missing",
+            "its columns are good, bad. Map the prompt and the answers to them: --task",
         ),
         (["-t", "a b=odd.jsonl", "-m", "tiny"], "tasks.0.name: String should match pattern"),
         (["-t", "a=odd.jsonl", "-t", "a=odd.jsonl"], "error: --task: two tasks have one name"),

@@ -27,9 +27,13 @@ MARKS = tuple(dict.fromkeys(name for names, _ in _LAYOUTS for name in names))
 """The columns that tell layouts apart."""
 
 
+def layout_format(columns: Collection[str]) -> str | None:
+    """The format whose layout these columns are."""
+    return next((name for names, name in _LAYOUTS if all(each in columns for each in names)), None)
+
+
 def advice(columns: Collection[str]) -> str:
     """What to do about a row or file that `trl` cannot read, by the columns that it has."""
-    for names, row_format in _LAYOUTS:
-        if all(name in columns for name in names):
-            return f"set 'format: {row_format}', or map 'columns'"
-    return "set the 'format' that reads it, or map 'columns'"
+    name = layout_format(columns)
+    named = f"'format: {name}'" if name else "the 'format' that reads it"
+    return f"set {named}, or map 'columns'"

@@ -70,9 +70,7 @@ def package(unchanged: dict[str, str], tmp_path: Path, monkeypatch: pytest.Monke
         ("report/assets/run.js", "// changed", NUMBERS),
         ("release/publish.py", CHANGE, {"publication"}),
         ("preflight/validate.py", CHANGE, set()),
-        ("method/mixers.py", '"""A docstring."""', set()),
-        ("method/mixers.py", "# a comment", set()),
-        ("method/mixers.py", "\n\n\n", set()),
+        ("method/mixers.py", '"""A docstring."""\n# a comment\n\n\n', set()),
     ],
 )
 def test_a_line_changes_the_stages_that_import_it(

@@ -139,7 +139,7 @@ _ALL = _COPYING | {name: text for name, text in _READING.items() if name != "the
 
 
 @pytest.mark.parametrize("template", _ALL)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_texts_are_those_of_transformers(
     tokenizer: PreTrainedTokenizerFast, template: str, data: st.DataObject

@@ -84,10 +84,15 @@ EXPERIMENTS = {
 }
 
 
+def read_documents(path: Path) -> list[Any]:
+    """The documents of a YAML file; libyaml reads them ten times as fast."""
+    return list(yaml.load_all(path.read_text(), yaml.CSafeLoader))
+
+
 def compile_experiment(experiment: Experiment, folder: Path) -> list[Any]:
     """The documents of an experiment's compiled pipeline."""
     write_pipeline(experiment, folder / "pipeline.yaml")
-    return list(yaml.safe_load_all((folder / "pipeline.yaml").read_text()))
+    return read_documents(folder / "pipeline.yaml")
 
 
 @cache

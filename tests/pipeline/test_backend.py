@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from tests.pipeline.compiled import EXPERIMENTS, pipeline
+from tests.pipeline.compiled import EXPERIMENTS, pipeline, read_documents
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 LIST = PIPELINES / "dag" / "backend.md"
@@ -85,7 +84,7 @@ def _constructs(spec: dict[str, Any], platform: dict[str, Any]) -> Iterator[str]
 @cache
 def in_use() -> frozenset[str]:
     """The constructs of all pipelines."""
-    quickstart = list(yaml.safe_load_all((PIPELINES / "automixalign.yaml").read_text()))
+    quickstart = read_documents(PIPELINES / "automixalign.yaml")
     every = [quickstart, *(pipeline(name) for name in EXPERIMENTS)]
     return frozenset(chain.from_iterable(_constructs(*documents) for documents in every))
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from google.protobuf import json_format
 from kfp import compiler
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
@@ -20,7 +19,7 @@ from pipelines.cli.options import load_experiment
 from pipelines.dag.compiling import write_pipeline
 from pipelines.dag.pipeline import build_pipeline
 from pipelines.dag.placement import LocalPlacement
-from tests.pipeline.compiled import EXPERIMENTS, GOLDEN, compile_experiment, golden, pipeline
+from tests.pipeline.compiled import EXPERIMENTS, GOLDEN, compile_experiment, golden, pipeline, read_documents
 
 ROOT = Path(__file__).parents[2]
 COMPONENTS = sorted((ROOT / "components").glob("*/component.py"))
@@ -169,7 +168,7 @@ def _data(**changes: Any) -> dict[str, Any]:
 
 def _local_spec(experiment: Experiment, folder: Path) -> Any:
     compiler.Compiler().compile(build_pipeline(experiment, LocalPlacement()), str(folder / "pipeline.yaml"))
-    return next(yaml.safe_load_all((folder / "pipeline.yaml").read_text()))
+    return read_documents(folder / "pipeline.yaml")[0]
 
 
 def test_optional_stages_exist_only_if_they_are_configured(tmp_path: Path) -> None:

@@ -351,15 +351,6 @@ def test_its_events_are_those_of_the_planned_stages(run_folder: Path) -> None:
     assert state.chosen is not None
 
 
-def test_a_broken_row_is_refused_before_the_first_stage(base_model: Path, tmp_path: Path) -> None:
-    rows = own_rows()
-    del rows[6]["chosen"]
-    refused = ama("run", "--config", write_config(tmp_path, base_model, rows), "--output", tmp_path / "run")
-    assert refused.returncode == 2
-    assert f"{tmp_path}/own.jsonl:7: the field 'chosen' is missing" in refused.stderr
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_ending_a_run_ends_its_stages_and_says_how_to_go_on(

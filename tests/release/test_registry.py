@@ -128,13 +128,13 @@ SERVING_PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(enc
 """The code on that page for users of a registered model."""
 
 
-@pytest.mark.parametrize("name", ["full", "lora"])
 def test_a_new_process_gets_the_model_token_for_token(
-    name: str, store: str, register_best: Register, candidates: Paths, base_model: Path, tmp_path: Path
+    store: str, register_best: Register, candidates: Paths, base_model: Path, tmp_path: Path
 ) -> None:
-    result = register_best(entry("reference", 0.0, "reference"), entry(name, 0.1))
-    assert result == {"name": "assistant", "model": name, "version": "1", "champion": True, "reasons": []}
-    expected = greedy(load_model(candidates[name], base_model), base_model)
+    """Of an adapter; `test_the_champion_is_served_as_a_chat` has a full model."""
+    result = register_best(entry("reference", 0.0, "reference"), entry("lora", 0.1))
+    assert result == {"name": "assistant", "model": "lora", "version": "1", "champion": True, "reasons": []}
+    expected = greedy(load_model(candidates["lora"], base_model), base_model)
     assert ask_champion({**os.environ, URI: store}) == expected
     assert expected != greedy(load_full_model(base_model), base_model), "the test needs different answers"
     info = mlflow.models.get_model_info("models:/assistant@champion")

@@ -1,8 +1,7 @@
 """What stages report to MLflow, with a real SQLite store and a real server that stores its artifacts on S3."""
 
 import json
-import subprocess
-import sys
+import multiprocessing
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from typer.testing import CliRunner
 from automixalign.config.experiment import parse_experiment
 from automixalign.steps.step import run_step
 from automixalign.steps.tracking.record import Dataset, Record
-from automixalign.steps.tracking.send import send_waiting
+from automixalign.steps.tracking.send import client, send_waiting
 from automixalign.steps.tracking.spool import FOLDER, FOLLOWED, RUN_ID, URI, Spool, Target
 from automixalign.steps.tracking.store import default_store
 from automixalign.storage import files
@@ -308,24 +307,17 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(
     assert "secret" not in str(refusal.value)
 
 
-_OPEN = """
-import sys, time
-from pathlib import Path
-import mlflow
-from automixalign.steps.tracking.send import client
-from automixalign.steps.tracking.spool import Target
-store, folder, name = sys.argv[1:]
-Path(folder, name).touch()
-while len(list(Path(folder).iterdir())) < 3:
-    time.sleep(0.001)
-client(Target(uri=store)).search_registered_models(max_results=1)
-"""
+def _open(store: str, ready: Any) -> None:
+    ready.wait()
+    client(Target(uri=store)).search_registered_models(max_results=1)
 
 
 def test_processes_that_open_a_new_store_at_once_do_not_collide(tmp_path: Path) -> None:
-    store, ready = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "ready"
-    ready.mkdir()
-    commands = [[sys.executable, "-c", _OPEN, store, str(ready), name] for name in "abc"]
-    openers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
-    errors = [opener.communicate()[1] for opener in openers]
-    assert [opener.returncode for opener in openers] == [0, 0, 0], errors
+    context = multiprocessing.get_context("fork")
+    arguments = f"sqlite:///{tmp_path / 'mlflow.db'}", context.Barrier(3)
+    openers = [context.Process(target=_open, args=arguments) for _ in range(3)]
+    for opener in openers:
+        opener.start()
+    for opener in openers:
+        opener.join()
+    assert [opener.exitcode for opener in openers] == [0, 0, 0]

@@ -498,6 +498,7 @@ def test_a_change_reaches_only_its_stages(complete_data: Data, changes: Data, st
     ("changes", "stages"),
     [
         ({"tracking.uri": "http://x"}, set()),
+        ({"cluster": {"default": {"cpu": 4}}}, set()),
         ({"registry.beat_champion": False}, {"registry"}),
         ({"output": "s3://b/p"}, {"publication"}),
     ],

@@ -103,7 +103,6 @@ def fault(name: str, value: Fault, *parts: str, slow: bool = False) -> Any:
     ("fault", "parts"),
     [
         fault("silent", Fault(stall_received=0), ADVICE, slow=True),
-        fault("busy", Fault(answer=BUSY), "SlowDown", ADVICE, slow=True),
         fault("cut in a single upload", Fault(cut_sent=100_000), ADVICE, slow=True),
         fault("cut in an upload of parts", Fault(cut_sent=2 << 20), ADVICE),
         fault("flipped bit", Fault(flip_sent=150_000), "the data changed in transit", slow=True),
@@ -124,9 +123,7 @@ def test_an_upload_fails_and_leaves_no_publication(rig: Rig, fault: Fault, parts
     ("fault", "parts"),
     [
         fault("slow", Fault(delay=0.2), slow=True),
-        fault("silent twice", Fault(stall_received=0, times=2), slow=True),
         fault("busy twice", Fault(answer=BUSY, times=2)),
-        fault("cut twice in a single upload", Fault(cut_sent=100_000, times=2), slow=True),
         fault("cut twice in an upload of parts", Fault(cut_sent=2 << 20, times=2), slow=True),
     ],
 )

@@ -19,7 +19,7 @@ import pytest
 
 from automixalign.config.methods import GeneralistSettings
 from automixalign.steps.events import EVENTS_FILE, LOGS_VARIABLE
-from automixalign.training.checkpoints.folder import CHECKPOINTS_VARIABLE, SEAL, STATE, TRAJECTORY
+from automixalign.training.checkpoints.folder import CHECKPOINTS_VARIABLE, SEAL, TRAJECTORY
 from automixalign.training.generalist import GeneralistTraining
 from benchmarks.servers.seaweed import Seaweed, seaweed
 from tests.faults import interrupted
@@ -102,16 +102,13 @@ def random_faults(seed: int) -> list[Fault]:
     ("after", "faults"),
     [
         kills("before the first is stored", 0, Fault("step's end", 1)),
-        kills("in mid-upload, 7 sends", None, Fault("bytes sent", 7)),
         kills("in mid-upload, 20 sends", None, Fault("bytes sent", 20), slow=False),
-        kills("in mid-upload, 45 sends", None, Fault("bytes sent", 45)),
-        kills("between two files of the first", 0, Fault("file uploaded", 5)),
         kills("between two files of the second", 2, Fault("file uploaded", 18)),
         kills("before the seal of the second", 2, Fault("file uploaded", 26), slow=False),
         kills("after the seal of the second", 4, Fault("object written", 3), slow=False),
         kills("three times, after one checkpoint each", 6, *(3 * [Fault("object written", 2)])),
         kills("removing checkpoints", None, *(Fault("object deleted", n) for n in (30, 5, 2)), slow=False),
-        *(kills(f"three times at random, seed {seed}", None, *random_faults(seed)) for seed in range(5)),
+        *(kills(f"three times at random, seed {seed}", None, *random_faults(seed)) for seed in range(2)),
     ],
 )
 def test_a_killed_training_goes_on_elsewhere(
@@ -152,13 +149,10 @@ def damaged(name: str, damage: Damage, reason: str = "", slow: bool = True, **op
     ("damage", "reason", "steps", "after"),
     [
         damaged("a bit of the weights", flip(WEIGHTS), "is not what was stored: its SHA-256 is", slow=False),
-        damaged("a bit of the task weights", flip(STATE)),
         damaged("an object cut short", write("optimizer.pt", b"PK"), "bytes, not"),
         damaged("an object removed", delete(TRAJECTORY), "is missing"),
-        damaged("an object added", write("x.bin", b"x"), "does not belong"),
         damaged("no seal", delete(SEAL), "it was not finished"),
         damaged("half a seal", write(SEAL, b'{"version": 1, "fil'), "is invalid", slow=False),
-        damaged("a seal of another shape", write(SEAL, b'{"a": 1}'), "is invalid"),
         damaged("a seal of a file elsewhere", write(SEAL, FOREIGN_FILE), "is invalid"),
         damaged("all checkpoints", flip(WEIGHTS), steps=(4, 2), after=0),
     ],

@@ -123,6 +123,7 @@ def deleted_result(world: World) -> None:
     shutil.rmtree(world.result("reference_logps"))
 
 
+# `tests/config` says which settings and which code are those of which stage.
 CHANGES: dict[str, tuple[Callable[[World], None], set[str]]] = {
     "nothing": (lambda world: None, set()),
     "eta": (set_("methods", 1, "eta", value=0.2), {*AMA_R, "compare"}),
@@ -134,30 +135,8 @@ CHANGES: dict[str, tuple[Callable[[World], None], set[str]]] = {
         set_("merges", value=[{"method": "task_arithmetic", "name": "linear", "parameters": {"weight": 0.5}}]),
         {*MERGE, "gather_merges", *WARM, "compare"},
     ),
-    "beta": (set_("training", "beta", value=0.2), {"evaluate reference", *AFTER_DATA}),
-    "steps of the generalists": (
-        set_("budget", "generalist", "steps", value=3),
-        {*AMA_R, *UNIFORM, *WARM, "compare"},
-    ),
-    "length of generations": (
-        set_("evaluation", "max_new_tokens", value=3),
-        {
-            *("evaluate reference", "evaluate specialist-own", "evaluate specialist-format", "evaluate ama-r"),
-            *(
-                "evaluate uniform",
-                "evaluate warm",
-                "evaluate linear",
-                "specialist_losses own",
-                "specialist_losses format",
-            ),
-            "compare",
-        },
-    ),
-    "resources of the pods": (set_("cluster", value={"default": {"cpu": 4}}), set()),
-    "seed": (set_("seed", value=6), ALL),
     "data": (further_row, ALL - {BASE}),
     "the base model's content": (other_weights, ALL),
-    "code of every stage": (edit("steps/step.py"), ALL),
     "a mixer": (edit("method/mixers.py"), {*AMA_R, *UNIFORM, *WARM, "compare"}),
     "relevant environment": (variable("ATEN_CPU_CAPABILITY", "default"), ALL),
     "irrelevant environment": (variable("EDITOR", "ed"), set()),

@@ -255,6 +255,7 @@ def test_empty_mappings_add_nothing() -> None:
     assert (record.params, record.metrics) == ({}, [])
 
 
+@pytest.mark.slow
 def test_a_server_that_is_down_loses_nothing(
     s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -125,6 +125,7 @@ def test_two_nodes_train_what_one_process_trains(
         assert files.digest(tmp_path / "again" / part) == files.digest(tmp_path / "two" / part)
 
 
+@pytest.mark.slow
 def test_the_error_of_a_node_is_the_error_of_the_stage(
     storage: str, stub: Stub, inputs: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

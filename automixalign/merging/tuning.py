@@ -25,7 +25,7 @@ from automixalign.scoring import caches
 from automixalign.scoring.scorer import Scorer, pair_losses
 from automixalign.steps.step import current_step
 from automixalign.storage import files
-from automixalign.system.errors import DataError
+from automixalign.system.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -113,7 +113,7 @@ def merge_tuned(
     """Merge the specialists with the task weights that have the smallest worst gap on the validation split.
 
     The first try gives every task the weight of `parameters`, or the method's default; `coordinate_search` says
-    what follows.
+    what follows. Weights with which the merge overflows are left out, with a warning.
 
     Args:
         base, specialists, method, parameters, output, seed: as for `merge_specialists`.
@@ -125,7 +125,7 @@ def merge_tuned(
         with its `weights`, `gaps` and `worst_gap`, the number of pairs that were scored, and the seconds.
 
     Raises:
-        ValueError, ModelError: as for `merge_specialists`.
+        ValueError, ModelError: as for `merge_specialists`, about the first try.
     """
     started, tries, best = time.monotonic(), list[dict[str, Any]](), math.inf
     _, per_model = merge_methods.resolve(method, parameters)
@@ -139,16 +139,21 @@ def merge_tuned(
 
         def worst_gap(weights: Mapping[str, float]) -> float:
             nonlocal best
-            merge(weights, candidate)
-            gaps = validation.gaps(load_full_model(candidate), tuning)
+            shutil.rmtree(candidate, ignore_errors=True)
+            try:
+                merge(weights, candidate)
+                gaps = validation.gaps(load_full_model(candidate), tuning)
+            except ModelError as error:  # the merge overflows, or its log-probabilities do
+                if not tries:
+                    raise
+                current_step().warn(f"the search leaves out weights that cannot be used: {error}")
+                return math.inf
             worst = max(gaps.values())
             tries.append({"weights": dict(weights), "gaps": gaps, "worst_gap": worst})
             if worst < best:
                 best = worst
                 shutil.rmtree(merged, ignore_errors=True)
                 candidate.rename(merged)
-            else:
-                shutil.rmtree(candidate)
             return worst
 
         coordinate_search(

@@ -1,5 +1,6 @@
 """Tuned merge weights: the search on the validation split, its record, and the model that it leaves."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from automixalign.data.store import VALIDATION, read_split
 from automixalign.merging.merge import merge_specialists
 from automixalign.merging.tuning import ValidationPairs, merge_by_settings
 from automixalign.models.load import load_full_model
+from automixalign.steps.events import EVENTS_FILE, LOGS_VARIABLE
+from automixalign.steps.step import run_step
+from automixalign.storage import files
 from automixalign.system.errors import DataError
 from benchmarks import tiny
 from tests.merging.test_merge import weights
@@ -74,6 +78,27 @@ def test_the_best_try_becomes_the_model(
     assert tuning is not None
     assert validation.gaps(load_full_model(tmp_path / "m"), tuning) == best["gaps"]
     assert facts["tuning"]["scored_pairs"] == TRIES * len(validation)
+
+
+def test_the_search_leaves_out_weights_that_overflow(
+    base_model: Path, to_tune: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unused token's embedding in one specialist is 0.6 of float16's largest number."""
+    monkeypatch.setenv(LOGS_VARIABLE, str(tmp_path))
+    for name in ("base", *TASKS):
+        shutil.copytree(base_model, tmp_path / name)
+        model = load_full_model(base_model)
+        if name == TASKS[0]:
+            model.get_input_embeddings().weight.data[-1] = 40_000
+        model.half().save_pretrained(tmp_path / name)
+    with run_step("merge_specialists", "tuned"):
+        facts = merge_by_settings(settings(), tmp_path / "base", tmp_path, tmp_path / "tuned", to_tune)
+    used = [one["weights"][TASKS[0]] for one in facts["tuning"]["tries"]]
+    assert used[:2] == [1, 0.5]
+    assert max(used) < 2
+    warnings = [event for event in files.read_jsonl(tmp_path / EVENTS_FILE) if event["event"] == "warning"]
+    assert len(used) + len(warnings) == TRIES
+    assert "overflows: its weight model.embed_tokens.weight is not finite" in warnings[0]["message"]
 
 
 def test_only_validation_pairs_are_scored(to_tune: list[Path]) -> None:

@@ -87,6 +87,11 @@ class MergeMethodSpec:
     implementation: Any = None
     """The `MergeMethod` of mergekit that another package made; None for a method of mergekit itself."""
 
+    def __post_init__(self) -> None:
+        for key, limits in self.limits.items():
+            if not isinstance(limits, Limits):
+                raise TypeError(f"the limits of {key!r} must be Limits(low, high), not {limits!r:.80}")
+
     @property
     def module(self) -> str:
         """The module that defines the method."""

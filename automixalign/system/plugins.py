@@ -70,7 +70,7 @@ class Plugins(Generic[_T]):
         return add
 
     def load(self) -> Mapping[str, _T]:
-        """All of them by name: those of the project, of other installed packages, and of imported modules.
+        """All of them by name: those of the project, of imported modules, and of other installed packages.
 
         Raises:
             ConfigError: an installed package declares one that cannot be loaded, or a name that is in use.
@@ -78,6 +78,9 @@ class Plugins(Generic[_T]):
         for package in self._packages:
             for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
                 importlib.import_module(f"{package}.{module.name}")
+        # A module that a configuration names may have registered before.
+        for name in [name for name in self._items if not self._is_own(name)]:
+            self._items[name] = self._items.pop(name)
         for entry_point in metadata.entry_points(group=GROUPS[self._kind]):
             try:
                 self.register(entry_point.name)(entry_point.load())
@@ -87,6 +90,9 @@ class Plugins(Generic[_T]):
                     f"{error}; repair or uninstall its package"
                 ) from error
         return MappingProxyType(self._items)  # later registrations appear in it
+
+    def _is_own(self, name: str) -> bool:
+        return _modules[self._kind, name].partition(".")[0] == _OWN
 
 
 def _qualname(item: object) -> str:

@@ -46,7 +46,8 @@ def test_code_from_outside_takes_part_in_a_run(tmp_path: Path) -> None:
     experiment = tiny.experiment()
     experiment["tasks"][0]["verifier"] = "same-words"
     experiment["tasks"].append({"name": "duels", "source": duels})
-    experiment |= {"plugins": IMPORTED, "methods": [method], "merges": ["median"]}
+    merge = {"method": "quantile", "parameters": {"q": 0.4}}
+    experiment |= {"plugins": IMPORTED, "methods": [method], "merges": [merge]}
     (tmp_path / "my.yaml").write_text(yaml.safe_dump(experiment))
     ran = ama(
         *("run", "--config", tmp_path / "my.yaml", "--output", tmp_path / "run", "--no-cache"),
@@ -54,8 +55,10 @@ def test_code_from_outside_takes_part_in_a_run(tmp_path: Path) -> None:
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     board = {entry["model"]: entry for entry in json.loads((tmp_path / "run" / "leaderboard.json").read_text())}
-    assert {method, "median"} <= board.keys()
-    tasks = board["median"]["tasks"]
+    assert {method, "quantile"} <= board.keys()
+    header = (tmp_path / "run" / "leaderboard.md").read_text().partition("| model | family |")[2]
+    assert header.startswith(" worst gap "), "the project's own metrics come first"
+    tasks = board["quantile"]["tasks"]
     assert all(0 <= tasks[task]["sure"] <= 1 for task in tasks), "a metric of the user"
     assert "pass_rate" in tasks[experiment["tasks"][0]["name"]], "a verifier of the user"
     card = {task["name"]: task for task in files.read_json(tmp_path / "run" / "data" / "card.json")["tasks"]}

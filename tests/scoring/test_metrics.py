@@ -83,6 +83,16 @@ def test_a_metric_of_ones_own() -> None:
 
 
 @pytest.mark.usefixtures("own_plugins")
+def test_only_shares_become_truth_values() -> None:
+    @metric("brevity", better="lower", of="answers")
+    def brevity(answers: Any) -> float:
+        return len(answers)
+
+    values = answer_values(ANSWERS[:1])
+    assert (values["brevity"].dtype, values["pass_rate"].dtype) == (int, bool)
+
+
+@pytest.mark.usefixtures("own_plugins")
 def test_a_metric_that_is_wrong_is_named() -> None:
     @metric("sum", better="lower")
     def total(pairs: PairScores) -> Any:

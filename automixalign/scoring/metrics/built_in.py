@@ -34,13 +34,13 @@ def accuracy(pairs: PairScores) -> Values:
     return pairs.margins > 0
 
 
-@metric("pass_rate", better="higher", of="answers")
+@metric("pass_rate", better="higher", of="answers", share=True)
 def pass_rate(answers: Sequence[Answer]) -> float:
     """Share of a prompt's answers that the verifier passes: pass@1."""
     return float(np.mean(_passed(answers)))
 
 
-@metric("pass_at_k", better="higher", of="answers", headline=False)
+@metric("pass_at_k", better="higher", of="answers", headline=False, share=True)
 def pass_at_k(answers: Sequence[Answer]) -> float:
     """Whether any of k answers passes.
 
@@ -52,7 +52,7 @@ def pass_at_k(answers: Sequence[Answer]) -> float:
     return float(any(_passed(answers)))
 
 
-@metric("win_rate", better="higher", of="answers")
+@metric("win_rate", better="higher", of="answers", share=True)
 def win_rate(answers: Sequence[Answer]) -> float:
     """Share of a prompt's answers that the judge prefers to the baseline's; a tie counts half."""
     wins = [answer.get("win") for answer in answers]

@@ -77,6 +77,7 @@ class Metric:
         title: names it in tables.
         format: shows a value: digits after the point, as a number (`.3f`) or in percent (`.1%`).
         headline: whether the terminal and MLflow's run of the pipeline show it.
+        share: whether values of answers lie from 0 to 1. All 0, or all 1, have a binomial interval.
 
     Raises:
         ValueError: there is no such format, direction or kind of metric.
@@ -90,6 +91,7 @@ class Metric:
         title: str,
         format: str,
         headline: bool,
+        share: bool,
     ) -> None:
         if not _FORMAT.fullmatch(format):
             raise ValueError(f"the format {format!r} is neither like .3f nor like .1%")
@@ -98,7 +100,7 @@ class Metric:
             if value not in known:
                 raise ValueError(f"{key}={value!r}: it must be one of {', '.join(map(repr, known))}")
         self.function, self.of, self.better = function, of, better
-        self.title, self.format, self.headline = title, format, headline
+        self.title, self.format, self.headline, self.share = title, format, headline, share
         self.module = function.__module__
         functools.update_wrapper(self, function)
 
@@ -134,6 +136,7 @@ def metric(
     title: str = "",
     format: str = ".3f",
     headline: bool = True,
+    share: bool = False,
 ) -> Callable[[Callable[[Any], Any]], Metric]:
     """Register a metric, as a decorator of a function.
 
@@ -145,7 +148,9 @@ def metric(
     if not name.isidentifier():
         raise ValueError(f"the metric's name {name!r} is no identifier")
     title = title or name.replace("_", " ")
-    return lambda function: _metrics.register(name)(Metric(function, of, better, title, format, headline))
+    return lambda function: _metrics.register(name)(
+        Metric(function, of, better, title, format, headline, share)
+    )
 
 
 def ranked_metrics() -> dict[str, Metric]:
@@ -165,7 +170,7 @@ def pair_values(pairs: PairScores) -> dict[str, Values]:
 def answer_values(answers: Iterable[Answer]) -> dict[str, Values]:
     """Metric of answers -> its values, shape (prompts,), in the order of each prompt's first answer.
 
-    Values that are all 0 or 1 become truth values. Without answers there are no metrics.
+    Shares that are all 0 or 1 become truth values. Without answers there are no metrics.
 
     Raises:
         ConfigError: a metric fails, or does not return a finite number for each prompt.
@@ -176,7 +181,11 @@ def answer_values(answers: Iterable[Answer]) -> dict[str, Values]:
     if not prompts:
         return {}
     values = _values("answers", lambda metric: list(map(metric, prompts.values())), len(prompts))
-    return {name: of.astype(bool) if np.isin(of, (0, 1)).all() else of for name, of in values.items()}
+    shares = {name for name, metric in registered_metrics().items() if metric.share}
+    return {
+        name: of.astype(bool) if name in shares and np.isin(of, (0, 1)).all() else of
+        for name, of in values.items()
+    }
 
 
 def _values(of: Measured, measure: Callable[[Metric], Any], count: int) -> dict[str, Values]:

@@ -113,7 +113,7 @@ class BenchmarkSpec(Schema):
     num_fewshot: Natural | None = None
     """The number of solved examples before each question. By default, the task decides."""
     limit: Count | None = None
-    """Measure only the first so many examples of each task. The numbers are then for a trial only."""
+    """Measure only this many examples of each task, the first ones. The numbers are then for a trial only."""
     apply_chat_template: Flag | None = None
     """Whether the chat template renders the prompts. By default, it does if the base model has one."""
 

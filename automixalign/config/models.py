@@ -10,7 +10,7 @@ from automixalign.system.schema import Schema, Text
 
 
 class BaseModelSpec(Schema):
-    """The policy that every specialist and generalist starts from; it is also the reference model."""
+    """The policy that trainings start from; it is also the reference model."""
 
     source: Text
     """Folder, GGUF file, `package:MODULE/FILE.gguf`, hub id, `s3://` or `models:/` URI, or `tiny`."""

@@ -173,7 +173,8 @@ def table(
     """
     metrics, shown = ranked_metrics(), list(chosen_columns) or columns(entries)
     winners = {column: best(entries, *column) for column in shown}
-    header = ["model", "family", *(f"{view} {metrics[name].title}" for view, name in shown)]
+    views = {"worst": "worst", "average": "mean"}
+    header = ["model", "family", *(f"{views[view]} {metrics[name].title}" for view, name in shown)]
     rows = []
     for entry in entries:
         cells = []

@@ -88,7 +88,7 @@ def init(
         raise ConfigError("--task NAME=PATH is needed, at least once")
     if gpus is None:
         gpus = _count_gpus()
-        gpus = typer.prompt("GPUs of the machine that will run it", gpus, type=int) if asks else gpus
+        gpus = typer.prompt("GPUs of the machine of the run", gpus, type=int) if asks else gpus
     _write(output, base_model or default, tasks, gpus)
 
 

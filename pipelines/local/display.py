@@ -154,8 +154,7 @@ def _table(console: Console, entries: list[leaderboard.Entry], columns: list[tup
     )
     table.add_column("model", no_wrap=True, vertical="bottom")
     for name in header[2:]:
-        words = name.replace("average", "mean").split()
-        table.add_column("\n".join(words), justify="right", no_wrap=True, vertical="bottom")
+        table.add_column("\n".join(name.split()), justify="right", no_wrap=True, vertical="bottom")
     for model, family, *values in rows:
         cells = [f"[bold]{cell.strip('*')}[/]" if cell.startswith("**") else cell for cell in values]
         cells = [dash if cell == leaderboard.NOT_MEASURED else cell for cell in cells]

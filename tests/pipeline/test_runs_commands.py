@@ -1,4 +1,4 @@
-"""`ama runs`, `status`, `logs` and `diff`: of runs that work, have ended, or are damaged."""
+"""`ama runs`, `status`, `logs` and `diff`: of runs that are running, ended or damaged."""
 
 import fcntl
 import json
@@ -180,6 +180,12 @@ def test_a_log_shows_the_last_state_of_a_progress_bar_and_no_control_characters(
         b"\rload 0%\rload 100%\r\n\x1b[31mred\x1b[0m \x07\n"
     )
     assert ama("logs", "runs/done").out == "load 100%\nred \\x07\n"
+
+
+def test_logs_says_that_a_log_is_empty(four_runs: Path, ama: Ama) -> None:
+    (four_runs / "done" / "logs" / "compare.log").write_text("")
+    ended = ama("logs", "runs/done")
+    assert (ended.out, ended.err) == ("", "runs/done/logs/compare.log is empty\n")
 
 
 def test_logs_follow_all_stages_of_a_run_until_it_ends(

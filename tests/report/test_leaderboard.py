@@ -217,7 +217,7 @@ def test_no_model_is_best_without_a_value_or_a_model_of_all_tasks(board: list[di
 def test_table(board: list[dict[str, Any]]) -> None:
     columns = [(view, metric) for metric in ("excess", "pass_rate") for view in ("worst", "average")]
     header, rows = leaderboard.table(board, columns)
-    titles = ["worst excess", "average excess", "worst pass rate", "average pass rate"]
+    titles = ["worst excess", "mean excess", "worst pass rate", "mean pass rate"]
     assert header == ["model", "family", *titles]
     assert rows == [
         ["reference", "reference", "0.500", "0.438", leaderboard.NOT_MEASURED, leaderboard.NOT_MEASURED],

@@ -39,13 +39,15 @@ def logs(
     ] = None,
     follow: Annotated[
         bool,
-        typer.Option("--follow", "-f", help="Go on until the run ends or Ctrl-C; without STAGE, all stages."),
+        typer.Option(
+            "--follow", "-f", help="Print new lines until the run ends or Ctrl-C. Without STAGE: of all."
+        ),
     ] = False,
 ) -> None:
-    """Print the log of a stage of a run, which may still work.
+    """Print the log of a stage of a run, also while it runs.
 
     The other logs are `kfp`, of the runner itself, and `mlflow`, of the records for MLflow. Logs of a run on a
-    cluster are in its server.
+    cluster are on its server.
 
     Examples:
 
@@ -64,6 +66,8 @@ def logs(
         for path in [first, *_logs(folder, state)] if follow and stage is None else [first]:
             printer.print_new(path, only_whole_lines=works)
         if not works:
+            if printer.last == Path():
+                printer.say(f"{first} is empty")
             return
         time.sleep(_POLL_SECONDS)
 
@@ -90,13 +94,17 @@ class _Printer:
             return
         self.offsets[path] = start + len(new)
         if path != self.last:
-            self.errors.print(printable(f"==> {path} <=="), style="dim", soft_wrap=True)
+            self.say(f"==> {path} <==")
             self.last = path
         for line in new.decode("utf-8", errors="replace").removesuffix("\n").split("\n"):
             # A progress bar writes one line over and over; the terminal would show its last state.
             last = line.rstrip("\r").rpartition("\r")[2]
             sys.stdout.write(printable(_COLOUR.sub("", last)) + "\n")
         sys.stdout.flush()
+
+    def say(self, text: str) -> None:
+        """Print a line about the logs."""
+        self.errors.print(printable(text), style="dim", soft_wrap=True)
 
 
 def _logs(folder: Path, state: "RunState") -> list[Path]:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def status(run: RunFolder) -> None:
-    """Show the stages of a run, which may still work: state, seconds, and the time that is left.
+    """Show the stages of a run, also while it runs: state, seconds, and the time that is left.
 
-    The exit status is 0 for a run that works or has finished, else 1. `ama submit --follow RUN_ID` shows a run
-    on a cluster.
+    Exit status: 0 if the run is running or finished, else 1. `ama submit --follow RUN_ID` shows a run on a
+    cluster.
 
     Example:
 

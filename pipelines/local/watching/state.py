@@ -1,4 +1,4 @@
-"""The state of a run folder, of a run that works, has ended or is damaged."""
+"""The state of a run folder: running, ended or damaged."""
 
 import fcntl
 from dataclasses import dataclass

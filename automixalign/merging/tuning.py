@@ -95,30 +95,21 @@ def merge_by_settings(
         weights = None if isinstance(spec.weights, str) else spec.weights
         return merge_specialists(base, folders, spec.method, spec.parameters, output, settings.seed, weights)
     validation = ValidationPairs.read(settings.tasks, *to_tune)
-    return merge_tuned(
-        base, folders, spec.method, spec.parameters, output, settings.seed, settings.tuning, validation
-    )
+    return _merge_tuned(settings, settings.tuning, base, folders, output, validation)
 
 
-def merge_tuned(
+def _merge_tuned(
+    settings: MergeSettings,
+    tuning: Tuning,
     base: Path,
     specialists: Mapping[str, Path],
-    method: str,
-    parameters: Mapping[str, float],
     output: Path,
-    seed: int,
-    tuning: Tuning,
     validation: ValidationPairs,
 ) -> dict[str, Any]:
     """Merge the specialists with the task weights that have the smallest worst gap on the validation split.
 
-    The first try gives every task the weight of `parameters`, or the method's default; `coordinate_search` says
-    what follows. Weights with which the merge overflows are left out, with a warning.
-
-    Args:
-        base, specialists, method, parameters, output, seed: as for `merge_specialists`.
-        tuning: the number of tries, and how they are scored.
-        validation: the pairs to score.
+    The first try gives every task the weight of the merge's parameters, or the method's default;
+    `coordinate_search` says what follows. Weights with which the merge overflows are left out, with a warning.
 
     Returns:
         What `merge_specialists` returns, with the weights of the best try; and `tuning`: each of the `tries`
@@ -127,11 +118,12 @@ def merge_tuned(
     Raises:
         ValueError, ModelError: as for `merge_specialists`, about the first try.
     """
+    method, parameters = settings.merge.method, settings.merge.parameters
     started, tries, best = time.monotonic(), list[dict[str, Any]](), math.inf
     _, per_model = merge_methods.resolve(method, parameters)
     with (
         files.replacing(output) as merged,
-        staged_merge(base, specialists, method, parameters, output, seed) as merge,
+        staged_merge(base, specialists, method, parameters, output, settings.seed) as merge,
         tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch,
         current_step().whole(tuning.tries * len(validation)),
     ):

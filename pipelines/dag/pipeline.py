@@ -75,26 +75,30 @@ def _with_benchmarks(outputs: Any, parts: Sequence[str]) -> Any:
     return NamedTuple(outputs.__name__, [*outputs.__annotations__.items(), ("benchmarks", list[Artifact])])
 
 
-def _with_baseline(parts: Sequence[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Leave out `baseline`, the last input of a loop, unless a judge compares with the reference's answers.
+def _without(*absent: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Leave out inputs of a loop, which are then None.
 
     No server is known to run a nested pipeline with an optional artifact.
     """
 
     def change(loop: Callable[..., Any]) -> Callable[..., Any]:
-        if "judge" in parts:
-            return loop
         signature = inspect.signature(loop)
-        *parameters, _ = signature.parameters.values()
+        parameters = [each for each in signature.parameters.values() if each.name not in absent]
 
         @functools.wraps(loop)
         def without(*inputs: Any) -> Any:
-            return loop(*inputs, None)
+            names = (each.name for each in parameters)
+            return loop(**dict(zip(names, inputs, strict=True)), **dict.fromkeys(absent))
 
         without.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return without
 
     return change
+
+
+def _absent(parts: Sequence[str]) -> list[str]:
+    """The input of a loop that only a judge reads: it compares with the reference's answers."""
+    return [] if "judge" in parts else ["baseline"]
 
 
 def _given(**inputs: Any) -> dict[str, Any]:
@@ -132,7 +136,7 @@ def _specialists(add_task: Placement, parts: Sequence[str]) -> Callable[..., Any
     """The loop over the tasks: train, evaluate and score one specialist each."""
 
     @dsl.pipeline(name="specialists", display_name="Specialists")
-    @_with_baseline(parts)
+    @_without(*_absent(parts))
     def specialists(
         tasks: list,  # type: ignore[type-arg]  # kfp knows no list[str]
         specialist: str,
@@ -168,37 +172,14 @@ def _specialists(add_task: Placement, parts: Sequence[str]) -> Callable[..., Any
     return specialists  # type: ignore[no-any-return]
 
 
-def _generalists(add_task: Placement, parts: Sequence[str]) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The loops over the methods, without and with `init`: train and evaluate one generalist each."""
-
+def _generalists(add_task: Placement, parts: Sequence[str], warm: bool = False) -> Callable[..., Any]:
+    """The loop over the methods without or with `init`: train and evaluate one generalist each."""
     outputs = _with_benchmarks(Generalists, parts)
+    title = "Generalists that start from a merge" if warm else "Generalists"
 
-    def loop(methods: Any, measuring: dict[str, Any], to_train: dict[str, Any], inputs: dict[str, Any]) -> Any:
-        with dsl.ParallelFor(items=methods) as settings:
-            trained = add_task(train_generalist, settings=settings, **to_train, **inputs).outputs
-            measured = _measure(add_task, parts, trained["model"], measuring, inputs)
-        collected = {"models": trained["model"], "trajectories": trained["trajectory"], **measured}
-        return outputs(**{name: dsl.Collected(output) for name, output in collected.items()})
-
-    @dsl.pipeline(name="generalists", display_name="Generalists")
-    @_with_baseline(parts)
+    @dsl.pipeline(name="warm_generalists" if warm else "generalists", display_name=title)
+    @_without(*_absent(parts), *([] if warm else ["starts"]))
     def generalists(
-        methods: list,  # type: ignore[type-arg]
-        evaluation: str,
-        benchmarks: str,
-        data: Input[Dataset],
-        reference_logps: Input[Dataset],
-        losses: Input[Dataset],
-        base_model: Input[Model],
-        baseline: Input[Dataset],
-    ) -> outputs:  # type: ignore[valid-type]
-        inputs = {"data": data, "reference_logps": reference_logps, "base_model": base_model}
-        measuring = {"evaluation": evaluation, "benchmarks": benchmarks, "baseline": baseline}
-        return loop(methods, measuring, {"losses": losses}, inputs)  # type: ignore[no-any-return]
-
-    @dsl.pipeline(name="warm_generalists", display_name="Generalists that start from a merge")
-    @_with_baseline(parts)
-    def warm_generalists(
         methods: list,  # type: ignore[type-arg]
         evaluation: str,
         benchmarks: str,
@@ -210,10 +191,16 @@ def _generalists(add_task: Placement, parts: Sequence[str]) -> tuple[Callable[..
         baseline: Input[Dataset],
     ) -> outputs:  # type: ignore[valid-type]
         inputs = {"data": data, "reference_logps": reference_logps, "base_model": base_model}
+        to_train = {"losses": losses, **inputs, **_given(starts=starts)}
         measuring = {"evaluation": evaluation, "benchmarks": benchmarks, "baseline": baseline}
-        return loop(methods, measuring, {"losses": losses, "starts": starts}, inputs)  # type: ignore[no-any-return]
+        with dsl.ParallelFor(items=methods) as settings:
+            trained = add_task(train_generalist, settings=settings, **to_train).outputs
+            measured = _measure(add_task, parts, trained["model"], measuring, inputs)
+        collected = {"models": trained["model"], "trajectories": trained["trajectory"], **measured}
+        collected = {name: dsl.Collected(output) for name, output in collected.items()}
+        return outputs(**collected)  # type: ignore[no-any-return]
 
-    return generalists, warm_generalists
+    return generalists  # type: ignore[no-any-return]
 
 
 def _merges(add_task: Placement, parts: Sequence[str]) -> Callable[..., Any]:
@@ -226,7 +213,7 @@ def _merges(add_task: Placement, parts: Sequence[str]) -> Callable[..., Any]:
     outputs = _with_benchmarks(Merges, parts)
 
     @dsl.pipeline(name="merges", display_name="Merges")
-    @_with_baseline(parts)
+    @_without(*_absent(parts))
     def merges(
         methods: list,  # type: ignore[type-arg]
         evaluation: str,
@@ -264,7 +251,7 @@ def build_pipeline(experiment: Experiment, add_task: Placement) -> Callable[...,
     # kfp cannot collect from an empty loop, so an experiment has only the loops that it needs.
     parts = experiment.parts
     specialists, merges = _specialists(add_task, parts), _merges(add_task, parts)
-    generalists, warm_generalists = _generalists(add_task, parts)
+    generalists, warm_generalists = (_generalists(add_task, parts, warm) for warm in (False, True))
 
     @dsl.pipeline(
         name="automixalign",

@@ -156,14 +156,15 @@ def _key(location: Sequence[int | str], data: Any) -> str:
     rest = list(location)
     while rest:
         part = rest.pop(0)
+        if isinstance(part, str) and "[" in part and not (isinstance(data, Mapping) and part in data):
+            continue  # pydantic's mark for the key of a map, or for a member of a union: `dict[str,float]`
         if part == "sources" and isinstance(data, Mapping) and part not in data and "source" in data:
             part, rest = "source", rest[1:]
         name = None
         if isinstance(data, list) and isinstance(part, int) and len(parts) == 1 and parts[0] in NAMED_LISTS:
             names = element_names(data)
             name = names[part] if names.count(names[part]) == 1 else None
-        if part != "[key]":  # pydantic's mark for the key of a map
-            parts.append(name or str(part))
+        parts.append(name or str(part))
         data = _child(data, part)
     return ".".join(parts)
 

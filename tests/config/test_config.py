@@ -135,6 +135,10 @@ def test_defaults_and_short_forms(experiment_data: Data) -> None:
             r"^merges: karcher: weights: karcher takes no",
         ),
         (
+            {"merges": [{"method": "linear", "weights": "ties"}]},
+            r"^merges.linear.weights: Input should be 'tuned' \(it is 'ties'\)$",
+        ),
+        (
             {"merges": [{"method": "linear", "tries": 3}]},
             r"^merges: linear: 'tries' goes with 'weights: tuned'",
         ),

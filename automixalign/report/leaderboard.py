@@ -227,18 +227,20 @@ def verdict(entries: list[Entry]) -> str:
     if selected is None or selected is first:
         which = "The next" if selected is None else "The chosen model is first here, too. The next"
         second, relation = others[0], f"{which} is {others[0]['model']}, with"
+        compared = [first, second]
     else:
         second, relation = selected, f"The chosen model, {selected['model']}, has"
+        compared = [selected, first]
     return (
         f"On the test split, {first['model']} has the smallest worst-task gap, {gap}. "
-        f"{relation} {second['worst'][RANKED_BY]:.3f}. {_resolution(selected or first, second, entries)}"
+        f"{relation} {second['worst'][RANKED_BY]:.3f}. {_resolution(compared, entries)}"
     )
 
 
-def _resolution(model: Entry, other: Entry, entries: list[Entry]) -> str:
-    """Whether the run resolves the difference of a model to the baseline, or of another one if it is that."""
+def _resolution(models: list[Entry], entries: list[Entry]) -> str:
+    """Whether the run resolves the difference to the baseline: of the first model that is not itself that."""
     reference = baseline(entries)
-    compared = other if model["model"] == reference else model
+    compared = next(model for model in models if model["model"] != reference)
     difference = compared.get("worst_difference", {}).get(RANKED_BY)
     if difference is None:
         return "One seed: the difference is not certain."

@@ -300,6 +300,10 @@ def test_a_difference_is_resolved_if_its_interval_excludes_0(
             "ties",
             "The chosen model, ties, has 1.500. The worst-task gap of ties is 0.900 above that of standard",
         ),
+        (
+            "standard",
+            "The chosen model, standard, has 0.600. The worst-task gap of ama-r is 0.500 below that of standard",
+        ),
     ],
 )
 def test_the_choice_comes_first_and_the_ranking_names_the_chosen_model(

@@ -144,7 +144,11 @@ def test_without_the_extra_the_message_names_it(monkeypatch: pytest.MonkeyPatch)
     ("changes", "options", "message"),
     [
         ({"dataset_path": "org/none"}, {}, r"benchmarks.0: choice cannot be loaded: .*\n.*HF_HUB_OFFLINE"),
-        ({"doc_to_text": "{{none.none}}"}, {}, r"benchmarks.0: choice cannot be loaded: UndefinedError"),
+        (
+            {"doc_to_text": "{{none.none}}"},
+            {},
+            r"benchmarks.0: choice cannot be loaded: UndefinedError.*\n.*columns that exist",
+        ),
         ({}, {"metric": "f1"}, "benchmarks.0.metric: choice has no metric f1; there are: acc, acc_norm"),
     ],
 )

@@ -87,9 +87,14 @@ def load_benchmark(number: int, spec: BenchmarkSpec) -> "Task | Group":
     except ConfigError:
         raise
     except Exception as error:  # of datasets, of the hub, or of the task's own code
+        cause = error.__cause__ or error  # `datasets` hides what is wrong with a file in the cause
+        advice = "check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and the packages that the task needs"
+        if isinstance(source, BenchmarkFile) and not read_task_file(source).is_on_hub:
+            advice = (
+                f"check that {source.path} names metrics, splits and columns that exist, and its data files"
+            )
         raise DataError(
-            f"{key}: {spec.name} cannot be loaded: {type(error).__name__}: {error}\n"
-            "check the network, HF_ENDPOINT and HF_HUB_OFFLINE, and the packages that the task needs"
+            f"{key}: {spec.name} cannot be loaded: {type(cause).__name__}: {cause}\n{advice}"
         ) from error
     group = loaded.get("groups", {}).get(spec.name)
     for task in loaded["tasks"].values():

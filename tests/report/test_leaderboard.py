@@ -302,7 +302,7 @@ def test_a_difference_is_resolved_if_its_interval_excludes_0(
         ),
         (
             "standard",
-            "The chosen model, standard, has 0.600. The worst-task gap of ama-r is 0.500 below that of standard",
+            "The chosen model, standard, has 0.600. The worst-task gap of ama-r is 0.500 below that of",
         ),
     ],
 )

@@ -60,14 +60,15 @@ EXPERIMENTS = {
         _gpus(8) | {"train_job": {"storage": "s3://results/jobs"}},
         training={"batch_size": 128, "processes": 8, "nodes": 2, "fsdp": True},
     ),
-    "benchmarks": _experiment({}, merges=["linear"], benchmarks=["toxigen", "gsm8k"]),
     "lora": _experiment(
         _gpus(1) | {"cache": False, "secrets": {"hub": None}, "environment": None},
         training={"lora": {"rank": 16}},
         merges=["ties"],
     ),
-    "warm-starts": _experiment(
+    "every-part": _experiment(
         {},
+        benchmarks=["toxigen", "gsm8k"],
+        registry={"name": "assistant"},
         merges=["linear", {"method": "ties", "weights": "tuned"}],
         methods=["uniform", {"method": "uniform", "name": "warm", "init": "ties"}],
         output="s3://results/golden",

@@ -256,4 +256,4 @@ def test_with_a_judge_every_evaluation_but_the_first_gets_that_of_the_reference(
     judged = evaluations("judged")
     assert judged.pop("root") is False
     assert list(judged.values()) == [True] * 4, "specialists, generalists, warm ones and merges"
-    assert not any(evaluations("warm-starts").values())
+    assert not any(evaluations("every-part").values())

@@ -215,8 +215,9 @@ def test_answers_are_side_by_side_with_their_marks(page: Page, reports: dict[str
     example = "document.querySelector('#examples .example')"
     assert HOSTILE in page.run(f"{example}.querySelector('.messages').textContent")
     cards = page.run(
-        f"[...{example}.querySelectorAll('.answer')].map((card) => [...card.querySelectorAll('span, .words')])"
-        ".map((parts) => parts.map((part) => part.textContent))"
+        f"[...{example}.querySelectorAll('.answer')]"
+        ".map((card) => [...card.querySelectorAll('span:not(:has(span)), .words')])"
+        ".map((parts) => parts.map((part) => part.textContent.trim()))"
     )
     assert cards[0] == ["expected", "42"]
     answers = {name: (mark, text) for name, mark, text in cards[1:]}

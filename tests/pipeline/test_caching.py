@@ -138,7 +138,8 @@ CHANGES: dict[str, tuple[Callable[[World], None], set[str]]] = {
     "data": (further_row, ALL - {BASE}),
     "the base model's content": (other_weights, ALL),
     "a mixer": (edit("method/mixers.py"), {*AMA_R, *UNIFORM, *WARM, "compare"}),
-    "relevant environment": (variable("ATEN_CPU_CAPABILITY", "default"), ALL),
+    # The merge is made again and is the same; gathering it has no settings.
+    "relevant environment": (variable("ATEN_CPU_CAPABILITY", "default"), ALL - {"gather_merges"}),
     "irrelevant environment": (variable("EDITOR", "ed"), set()),
     "a deleted file": (deleted_file, {*OWN, "gather_specialists", "compare"}),
     "an altered file": (flipped_bit, {*AMA_R, "compare"}),

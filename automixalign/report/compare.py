@@ -7,12 +7,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from automixalign.config.experiment import ComparisonSettings, Experiment, model_names
 from automixalign.report import leaderboard, page, plots
 from automixalign.report.benchmark_table import add_benchmarks, benchmark_table
 from automixalign.report.facts.collect import RunResults, collect
 from automixalign.scoring.metrics.registry import ranked_metrics
+from automixalign.steps.artifacts import Artifact
 from automixalign.steps.step import current_step
 from automixalign.storage import files
 from automixalign.system.errors import CacheError
@@ -34,6 +36,13 @@ class ReportPaths:
     plots: Path
     page: Path
     facts: Path
+
+    @classmethod
+    def of_artifacts(cls, artifacts: Mapping[str, Artifact]) -> Self:
+        """The paths of artifacts by field; notes the place of each in a run folder in its metadata."""
+        for name, artifact in artifacts.items():
+            artifact.metadata["run_path"] = RUN_PATHS[name]
+        return cls(**{name: Path(artifact.path) for name, artifact in artifacts.items()})
 
 
 RUN_PATHS: Mapping[str, str] = {

@@ -44,10 +44,8 @@ def compare(
         plots: folder of PNG files: task weights over time, and one bar chart for each metric.
         page, facts: the report as one HTML file, and its data as JSON.
     """
-    from pathlib import Path
-
     from automixalign.config.experiment import ComparisonSettings
-    from automixalign.report.compare import RUN_PATHS, ReportPaths, compare
+    from automixalign.report.compare import ReportPaths, compare
     from automixalign.report.facts.collect import RunResults
     from automixalign.steps.artifacts import flat
     from automixalign.steps.step import run_step
@@ -58,7 +56,5 @@ def compare(
     outputs = {"leaderboard": leaderboard, "markdown": markdown, "plots": plots, "page": page, "facts": facts}
     with run_step("compare", reads=flat(evaluations, benchmarks, logs, data, losses), writes=outputs.values()):
         results = RunResults.of_artifacts(evaluations, logs, data, losses, benchmarks)
-        paths = ReportPaths(**{name: Path(artifact.path) for name, artifact in outputs.items()})
+        paths = ReportPaths.of_artifacts(outputs)
         metrics.metadata.update(compare(ComparisonSettings.model_validate_json(settings), results, paths))
-        for name, artifact in outputs.items():
-            artifact.metadata["run_path"] = RUN_PATHS[name]

@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MAX_FILES = 15
 MAX_README_LINES = 150
+MAX_COMPONENT_LINES = 60
 PACKAGES = [
     path.parent.relative_to(ROOT)
     for top in ("automixalign", "pipelines")
@@ -38,6 +39,13 @@ def test_a_package_states_its_task_and_its_limits(package: Path) -> None:
     summary, *rest = docstring.split("\n\n")
     assert summary.endswith(".")
     assert re.search(r"\b(nothing|never)\b", " ".join(rest)), docstring
+
+
+@pytest.mark.parametrize(
+    "component", sorted((ROOT / "components").glob("*/component.py")), ids=lambda path: path.parent.name
+)
+def test_a_component_is_thin(component: Path) -> None:
+    assert len(component.read_text(encoding="utf-8").splitlines()) <= MAX_COMPONENT_LINES
 
 
 def test_the_readme_is_short() -> None:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, model_validator
 
 from automixalign.config.data import VerifierSpec
-from automixalign.config.settings import Precision, Settings, is_task_file, shorthand
+from automixalign.config.settings import Loading, Precision, Settings, is_task_file, shorthand
 from automixalign.method.losses import Loss
 from automixalign.system.schema import Count, Flag, Natural, NonNegative, PositiveFraction, Schema, Text
 
@@ -133,12 +133,14 @@ class ScoringSettings(Settings):
 
     batch_size: int
     precision: Precision
+    loading: Loading = Loading()
 
 
 class EvaluationSettings(Settings):
     """Of `evaluate`."""
 
     evaluation: EvaluationSpec
+    loading: Loading = Loading()
     loss: Loss
     verifiers: dict[str, Annotated[VerifierSpec, shorthand("name")]]
     """Task -> verifier, for the tasks whose generations can be verified."""
@@ -150,5 +152,6 @@ class BenchmarkSettings(Settings):
     benchmarks: list[BenchmarkSpec]
     batch_size: int
     precision: Precision
+    loading: Loading = Loading()
     fingerprint: str
     """The version of lm-evaluation-harness, and the digest of every file of the user's tasks."""

@@ -6,7 +6,7 @@ A preset is a YAML file of this schema; `ama validate` prints the resolved one. 
 import datetime
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -18,7 +18,7 @@ from automixalign.config.methods import Methods
 from automixalign.config.models import BaseModelSpec
 from automixalign.config.plugins import Plugin
 from automixalign.config.release import OutputSpec, RegistrySpec, TrackingSpec
-from automixalign.config.settings import Settings, shorthand
+from automixalign.config.settings import AttnImplementation, Loading, Settings, shorthand
 from automixalign.config.training import BudgetSpec, SpecialistLossesSpec, TrainingSpec, specialist_name
 from automixalign.quickstart.spec import TINY_POSITIONS
 from automixalign.system.errors import ConfigError
@@ -53,6 +53,9 @@ class Experiment(Schema):
     words, by MinHash. 0.8 finds prompts that differ in a few words. By default only equal prompts do."""
     decontaminate: list[Annotated[DecontaminationSpec, shorthand("path")]] = Field(default_factory=list)
     """Test sets of others. A pair is dropped if its prompt shares 13 words in a row with one of their texts."""
+    attn_implementation: AttnImplementation = "auto"
+    """How attention is computed, in training and scoring alike, by transformers' names. `auto` packs the pairs
+    on CPUs, and takes `sdpa` on GPUs."""
     split: SplitSpec = SplitSpec()
     training: TrainingSpec
     budget: BudgetSpec
@@ -81,6 +84,12 @@ class Experiment(Schema):
             "output": self.output,
         }
         return [part for part, present in parts.items() if present]
+
+    @property
+    def loading(self) -> Loading:
+        """How the stages that score or train hold models in memory."""
+        dtype: Literal["fp32", "source"] = "source" if self.training.lora else "fp32"
+        return Loading(attn_implementation=self.attn_implementation, dtype=dtype)
 
     @property
     def starts(self) -> list[str]:

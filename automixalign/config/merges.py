@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from automixalign.config.settings import Precision, Settings
+from automixalign.config.settings import Loading, Precision, Settings
 from automixalign.method import merge_methods
 from automixalign.method.losses import Loss
 from automixalign.system.schema import Count, Name, Number, Positive, Schema, did_you_mean
@@ -67,6 +67,7 @@ class Tuning(Schema):
     tries: int = 20
     batch_size: int
     precision: Precision
+    loading: Loading = Loading()
     loss: Loss
 
 

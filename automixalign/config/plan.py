@@ -128,13 +128,18 @@ class Plan(BaseModel):
 
         training, evaluation, uses = experiment.training, experiment.evaluation, uses_of(experiment)
         tasks = [task.name for task in experiment.tasks]
-        scoring = {"batch_size": evaluation.batch_size, "precision": evaluation.precision}
+        scoring: dict[str, Any] = {
+            "batch_size": evaluation.batch_size,
+            "precision": evaluation.precision,
+            "loading": experiment.loading,
+        }
         reference_logps = ScoringSettings(**common("reference_logps"), **scoring)
         validation = reference_logps if training.validate_every else None
         generalists = [
             GeneralistSettings(
                 **common("train_generalist", used={"mixer": [method.method]}),
                 training=training,
+                loading=experiment.loading,
                 budget=method.budget(experiment.budget.generalist),
                 scoring=validation,
                 method=method.model_copy(update={"of_grid": None}),
@@ -144,6 +149,7 @@ class Plan(BaseModel):
         specialist = SpecialistSettings(
             **common("train_specialist"),
             training=training,
+            loading=experiment.loading,
             budget=experiment.budget.specialist,
             scoring=validation,
         )
@@ -198,6 +204,7 @@ class Plan(BaseModel):
             evaluation=EvaluationSettings(
                 **common("evaluate", used={kind: uses[kind] for kind in ("verifier", "metric")}),
                 evaluation=evaluation,
+                loading=experiment.loading,
                 loss=training.loss,
                 verifiers={task.name: task.verifier for task in experiment.tasks if task.verifier},
             ),

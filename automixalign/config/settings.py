@@ -20,6 +20,7 @@ from automixalign.system.schema import Schema, Text, describe, did_you_mean
 
 _Plugin = TypeVar("_Plugin", bound=Schema)
 Precision = Literal["auto", "fp32", "bf16"]
+AttnImplementation = Literal["auto", "sdpa", "flash_attention_2", "flex_attention"]
 
 
 class Settings(BaseModel):
@@ -38,6 +39,17 @@ class Settings(BaseModel):
     environment: str = ""
     """Digest of the installed versions, and of the environment variables that can change a result."""
     seed: int
+
+
+class Loading(BaseModel):
+    """How a stage holds a model in memory. All stages that train or score do it alike: their numbers agree."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    attn_implementation: AttnImplementation = "auto"
+    dtype: Literal["fp32", "source"] = "fp32"
+    """Of the weights in a bf16 forward pass: `source` as the base model has them, which suits frozen weights;
+    or fp32, as a full training holds them. Without bf16 it is always fp32."""
 
 
 class PluginSpec(Schema):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from automixalign.config.evaluation import ScoringSettings
-from automixalign.config.settings import Precision, Settings
+from automixalign.config.settings import Loading, Precision, Settings
 from automixalign.method.losses import Loss
 from automixalign.system.schema import Count, Flag, Natural, NonNegative, Positive, Schema
 
@@ -160,6 +160,7 @@ class TrainingSettings(Settings):
     """What the settings of specialists and generalists share."""
 
     training: TrainingSpec
+    loading: Loading = Loading()
     budget: Budget
     scoring: ScoringSettings | None = None
     """How to score the validation pairs; None without validation."""

@@ -3,15 +3,43 @@
 import re
 from typing import TYPE_CHECKING
 
+import torch
+
 from automixalign.config.training import LoraSpec, TrainingSpec
 from automixalign.system.errors import ConfigError
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
 MAX_LISTED_NAMES = 40
 """Names that a message lists."""
+
+
+def make_trainable(
+    model: "PreTrainedModel", training: TrainingSpec, seed: int
+) -> "PreTrainedModel | PeftModel":
+    """Freeze what a training does not change, and add its adapter.
+
+    Args:
+        model: the start of the policy; it is changed.
+        training: names the trained parameters, or describes the adapter.
+        seed: of the adapter's first weights.
+
+    Returns:
+        The policy. Its trained parameters are in fp32.
+
+    Raises:
+        ConfigError: `trainable` or `lora` does not fit the model.
+    """
+    freeze(model, training.trainable)
+    config = lora_config(model, training.lora)
+    if config is None:
+        return model
+    from peft import get_peft_model
+
+    torch.manual_seed(seed)
+    return get_peft_model(model, config)
 
 
 def freeze(model: "PreTrainedModel", trainable: list[str] | None) -> None:

@@ -18,9 +18,9 @@ from transformers import PrinterCallback, TrainerCallback
 from automixalign.config.training import SpecialistSettings
 from automixalign.method.mixer import Ints, Mixer
 from automixalign.models.load import device
-from automixalign.models.trainable import freeze, lora_config
+from automixalign.models.trainable import make_trainable
 from automixalign.training.checkpoints.folder import CheckpointStore
-from automixalign.training.train import dpo_config
+from automixalign.training.train import training_arguments
 from automixalign.training.trainer import MixingTrainer
 
 if TYPE_CHECKING:
@@ -60,10 +60,9 @@ def time_steps(
         threads: of torch on a CPU.
     """
     spec, clock = settings.training, _Clock()
-    freeze(model, spec.trainable)
     trainer = MixingTrainer(
-        model.to(device()),
-        dpo_config(settings, 1 + _TIMED_STEPS, CheckpointStore(scratch), saves=False),
+        make_trainable(model.to(device()), spec, settings.seed),
+        training_arguments(settings, 1 + _TIMED_STEPS, CheckpointStore(scratch), saves=False),
         datasets={
             name: Dataset(_with_reference(table, model))
             for name, table in (("longest", longest), ("typical", typical))
@@ -73,7 +72,6 @@ def time_steps(
         nll_weight=spec.nll_weight,
         trajectory=scratch / "trajectory.jsonl",
         processing_class=tokenizer,
-        peft_config=lora_config(model, spec.lora),
         callbacks=[clock],
     )
     trainer.remove_callback(PrinterCallback)

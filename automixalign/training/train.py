@@ -15,7 +15,7 @@ from automixalign.method.mixer import Mixer
 from automixalign.models.base_address import read_address
 from automixalign.models.full_model import save_full_model, write_full_model
 from automixalign.models.load import device, load_full_model, load_tokenizer, uses_bf16
-from automixalign.models.trainable import freeze, lora_config
+from automixalign.models.trainable import make_trainable
 from automixalign.models.weights import first_nonfinite_weight
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError, TrainingError
@@ -26,7 +26,7 @@ from automixalign.training.job import Training, world_size
 from automixalign.training.validation import Validation
 
 if TYPE_CHECKING:
-    from trl import DPOConfig
+    from transformers import TrainingArguments
 
 _MODEL_CARD = "README.md"
 """peft's template of a model card."""
@@ -74,11 +74,10 @@ def train_policy(
         tokenizer = load_tokenizer(start)
         model = load_full_model(start)
         generation_config = copy.deepcopy(model.generation_config)
-        freeze(model, spec.trainable)
         log = checkpoints.folder / TRAJECTORY
         trainer = MixingTrainer(
-            model,
-            dpo_config(training.settings, steps, checkpoints, saves=location is not None),
+            make_trainable(model, spec, training.settings.seed),
+            training_arguments(training.settings, steps, checkpoints, saves=location is not None),
             datasets={task: Dataset(table.drop_columns("pair_id")) for task, table in tables.items()},
             mixer=mixer,
             loss=spec.loss,
@@ -88,7 +87,6 @@ def train_policy(
             checkpoints=checkpoints,
             validation=validation,
             processing_class=tokenizer,
-            peft_config=lora_config(model, spec.lora),
         )
         trainer.train(resume_from_checkpoint=True)
         # The first process removes the folder of the checkpoints; the others still read it as they end.
@@ -173,11 +171,11 @@ def _save_adapter(
         write_full_model(adapter, start, folder)
 
 
-def dpo_config(
+def training_arguments(
     settings: TrainingSettings, steps: int, checkpoints: CheckpointStore, saves: bool
-) -> "DPOConfig":
-    """TRL's settings of the optimiser and the run; they replace the defaults of TRL that do not fit."""
-    from trl import DPOConfig
+) -> "TrainingArguments":
+    """The Trainer's settings of the optimiser and the run."""
+    from transformers import TrainingArguments
 
     spec, world = settings.training, world_size()
     micro_batch = spec.micro_batch_size or max(1, spec.batch_size // world)
@@ -190,7 +188,7 @@ def dpo_config(
         "activation_checkpointing": spec.gradient_checkpointing,
         "state_dict_type": "FULL_STATE_DICT",
     }
-    return DPOConfig(
+    return TrainingArguments(
         output_dir=str(checkpoints.folder),
         max_steps=steps,
         per_device_train_batch_size=micro_batch,
@@ -204,7 +202,6 @@ def dpo_config(
         gradient_checkpointing=spec.gradient_checkpointing and not spec.fsdp,
         fsdp=spec.fsdp,
         fsdp_config=fsdp_config if spec.fsdp else None,
-        max_length=None,
         seed=settings.seed,
         data_seed=settings.seed,
         use_cpu=device().type == "cpu",

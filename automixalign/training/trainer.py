@@ -1,8 +1,6 @@
-"""TRL's DPOTrainer with a mixer that draws the batches and weighs the loss.
+"""transformers' Trainer with a mixer that draws the batches and weighs the preference loss.
 
-It differs from `trl.DPOTrainer` only in this:
-
-- The pairs arrive tokenised, with their log-probabilities under the reference model. Nothing is prepared again.
+- The pairs arrive tokenised, with their log-probabilities under the reference model, which is never loaded.
 - Where the architecture allows, a forward pass holds the pairs packed: each prompt once, and no padding
   (`scoring/logps`).
 - The pairs of a step are drawn when the step begins, with the task weights of that moment. A sampler would draw
@@ -30,13 +28,13 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback
-from trl import DPOConfig, DPOTrainer
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import unwrap_peft_model
 
 from automixalign.method.losses import Loss
 from automixalign.method.mixer import Draws, Floats, Ints, Mixer
 from automixalign.scoring.logps.batch import PairIds
-from automixalign.scoring.logps.forward import batch_of, packing, side_logps
+from automixalign.scoring.logps.forward import batch_of, packing, prepare_head, side_logps
 from automixalign.steps.step import current_step
 from automixalign.storage import files
 from automixalign.system import heap
@@ -62,13 +60,13 @@ class _PairLosses(NamedTuple):
     """L of each pair, shape (n,)."""
 
 
-class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
+class MixingTrainer(Trainer):  # type: ignore[misc]
     """Train a policy on the pairs of several tasks, mixed by a `Mixer`.
 
     Args:
-        model: the policy: a full model, or the base model of an adapter that `peft_config` describes.
-        args: TRL's settings of the optimiser and the run; those of the loss are not used. Batch size,
-            accumulation and number of processes give the pairs of a step.
+        model: the policy: a full model, or a peft model. Its dropout is set to 0.
+        args: of the optimiser and the run. Batch size, accumulation and number of processes give the pairs of
+            a step.
         datasets: task -> its pairs, in the mixer's order, with the columns `prompt_ids`, `chosen_ids`,
             `rejected_ids`, `ref_chosen_logps`, `ref_rejected_logps` and, for generalists, `specialist_loss`.
         mixer: draws the tasks, weighs the pairs, and learns from each step.
@@ -78,16 +76,19 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         average_iterates: share of the training, from its end, over whose steps the policy is averaged.
         checkpoints: the store of the checkpoints; by default the folder `args.output_dir`.
         validation: what to validate the policy on, if anything.
-        kwargs: passed to TRL: `processing_class`, `peft_config`, `callbacks`.
+        kwargs: passed to transformers' Trainer: `processing_class`, `callbacks`.
 
     Raises:
         TrainingError: the loss of a step is not finite, or the mixer needs a column that the data lacks.
     """
 
+    loss_is_scaled_for_ga = False
+    """`compute_loss` returns the mean of a micro-batch; the Trainer divides it by their number."""
+
     def __init__(
         self,
         model: Any,
-        args: DPOConfig,
+        args: TrainingArguments,
         *,
         datasets: dict[str, Dataset],
         mixer: Mixer,
@@ -99,7 +100,7 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         validation: Validation | None = None,
         **kwargs: Any,
     ) -> None:
-        self.policy = model
+        self.policy = unwrap_peft_model(model)
         self.packed = False
         self.tasks = list(datasets)
         self.by_task = list(datasets.values())
@@ -114,8 +115,13 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
             raise TrainingError(
                 f"the data has no column {_SPECIALIST_LOSS}, from which this mixer computes the excess"
             )
-        args.precompute_ref_log_probs = True
-        super().__init__(model=model, args=args, train_dataset=self.by_task[0], **kwargs)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        if args.n_gpu > 1:  # a process has one GPU; the Trainer would divide its batches among all that it sees
+            args._n_gpu = 1
+        super().__init__(model=model, args=args, **kwargs)
+        self.fused_head = prepare_head(self.policy, args.device)
         if self.accelerator.ddp_handler is not None:  # the processes exchange gradients without a copy of them
             self.accelerator.ddp_handler.gradient_as_bucket_view = True
         self.pairs_per_step = (
@@ -223,12 +229,6 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
         shutil.copyfile(self.trajectory, checkpoint / TRAJECTORY)
         self.checkpoints.add(checkpoint)
 
-    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
-        return dataset
-
-    def _precompute_ref_logps(self, dataset: Dataset, *_: Any) -> Dataset:
-        return dataset
-
     def get_train_dataloader(self) -> DataLoader[int]:
         """An index for each micro-step; `get_batch_samples` draws the pairs."""
         micro_steps = range(self.args.max_steps * self.args.gradient_accumulation_steps)
@@ -334,8 +334,7 @@ class MixingTrainer(DPOTrainer):  # type: ignore[misc]  # trl ships no types
 
     def _pair_losses(self, model: Any, inputs: dict[str, Any]) -> "_PairLosses":
         batch = inputs["batch"].to(self.args.device)
-        # On CUDA, TRL's head keeps the logits of a large vocabulary out of memory; on the CPU it is slow.
-        logps = side_logps(model, batch, fused=self.args.device.type == "cuda")
+        logps = side_logps(model, batch, fused=self.fused_head)
         chosen, rejected = (logps - inputs["reference_logps"]).T
         lengths = torch.tensor(batch.sizes, device=logps.device).view(-1, 2).T
         loss = self.pair_loss.per_pair(chosen, rejected, *lengths)

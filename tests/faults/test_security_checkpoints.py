@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from peft import LoraConfig
-from trl import DPOConfig
+from peft import LoraConfig, get_peft_model
+from transformers import TrainingArguments
 
 from automixalign.method.losses import Loss
 from automixalign.method.mixer import Mixer
@@ -24,21 +24,23 @@ STEPS = 2
 def trainer(base_model: Path, folder: Path, lora: bool) -> MixingTrainer:
     row = {"prompt_ids": [1, 5], "chosen_ids": [6, 2], "rejected_ids": [7, 2]}
     logps = {"ref_chosen_logps": -1.0, "ref_rejected_logps": -1.0}
-    arguments = DPOConfig(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=STEPS,
         per_device_train_batch_size=2,
         learning_rate=1e-3,
         bf16=False,
-        gradient_checkpointing=False,
-        max_length=None,
         save_steps=1,
         use_cpu=True,
         disable_tqdm=True,
         report_to="none",
     )
-    return MixingTrainer(
+    model, config = (
         load_full_model(base_model),
+        LoraConfig(r=1, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+    )
+    return MixingTrainer(
+        get_peft_model(model, config) if lora else model,
         arguments,
         datasets={"task": Dataset.from_list([{**row, **logps}] * 2)},
         mixer=Mixer({"left": 2}, 0),
@@ -46,7 +48,6 @@ def trainer(base_model: Path, folder: Path, lora: bool) -> MixingTrainer:
         trajectory=folder / checkpoints.TRAJECTORY,
         average_iterates=1.0,
         processing_class=load_tokenizer(base_model),
-        peft_config=LoraConfig(r=1, target_modules=["q_proj"], task_type="CAUSAL_LM") if lora else None,
     )
 
 

@@ -48,14 +48,27 @@ def packing(model: "PreTrainedModel") -> Iterator[bool]:
         model.set_attn_implementation(before)
 
 
+def prepare_head(model: "PreTrainedModel", device: torch.device) -> bool:
+    """On CUDA, add TRL's fused head to a model: it never stores all logits at once.
+
+    Returns:
+        Whether the model has this head. On the CPU it is slow.
+    """
+    if device.type != "cuda":
+        return False
+    from trl.trainer.utils import add_fused_lm_head  # importing trl takes seconds
+
+    add_fused_lm_head(model)
+    return True
+
+
 def side_logps(model: Any, batch: PairBatch, fused: bool = False) -> Tensor:
     """Log-probabilities of the completions.
 
     Args:
         model: a causal language model; in the context of `packing` if the batch is packed.
         batch: the pairs.
-        fused: whether the model has TRL's fused head (`trl.trainer.utils.add_fused_lm_head`), which on CUDA
-            never stores all logits at once.
+        fused: whether `prepare_head` has given the model TRL's fused head.
 
     Returns:
         Chosen and rejected, in nats, summed over the tokens, shape (pairs, 2).

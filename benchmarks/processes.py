@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from automixalign.steps.jobs.launch import start_processes
 from automixalign.storage import files
-from automixalign.training.launch import start_processes
 from benchmarks import harness, sizes
 
 WAYS = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), "2 processes, 1 thread each": (2, 1)}

@@ -18,7 +18,7 @@ from automixalign.config.training import SpecialistLossesSettings, SpecialistSet
 from automixalign.system.plugins import Kind, outside_modules
 from automixalign.system.provenance import code_digest, environment_digest
 
-_TRAINING = ("automixalign.training.launch", "automixalign.training.nodes.node", "automixalign.training.worker")
+_TRAINING = ("automixalign.training.launch", "automixalign.training.nodes.node")
 _VERIFIERS = "automixalign.scoring.verifiers.*"
 _METRICS = "automixalign.scoring.metrics.*"
 

@@ -39,6 +39,10 @@ class TrainingError(AutoMixAlignError):
     """A training cannot continue, for example because the loss is not finite."""
 
 
+class ProcessError(AutoMixAlignError):
+    """One of several processes that share a job failed with an error of another package."""
+
+
 class StorageError(AutoMixAlignError):
     """A file, object, publication or registered model that cannot be read or written; the message names it."""
 

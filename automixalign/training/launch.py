@@ -1,17 +1,13 @@
-"""Run a training in this process, in several processes (gloo, or NCCL on CUDA), or on several nodes."""
+"""Run a training in the processes of this machine, or on several nodes."""
 
 import os
-import signal
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+from automixalign.steps.jobs.job import WORLD_SIZE
+from automixalign.steps.jobs.launch import run_job
 from automixalign.steps.step import current_step
 from automixalign.storage import files
-from automixalign.training import worker
-from automixalign.training.job import JOB, RESULT, WORLD_SIZE, Job, Training, error_of
+from automixalign.training.job import Training
 from automixalign.training.nodes import train_job
 
 _COSTS = (
@@ -51,75 +47,18 @@ def train(training: Training) -> dict[str, Any]:
 def launch(training: Training) -> dict[str, Any]:
     """Run a training in `training.processes` processes on each of `training.nodes`.
 
-    Several processes of this machine are started by `accelerate launch`
-    (https://huggingface.co/docs/accelerate/basic_tutorials/launch), several nodes by Kubeflow Trainer
-    (`nodes/`). A single process, or one that a launcher has started, runs the training itself.
+    Kubeflow Trainer starts several nodes (`nodes/`), and `run_job` the processes of this machine.
 
     Returns:
         What the training returned in the first process.
 
     Raises:
-        AutoMixAlignError: the error of the process that failed first; a TrainingError if the error came from
+        AutoMixAlignError: the error of the process that failed first; a ProcessError if the error came from
             another package. The other processes have ended.
     """
-    processes, nodes = training.settings.training.processes, training.settings.training.nodes
-    alone = processes * nodes == 1 or WORLD_SIZE in os.environ
-    if nodes > 1 and not alone:
+    spec = training.settings.training
+    if spec.nodes > 1 and WORLD_SIZE not in os.environ:
         return train_job.run(training)
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        return training.run(scratch) if alone else _run_in_processes(training, processes, scratch)
-
-
-def _run_in_processes(training: Training, processes: int, scratch: Path) -> dict[str, Any]:
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    files.write_text(scratch / JOB, Job.of(training).model_dump_json())
-    try:
-        start_processes(processes, ["--module", worker.__name__, str(scratch)])
-    except ChildFailedError as failure:
-        raise error_of(scratch, failure) from failure
-    result: dict[str, Any] = files.read_json(scratch / RESULT)
-    return result
-
-
-def start_processes(processes: int, command: list[str]) -> None:
-    """Run a Python command in several processes that share the cores, joined by torch.distributed.
-
-    `accelerate launch` runs within this process, so the system ends the workers when this one is killed.
-
-    Raises:
-        ChildFailedError: one of them failed.
-    """
-    import torch
-    from accelerate.commands.launch import launch_command, launch_command_parser
-    from accelerate.utils import patch_environment
-
-    threads = max(1, torch.get_num_threads() // processes)
-    options = {
-        "num_processes": processes,
-        "num_machines": 1,
-        "num_cpu_threads_per_process": threads,
-        "main_process_port": 0,
-        "mixed_precision": "no",
-        "dynamo_backend": "no",
-    }
-    flags = [text for key, value in options.items() for text in (f"--{key}", str(value))]
-    arguments = launch_command_parser().parse_args(["--multi_gpu", *flags, *command])
-    with _restored_process_state(), patch_environment(OMP_NUM_THREADS=str(threads)):
-        launch_command(arguments)
-
-
-@contextmanager
-def _restored_process_state() -> Iterator[None]:
-    """Undo what the launcher leaves behind: its signal handlers, and torch's environment variable."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-    environment = dict(os.environ)
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for name in os.environ.keys() - environment.keys():
-            del os.environ[name]
-        os.environ.update(environment)
+    facts, *_ = run_job(training, spec.processes)
+    training.finish()
+    return facts

@@ -17,12 +17,13 @@ from automixalign.models.full_model import save_full_model, write_full_model
 from automixalign.models.load import device, load_full_model, load_tokenizer, uses_bf16
 from automixalign.models.trainable import make_trainable
 from automixalign.models.weights import first_nonfinite_weight
+from automixalign.steps.jobs.job import world_size
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError, TrainingError
 from automixalign.system.provenance import machine
 from automixalign.training.checkpoints.folder import TRAJECTORY, CheckpointStore
 from automixalign.training.checkpoints.store import checkpoint_store, checkpoints_location
-from automixalign.training.job import Training, world_size
+from automixalign.training.job import Training
 from automixalign.training.validation import Validation
 
 if TYPE_CHECKING:

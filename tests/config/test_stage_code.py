@@ -20,9 +20,9 @@ SCORED = {"scoring", "specialist_losses", "evaluation", "benchmarks"}
 TRAINED = {"specialist", "specialist_losses", "generalists"}
 NUMBERS = {"comparison", "registry"}
 """The report and the registry name the code that made the numbers."""
-FOUND_BY_NAME = {"config/plugins.py", "system/plugins.py", "training/job.py"}
+FOUND_BY_NAME = {"config/plugins.py", "system/plugins.py", "steps/jobs/job.py"}
 """Files that import modules by name: `MODULES` must name what they find in the package."""
-STARTED_BY_NAME = {"training/launch.py", "training/nodes/node.py", "training/nodes/manifest.py"}
+STARTED_BY_NAME = {"steps/jobs/launch.py", "training/nodes/node.py", "training/nodes/manifest.py"}
 """Files that start modules as processes."""
 CHANGE = "CHANGED = 1"
 
@@ -65,7 +65,7 @@ def package(unchanged: dict[str, str], tmp_path: Path, monkeypatch: pytest.Monke
         ("scoring/evaluate.py", CHANGE, {"evaluation", *NUMBERS}),
         ("scoring/benchmarks/run.py", CHANGE, {"benchmarks", *NUMBERS}),
         ("scoring/verifiers/exact.py", CHANGE, {"data", "evaluation", *NUMBERS}),
-        ("training/worker.py", CHANGE, {*TRAINED, *NUMBERS}),
+        ("steps/jobs/worker.py", CHANGE, {*TRAINED, *NUMBERS}),
         ("report/compare.py", CHANGE, {"comparison"}),
         ("report/assets/run.js", "// changed", NUMBERS),
         ("release/publish.py", CHANGE, {"publication"}),

@@ -1,6 +1,6 @@
 """A worker in which accelerate takes FSDP on CPU: torch has it there, accelerate asks for an accelerator.
 
-`python fsdp_worker.py FOLDER [STEP]`, as `automixalign.training.worker`; with a STEP the process dies after it.
+`python fsdp_worker.py FOLDER [STEP]`, a worker of `steps/jobs`; with a STEP the process dies after it.
 """
 
 import os
@@ -13,8 +13,8 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 
+from automixalign.steps.jobs.worker import work
 from automixalign.training.trainer import MixingTrainer
-from automixalign.training.worker import work
 
 
 def _backend(*_: Any, **__: Any) -> tuple[str, DistributedType]:

@@ -11,10 +11,10 @@ import psutil
 import pytest
 
 from automixalign.config.experiment import parse_experiment
+from automixalign.steps.jobs.job import error_of
 from automixalign.storage import files
-from automixalign.system.errors import CacheError, ConfigError, TrainingError
+from automixalign.system.errors import CacheError, ConfigError, ProcessError
 from automixalign.training.checkpoints.folder import SEAL
-from automixalign.training.job import error_of
 from automixalign.training.launch import train
 from tests.faults import interrupted
 from tests.training.common import CLOCK, assert_same, generalist
@@ -63,7 +63,7 @@ def test_the_first_error_of_a_process_is_raised(inputs: dict[str, Any], tmp_path
 def test_an_unexpected_failure_is_named(tmp_path: Path) -> None:
     files.write_json(tmp_path / "error-1.json", ["JSONDecodeError", "Expecting value"])
     error = error_of(tmp_path, RuntimeError())
-    assert isinstance(error, TrainingError)
+    assert isinstance(error, ProcessError)
     assert str(error) == "one of the processes failed: JSONDecodeError: Expecting value"
 
 

@@ -14,11 +14,11 @@ import pytest
 from kubernetes.config import incluster_config
 
 from automixalign.config.cluster import TRAIN_JOB
+from automixalign.steps.jobs.job import result_file
 from automixalign.steps.step import run_step
 from automixalign.storage import files
 from automixalign.system.errors import AutoMixAlignError, CacheError, ConfigError, StorageError, TrainingError
 from automixalign.training.generalist import GeneralistTraining
-from automixalign.training.job import RESULT
 from automixalign.training.launch import train
 from automixalign.training.nodes import server, train_job
 from automixalign.training.nodes.handover import Exchange, pack
@@ -86,7 +86,7 @@ class Stage:
         """Upload what a first node would have trained; return the status of a complete job."""
         files.write_text(self.nodes / "model" / "weights", "trained")
         files.write_jsonl(self.nodes / "trajectory.jsonl", [{"step": 1}])
-        files.write_json(self.nodes / RESULT, {"steps": 1})
+        files.write_json(self.nodes / result_file(0), {"steps": 1})
         self.exchange.upload_result(self.nodes)
         return COMPLETE
 
@@ -366,7 +366,7 @@ def test_the_pairs_of_a_packed_specialist_are_sorted(text_inputs: Data, tmp_path
         task="format",
         pair_ids=frozenset(pairs),
     )
-    assert pack(part)[0].job.training["pair_ids"] == sorted(pairs)
+    assert pack(part)[0].job.job["pair_ids"] == sorted(pairs)
 
 
 def test_inputs_are_uploaded_once_and_arrive_complete(

@@ -17,16 +17,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from automixalign.steps.jobs.job import JOB, PackedJob, result_file
 from automixalign.storage import files, publication, s3
 from automixalign.storage.publication import Manifest, PublishedFile
 from automixalign.system import errors
 from automixalign.system.errors import AutoMixAlignError, ConfigError, StorageError, TrainingError
 from automixalign.system.provenance import library_digest
 from automixalign.system.schema import Schema
-from automixalign.training.job import JOB, RESULT, Job, Training
+from automixalign.training.job import Training
 
 _TRAINING = "training.json"
-_MODEL, _TRAJECTORY = "model", "trajectory.jsonl"
+_OUTPUTS = {"output": "model", "trajectory": "trajectory.jsonl", "scores": "scores"}
+"""Field of a training -> its name in the folder of a node, and in the result."""
+_FACTS = result_file(0)
 _MAX_NAME = 24
 """Characters of a stage's name in an ID."""
 
@@ -36,7 +39,7 @@ class Handover(Schema):
 
     library: str
     """Digest of the sender's code."""
-    job: Job
+    job: PackedJob
     inputs: Manifest
 
     @property
@@ -57,21 +60,20 @@ def pack(training: Training) -> tuple[Handover, dict[str, Path]]:
         StorageError: an input folder holds no file.
     """
     sources: dict[str, Path] = {}
-    outputs = {"output": _MODEL, "trajectory": _TRAJECTORY}
 
     def relocate(name: str, path: Path) -> Path:
-        if name in outputs:
-            return Path(outputs[name])
+        if name in _OUTPUTS:
+            return Path(_OUTPUTS[name])
         paths = _files_below(path)
         if not paths:
             raise StorageError(f"{name}: there is no file in {path}; did the stage that writes it succeed?")
         sources.update({f"inputs/{name}/{file.relative_to(path).as_posix()}": file for file in paths})
         return Path("inputs") / name
 
-    job = Job.of(_relocated(training, relocate))
+    job = PackedJob.of(_relocated(training, relocate))
     # The order of a set differs between processes; the ID must not.
     unordered = {name: sorted(value) for name, value in training if isinstance(value, frozenset)}
-    job = job.model_copy(update={"training": {**job.training, **unordered}})
+    job = job.model_copy(update={"job": {**job.job, **unordered}})
     entries = {
         name: PublishedFile(size=path.stat().st_size, sha256=files.digest(path))
         for name, path in sources.items()
@@ -117,14 +119,17 @@ class Exchange:
             )
         for name, entry in handover.inputs.files.items():
             self._files.fetch(entry.sha256, folder / name, entry.sha256)
-        training = _relocated(handover.job.load(), lambda _, path: folder / path)
-        job = handover.job.model_copy(update={"training": training.model_dump(mode="json")})
-        files.write_text(folder / JOB, job.model_dump_json())
+        job = handover.job.load()
+        if not isinstance(job, Training):
+            raise ConfigError(f"{self._own.uri(_TRAINING)} is no training")
+        training = _relocated(job, lambda _, path: folder / path)
+        packed = handover.job.model_copy(update={"job": training.model_dump(mode="json")})
+        files.write_text(folder / JOB, packed.model_dump_json())
         return training
 
     def upload_result(self, folder: Path) -> None:
         """Upload the result of the training in a folder that `receive` has filled."""
-        paths = {name: folder / name for name in (_MODEL, _TRAJECTORY, RESULT)}
+        paths = {name: folder / name for name in (*_OUTPUTS.values(), _FACTS) if (folder / name).exists()}
         publication.publish(paths, self._result, run=self.uri, replace=True)
 
     def is_finished(self) -> bool:
@@ -132,15 +137,16 @@ class Exchange:
         return s3.Prefix(self._result).read(publication.MANIFEST) is not None
 
     def download_result(self, training: Training) -> dict[str, Any]:
-        """Download model and trajectory to the paths of the training; return its facts."""
+        """Download the outputs to the paths of the training; return its facts."""
         parent = training.output.parent
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".result.", dir=parent) as scratch:
             result = Path(scratch) / "result"
             publication.fetch(self._result, result)
-            files.link(result / _MODEL, training.output)
-            files.link(result / _TRAJECTORY, training.trajectory)
-            facts: dict[str, Any] = files.read_json(result / RESULT)
+            for field, name in _OUTPUTS.items():
+                if (path := getattr(training, field, None)) is not None:
+                    files.link(result / name, path)
+            facts: dict[str, Any] = files.read_json(result / _FACTS)
         return facts
 
     def report_error(self, error: AutoMixAlignError, node: str, nanoseconds: int) -> None:

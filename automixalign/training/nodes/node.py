@@ -14,9 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from automixalign.steps.jobs import worker
+from automixalign.steps.jobs.job import error_of
 from automixalign.system.errors import AutoMixAlignError
-from automixalign.training import worker
-from automixalign.training.job import error_of
 from automixalign.training.nodes.handover import Exchange
 
 _JOIN_SECONDS = 1800

@@ -1,8 +1,8 @@
-"""One process of a training: `python -m automixalign.training.worker FOLDER`, started by a launcher.
+"""One process of a job: `python -m automixalign.steps.jobs.worker FOLDER`, started by a launcher.
 
 The launcher (`accelerate launch`, torchrun) passes the process's rank and the address of the others in the
-environment. The folder holds `job.json`. The first process writes `result.json` there; a process that fails
-writes `error-RANK.json`.
+environment. The folder holds `job.json`. Each process writes `result-RANK.json` there; one that fails writes
+`error-RANK.json`.
 """
 
 import os
@@ -12,20 +12,20 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
+from automixalign.steps.jobs.job import JOB, PackedJob, rank, result_file
 from automixalign.steps.step import adopt_step
 from automixalign.storage import files
 from automixalign.system import shortages
-from automixalign.training.job import JOB, RESULT, Job
 
 _TIMEOUT = timedelta(hours=2)
 """Processes wait at most this long for each other: the first one may download and check a large checkpoint."""
 
 
 def work(folder: Path) -> None:
-    """Take part in the training of the folder's job."""
+    """Do this process's share of the folder's job."""
     import torch
 
-    job = Job.model_validate_json((folder / JOB).read_text(encoding="utf-8"))
+    job = PackedJob.model_validate_json((folder / JOB).read_text(encoding="utf-8"))
     adopt_step(job.stage, job.name)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     cuda = torch.cuda.is_available()
@@ -37,13 +37,12 @@ def work(folder: Path) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
     torch.distributed.init_process_group("nccl" if cuda else "gloo", timeout=_TIMEOUT)
     try:
-        with shortages.name_shortages(f"process {os.environ['RANK']}", job.stage):
+        with shortages.name_shortages(f"process {rank()}", job.stage):
             result = job.load().run(folder)
     except BaseException as error:
-        files.write_json(folder / f"error-{os.environ['RANK']}.json", [type(error).__name__, str(error)])
+        files.write_json(folder / f"error-{rank()}.json", [type(error).__name__, str(error)])
         raise
-    if os.environ["RANK"] == "0":
-        files.write_json(folder / RESULT, result)
+    files.write_json(folder / result_file(rank()), result)
     torch.distributed.destroy_process_group()
 
 

@@ -102,7 +102,10 @@ class TrainingSpec(Loss):
     trainable: Annotated[list[str], Field(min_length=1)] | None = None
     """Regular expressions. Full fine-tuning changes only the parameters whose name matches one of them."""
     checkpoint_every: Natural = 50
-    """Steps between checkpoints; 0 for none. On a cluster, checkpoints need an `output` in S3."""
+    """Steps between checkpoints; 0 for none by steps. On a cluster, checkpoints need an `output` in S3."""
+    checkpoint_minutes: NonNegative = 0.0
+    """Also save a checkpoint when this many minutes have passed since the last one; 0 for none by time. With
+    `checkpoint_every: 0`, a kill then costs at most so much time, however long a step takes."""
     validate_every: Natural = 0
     """Steps between validations; 0 for none. A validation scores a sample of the validation pairs, also after
     the last step. The report draws each task's gap over the steps. A specialist is validated on its own task;

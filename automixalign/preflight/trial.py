@@ -19,7 +19,6 @@ from automixalign.config.training import SpecialistSettings
 from automixalign.method.mixer import Ints, Mixer
 from automixalign.models.load import device
 from automixalign.models.trainable import make_trainable
-from automixalign.training.checkpoints.folder import CheckpointStore
 from automixalign.training.train import training_arguments
 from automixalign.training.trainer import MixingTrainer
 
@@ -62,7 +61,7 @@ def time_steps(
     spec, clock = settings.training, _Clock()
     trainer = MixingTrainer(
         make_trainable(model.to(device()), spec, settings.seed),
-        training_arguments(settings, 1 + _TIMED_STEPS, CheckpointStore(scratch), saves=False),
+        training_arguments(settings, 1 + _TIMED_STEPS, scratch),
         datasets={
             name: Dataset(_with_reference(table, model))
             for name, table in (("longest", longest), ("typical", typical))

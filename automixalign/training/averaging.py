@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch.optim.swa_utils import get_swa_multi_avg_fn
 
-from automixalign.training.parameters import load_into, save
+from automixalign.training.parameters import Tensors, load_into, numbered
 
 FILE = "average.safetensors"
 _update_mean = get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]
@@ -52,12 +52,12 @@ class IterateAverage:
             with torch.no_grad():
                 torch._foreach_copy_(list[torch.Tensor](self.parameters), before)
 
-    def save(self, folder: Path) -> None:
-        """Write the mean into a checkpoint; the caller keeps `count`."""
-        save(self.mean, folder / FILE)
+    def tensors(self) -> Tensors:
+        """The mean, for the file `FILE` of a checkpoint; the caller keeps `count`."""
+        return numbered(self.mean)
 
     def load(self, folder: Path, count: int) -> None:
-        """Continue from what `save` wrote.
+        """Continue from a checkpoint.
 
         Raises:
             TrainingError: the file is missing, damaged, or of other parameters.

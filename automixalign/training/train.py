@@ -21,7 +21,8 @@ from automixalign.steps.jobs.job import world_size
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError, TrainingError
 from automixalign.system.provenance import machine
-from automixalign.training.checkpoints.folder import TRAJECTORY, CheckpointStore
+from automixalign.training.checkpoints.folder import TRAJECTORY
+from automixalign.training.checkpoints.schedule import Schedule
 from automixalign.training.checkpoints.store import checkpoint_store, checkpoints_location
 from automixalign.training.job import Training
 from automixalign.training.validation import Validation
@@ -65,7 +66,8 @@ def train_policy(
     started, spec = time.monotonic(), training.settings.training
     pairs = sum(len(table) for table in tables.values())
     steps = training.settings.budget.count_steps(pairs, spec.batch_size)
-    location = checkpoints_location(spec.checkpoint_every)
+    location = checkpoints_location(spec.checkpoint_every, spec.checkpoint_minutes)
+    schedule = Schedule(spec.checkpoint_every, spec.checkpoint_minutes) if location else Schedule()
     validated = validation.tables if validation is not None else {}
     # No task has a colon in its name.
     all_tables = {**tables, **{f"validation:{task}": table for task, table in validated.items()}}
@@ -78,7 +80,7 @@ def train_policy(
         log = checkpoints.folder / TRAJECTORY
         trainer = MixingTrainer(
             make_trainable(model, spec, training.settings.seed),
-            training_arguments(training.settings, steps, checkpoints, saves=location is not None),
+            training_arguments(training.settings, steps, checkpoints.folder),
             datasets={task: Dataset(table.drop_columns("pair_id")) for task, table in tables.items()},
             mixer=mixer,
             loss=spec.loss,
@@ -86,6 +88,7 @@ def train_policy(
             trajectory=log,
             average_iterates=average_iterates,
             checkpoints=checkpoints,
+            schedule=schedule,
             validation=validation,
             processing_class=tokenizer,
         )
@@ -172,9 +175,7 @@ def _save_adapter(
         write_full_model(adapter, start, folder)
 
 
-def training_arguments(
-    settings: TrainingSettings, steps: int, checkpoints: CheckpointStore, saves: bool
-) -> "TrainingArguments":
+def training_arguments(settings: TrainingSettings, steps: int, folder: Path) -> "TrainingArguments":
     """The Trainer's settings of the optimiser and the run."""
     from transformers import TrainingArguments
 
@@ -190,7 +191,7 @@ def training_arguments(
         "state_dict_type": "FULL_STATE_DICT",
     }
     return TrainingArguments(
-        output_dir=str(checkpoints.folder),
+        output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=spec.batch_size // (micro_batch * world),
@@ -208,9 +209,7 @@ def training_arguments(
         use_cpu=device().type == "cpu",
         dataloader_pin_memory=False,
         ddp_backend="gloo" if world > 1 and device().type == "cpu" else None,
-        save_strategy="steps" if saves else "no",
-        save_steps=spec.checkpoint_every or 1,
-        save_total_limit=checkpoints.local_limit,
+        save_strategy="no",
         logging_steps=max(1, steps // 20),
         disable_tqdm=True,
         report_to="none",

@@ -28,7 +28,8 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import unwrap_peft_model
 
 from automixalign.method.losses import Loss
@@ -40,9 +41,12 @@ from automixalign.storage import files
 from automixalign.system import heap
 from automixalign.system.errors import TrainingError
 from automixalign.system.messages import logger
+from automixalign.training import averaging
 from automixalign.training.averaging import IterateAverage
 from automixalign.training.checkpoints.folder import STATE, TRAJECTORY, CheckpointStore, saving
+from automixalign.training.checkpoints.schedule import Schedule
 from automixalign.training.gradients import gradient_moments
+from automixalign.training.parameters import Tensors, load_trained_state, save, trained_state
 from automixalign.training.validation import Validation, Validator
 
 _REFERENCE_LOGPS = ("ref_chosen_logps", "ref_rejected_logps")
@@ -75,6 +79,7 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
         trajectory: JSONL file, which gets a line for each optimiser step.
         average_iterates: share of the training, from its end, over whose steps the policy is averaged.
         checkpoints: the store of the checkpoints; by default the folder `args.output_dir`.
+        schedule: when to save one; by default never. The settings of `args` for saving are not used.
         validation: what to validate the policy on, if anything.
         kwargs: passed to transformers' Trainer: `processing_class`, `callbacks`.
 
@@ -97,6 +102,7 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
         trajectory: Path,
         average_iterates: float | None = None,
         checkpoints: CheckpointStore | None = None,
+        schedule: Schedule | None = None,
         validation: Validation | None = None,
         **kwargs: Any,
     ) -> None:
@@ -109,6 +115,9 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
         self.draws = Draws([len(data) for data in self.by_task], args.seed)
         self.trajectory = trajectory
         self.checkpoints = checkpoints or CheckpointStore(Path(args.output_dir))
+        self.schedule = schedule or Schedule()
+        self.saves_in_background = args.device.type != "cpu"
+        args.save_strategy = "no"
         self.totals: dict[str, torch.Tensor] = {}
         self.has_specialists = all(_SPECIALIST_LOSS in data.column_names for data in self.by_task)
         if not self.has_specialists and {mixer.trains_on, mixer.learns_from} != {"loss"}:
@@ -160,8 +169,10 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
             self._restore(checkpoint)
         elif self.accelerator.is_main_process:
             files.write_text(self.trajectory, "")
+        self.schedule.restart()
         with _naming(checkpoint), packing(self.policy) as self.packed:
             result = super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
+        self.checkpoints.wait()
         self.packed = False
         if self.validator is not None and self.validator.best:
             self.validator.install_best()
@@ -191,7 +202,7 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
         return str(broadcast_object_list(folder)[0])
 
     def _restore(self, checkpoint: Path) -> None:
-        """Load this class's part of a checkpoint."""
+        """Load a checkpoint, without the weights and the optimiser's state."""
         state = files.read_json(checkpoint / STATE)
         self.mixer.load(state["mixer"])
         self.draws.drawn = state["drawn"]
@@ -204,30 +215,70 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
             with files.replacing(self.trajectory) as new:
                 shutil.copyfile(checkpoint / TRAJECTORY, new)
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save a checkpoint, and add this class's part after every process has written its own."""
-        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        with saving(checkpoint):
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
-                self._complete(checkpoint)
+    def _load_from_checkpoint(self, *_: Any) -> None:
+        """Nothing: `_load_optimizer_and_scheduler` also loads the weights."""
 
-    def _complete(self, checkpoint: Path) -> None:
-        if self.average is not None:
-            self.average.save(checkpoint)
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        state = files.read_json(Path(checkpoint) / STATE)
+        shard = self.accelerator.process_index if self.is_fsdp_enabled else 0
+        load_trained_state(self.optimizer, Path(checkpoint) / _shard_file(shard), state["param_groups"])
+        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+
+    def is_checkpoint_due(self) -> bool:
+        """Whether to save a checkpoint now; with a limit in time, the first process decides.
+
+        The last step has none: the model is written then.
+        """
+        due = self.schedule.is_due(self.state.global_step)
+        if self.schedule.minutes:
+            due = bool(broadcast_object_list([due])[0])
+        return due and self.state.global_step < self.args.max_steps
+
+    def _save_checkpoint(self, *_: Any) -> None:
+        """Write what the processes hold; where it comes from a GPU, only copy it, and write it in a thread."""
+        self.checkpoints.wait()
+        self.schedule.restart()
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        rank, is_first = self.accelerator.process_index, self.accelerator.is_main_process
+        with saving(checkpoint):
+            self._save_rng_state(str(checkpoint))
+            if is_first:
+                self._save_state(checkpoint)
+            self.accelerator.wait_for_everyone()
+        tensors: dict[str, Tensors] = {}
+        if is_first or self.is_fsdp_enabled:
+            tensors[_shard_file(rank)] = trained_state(self.optimizer)
+        if is_first and self.average is not None:
+            tensors[averaging.FILE] = self.average.tensors()
+        if self.saves_in_background:
+            tensors = {name: _copied(each) for name, each in tensors.items()}
+
+        def write() -> None:
+            for name, each in tensors.items():
+                save(each, checkpoint / name)
+
+        shards = self.accelerator.num_processes if self.is_fsdp_enabled else 1
+        parts = [_shard_file(number) for number in range(shards)]
+        self.checkpoints.add(checkpoint, write, parts, self.saves_in_background)
+
+    def _save_state(self, checkpoint: Path) -> None:
+        """Write what the first process writes at once."""
         if self.validator is not None:
             self.validator.save(checkpoint)
+        self.state.save_to_json(str(checkpoint / TRAINER_STATE_NAME))
         state = {
             "step": self.state.global_step,
             "mixer": self.mixer.state(),
             "drawn": self.draws.drawn,
             "averaged": self.average.count if self.average is not None else 0,
             "best": self.validator.best if self.validator is not None else {},
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "param_groups": self.optimizer.state_dict()["param_groups"],
         }
         files.write_json(checkpoint / STATE, state)
         shutil.copyfile(self.trajectory, checkpoint / TRAJECTORY)
-        self.checkpoints.add(checkpoint)
 
     def get_train_dataloader(self) -> DataLoader[int]:
         """An index for each micro-step; `get_batch_samples` draws the pairs."""
@@ -388,6 +439,14 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
         }
 
 
+def _shard_file(process: int) -> str:
+    return f"state-{process}.safetensors"
+
+
+def _copied(tensors: Tensors) -> Tensors:
+    return {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
 def _share_of(rows: list[dict[str, Any]], world: int, rank: int) -> list[dict[str, Any]]:
     """One process's share of sorted pairs: dealt back and forth, so that all get about as many tokens."""
     turns = range(len(rows) // world)
@@ -420,5 +479,7 @@ class _AfterStep(TrainerCallback):  # type: ignore[misc]
     def __init__(self, trainer: MixingTrainer) -> None:
         self.trainer = trainer
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
         self.trainer.finish_step()
+        self.trainer.checkpoints.check()
+        control.should_save = self.trainer.is_checkpoint_due()

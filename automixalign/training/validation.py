@@ -25,7 +25,7 @@ from automixalign.scoring.scorer import Scorer, pair_losses
 from automixalign.storage import files
 from automixalign.system.messages import logger
 from automixalign.training.averaging import IterateAverage
-from automixalign.training.parameters import load_into, save
+from automixalign.training.parameters import load_into, numbered, save
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -139,8 +139,7 @@ class Validator:
             if self.spec.keep == "best" and (not self.best or worst < self.best["worst"]):
                 self.best = {"step": step, "worst": worst}
                 if self.accelerator.is_main_process:
-                    with files.replacing(self.file) as new:
-                        save(self.parameters, new)
+                    save(numbered(self.parameters), self.file)
         self.seconds += time.monotonic() - started
         if self.accelerator.is_main_process:
             logger.info("step %s: worst %s of the validation pairs %.4f", step, measure, worst)

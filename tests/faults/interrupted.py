@@ -18,7 +18,7 @@ from botocore.awsrequest import AWSConnection
 
 from automixalign.config.methods import GeneralistSettings
 from automixalign.storage import files, s3
-from automixalign.training.averaging import IterateAverage
+from automixalign.training import trainer
 from automixalign.training.checkpoints import folder as checkpoints
 from automixalign.training.checkpoints.folder import CheckpointStore
 from automixalign.training.checkpoints.s3 import S3CheckpointStore
@@ -34,10 +34,10 @@ BATCHES, LOG = "batches.jsonl", "log"
 POINTS: dict[str, tuple[Any, str]] = {
     "micro-step": (MixingTrainer, "compute_loss"),
     "step's end": (MixingTrainer, "finish_step"),
-    "optimiser saved": (MixingTrainer, "_save_rng_state"),
-    "average saved": (IterateAverage, "save"),
+    "random state written": (MixingTrainer, "_save_rng_state"),
+    "tensors written": (trainer, "save"),
     "before the seal": (checkpoints, "_files"),
-    "sealed": (CheckpointStore, "add"),
+    "sealed": (CheckpointStore, "_seal"),
     "renamed for removal": (Path, "rename"),
     "removed": (CheckpointStore, "remove"),
     "bytes sent": (AWSConnection, "send"),
@@ -152,7 +152,7 @@ def _run(
     torch.set_num_threads(1)
     os.environ |= {checkpoints.CHECKPOINTS_VARIABLE: str(output / "checkpoints"), **environment}
     _log_batches(output / BATCHES)
-    _wait_for_uploads()
+    _wait_for_checkpoints()
     if fault is not None:
         _after(fault)
     checked = GeneralistSettings.model_validate_json(settings)
@@ -172,16 +172,17 @@ def _log_batches(log: Path) -> None:
     MixingTrainer._collate = logged  # type: ignore[method-assign]
 
 
-def _wait_for_uploads() -> None:
+def _wait_for_checkpoints() -> None:
     """Otherwise so small a training ends before its first checkpoint is stored."""
-    add = S3CheckpointStore.add
+    add = CheckpointStore.add
 
-    def add_and_wait(self: S3CheckpointStore, checkpoint: Path) -> None:
-        add(self, checkpoint)
-        if self._upload is not None:
+    def add_and_wait(self: CheckpointStore, *arguments: Any) -> None:
+        add(self, *arguments)
+        self.wait()
+        if isinstance(self, S3CheckpointStore) and self._upload is not None:
             self._upload.result()
 
-    S3CheckpointStore.add = add_and_wait  # type: ignore[method-assign]
+    CheckpointStore.add = add_and_wait  # type: ignore[method-assign]
 
 
 def _after(fault: Fault) -> None:

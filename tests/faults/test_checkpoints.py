@@ -24,7 +24,7 @@ from tests.faults.interrupted import (
     train,
 )
 
-WEIGHTS, OPTIMISER = "adapter_model.safetensors", "optimizer.pt"
+WEIGHTS = "state-0.safetensors"
 FOREIGN_FILE = '{"files": {"../../x": {"size": 0, "sha256": "' + 64 * "0" + '"}}}'
 
 
@@ -61,11 +61,11 @@ def check_finishes(output: Path, after: int, *warnings: str) -> None:
 DAMAGES = {
     "weights cut short": (cut(WEIGHTS), f"{WEIGHTS} has "),
     "a bit of the weights": (flip(WEIGHTS), ""),
-    "a bit of the optimiser": (flip(OPTIMISER, 999), f"{OPTIMISER} is not what was sealed"),
+    "a bit of the optimiser": (flip(WEIGHTS, 999), f"{WEIGHTS} is not what was sealed"),
     "a bit of the task weights": (flip(STATE, 30), ""),
     "a bit of the average": (flip(AVERAGE), ""),
     "a bit of its log": (flip(TRAJECTORY, 20), ""),
-    "a file removed": (remove(OPTIMISER), "is missing"),
+    "a file removed": (remove("rng_state.pth"), "is missing"),
     "a file added": (write("pytorch_model.bin", b"x"), "does not belong to it"),
     "no seal": (remove(SEAL), "it was not finished"),
     "half a seal": (cut(SEAL), f"{SEAL} is invalid"),
@@ -130,8 +130,9 @@ def random_faults(seed: int) -> list[Fault]:
     [
         kills("after every micro-step", *(Fault("micro-step", call) for call in range(1, 7))),
         kills("after every step", *(Fault("step's end", call) for call in range(1, 4))),
-        kills("in a checkpoint: optimiser saved", *(2 * [Fault("optimiser saved", 1)])),
-        kills("in a checkpoint: average saved", *(2 * [Fault("average saved", 1)])),
+        kills("in a checkpoint: random state written", *(2 * [Fault("random state written", 1)])),
+        kills("in a checkpoint: weights written", *(2 * [Fault("tensors written", 1)])),
+        kills("in a checkpoint: average written", *(2 * [Fault("tensors written", 2)])),
         kills("in a checkpoint: before the seal", *(2 * [Fault("before the seal", 1)])),
         kills("after each checkpoint", *(3 * [Fault("sealed", 1)])),
         kills("while checkpoints are removed, and after", Fault("renamed for removal", 1), Fault("removed", 1)),

@@ -1,6 +1,5 @@
 """Checkpoints in S3, against a real server."""
 
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,9 +42,8 @@ def add(store: S3CheckpointStore, step: int, wait: bool = True) -> None:
     checkpoint = store.folder / f"checkpoint-{step}"
     checkpoint.mkdir()
     files.write_json(checkpoint / checkpoints.STATE, {"step": step})
-    (checkpoint / "weights").write_text(str(step))
-    store.add(checkpoint)
-    shutil.rmtree(checkpoint)  # as transformers does, also during the upload
+    store.add(checkpoint, lambda: files.write_text(checkpoint / "weights", str(step)))
+    store.wait()
     if wait and store._upload is not None:
         store._upload.result()
 
@@ -61,7 +59,7 @@ def test_two_checkpoints_stay_and_another_machine_resumes_from_the_last(
     for step in (2, 4, 10):
         add(store, step)
     assert objects(bucket) == keys_of(4, 10)
-    assert not list((store.folder / ".outbox").iterdir())
+    assert [path.name for path in store.folder.iterdir()] == ["checkpoint-10"]
     store.close()
     elsewhere = S3CheckpointStore(tmp_path / "elsewhere", store.uri)
     elsewhere.open()
@@ -99,7 +97,7 @@ def test_a_replaced_checkpoint_is_never_uploaded(
     for step in (2, 4, 6, 8):
         add(store, step, wait=False)
         assert uploads.begun.wait(30)
-    assert {path.name for path in (store.folder / ".outbox").iterdir()} == {"checkpoint-2", "checkpoint-8"}
+    assert {path.name for path in store.folder.iterdir()} == {"checkpoint-2", "checkpoint-8"}
     uploads.go.set()
     store.close()
     assert objects(bucket) == keys_of(2, 8)

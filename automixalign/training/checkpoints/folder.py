@@ -4,21 +4,32 @@ The name of the folder depends on everything that determines the result of the t
 started again finds its own checkpoints and no other's:
 
     KEY/trajectory.jsonl      the log of the running training
-    KEY/checkpoint-STEP/      what transformers' Trainer saves (weights, optimiser, schedule, random state), and
-        mixing.json           the mixer, the draws and the number of averaged iterates
+    KEY/checkpoint-STEP/
+        state-N.safetensors   the trained weights and the optimiser's state that process N holds
         average.safetensors   the average of the iterates, if there is one
+        best.safetensors      the best policy so far, if one is kept
+        mixing.json           the mixer, the draws, the schedule and the number of averaged iterates
+        rng_state*.pth        the random state of each process
+        trainer_state.json    the state of transformers' Trainer
         trajectory.jsonl      the log up to this step
         seal.json             written last: size and SHA-256 of every other file
     .KEY.removed              a folder that is being removed
 
 A checkpoint that does not match its seal is incomplete or altered. It is removed with a warning, and the one
 before it is used.
+
+The training's thread writes a checkpoint, or only copies it to memory. Another thread does the rest: the
+training goes on meanwhile. A folder holds two checkpoints: the last complete one, and either the one before it
+or the one that is being written.
 """
 
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -36,22 +47,26 @@ TRAJECTORY = "trajectory.jsonl"
 STATE = "mixing.json"
 SEAL = "seal.json"
 
-_ARGUMENTS = "training_args.bin"
-"""A pickle that transformers writes and nobody reads."""
+_POLL_SECONDS = 0.1
 
 
 class CheckpointStore:
     """The checkpoints of one training in a folder of this machine.
 
-    Processes that share a training share the folder; only the first process calls the methods.
+    Processes that share a training share the folder. All of them call `add`, `check` and `wait`; only the first
+    one calls the other methods.
+
+    Args:
+        folder: the folder.
+        is_first: whether this is the first process.
     """
 
-    local_limit = 2
-    """Checkpoints in the folder: the older one stays until the newer one is sealed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, is_first: bool = True) -> None:
+        self.folder, self.is_first = folder, is_first
         self._removed = folder.with_name(f".{folder.name}.removed")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
+        self._unfinished: Future[None] | None = None
+        """The checkpoint that the thread works on."""
 
     def open(self) -> None:
         """Prepare the folder.
@@ -79,9 +94,71 @@ class CheckpointStore:
                 self._discard(name)
         return None
 
-    def add(self, checkpoint: Path) -> None:
-        """Seal a checkpoint to which every process has written its part."""
-        (checkpoint / _ARGUMENTS).unlink(missing_ok=True)
+    def add(
+        self,
+        checkpoint: Path,
+        write: Callable[[], None],
+        parts: Sequence[str] = (),
+        in_background: bool = False,
+    ) -> None:
+        """Write this process's part of a checkpoint; the first process then seals the checkpoint in a thread.
+
+        Args:
+            checkpoint: its folder, which holds all other files.
+            write: writes the part.
+            parts: the files of `checkpoint` that other processes may still be writing.
+            in_background: call `write` in the thread, too.
+
+        Raises:
+            StorageError: the disk is full; or so it was for the checkpoint before.
+        """
+        self.wait()
+        if not in_background:
+            self._write(checkpoint, write)
+        self._unfinished = self._thread.submit(
+            copy_context().run, self._finish, checkpoint, write if in_background else None, parts
+        )
+
+    def check(self) -> None:
+        """Raise the error of the thread, if it has one."""
+        if self._unfinished is not None and self._unfinished.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is complete, and raise the error of the thread, if it has one."""
+        unfinished, self._unfinished = self._unfinished, None
+        if unfinished is not None:
+            unfinished.result()
+
+    def _finish(self, checkpoint: Path, write: Callable[[], None] | None, parts: Sequence[str]) -> None:
+        if write is not None:
+            self._write(checkpoint, write)
+        if not self.is_first:
+            return
+        with saving(checkpoint):
+            while not all((checkpoint / part).exists() for part in parts):
+                time.sleep(_POLL_SECONDS)
+            self._seal(checkpoint)
+
+    def _write(self, checkpoint: Path, write: Callable[[], None]) -> None:
+        if not self.is_first:
+            write()
+            return
+        with saving(checkpoint):
+            self._make_room(checkpoint)
+            write()
+
+    def _make_room(self, checkpoint: Path) -> None:
+        """Remove all other checkpoints from the folder but the last complete one."""
+        names = _latest_first(path.parent.name for path in self.folder.glob(f"*/{SEAL}"))
+        self._remove_all_but(checkpoint.name, *names[:1])
+
+    def _remove_all_but(self, *names: str) -> None:
+        for name in _latest_first(path.name for path in self.folder.iterdir()):
+            if name not in names:
+                shutil.rmtree(self.folder / name)
+
+    def _seal(self, checkpoint: Path) -> None:
         entries = {
             name: PublishedFile(size=path.stat().st_size, sha256=files.digest(path))
             for name, path in _files(checkpoint).items()
@@ -91,6 +168,7 @@ class CheckpointStore:
 
     def close(self) -> None:
         """Keep the checkpoints of a failed training for its next start."""
+        self.wait()
 
     def remove(self) -> None:
         """Remove the checkpoints of a successful training. The rename hides all of them at once."""
@@ -177,9 +255,5 @@ def _latest_first(names: Iterable[str]) -> list[str]:
 
 def _files(checkpoint: Path) -> dict[str, Path]:
     """The files of a checkpoint by their names in it, without its seal and hidden ones."""
-    paths = {path.relative_to(checkpoint): path for path in sorted(checkpoint.rglob("*")) if path.is_file()}
-    return {
-        name.as_posix(): path
-        for name, path in paths.items()
-        if name != Path(SEAL) and not any(part.startswith(".") for part in name.parts)
-    }
+    paths = {path.relative_to(checkpoint).as_posix(): path for path in files.list_files(checkpoint)}
+    return {name: path for name, path in paths.items() if name != SEAL}

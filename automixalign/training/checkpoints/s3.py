@@ -5,10 +5,10 @@ PREFIX/KEY/checkpoint-STEP/, its seal last, so that a reader recognises a comple
 kept; the newer one may still be uploading.
 
 S3 must answer when the training begins. A later failure of S3 only causes a warning. A checkpoint whose upload
-has not begun when the next one is ready is never uploaded.
+has not begun when the next one is written is never uploaded. So the temporary folder holds two checkpoints: one
+that is uploading, and one that is being written or waits.
 """
 
-import shutil
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
@@ -28,25 +28,22 @@ class S3CheckpointStore(CheckpointStore):
     Args:
         folder: where the training works, on this machine.
         uri: the prefix; nothing else may use it.
+        is_first: whether this is the first process.
     """
 
-    local_limit = 1  # older ones are in S3
-
-    def __init__(self, folder: Path, uri: str) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, uri: str, is_first: bool = True) -> None:
+        super().__init__(folder, is_first)
         self.uri = uri
-        self._outbox = folder / ".outbox"
-        """Links to the checkpoints that upload or wait; transformers removes its older checkpoints
-        meanwhile."""
         self._sizes: dict[str, int] = {}
         self._uploaded: str | None = None
         """The latest checkpoint that is complete in S3."""
         self._waiting: str | None = None
         """The checkpoint whose upload has not begun."""
+        self._uploading: str | None = None
         self._ended = False
         self._lock = Lock()
-        """Guards `_waiting`."""
-        self._uploads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
+        """Guards `_waiting` and `_uploading`."""
+        self._uploads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="uploads")
         self._upload: Future[None] | None = None
 
     def open(self) -> None:
@@ -55,25 +52,19 @@ class S3CheckpointStore(CheckpointStore):
         self._prefix = s3.Prefix(self.uri)
         self._sizes = self._prefix.sizes()
 
-    def add(self, checkpoint: Path) -> None:
-        super().add(checkpoint)
+    def check(self) -> None:
+        super().check()
         if self._upload is not None and self._upload.done():
             self._upload.result()  # raises an error that does not come from S3
-        with self._lock:
-            self._drop_waiting()
-            files.link(checkpoint, self._outbox / checkpoint.name)
-            self._waiting = checkpoint.name
-        self._upload = self._uploads.submit(copy_context().run, self._send, checkpoint.name)
 
     def close(self) -> None:
+        super().close()
         self._uploads.shutdown()
         if self._upload is not None:
             self._upload.result()
 
     def remove(self) -> None:
         self._ended = True
-        with self._lock:
-            self._drop_waiting()
         self.close()
         try:
             self._discard_all_but(self._uploaded)
@@ -112,20 +103,27 @@ class S3CheckpointStore(CheckpointStore):
         for other in sorted(set(self._names()) - {name}):
             self._discard(other)
 
-    def _drop_waiting(self) -> None:
-        if self._waiting is not None:
-            shutil.rmtree(self._outbox / self._waiting)
+    def _make_room(self, checkpoint: Path) -> None:
+        """Remove all other checkpoints from the folder but the one that is uploading."""
+        with self._lock:
             self._waiting = None
+            uploading = [self._uploading] if self._uploading else []
+        self._remove_all_but(checkpoint.name, *uploading)
+
+    def _seal(self, checkpoint: Path) -> None:
+        super()._seal(checkpoint)
+        with self._lock:
+            self._waiting = checkpoint.name
+        self._upload = self._uploads.submit(copy_context().run, self._send, checkpoint.name)
 
     def _send(self, name: str) -> None:
         """Upload a checkpoint, unless a newer one has replaced it."""
         with self._lock:
-            if self._waiting != name:
+            if self._waiting != name or self._ended:
                 return
-            self._waiting = None
-        checkpoint = self._outbox / name
+            self._waiting, self._uploading = None, name
         try:
-            self._store(name, checkpoint)
+            self._store(name, self.folder / name)
         except StorageError as error:
             resume = f"resume from {self._uploaded}" if self._uploaded else "start from the beginning"
             current_step().warn(
@@ -133,7 +131,7 @@ class S3CheckpointStore(CheckpointStore):
                 f"before the next checkpoint is stored, it will {resume}"
             )
         finally:
-            shutil.rmtree(checkpoint)
+            self._uploading = None
 
     def _store(self, name: str, checkpoint: Path) -> None:
         self._discard_all_but(self._uploaded)

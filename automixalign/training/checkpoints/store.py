@@ -10,13 +10,13 @@ from automixalign.training.checkpoints.folder import CHECKPOINTS_VARIABLE, Check
 from automixalign.training.checkpoints.s3 import S3CheckpointStore
 
 
-def checkpoints_location(every: int) -> str | None:
+def checkpoints_location(*intervals: float) -> str | None:
     """The folder or `s3://` prefix for checkpoints; None if the run keeps none.
 
     Args:
-        every: optimiser steps between two checkpoints; 0 for none.
+        intervals: steps and minutes between two checkpoints; 0 for none.
     """
-    return os.environ.get(CHECKPOINTS_VARIABLE) or None if every else None
+    return os.environ.get(CHECKPOINTS_VARIABLE) or None if any(intervals) else None
 
 
 @contextmanager
@@ -32,23 +32,21 @@ def checkpoint_store(location: str | None, key: str, scratch: Path) -> Iterator[
     Raises:
         StorageError: `location` cannot be written.
     """
-    store = _store(location, key, scratch)
-    is_first_process = os.environ.get("RANK", "0") == "0"
-    if is_first_process:
+    is_first = os.environ.get("RANK", "0") == "0"
+    store = _store(location, key, scratch, is_first)
+    if is_first:
         store.open()
     try:
         yield store
     except BaseException:
-        if is_first_process:
+        if is_first:
             store.close()
         raise
-    if is_first_process:
+    if is_first:
         store.remove()
 
 
-def _store(location: str | None, key: str, scratch: Path) -> CheckpointStore:
-    if location is None:
-        return CheckpointStore(scratch / key)
-    if s3.is_uri(location):
-        return S3CheckpointStore(scratch / key, f"{location.rstrip('/')}/{key}")
-    return CheckpointStore(Path(location) / key)
+def _store(location: str | None, key: str, scratch: Path, is_first: bool) -> CheckpointStore:
+    if location is not None and s3.is_uri(location):
+        return S3CheckpointStore(scratch / key, f"{location.rstrip('/')}/{key}", is_first)
+    return CheckpointStore((Path(location) if location else scratch) / key, is_first)

@@ -101,7 +101,7 @@ def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
 def main() -> None:
     """Measure all sizes in both precisions and print a table."""
     parser = harness.parser(__doc__)
-    parser.add_argument("--sizes", nargs="+", choices=sizes.SHAPES, default=list(sizes.SHAPES))
+    parser.add_argument("--sizes", nargs="+", choices=sizes.CPU_SIZES, default=list(sizes.CPU_SIZES))
     parser.add_argument("--pairs", type=int, help=f"by default {PAIRS}")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()

@@ -16,30 +16,36 @@ SHAPES: dict[str, dict[str, int]] = {
     | {"num_key_value_heads": 8, "vocab_size": 12288},
     "135M": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
     | {"num_key_value_heads": 3, "vocab_size": 49152},
+    "1.2B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
+    | {"num_key_value_heads": 8, "vocab_size": 128256},
 }
-"""Shapes of Llamas by number of parameters; 135M is that of SmolLM2-135M."""
+"""Shapes of Llamas by number of parameters; 135M is that of SmolLM2-135M, 1.2B that of Llama-3.2-1B."""
+CPU_SIZES = ("1M", "33M", "135M")
+"""Those that the benchmarks measure by default."""
 
 
-def model(size: str, seed: int = 0) -> "LlamaForCausalLM":
-    """A Llama with random weights and tied embeddings."""
+def model(size: str, seed: int = 0, device: str = "cpu", **shape: int) -> "LlamaForCausalLM":
+    """A Llama with random weights and tied embeddings; `shape` changes its shape."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    return LlamaForCausalLM(LlamaConfig(**SHAPES[size], **tokens, tie_word_embeddings=True))
+    config = LlamaConfig(**(SHAPES[size] | shape), **tokens, tie_word_embeddings=True)
+    with torch.device(device):
+        return LlamaForCausalLM(config)
 
 
-def pairs(count: int, longest: int, vocabulary: int, seed: int = 0) -> list[dict[str, Any]]:
+def pairs(count: int, longest: int, vocabulary: int, seed: int = 0, median: int = 60) -> list[dict[str, Any]]:
     """Tokenised pairs of random tokens.
 
-    Lengths are log-normal with a median of 60 tokens, as in the four data sets of docs/results with SmolLM2's
+    Lengths are log-normal. The default median is that of the four data sets of docs/results with SmolLM2's
     tokenizer. Prompts and answers have at most `longest / 2` tokens each.
     """
     draw = np.random.default_rng(seed)
 
     def lengths(spread: float, columns: int) -> Any:
-        sizes = np.exp(draw.normal(np.log(60), spread, (count, columns)))
+        sizes = np.exp(draw.normal(np.log(median), spread, (count, columns)))
         return np.clip(sizes, 4, longest // 2).astype(int)
 
     prompts, sides = lengths(0.8, 1), lengths(0.9, 2)
@@ -66,7 +72,7 @@ def tokens(rows: list[dict[str, Any]]) -> int:
 
 
 def gemm_rate(size: str, bf16: bool) -> float:
-    """Operations a second of the model's largest matrix product over 2,048 tokens, median of 9."""
+    """Operations a second of the model's largest matrix product over 2,048 tokens on the CPU, median of 9."""
     import torch
 
     dtype = torch.bfloat16 if bf16 else torch.float32

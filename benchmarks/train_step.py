@@ -116,14 +116,14 @@ def config(folder: Path, count: int, steps: int, bf16: bool, **options: Any) -> 
         max_steps=steps,
         bf16=bf16,
         use_cpu=not torch.cuda.is_available(),
-        save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        **options,
+        **{"save_strategy": "no", **options},
     )
 
 
-def _trl(model: Any, rows: list[dict[str, Any]], args: DPOConfig, tuned: bool) -> DPOTrainer:
+def trl(model: Any, rows: list[dict[str, Any]], args: DPOConfig, tuned: bool) -> DPOTrainer:
+    """TRL's trainer; tuned with the reference log-probabilities of the rows."""
     data = Dataset.from_list(rows)
     if not tuned:
         data = data.remove_columns(["ref_chosen_logps", "ref_rejected_logps"])
@@ -178,7 +178,7 @@ def measure(size: str, steps: int, precision: str) -> dict[str, Any]:
             if kind in OURS:
                 trainer: Any = ours(policy, rows, args, kind, folder)
             else:
-                trainer = _trl(policy, rows, args, kind == "trl tuned")
+                trainer = trl(policy, rows, args, kind == "trl tuned")
             watches[kind].append(Stopwatch())
             watches[kind][-1].attach(trainer)
             trainer.train()
@@ -222,7 +222,7 @@ def _show(result: dict[str, Any]) -> None:
 def main() -> None:
     """Measure all sizes, print a table each, and write them as JSON."""
     parser = harness.parser(__doc__)
-    parser.add_argument("--sizes", nargs="+", choices=sizes.SHAPES, default=list(sizes.SHAPES))
+    parser.add_argument("--sizes", nargs="+", choices=sizes.CPU_SIZES, default=list(sizes.CPU_SIZES))
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="bf16")
     options = parser.parse_args()

@@ -1,0 +1,22 @@
+"""Forward passes of the product on pairs, as training and scoring make them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from automixalign.scoring.logps.batch import PairBatch, PairIds
+from automixalign.scoring.logps.forward import batch_of, packing
+
+Batches = Callable[[Sequence[PairIds]], PairBatch]
+
+
+@contextmanager
+def attending(model: Any, way: str) -> Iterator[Batches]:
+    """Give a model a way of attention, in the context; yield what makes its batches on the device."""
+    with packing(model) as packed:
+        yield lambda pairs: batch_of(pairs, packed).to(model.device)
+
+
+def ids_of(rows: Sequence[dict[str, Any]]) -> list[PairIds]:
+    """The token ids of pairs."""
+    return [PairIds(*(row[f"{name}_ids"] for name in PairIds._fields)) for row in rows]

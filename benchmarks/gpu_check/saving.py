@@ -1,6 +1,5 @@
 """Checkpoints: how long they stop a training, their size, and whether a resumed training is the same."""
 
-import statistics
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 import yaml
 from transformers import TrainerCallback
 
+from automixalign.training.checkpoints.schedule import Schedule
 from benchmarks.gpu_check.setting import Row, Setting, free_memory, now
 from benchmarks.gpu_check.trainings import Clock, train, trainer_of
 
@@ -25,32 +25,34 @@ def checkpoints(setting: Setting) -> Iterator[Row]:
     clock = train(setting, setting.model(), rows, "ama-r").clock
     step = clock.seconds / setting.steps
     free_memory()
-    stalls: list[float] = []
+    stop = 0.0
     with tempfile.TemporaryDirectory() as scratch:
-        every = max(_EVERY, setting.steps // 2)
+        every = setting.warmup + setting.steps // 2  # one that a thread can end beside the last steps
         trainer = _saving(setting, Path(scratch), setting.model(), rows, every)
         save = trainer._save_checkpoint
 
         def timed(*arguments: Any) -> None:
-            started = now()
+            nonlocal stop
+            stop = -now()
             save(*arguments)
-            stalls.append(now() - started)
+            stop += now()
 
         trainer._save_checkpoint = timed
         clock = Clock(setting.warmup)
         clock.attach(trainer)
         trainer.train()
-        trainer.checkpoints.close()
-        written = max(Path(scratch).glob("checkpoint-*"), key=lambda folder: folder.stat().st_mtime)
+        (written,) = Path(scratch).glob("checkpoint-*")
         size = sum(file.stat().st_size for file in written.rglob("*") if file.is_file())
     yield Row("step without", step, "s")
-    yield Row("the training stops for", statistics.median(stalls), "s", f"{len(stalls)} checkpoints")
+    yield Row("the training stops for", stop, "s")
     yield Row("size", size / 1e9, "GB")
     # What a thread does meanwhile makes the steps slower, too.
-    extra = max(clock.seconds - setting.steps * step, 0.0) / len(stalls)
+    extra = max(clock.seconds - setting.steps * step, stop)
     yield Row("all that it adds", extra, "s")
-    interval = yaml.safe_load(_PRESET.read_text(encoding="utf-8"))["training"]["checkpoint_every"]
-    yield Row(f"share of the time, every {interval} steps", extra / (interval * step + extra), "of the time")
+    preset = yaml.safe_load(_PRESET.read_text(encoding="utf-8"))["training"]
+    intervals = [preset.get("checkpoint_every", 0) * step, 60 * preset.get("checkpoint_minutes", 0)]
+    interval = min(each for each in intervals if each)
+    yield Row("share of the time", extra / (interval + extra), "of the time", f"one every {interval:.0f} s")
 
 
 def resume(setting: Setting) -> Iterator[Row]:
@@ -85,8 +87,9 @@ def _weights(setting: Setting, rows: list[dict[str, Any]], stops: bool) -> list[
 
 
 def _saving(setting: Setting, folder: Path, model: Any, rows: list[dict[str, Any]], every: int = _EVERY) -> Any:
-    options = {"save_strategy": "steps", "save_steps": every, "save_total_limit": 2}
-    return trainer_of(setting, folder, model, rows, "ama-r", **options)
+    trainer = trainer_of(setting, folder, model, rows, "ama-r")
+    trainer.schedule = Schedule(every)
+    return trainer
 
 
 class _StoppedError(Exception):

@@ -30,6 +30,8 @@ Stage = Literal[
 
 TRAINING: tuple[Stage, ...] = ("train_specialist", "train_generalist")
 """The stages that run `training.processes`."""
+SCORING: tuple[Stage, ...] = ("reference_logps", "evaluate")
+"""The stages that run `evaluation.processes`."""
 
 
 def _as_text(value: Any) -> Any:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from automixalign.config.data import VerifierSpec
 from automixalign.config.settings import Loading, Precision, Settings, is_task_file, shorthand
@@ -61,6 +61,9 @@ class EvaluationSpec(Schema):
 
     batch_size: Count = 32
     """Sequences of one forward pass that computes log-probabilities."""
+    processes: Annotated[Count, Field(le=256)] = 1
+    """Processes on one machine, one for each GPU, that share the batches of `reference_logps` and `evaluate`.
+    Their number changes no batch."""
     precision: Precision = "fp32"
     """Precision of all scoring: reference log-probabilities, specialist losses, evaluation."""
     generate: Flag = True
@@ -133,6 +136,8 @@ class ScoringSettings(Settings):
 
     batch_size: int
     precision: Precision
+    processes: int = 1
+    """That share the batches; 1 where the stage has others, or none."""
     loading: Loading = Loading()
 
 

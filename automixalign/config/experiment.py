@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from automixalign.config.cluster import TRAINING, ClusterSpec
+from automixalign.config.cluster import SCORING, TRAINING, ClusterSpec
 from automixalign.config.data import DecontaminationSpec, LongAnswers, SplitSpec, TaskSpec
 from automixalign.config.evaluation import BenchmarkSpec, EvaluationSpec
 from automixalign.config.merges import MergeSpec
@@ -155,14 +155,16 @@ class Experiment(Schema):
 
     @model_validator(mode="after")
     def _check_machines(self) -> Self:
-        stages = [*TRAINING, "specialist_losses"] if self.specialist_losses.cross_fit else TRAINING
-        for stage in stages:
-            accelerators = self.cluster.pod(stage).accelerators
-            if accelerators and accelerators != self.training.processes:
-                raise ValueError(
-                    f"cluster: {stage} has {accelerators} accelerators for training.processes: "
-                    f"{self.training.processes}; each process takes one"
-                )
+        training = [*TRAINING, "specialist_losses"] if self.specialist_losses.cross_fit else TRAINING
+        for section, stages in (("training", training), ("evaluation", SCORING)):
+            processes = getattr(self, section).processes
+            for stage in stages:
+                accelerators = self.cluster.pod(stage).accelerators
+                if accelerators and accelerators != processes:
+                    raise ValueError(
+                        f"cluster: {stage} has {accelerators} accelerators for {section}.processes: "
+                        f"{processes}; each process takes one"
+                    )
         if self.training.nodes > 1 and self.cluster.train_job is None:
             raise ValueError("training.nodes: several nodes need 'cluster.train_job'")
         if self.training.nodes > 1 and self.specialist_losses.cross_fit:

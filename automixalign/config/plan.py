@@ -133,8 +133,10 @@ class Plan(BaseModel):
             "precision": evaluation.precision,
             "loading": experiment.loading,
         }
-        reference_logps = ScoringSettings(**common("reference_logps"), **scoring)
-        validation = reference_logps if training.validate_every else None
+        reference_logps = ScoringSettings(
+            **common("reference_logps"), **scoring, processes=evaluation.processes
+        )
+        validation = reference_logps.model_copy(update={"processes": 1}) if training.validate_every else None
         generalists = [
             GeneralistSettings(
                 **common("train_generalist", used={"mixer": [method.method]}),

@@ -22,7 +22,7 @@ from automixalign.storage import files
 from automixalign.system.errors import ModelError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _CHANGE_GREEDY = {
     *("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias", "guidance_scale"),
@@ -48,7 +48,7 @@ class Decoding:
 
 
 Track: TypeAlias = Callable[[Iterable[list[int]], int], Iterable[list[int]]]
-"""Passes batches on, and shows the progress; it gets their number too."""
+"""Passes batches of prompts on, and shows the progress; it gets their number too. It may leave batches out."""
 
 
 def all_at_once(batches: Iterable[list[int]], _: int) -> Iterable[list[int]]:
@@ -84,9 +84,9 @@ def write_ends(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> tuple[list
     return ends, {key: value for key, value in set_keys.items() if value not in (None, 0, 1)}
 
 
-def room(policy: "PreTrainedModel", prompt: Sequence[int], wanted: int) -> int:
-    """How many tokens a model can add to a prompt, `wanted` at most."""
-    limit = position_limit(policy.config)
+def room(config: "PreTrainedConfig", prompt: Sequence[int], wanted: int) -> int:
+    """How many tokens a model of this configuration can add to a prompt, `wanted` at most."""
+    limit = position_limit(config)
     return wanted if limit is None else max(0, min(wanted, limit - len(prompt)))
 
 
@@ -119,7 +119,7 @@ def generate(
         ModelError: a prompt leaves no room for an answer.
     """
     answers = [Answer("", complete=False)] * len(prompts)
-    rooms = [room(policy, prompt, decoding.max_new_tokens) for prompt in prompts]
+    rooms = [room(policy.config, prompt, decoding.max_new_tokens) for prompt in prompts]
     if min(rooms, default=1) < 1:
         prompt = prompts[rooms.index(min(rooms))]
         raise ModelError(

@@ -3,28 +3,36 @@
 `test` reports; `validation` chooses among the models (`report/leaderboard.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
 from automixalign.config.evaluation import CHOSEN, EvaluationSettings
-from automixalign.data.store import IDS, TEST, VALIDATION, count_pairs, read_card, read_split, tasks_of
-from automixalign.models.load import load_model, load_tokenizer
+from automixalign.data.store import IDS, TEST, VALIDATION, read_card, read_split, tasks_of
+from automixalign.models.generate import Answer
+from automixalign.models.load import load_config
+from automixalign.models.safety import is_adapter
 from automixalign.scoring import caches
 from automixalign.scoring.caches import GENERATIONS, SUMMARY
-from automixalign.scoring.generation import generated_answers, read_prompts, verify
+from automixalign.scoring.generation import (
+    Answering,
+    Prompt,
+    answer_rows,
+    decoding,
+    questions,
+    read_prompts,
+    verify,
+)
 from automixalign.scoring.intervals import prompt_numbers
+from automixalign.scoring.job import Split
 from automixalign.scoring.judge.judged import judge_answers, read_baseline
 from automixalign.scoring.metrics.registry import PairScores, answer_values, means, pair_values
-from automixalign.scoring.scorer import Scorer, log_ratios, pair_losses
+from automixalign.scoring.scorer import log_ratios, pair_losses
 from automixalign.steps.step import current_step
 from automixalign.storage import files
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 REFERENCE = "reference"
 
@@ -71,24 +79,34 @@ def evaluate(
         UnreachableError: the judge's endpoint does not answer.
         ModelError: the model cannot be loaded or gives values that are not finite.
     """
-    policy = load_model(model, base_model)
-    record = current_step().record
+    spec, record = settings.evaluation, current_step().record
     record.add_params({"model": name, "family": family})
+    measured = [split for split in splits if split == splits[0] or _has_pairs(data, split)]
+    prompts = _prompts(settings, data, splits[0], base_model if is_adapter(model) else model)
+    scoring = Answering(
+        model=model,
+        base_model=base_model,
+        data=data,
+        loading=settings.loading,
+        batch_size=spec.batch_size,
+        precision=spec.precision,
+        pairs=[] if family == REFERENCE else [(task, split) for split in measured for task in tasks_of(data)],
+        questions={task: questions(spec, settings.seed, task, asked) for task, asked in prompts.items()},
+        decoding=decoding(spec),
+    )
+    scores, answers = scoring.scores_and_answers(spec.processes)
     summaries: list[dict[str, Any]] = []
     with files.replacing(output) as folder:
-        for split in splits:
-            if summaries and not _has_pairs(data, split):
-                continue
-            with current_step().whole(count_pairs(data, [split])):
-                tasks, scores = _measure(settings, policy, family, data, reference_logps, split)
+        for split in measured:
+            tasks, tables = _measure(settings, scores, data, reference_logps, split)
             summary = {"model": name, "family": family, "loss": settings.loss.model_dump(), "tasks": tasks}
             target = folder / split if summaries else folder
             if not summaries:
-                generations = _generations(settings, data, split, policy, base_model, baseline)
-                for task, answers in generations.items():
-                    tasks[task] |= means(answer_values(answers))
+                generations = _generations(settings, prompts, answers, baseline)
+                for task, rows in generations.items():
+                    tasks[task] |= means(answer_values(rows))
                 files.write_jsonl(target / GENERATIONS, chain.from_iterable(generations.values()))
-            for task, table in scores.items():
+            for task, table in tables.items():
                 caches.write_scores(target / f"{task}.parquet", table)
             files.write_json(target / SUMMARY, summary)
             record.add_metrics({split: tasks} if summaries else tasks)
@@ -96,28 +114,32 @@ def evaluate(
     return summaries[0]
 
 
+def _prompts(settings: EvaluationSettings, data: Path, split: str, model: Path) -> dict[str, list[Prompt]]:
+    """Task -> the prompts to answer, of which a full model leaves out those that are too long for it."""
+    spec = settings.evaluation
+    if not spec.generate:
+        return {}
+    config = load_config(model)
+    tasks = tasks_of(data) if spec.judge else filter(settings.verifiers.get, tasks_of(data))
+    return {task: read_prompts(data, task, split, config, spec.max_prompts) for task in tasks}
+
+
 def _generations(
     settings: EvaluationSettings,
-    data: Path,
-    split: str,
-    policy: "PreTrainedModel",
-    base_model: Path,
+    prompts: Mapping[str, list[Prompt]],
+    answers: Mapping[str, list[Answer]],
     baseline: Path | None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Task -> verified and judged answers."""
     spec = settings.evaluation
-    if not spec.generate:
-        return {}
-    tokenizer = load_tokenizer(base_model)
     others = read_baseline(baseline) if baseline else None
     generations = {}
-    for task in tasks_of(data) if spec.judge else filter(settings.verifiers.get, tasks_of(data)):
-        prompts = read_prompts(data, task, split, policy, spec.max_prompts)
-        answers = generated_answers(spec, settings.seed, task, prompts, policy, tokenizer)
-        verify(settings, task, prompts, answers)
+    for task, asked in prompts.items():
+        rows = answer_rows(spec, task, asked, answers[task])
+        verify(settings, task, asked, rows)
         if spec.judge and (others is not None or spec.judge.baseline == CHOSEN):
-            judge_answers(spec.judge, task, prompts, answers, others)
-        generations[task] = answers
+            judge_answers(spec.judge, task, asked, rows, others)
+        generations[task] = rows
     return generations
 
 
@@ -127,14 +149,12 @@ def _has_pairs(data: Path, split: str) -> bool:
 
 def _measure(
     settings: EvaluationSettings,
-    policy: "PreTrainedModel",
-    family: str,
+    scores_of: Mapping[Split, pa.Table],
     data: Path,
     reference_logps: Path,
     split: str,
 ) -> tuple[dict[str, dict[str, float]], dict[str, pa.Table]]:
-    """Each task's metrics and scores on one split."""
-    scorer = Scorer(policy, settings.evaluation.batch_size, settings.evaluation.precision)
+    """Each task's metrics and scores on one split; a split without scores is the reference's."""
     metrics, tables = {}, {}
     for task in tasks_of(data):
         caches.check_cache(reference_logps / task, data, task)
@@ -142,7 +162,7 @@ def _measure(
         ids = pairs.column("pair_id").to_pylist()
         cache = caches.read_cache(reference_logps / task, split, caches.CHOSEN, caches.REJECTED)
         reference_scores = caches.join(cache, ids, f"{task} {split}")
-        scores = reference_scores if family == REFERENCE else scorer.scores(pairs)
+        scores = scores_of.get((task, split), reference_scores)
         chosen_ratio, rejected_ratio = log_ratios(scores, reference_scores)
         margins = settings.loss.beta * (chosen_ratio - rejected_ratio)
         losses = pair_losses(settings.loss, scores, reference_scores, pairs)

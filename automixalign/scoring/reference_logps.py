@@ -4,11 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from automixalign.config.evaluation import ScoringSettings
-from automixalign.data.store import SPLITS, count_pairs, read_split, tasks_of
-from automixalign.models.load import load_full_model
+from automixalign.data.store import SPLITS, tasks_of
 from automixalign.scoring.caches import write_cache
-from automixalign.scoring.scorer import Scorer
-from automixalign.steps.step import current_step
+from automixalign.scoring.job import Scoring
 from automixalign.storage import files
 
 
@@ -20,11 +18,21 @@ def write_reference_logps(
     Returns:
         Task -> the manifest of its cache.
     """
-    scorer = Scorer(load_full_model(base_model), settings.batch_size, settings.precision)
+    tasks = tasks_of(data)
+    scoring = Scoring(
+        model=base_model,
+        base_model=base_model,
+        data=data,
+        loading=settings.loading,
+        batch_size=settings.batch_size,
+        precision=settings.precision,
+        pairs=[(task, split) for task in tasks for split in SPLITS],
+    )
+    scores = scoring.scores(settings.processes)
     facts = {"model": files.digest(base_model), "precision": settings.precision}
-    with files.replacing(output) as folder, current_step().whole(count_pairs(data, SPLITS)):
+    with files.replacing(output) as folder:
         manifests = {}
-        for task in tasks_of(data):
-            tables = {split: scorer.scores(read_split(data, task, split)) for split in SPLITS}
+        for task in tasks:
+            tables = {split: scores[task, split] for split in SPLITS}
             manifests[task] = write_cache(folder / task, task, tables, data, **facts)
     return manifests

@@ -1,6 +1,7 @@
 """Log-probabilities of preference pairs under a model, and the preference losses that follow."""
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,7 +38,6 @@ class Scorer:
     precision: str
     reports: bool = True
 
-    @torch.inference_mode()
     def logps(self, table: pa.Table) -> tuple[Floats, Floats]:
         """Log-probabilities of each pair's chosen and rejected completion.
 
@@ -50,29 +50,49 @@ class Scorer:
         Raises:
             ModelError: the model gives values that are not finite.
         """
+        rows, logps = self.share(table, slice(None))
+        result = np.zeros((len(table), 2))
+        result[rows] = logps
+        return result[:, 0], result[:, 1]
+
+    @torch.inference_mode()
+    def share(self, table: pa.Table, batches: slice) -> tuple[list[int], Floats]:
+        """Log-probabilities of the pairs of some batches, which are formed of all pairs.
+
+        Args:
+            table: the pairs' token ids, as `read_split` returns them.
+            batches: which of the batches.
+
+        Returns:
+            The rows of the pairs, and their chosen and rejected log-probabilities, shape (pairs, 2).
+
+        Raises:
+            ModelError: the model gives values that are not finite.
+        """
         columns = (table.column(f"{name}_ids").to_pylist() for name in PairIds._fields)
         pairs = [PairIds(*ids) for ids in zip(*columns, strict=True)]
         # Batches of similar lengths: a batch of mixed lengths computes mostly padding.
         order = sorted(range(len(pairs)), key=lambda index: pairs[index].size)
         size = max(1, self.batch_size // 2)
-        batches = [order[at : at + size] for at in range(0, len(order), size)]
-        tokens = np.array([sum(pairs[index].size for index in rows) for rows in batches])
+        own = [order[at : at + size] for at in range(0, len(order), size)][batches]
+        tokens = np.array([sum(pairs[index].size for index in rows) for rows in own])
         work = len(pairs) * tokens / tokens.sum()  # in pairs of mean length
-        result = np.zeros((len(pairs), 2))
+        result = []
         self.model.eval()
         heap.keep_freed_memory()
         with packing(self.model) as packed:
-            for rows in current_step().track(batches, len(pairs), work) if self.reports else batches:
+            for rows in current_step().track(own, len(pairs), work) if self.reports else own:
                 batch = batch_of([pairs[index] for index in rows], packed).to(self.model.device)
                 with autocast(self.precision):
-                    result[rows] = side_logps(self.model, batch).double().cpu().numpy()
-        if not np.isfinite(result).all():
-            bad = table.column("pair_id")[int(np.flatnonzero(~np.isfinite(result).all(1))[0])]
+                    result.append(side_logps(self.model, batch).double().cpu().numpy())
+        rows, logps = list(chain.from_iterable(own)), np.concatenate([np.zeros((0, 2)), *result])
+        if not np.isfinite(logps).all():
+            bad = table.column("pair_id")[min(np.array(rows)[~np.isfinite(logps).all(1)].tolist())]
             raise ModelError(
                 f"the model gives a log-probability that is not finite, first for pair {bad}: its training "
                 "diverged (lower the learning rate), or it overflows in this precision"
             )
-        return result[:, 0], result[:, 1]
+        return rows, logps
 
     def scores(self, pairs: pa.Table) -> pa.Table:
         """The columns `pair_id`, `chosen_logps` and `rejected_logps` of all pairs, in the same order."""

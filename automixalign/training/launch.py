@@ -1,9 +1,7 @@
 """Run a training in the processes of this machine, or on several nodes."""
 
-import os
 from typing import Any
 
-from automixalign.steps.jobs.job import WORLD_SIZE
 from automixalign.steps.jobs.launch import run_job
 from automixalign.steps.step import current_step
 from automixalign.storage import files
@@ -57,7 +55,7 @@ def launch(training: Training) -> dict[str, Any]:
             another package. The other processes have ended.
     """
     spec = training.settings.training
-    if spec.nodes > 1 and WORLD_SIZE not in os.environ:
+    if spec.nodes > 1:
         return train_job.run(training)
     facts, *_ = run_job(training, spec.processes)
     training.finish()

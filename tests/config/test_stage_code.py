@@ -65,7 +65,7 @@ def package(unchanged: dict[str, str], tmp_path: Path, monkeypatch: pytest.Monke
         ("scoring/evaluate.py", CHANGE, {"evaluation", *NUMBERS}),
         ("scoring/benchmarks/run.py", CHANGE, {"benchmarks", *NUMBERS}),
         ("scoring/verifiers/exact.py", CHANGE, {"data", "evaluation", *NUMBERS}),
-        ("steps/jobs/worker.py", CHANGE, {*TRAINED, *NUMBERS}),
+        ("steps/jobs/worker.py", CHANGE, {"scoring", "evaluation", *TRAINED, *NUMBERS}),
         ("report/compare.py", CHANGE, {"comparison"}),
         ("report/assets/run.js", "// changed", NUMBERS),
         ("release/publish.py", CHANGE, {"publication"}),

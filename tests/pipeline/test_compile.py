@@ -205,6 +205,7 @@ def test_an_experiment_with_other_parts_is_refused_by_the_pipeline() -> None:
         ({"secrets": {"s3": "My_Secret"}}, "cluster.secrets.s3"),
         ({"secrets": {"aws": "x"}}, "cluster.secrets.aws: unknown key"),
         ({"steps": {"train_generalist": {"accelerators": 4}}}, "4 accelerators for training.processes: 1"),
+        ({"steps": {"evaluate": {"accelerators": 4}}}, "4 accelerators for evaluation.processes: 1"),
     ],
 )
 def test_an_invalid_cluster_key_is_refused_by_name(cluster: dict[str, Any], message: str) -> None:

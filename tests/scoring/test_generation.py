@@ -6,8 +6,8 @@ import pytest
 
 from automixalign.config.evaluation import EvaluationSettings
 from automixalign.config.experiment import parse_experiment
-from automixalign.models.load import load_model, load_tokenizer
-from automixalign.scoring.generation import generated_answers, read_prompts, verify
+from automixalign.models.load import load_config
+from automixalign.scoring.generation import Answering, answer_rows, decoding, questions, read_prompts, verify
 from automixalign.scoring.verifiers import registry
 from automixalign.scoring.verifiers.verifier import Generated, Undecided, Verifier
 from automixalign.steps.step import collect_warnings
@@ -26,10 +26,21 @@ def settings(verifier: str = "exact", seed: int = 0, **evaluation: Any) -> Evalu
 
 def answers(given: EvaluationSettings) -> list[dict[str, Any]]:
     world = tiny.world()
-    policy = load_model(world.base_model, world.base_model)
-    prompts = read_prompts(world.data, TASK, "test", policy, given.evaluation.max_prompts)
-    tokenizer = load_tokenizer(world.base_model)
-    generated = generated_answers(given.evaluation, given.seed, TASK, prompts, policy, tokenizer)
+    config = load_config(world.base_model)
+    prompts = read_prompts(world.data, TASK, "test", config, given.evaluation.max_prompts)
+    answering = Answering(
+        model=world.base_model,
+        base_model=world.base_model,
+        data=world.data,
+        loading=given.loading,
+        batch_size=given.evaluation.batch_size,
+        precision=given.evaluation.precision,
+        pairs=[],
+        questions={TASK: questions(given.evaluation, given.seed, TASK, prompts)},
+        decoding=decoding(given.evaluation),
+    )
+    _, made = answering.scores_and_answers(1)
+    generated = answer_rows(given.evaluation, TASK, prompts, made[TASK])
     verify(given, TASK, prompts, generated)
     return generated
 

@@ -41,7 +41,7 @@ def judge_answers(
         spec: the judge.
         task: the task.
         prompts: of the answers.
-        answers: as `generated_answers` returns them.
+        answers: as `answer_rows` returns them.
         baseline: as `read_baseline` returns it; None for the chosen answers of the rows.
 
     Raises:

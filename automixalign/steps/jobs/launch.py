@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from automixalign.steps.jobs import worker
-from automixalign.steps.jobs.job import JOB, WORLD_SIZE, Job, PackedJob, error_of, result_file
+from automixalign.steps.jobs.job import JOB, Job, PackedJob, error_of, result_file
 from automixalign.storage import files
 
 
 def run_job(job: Job, processes: int) -> list[dict[str, Any]]:
     """Run a job in `processes` processes of this machine.
 
-    Several are started by `accelerate launch` (https://huggingface.co/docs/accelerate/basic_tutorials/launch).
-    A single process, or one that a launcher has started, does its share itself.
+    Several are started by `accelerate launch` (https://huggingface.co/docs/accelerate/basic_tutorials/launch);
+    a single one is this process.
 
     Returns:
         The result of each process, in their order.
@@ -28,7 +28,7 @@ def run_job(job: Job, processes: int) -> list[dict[str, Any]]:
     """
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        if processes == 1 or WORLD_SIZE in os.environ:
+        if processes == 1:
             return [job.run(scratch)]
         return _run_in_processes(job, processes, scratch)
 

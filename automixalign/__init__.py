@@ -5,4 +5,8 @@ wires the components. Start with `method/mixers.py` (the algorithm), then `train
 step).
 """
 
+import logging
+
 __version__ = "0.1.0"
+# peft imports it wherever it is installed. It would log a hint at a hub's compiled code, and every cast.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

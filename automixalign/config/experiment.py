@@ -89,7 +89,8 @@ class Experiment(Schema):
     def loading(self) -> Loading:
         """How the stages that score or train hold models in memory."""
         dtype: Literal["fp32", "source"] = "source" if self.training.lora else "fp32"
-        return Loading(attn_implementation=self.attn_implementation, dtype=dtype)
+        quantize = self.training.lora.quantize if self.training.lora else None
+        return Loading(attn_implementation=self.attn_implementation, dtype=dtype, quantize=quantize)
 
     @property
     def starts(self) -> list[str]:
@@ -125,6 +126,11 @@ class Experiment(Schema):
         tasks = [task.name for task in self.tasks]
         for method in self.methods:
             method.check(tasks, [merge.name for merge in self.merges], self.training.batch_size)
+            if method.init is not None and self.loading.quantize:
+                raise ValueError(
+                    f"methods.{method.name}: init: a merge is not quantised, and its training would be; start "
+                    "from the base model, or train without 'lora.quantize'"
+                )
         for merge in self.merges:
             merge.check(tasks)
         if self.base_model.tiny is not None and self.max_length > TINY_POSITIONS:

@@ -196,7 +196,9 @@ class Plan(BaseModel):
                     merge=merge,
                     tasks=tasks,
                     tuning=Tuning(
-                        **scoring, loss=training.loss, **({"tries": merge.tries} if merge.tries else {})
+                        **scoring | {"loading": experiment.loading.of("merge")},
+                        loss=training.loss,
+                        **({"tries": merge.tries} if merge.tries else {}),
                     )
                     if merge.is_tuned
                     else None,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -20,6 +20,9 @@ from automixalign.system.schema import Schema, Text, describe, did_you_mean
 
 _Plugin = TypeVar("_Plugin", bound=Schema)
 Precision = Literal["auto", "fp32", "bf16"]
+Quantization = Literal["4bit", "8bit"]
+QUANTIZES_VARIABLE = "AMA_QUANTIZES"
+"""Set for the stages of `ama run` if they quantise a model."""
 AttnImplementation = Literal["auto", "sdpa", "flash_attention_2", "flex_attention"]
 
 
@@ -50,6 +53,12 @@ class Loading(BaseModel):
     dtype: Literal["fp32", "source"] = "fp32"
     """Of the weights in a bf16 forward pass: `source` as the base model has them, which suits frozen weights;
     or fp32, as a full training holds them. Without bf16 it is always fp32."""
+    quantize: Quantization | None = None
+    """Of the weights of linear layers but the head, in the reference model and under every adapter."""
+
+    def of(self, family: str) -> Self:
+        """How to hold a model of a family: a merge is a full model, which is never quantised."""
+        return self.model_copy(update={"quantize": None}) if family == "merge" else self
 
 
 class PluginSpec(Schema):

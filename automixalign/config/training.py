@@ -7,9 +7,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from automixalign.config.evaluation import ScoringSettings
-from automixalign.config.settings import Loading, Precision, Settings
+from automixalign.config.settings import Loading, Precision, Quantization, Settings
 from automixalign.method.losses import Loss
-from automixalign.system.schema import Count, Flag, Natural, NonNegative, Positive, Schema
+from automixalign.system.schema import Count, Flag, Natural, NonNegative, Number, Positive, Schema
 
 
 def specialist_name(task: str) -> str:
@@ -23,9 +23,18 @@ class LoraSpec(Schema):
     rank: Annotated[Count, Field(le=8192)] = 16
     """Rank of the update of each matrix."""
     alpha: Positive = 32.0
-    """peft scales the update by `alpha / rank`."""
+    """peft scales the update by `alpha / rank`; with `rslora`, by `alpha / sqrt(rank)`."""
     target_modules: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
     """The modules that get an adapter, as peft names them."""
+    quantize: Quantization | None = None
+    """Hold the frozen weights of all linear layers but the head in 4 bits (nf4, arXiv 2305.14314) or 8 bits
+    (arXiv 2208.07339), by bitsandbytes: `pip install 'automixalign[quantize]'`. The reference, specialists and
+    generalists are all scored on this base; merges and exports have the base in full (docs/gpu.md)."""
+    dora: Flag = False
+    """Train the norms of the rows of each matrix apart from their directions (DoRA, arXiv 2402.09353)."""
+    rslora: Flag = False
+    """Scale the update by `alpha / sqrt(rank)`, which suits high ranks (arXiv 2312.03732). The default `alpha`
+    is then a factor of 8 for rank 16; `alpha / rank` is 2."""
 
 
 class Budget(Schema):
@@ -84,6 +93,8 @@ class TrainingSpec(Loss):
     """How the learning rate changes after the warm-up."""
     warmup_steps: Natural = 0
     """Steps over which the learning rate rises from 0."""
+    warmup: Annotated[Number, Field(ge=0, le=1)] | None = None
+    """The same as a share of a training's steps, in place of `warmup_steps`. Phases differ in their steps."""
     weight_decay: NonNegative = 0.0
     """Weight decay of AdamW."""
     max_grad_norm: NonNegative = 1.0
@@ -120,6 +131,10 @@ class TrainingSpec(Loss):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
+        if self.warmup is not None and self.warmup_steps:
+            raise ValueError("'warmup' and 'warmup_steps' exclude each other")
+        if self.fsdp and self.lora is not None and self.lora.quantize:
+            raise ValueError("'lora.quantize': 'fsdp' cannot divide quantised weights; each GPU holds them all")
         if self.lora is not None and self.trainable is not None:
             raise ValueError("'lora' and 'trainable' exclude each other")
         if self.batch_size % (self.micro_batch_size or 1):
@@ -140,6 +155,10 @@ class TrainingSpec(Loss):
             except re.error as error:
                 raise ValueError(f"'trainable': {pattern!r} is no regular expression: {error}") from error
         return self
+
+    def count_warmup(self, steps: int) -> int:
+        """The steps of the warm-up of a training of `steps` steps; a part of a step counts as one."""
+        return self.warmup_steps if self.warmup is None else math.ceil(self.warmup * steps)
 
     @property
     def loss(self) -> Loss:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from automixalign.config.settings import Loading
+from automixalign.models.quantized import loading_options, train_as_scored
 from automixalign.models.rope import treat_rows_alone
 from automixalign.models.safety import check_adapter, check_full_model, is_adapter
 from automixalign.system import mkl
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 mkl.load_kernels()
+_IN_FULL = Loading()
 
 
 def device() -> torch.device:
@@ -92,18 +95,28 @@ def position_limit(config: "PretrainedConfig") -> int | None:
     return (getattr(config, "max_position_embeddings", None) or None) if scaling == "default" else None
 
 
-def load_model(folder: Path, base_model: Path) -> "PreTrainedModel":
+def load_model(
+    folder: Path, base_model: Path, loading: Loading = _IN_FULL, precision: str = "fp32"
+) -> "PreTrainedModel":
     """Load a policy in fp32 for scoring or generation, with the weights that `full_model` writes.
+
+    An adapter of a quantised base is not folded: the sum would have to be rounded to the base's few bits.
 
     Args:
         folder: a full model, or a LoRA adapter.
         base_model: the base model of an adapter.
+        loading: how to hold it in memory.
+        precision: of its forward passes.
 
     Raises:
         ModelError: the folder holds no model.
     """
     if not is_adapter(folder):
-        return load_full_model(folder)
+        return load_full_model(folder, loading, precision)
+    if loading.quantize is not None:
+        adapted = load_adapter(load_full_model(base_model, loading, precision), folder)
+        quantized: PreTrainedModel = adapted.get_base_model()
+        return quantized
     model, dtypes = fold_adapter(folder, base_model), stored_dtypes(base_model)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -133,12 +146,18 @@ def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
     return {name: weight.dtype for name, weight in model.state_dict().items()}
 
 
-def load_full_model(folder: Path, **options: Any) -> "PreTrainedModel":
-    """Load a full model in fp32 onto the device; `options` go to transformers.
+def load_full_model(
+    folder: Path, loading: Loading = _IN_FULL, precision: str = "fp32", **options: Any
+) -> "PreTrainedModel":
+    """Load a full model in fp32 onto the device, unless `loading` quantises it; `options` go to transformers.
 
     Raises:
         ModelError: the folder holds no full model in safetensors.
+        ConfigError: `loading` quantises it, and bitsandbytes is not installed.
     """
+    if loading.quantize is not None:
+        options |= loading_options(loading.quantize, device(), uses_bf16(precision))
+        return train_as_scored(read_full_model(folder, dtype=torch.float32, **options))
     return read_full_model(folder, dtype=torch.float32, **options).to(device())
 
 

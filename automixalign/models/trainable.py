@@ -94,6 +94,8 @@ def lora_config(model: "PreTrainedModel", lora: LoraSpec | None) -> "LoraConfig 
         lora_alpha=lora.alpha,
         target_modules=lora.target_modules,
         lora_dropout=0.0,
+        use_dora=lora.dora,
+        use_rslora=lora.rslora,
         task_type="CAUSAL_LM",
     )
 

@@ -23,6 +23,7 @@ from automixalign.data.split import split_tasks
 from automixalign.data.task_pairs import check_rendering, read_candidates
 from automixalign.models.inspect import is_at_hand, read_outline
 from automixalign.models.prepare import inspect_base_model, transformers_silenced
+from automixalign.models.quantized import check_installed
 from automixalign.models.trainable import check_trainable, has_named_modules
 from automixalign.preflight.names import check_names
 from automixalign.scoring.benchmarks.tasks import check_benchmarks
@@ -72,12 +73,13 @@ def plan_experiment(experiment: Experiment) -> Plan:
     """Check the sources of an experiment, and divide it among the stages.
 
     Raises:
-        ConfigError: a benchmark cannot run here.
+        ConfigError: a benchmark, or a quantised model, cannot run here.
         DataError, ModelError: a source does not exist.
         ConfigError: the judge's endpoint refuses a request, or gives no verdict.
         StorageError: a source on S3 does not exist, the output is not writable, or the model registry or the
             judge does not answer.
     """
+    check_installed(experiment.loading.quantize)
     benchmarks = check_benchmarks(experiment.benchmarks)
     uri = experiment.tracking.uri or os.environ.get(spool.URI)
     if experiment.registry is not None and uri is not None:

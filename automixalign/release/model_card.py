@@ -313,13 +313,15 @@ def _method(facts: RunFacts, entry: Entry) -> str:
         rows = {"merge method (mergekit)": spec.method, **spec.parameters, **weights}
     budgets = experiment.budget
     budget = spec.budget(budgets.generalist) if isinstance(spec, MethodSpec) else budgets.specialist
+    share = training.warmup
+    warmup = f"{training.warmup_steps} warm-up steps" if share is None else f"{share:.0%} of the steps warm up"
     rows |= {
         "loss": training.loss_type,
         "beta": training.beta,
         "label_smoothing": training.label_smoothing,
         "nll_weight": training.nll_weight,
         "learning_rate": budget.learning_rate or training.learning_rate,
-        "lr_scheduler": f"{training.lr_scheduler}, {training.warmup_steps} warm-up steps",
+        "lr_scheduler": f"{training.lr_scheduler}, {warmup}",
         **_length(budget, facts.costs.get(model, {})),
         "keep": "best" if training.keep == "best" else None,
         "batch_size": training.batch_size,
@@ -330,6 +332,9 @@ def _method(facts: RunFacts, entry: Entry) -> str:
         modules = training.lora.target_modules
         targets = modules if isinstance(modules, str) else ", ".join(modules)
         rows |= {"LoRA rank": training.lora.rank, "LoRA alpha": training.lora.alpha, "LoRA modules": targets}
+        kinds = {"DoRA": training.lora.dora, "rsLoRA": training.lora.rslora}
+        rows["LoRA variant"] = ", ".join(name for name, used in kinds.items() if used)
+        rows["bits of the base's weights"] = training.lora.quantize
     elif training.trainable:
         rows["trained parameters"] = ", ".join(training.trainable)
     note = "From `loss` on, the settings are those of the specialists.\n\n" if family == "merge" else ""

@@ -64,13 +64,13 @@ def portable(artifacts: Mapping[str, Path], scratch: Path) -> dict[str, Path]:
     results = dict(artifacts)
     reference = artifacts.get(_REFERENCE)
     address = read_address(reference) if reference else None
-    if reference is None or address is None or not address.is_local:
+    if reference is None or (address is not None and not address.is_local):
         return results
     from automixalign.models.full_model import write_full_model
     from automixalign.models.prepare import transformers_silenced
 
     for name, model in artifacts.items():
-        if name == _REFERENCE or is_adapter(model):
+        if is_adapter(model) or (name == _REFERENCE and address is not None):
             results[name] = scratch / name
             with transformers_silenced():
                 write_full_model(model, reference, results[name])

@@ -80,6 +80,12 @@ def evaluate(
         ModelError: the model cannot be loaded or gives values that are not finite.
     """
     spec, record = settings.evaluation, current_step().record
+    loading = settings.loading.of(family)
+    if loading != settings.loading:
+        current_step().warn(
+            f"{name} is a merge of the base model in full; the reference and the specialists, with which it is "
+            f"compared, were measured on the base in {settings.loading.quantize}"
+        )
     record.add_params({"model": name, "family": family})
     measured = [split for split in splits if split == splits[0] or _has_pairs(data, split)]
     prompts = _prompts(settings, data, splits[0], base_model if is_adapter(model) else model)
@@ -87,7 +93,7 @@ def evaluate(
         model=model,
         base_model=base_model,
         data=data,
-        loading=settings.loading,
+        loading=loading,
         batch_size=spec.batch_size,
         precision=spec.precision,
         pairs=[] if family == REFERENCE else [(task, split) for split in measured for task in tasks_of(data)],

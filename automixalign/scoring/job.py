@@ -69,7 +69,8 @@ class Scoring(Job):
         return tables
 
     def run(self, scratch: Path) -> Share:
-        return self.share(load_model(self.model, self.base_model), slice(rank(), None, world_size()))
+        model = load_model(self.model, self.base_model, self.loading, self.precision)
+        return self.share(model, slice(rank(), None, world_size()))
 
     def share(self, model: "PreTrainedModel", own: slice) -> Share:
         """This process's part: for each split, the rows that it scores and their log-probabilities.

@@ -51,7 +51,8 @@ def write_specialist_losses(
         CacheError: the evaluation or `reference_logps` lacks a pair.
         DataError: the task is too small for cross-fitting.
     """
-    scorer = Scorer(load_model(specialist, base_model), settings.batch_size, settings.precision)
+    model = load_model(specialist, base_model, settings.loading, settings.precision)
+    scorer = Scorer(model, settings.batch_size, settings.precision)
     tables = {}
     splits = {split: read_split(data, task, split, IDS) for split in SPLITS}
     for split, pairs in splits.items():

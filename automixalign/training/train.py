@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import torch
 
+from automixalign.config.settings import Quantization
 from automixalign.config.training import TrainingSettings
 from automixalign.method.mixer import Mixer
 from automixalign.models.base_address import read_address
@@ -75,7 +76,7 @@ def train_policy(
     with checkpoint_store(location, key, scratch) as checkpoints:
         start = training.start_model
         tokenizer = load_tokenizer(start)
-        model = load_full_model(start)
+        model = load_full_model(start, training.settings.loading, spec.precision)
         generation_config = copy.deepcopy(model.generation_config)
         log = checkpoints.folder / TRAJECTORY
         trainer = MixingTrainer(
@@ -103,7 +104,7 @@ def train_policy(
                 if spec.lora is None:
                     save_full_model(trainer.model, start, folder, state_dict)
                 else:
-                    _save_adapter(trainer.model, start, folder, state_dict, scratch)
+                    _save_adapter(trainer.model, start, folder, state_dict, scratch, spec.lora.quantize)
                 _check_weights(folder, steps)
                 tokenizer.save_pretrained(folder)
             files.link(log, training.trajectory)
@@ -155,14 +156,21 @@ def _check_weights(model: Path, steps: int) -> None:
 
 
 def _save_adapter(
-    model: Any, start: Path, folder: Path, state_dict: dict[str, torch.Tensor] | None, scratch: Path
+    model: Any,
+    start: Path,
+    folder: Path,
+    state_dict: dict[str, torch.Tensor] | None,
+    scratch: Path,
+    quantize: Quantization | None,
 ) -> None:
     """Save an adapter with the address of its base model, or folded into a model without an address.
 
-    A merge has no address. So a generalist that starts from one is saved as a full model.
+    A merge has no address. So a generalist that starts from one is saved as a full model. An adapter of a
+    quantised base stays one in any case: the folded model would be another than the one that was trained.
     """
     address = read_address(start)
-    adapter = folder if address else scratch / "adapter"
+    folded = address is None and quantize is None
+    adapter = scratch / "adapter" if folded else folder
     # peft writes the path of the base model, and holds modules as a set. Equal trainings write equal adapters.
     for config in model.peft_config.values():
         config.base_model_name_or_path, config.revision = address or (None, None)
@@ -171,7 +179,7 @@ def _save_adapter(
     # "auto" would ask the hub for the base model's vocabulary.
     model.save_pretrained(adapter, state_dict=state_dict, save_embedding_layers=False)
     (adapter / _MODEL_CARD).unlink(missing_ok=True)
-    if address is None:
+    if folded:
         write_full_model(adapter, start, folder)
 
 
@@ -197,7 +205,7 @@ def training_arguments(settings: TrainingSettings, steps: int, folder: Path) -> 
         gradient_accumulation_steps=spec.batch_size // (micro_batch * world),
         learning_rate=settings.budget.learning_rate or spec.learning_rate,
         lr_scheduler_type="constant_with_warmup" if spec.lr_scheduler == "constant" else spec.lr_scheduler,
-        warmup_steps=spec.warmup_steps,
+        warmup_steps=spec.count_warmup(steps),
         weight_decay=spec.weight_decay,
         max_grad_norm=spec.max_grad_norm,
         bf16=uses_bf16(spec.precision),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from automixalign.config.experiment import Experiment
+from automixalign.config.settings import QUANTIZES_VARIABLE
 from automixalign.release.model_card import write_cards
 from automixalign.report import run_folder, runs
 from automixalign.steps.events import EVENTS_FILE, LOGS_VARIABLE, EventLog
@@ -99,6 +100,7 @@ def run_experiment(
                     CHECKPOINTS_VARIABLE: str(work / _CHECKPOINTS),
                     orphans.LOCK_VARIABLE: alive_lock.name,
                     **sender.environment,
+                    **({QUANTIZES_VARIABLE: "1"} if experiment.loading.quantize else {}),
                 }
                 containers = runner.prepare(absolute, environment)
             except BaseException:

@@ -456,6 +456,7 @@ class TestSameBits:
             ({"target_modules": ["q_proj", "lm_head"]}, False),  # peft stores the base's weight, too
             ({"rank_pattern": {"layers.1.*": 3}, "alpha_pattern": {"layers.0.*": 5}}, True),
             ({"layers_to_transform": [1]}, True),
+            ({"use_rslora": True}, True),
             ({"use_dora": True}, False),
             ({"lora_bias": True}, False),
             ({"modules_to_save": ["lm_head"]}, False),

@@ -50,7 +50,8 @@ def run_benchmarks(
     """
     from lm_eval.models.huggingface import HFLM
 
-    policy, tokenizer = load_model(model, base_model), load_tokenizer(base_model)
+    policy = load_model(model, base_model, settings.loading.of(family), settings.precision)
+    tokenizer = load_tokenizer(base_model)
     harness = HFLM(
         pretrained=policy,
         backend="causal",

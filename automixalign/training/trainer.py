@@ -116,7 +116,6 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
         self.trajectory = trajectory
         self.checkpoints = checkpoints or CheckpointStore(Path(args.output_dir))
         self.schedule = schedule or Schedule()
-        self.saves_in_background = args.device.type != "cpu"
         args.save_strategy = "no"
         self.totals: dict[str, torch.Tensor] = {}
         self.has_specialists = all(_SPECIALIST_LOSS in data.column_names for data in self.by_task)
@@ -185,6 +184,11 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
         """The step whose policy `train` has left in the model."""
         best = self.validator.best if self.validator is not None else {}
         return int(best.get("step", self.state.global_step))
+
+    @property
+    def saves_in_background(self) -> bool:
+        """Whether a thread writes checkpoints, from a copy. On a CPU, the copy would double the memory."""
+        return bool(self.args.device.type != "cpu")
 
     def whole_state_dict(self) -> dict[str, torch.Tensor] | None:
         """The policy's weights if FSDP has divided them, on the first process; every process must call this.

@@ -94,7 +94,7 @@ def kills(name: str, after: int | None, *faults: Fault, slow: bool = True) -> An
 
 def random_faults(seed: int) -> list[Fault]:
     generator = random.Random(seed)
-    points = {"micro-step": 12, "bytes sent": 40, "file uploaded": 26}
+    points = {"micro-step": 12, "bytes sent": 40, "file uploaded": 14}
     return [Fault(point, generator.randint(1, calls)) for point, calls in points.items()]
 
 
@@ -103,11 +103,11 @@ def random_faults(seed: int) -> list[Fault]:
     [
         kills("before the first is stored", 0, Fault("step's end", 1)),
         kills("in mid-upload, 20 sends", None, Fault("bytes sent", 20), slow=False),
-        kills("between two files of the second", 2, Fault("file uploaded", 18)),
-        kills("before the seal of the second", 2, Fault("file uploaded", 26), slow=False),
+        kills("between two files of the second", 2, Fault("file uploaded", 10)),
+        kills("before the seal of the second", 2, Fault("file uploaded", 14), slow=False),
         kills("after the seal of the second", 4, Fault("object written", 3), slow=False),
         kills("twice, after one checkpoint each", 4, *(2 * [Fault("object written", 2)])),
-        kills("removing checkpoints", None, *(Fault("object deleted", n) for n in (30, 5, 2)), slow=False),
+        kills("removing checkpoints", None, *(Fault("object deleted", n) for n in (12, 5, 2)), slow=False),
         *(kills(f"three times at random, seed {seed}", None, *random_faults(seed)) for seed in range(2)),
     ],
 )

@@ -64,3 +64,9 @@ def assert_same(
         validated, others_validated = (dict(flatten(each.get("validation", {}))) for each in (row, other_row))
         assert validated == pytest.approx(others_validated, abs=log_atol)
     assert rows[-1]["weights"] != rows[0]["weights"]
+
+
+def tensor_bytes(file: Path) -> int:
+    """Bytes of the tensors of a safetensors file, without its header."""
+    with file.open("rb") as stream:
+        return file.stat().st_size - 8 - int.from_bytes(stream.read(8), "little")

@@ -1,5 +1,7 @@
 """A worker in which accelerate takes FSDP on CPU: torch has it there, accelerate asks for an accelerator.
 
+Threads write the checkpoints, as on a GPU.
+
 `python fsdp_worker.py FOLDER [STEP]`, a worker of `steps/jobs`; with a STEP the process dies after it.
 """
 
@@ -31,6 +33,8 @@ def _die_after(last: int) -> None:
     def finish_step(trainer: MixingTrainer) -> None:
         finish(trainer)
         if trainer.state.global_step == last:
+            trainer.checkpoints.wait()
+            trainer.accelerator.wait_for_everyone()
             os.kill(os.getpid(), signal.SIGKILL)
 
     MixingTrainer.finish_step = finish_step  # type: ignore[method-assign]
@@ -39,6 +43,7 @@ def _die_after(last: int) -> None:
 if __name__ == "__main__":
     PartialState._prepare_backend = _backend
     PartialState.set_device = _set_device
+    MixingTrainer.saves_in_background = True  # type: ignore[assignment, method-assign]
     if len(sys.argv) > 2:
         _die_after(int(sys.argv[2]))
     work(Path(sys.argv[1]))

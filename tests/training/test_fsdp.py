@@ -11,7 +11,8 @@ from automixalign.steps.jobs.launch import start_processes
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError, ResourceError
 from automixalign.training.checkpoints import folder as checkpoints
-from tests.training.common import assert_same, generalist
+from automixalign.training.checkpoints.size import checkpoint_bytes
+from tests.training.common import assert_same, generalist, tensor_bytes
 
 
 def train_divided(output: Path, inputs: dict[str, Any], *dies_after: str, **options: Any) -> dict[str, Any]:
@@ -43,6 +44,10 @@ def test_a_divided_model_learns_what_a_whole_one_learns_with_a_kill_on_the_way(
         train_divided(tmp_path / "divided", inputs, "3", **options)
     (folder,) = (tmp_path / "checkpoints").iterdir()
     assert checkpoints.CheckpointStore(folder).last_complete() == folder / "checkpoint-2"
+    shards = [tensor_bytes(file) for file in (folder / "checkpoint-2").glob("state-*.safetensors")]
+    assert len(shards) == 2
+    assert sum(shards) == pytest.approx(checkpoint_bytes(whole["trained_parameters"]), rel=1e-3)
+    assert max(shards) < 0.6 * sum(shards)
     divided = train_divided(tmp_path / "divided", inputs, **options)
     assert divided["trained_parameters"] == whole["trained_parameters"]
     assert_same(tmp_path / "whole", tmp_path / "divided", log_atol=1e-5)

@@ -76,9 +76,10 @@ def test_pairs_must_divide_among_the_processes(experiment_data: dict[str, Any]) 
 @pytest.mark.slow
 def test_two_processes_killed_from_outside_go_on_to_the_same_bits(tmp_path: Path) -> None:
     """The launching process gets SIGKILL, its workers end with it, a second start completes the training."""
+    by_time = {"checkpoint_every": 0, "checkpoint_minutes": 0.001}
     settings = {
         "seed": 1,
-        "training": {"batch_size": 4, "learning_rate": 1e-2, "processes": 2, "checkpoint_every": 2},
+        "training": {"batch_size": 4, "learning_rate": 1e-2, "processes": 2, **by_time},
         "budget": {"steps": 40},
         "method": {"method": "ama-s", "eta": 0.5},
     }

@@ -14,6 +14,7 @@ BASE    ?= python:3.11-slim
 INDEX   ?= https://pypi.org/simple
 WHEELS  ?=
 EXTRA   ?=
+COMPILER ?= gcc libc6-dev
 BUILD_OPTIONS ?=
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE   ?= automixalign:$(VERSION)
@@ -77,8 +78,10 @@ images: image-cpu image-cuda ## both container images
 image-cpu: ## the container image for CPUs
 	$(BUILD) --tag $(IMAGE) .
 
+image-cuda: override EXTRA := quantize$(EXTRA:%=,%)
 image-cuda: ## the container image for CUDA, several GB
-	$(BUILD) --build-arg TORCH_INDEX=$(INDEX) --build-arg ACCELERATOR=cuda --tag $(IMAGE)-cuda .
+	$(BUILD) --build-arg TORCH_INDEX=$(INDEX) --build-arg COMPILER="$(COMPILER)" --build-arg ACCELERATOR=cuda \
+	  --tag $(IMAGE)-cuda .
 
 sbom: ## build/sbom.cdx.json: every Python package of the image IMAGE, with version and licence
 	mkdir -p build

@@ -18,6 +18,7 @@ CONCLUDED = {
     "kfp-server-api": "Apache-2.0",
     "protobuf": "BSD-3-Clause",
     "transformers": "Apache-2.0",
+    "word2number": "MIT",
 }
 """Read in each package's own files."""
 UNKNOWN = {"license": {"name": "NOASSERTION"}}

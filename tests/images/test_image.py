@@ -44,12 +44,15 @@ def test_hadolint_finds_nothing() -> None:
 
 
 def test_make_passes_only_arguments_of_the_recipe() -> None:
-    """The CUDA image takes torch, with CUDA, from PyPI."""
+    """The CUDA image takes torch, with CUDA, from PyPI. It has what 4-bit training and FlexAttention need."""
     recipe = (ROOT / "images" / "Dockerfile").read_text()
     arguments = set(re.findall(r"^ARG (\w+)", recipe, re.MULTILINE))
-    for target, torch_index in (("image-cpu", None), ("image-cuda", "https://pypi.org/simple")):
+    for target, torch_index, extras, compiler in (
+        ("image-cpu", None, "bench", None),
+        ("image-cuda", "https://pypi.org/simple", "quantize,bench", '"gcc'),
+    ):
         done = subprocess.run(
-            ["make", "--dry-run", target],  # noqa: S607
+            ["make", "--dry-run", target, "EXTRA=bench"],  # noqa: S607
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -57,7 +60,8 @@ def test_make_passes_only_arguments_of_the_recipe() -> None:
         )
         given = dict(re.findall(r"--build-arg (\w+)=(\S*)", done.stdout))
         assert {"BASE", "VERSION", "REVISION", "SOURCE", "WHEELS"} <= given.keys() <= arguments
-        assert given.get("TORCH_INDEX") == torch_index
+        assert (given.get("TORCH_INDEX"), given["EXTRA"]) == (torch_index, extras)
+        assert given.get("COMPILER") == compiler
     assert "ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu\n" in recipe
 
 

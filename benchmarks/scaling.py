@@ -112,6 +112,7 @@ class Experiment:
             name="ama-r",
             family="generalist",
             **self.inputs,
+            tokenizer=self.base,
             model=self.base,
             output=self.folder / "evaluation",
         )

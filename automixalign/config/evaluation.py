@@ -90,6 +90,10 @@ class EvaluationSpec(Schema):
         """Whether the judge needs the answers of the reference model."""
         return self.judge is not None and self.judge.baseline != CHOSEN
 
+    def answers(self, has_verifier: bool) -> bool:
+        """Whether models answer the prompts of a task with or without a verifier."""
+        return self.generate and (has_verifier or self.judge is not None)
+
     @model_validator(mode="after")
     def _check_draws(self) -> Self:
         if self.judge and not self.generate:
@@ -149,6 +153,10 @@ class EvaluationSettings(Settings):
     loss: Loss
     verifiers: dict[str, Annotated[VerifierSpec, shorthand("name")]]
     """Task -> verifier, for the tasks whose generations can be verified."""
+
+    def answers(self, task: str) -> bool:
+        """Whether models answer the prompts of a task."""
+        return self.evaluation.answers(task in self.verifiers)
 
 
 class BenchmarkSettings(Settings):

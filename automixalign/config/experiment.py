@@ -74,11 +74,13 @@ class Experiment(Schema):
     def parts(self) -> list[str]:
         """The optional parts of the DAG that this experiment has."""
         parts = {
+            "adapters": self.training.lora,
             "generalists": any(method.init is None for method in self.methods),
             "merges": self.merges,
             "tuned merges": any(merge.is_tuned for merge in self.merges),
             "warm starts": self.starts,
             "benchmarks": self.benchmarks,
+            "answers": any(self.evaluation.answers(task.verifier is not None) for task in self.tasks),
             "judge": self.evaluation.compares_with_reference,
             "registry": self.registry,
             "output": self.output,

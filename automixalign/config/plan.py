@@ -23,7 +23,11 @@ _VERIFIERS = "automixalign.scoring.verifiers.*"
 _METRICS = "automixalign.scoring.metrics.*"
 
 MODULES: Mapping[Stage, Sequence[str]] = {
-    "prepare_base_model": ("automixalign.config.models", "automixalign.models.prepare"),
+    "prepare_base_model": (
+        "automixalign.config.models",
+        "automixalign.models.prepare",
+        "automixalign.models.tokenizer",
+    ),
     "prepare_data": (
         "automixalign.config.data",
         "automixalign.data.prepare",

@@ -6,7 +6,6 @@ template and configuration. `merge_methods` lists the methods, their parameters 
 
 import json
 import random
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,24 +28,11 @@ from automixalign.merging.inputs import Loader, fold, skeleton
 from automixalign.method import merge_methods
 from automixalign.models import safety
 from automixalign.models.load import load_config, read_full_model
+from automixalign.models.tokenizer import copy_tokenizer
 from automixalign.models.weights import SafetensorsWriter, is_finite
 from automixalign.steps.step import current_step
 from automixalign.storage import files
 from automixalign.system.errors import ModelError
-
-COPIED_FROM_BASE = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "chat_template.*",
-    "additional_chat_templates",
-)
-"""Files that a model needs besides its weights."""
 
 _ARCHITECTURE_KEYS = ("model_type", "num_attention_heads", "num_key_value_heads", "tie_word_embeddings")
 """Keys that must agree between configurations; the shapes of the tensors do not always show them."""
@@ -115,7 +101,7 @@ def staged_merge(
                     f"the merge by {method} of {', '.join(specialists)} overflows: its weight {name} is not "
                     "finite; check the specialists, or choose smaller parameters"
                 )
-            _copy_from_base(base, folder)
+            copy_tokenizer(base, folder)
 
         yield merge
 
@@ -301,12 +287,3 @@ def _seeded(seed: int) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-
-
-def _copy_from_base(base: Path, output: Path) -> None:
-    for pattern in COPIED_FROM_BASE:
-        for source in base.glob(pattern):
-            if source.is_dir():
-                shutil.copytree(source, output / source.name, dirs_exist_ok=True)
-            else:
-                shutil.copy(source, output / source.name)

@@ -96,7 +96,7 @@ def position_limit(config: "PretrainedConfig") -> int | None:
 
 
 def load_model(
-    folder: Path, base_model: Path, loading: Loading = _IN_FULL, precision: str = "fp32"
+    folder: Path, base_model: Path | None, loading: Loading = _IN_FULL, precision: str = "fp32"
 ) -> "PreTrainedModel":
     """Load a policy in fp32 for scoring or generation, with the weights that `full_model` writes.
 
@@ -104,15 +104,17 @@ def load_model(
 
     Args:
         folder: a full model, or a LoRA adapter.
-        base_model: the base model of an adapter.
+        base_model: the base model of an adapter; a full model needs none.
         loading: how to hold it in memory.
         precision: of its forward passes.
 
     Raises:
-        ModelError: the folder holds no model.
+        ModelError: the folder holds no model, or an adapter whose base model is missing.
     """
     if not is_adapter(folder):
         return load_full_model(folder, loading, precision)
+    if base_model is None:
+        raise ModelError(f"{folder} holds an adapter, which cannot be loaded without its base model")
     if loading.quantize is not None:
         adapted = load_adapter(load_full_model(base_model, loading, precision), folder)
         quantized: PreTrainedModel = adapted.get_base_model()

@@ -14,7 +14,6 @@ from automixalign.config.evaluation import CHOSEN, EvaluationSettings
 from automixalign.data.store import IDS, TEST, VALIDATION, read_card, read_split, tasks_of
 from automixalign.models.generate import Answer
 from automixalign.models.load import load_config
-from automixalign.models.safety import is_adapter
 from automixalign.scoring import caches
 from automixalign.scoring.caches import GENERATIONS, SUMMARY
 from automixalign.scoring.generation import (
@@ -43,9 +42,11 @@ def evaluate(
     family: str,
     data: Path,
     reference_logps: Path,
-    base_model: Path,
-    model: Path,
+    tokenizer: Path,
+    model: Path | None,
     output: Path,
+    *,
+    base_model: Path | None = None,
     baseline: Path | None = None,
     splits: Sequence[str] = (TEST, VALIDATION),
 ) -> dict[str, Any]:
@@ -60,9 +61,10 @@ def evaluate(
             cache.
         data: the prepared data.
         reference_logps: the caches of the reference log-probabilities.
-        base_model: the model under a LoRA adapter; its tokenizer decodes the answers.
-        model: the model to measure.
+        tokenizer: folder with the tokenizer and the configuration of all models.
+        model: the model to measure; None for the reference if no task is answered.
         output: folder to write.
+        base_model: the model under a LoRA adapter.
         baseline: the evaluation of the reference, if the judge compares with its answers. The reference itself
             has none, and is then not judged.
         splits: the splits to measure on. The first one is measured with generated answers, into `output`; each
@@ -88,7 +90,7 @@ def evaluate(
         )
     record.add_params({"model": name, "family": family})
     measured = [split for split in splits if split == splits[0] or _has_pairs(data, split)]
-    prompts = _prompts(settings, data, splits[0], base_model if is_adapter(model) else model)
+    prompts = _prompts(settings, data, splits[0], tokenizer)
     scoring = Answering(
         model=model,
         base_model=base_model,
@@ -97,6 +99,7 @@ def evaluate(
         batch_size=spec.batch_size,
         precision=spec.precision,
         pairs=[] if family == REFERENCE else [(task, split) for split in measured for task in tasks_of(data)],
+        tokenizer=tokenizer,
         questions={task: questions(spec, settings.seed, task, asked) for task, asked in prompts.items()},
         decoding=decoding(spec),
     )
@@ -120,14 +123,11 @@ def evaluate(
     return summaries[0]
 
 
-def _prompts(settings: EvaluationSettings, data: Path, split: str, model: Path) -> dict[str, list[Prompt]]:
-    """Task -> the prompts to answer, of which a full model leaves out those that are too long for it."""
-    spec = settings.evaluation
-    if not spec.generate:
-        return {}
-    config = load_config(model)
-    tasks = tasks_of(data) if spec.judge else filter(settings.verifiers.get, tasks_of(data))
-    return {task: read_prompts(data, task, split, config, spec.max_prompts) for task in tasks}
+def _prompts(settings: EvaluationSettings, data: Path, split: str, tokenizer: Path) -> dict[str, list[Prompt]]:
+    """Task -> the prompts to answer, without those that are too long for the models."""
+    config, limit = load_config(tokenizer), settings.evaluation.max_prompts
+    tasks = filter(settings.answers, tasks_of(data))
+    return {task: read_prompts(data, task, split, config, limit) for task in tasks}
 
 
 def _generations(

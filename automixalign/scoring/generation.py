@@ -78,8 +78,10 @@ def read_prompts(
 
 
 class Answering(Scoring):
-    """What to score and to answer with a model; the base model's tokenizer decodes the answers."""
+    """What to score and to answer with a model."""
 
+    tokenizer: Path
+    """Folder with the tokenizer, which decodes the answers."""
     questions: dict[str, list[Question]]
     """Task -> the prompts to answer."""
     decoding: Decoding
@@ -114,7 +116,7 @@ class Answering(Scoring):
             return current_step().track(mine, len(mine))
 
         prompts, seeds = [ids for ids, _ in asked], [seed for _, seed in asked]
-        tokenizer = load_tokenizer(self.base_model)
+        tokenizer = load_tokenizer(self.tokenizer)
         made = generate(model, tokenizer, prompts, self.decoding, seeds=seeds, track=track)
         return [[row, *made[row]] for row in answered]
 

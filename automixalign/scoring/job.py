@@ -20,6 +20,7 @@ from automixalign.scoring.scorer import Scorer
 from automixalign.steps.jobs.job import Job, rank, world_size
 from automixalign.steps.jobs.launch import run_job
 from automixalign.steps.step import current_step
+from automixalign.system.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,8 +34,9 @@ Share: TypeAlias = dict[str, Any]
 class Scoring(Job):
     """What to score with a model."""
 
-    model: Path
-    base_model: Path
+    model: Path | None
+    """None if there is nothing to do."""
+    base_model: Path | None = None
     """The model under a LoRA adapter."""
     data: Path
     loading: Loading
@@ -69,6 +71,8 @@ class Scoring(Job):
         return tables
 
     def run(self, scratch: Path) -> Share:
+        if self.model is None:
+            raise ModelError("a model is needed to score or to answer, and none is given")
         model = load_model(self.model, self.base_model, self.loading, self.precision)
         return self.share(model, slice(rank(), None, world_size()))
 

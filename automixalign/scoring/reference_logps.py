@@ -21,7 +21,6 @@ def write_reference_logps(
     tasks = tasks_of(data)
     scoring = Scoring(
         model=base_model,
-        base_model=base_model,
         data=data,
         loading=settings.loading,
         batch_size=settings.batch_size,

@@ -140,8 +140,8 @@ class SeedModels:
         specialist, settings = self.specialist(task), self._evaluation([task], generate=False)
 
         def make(new: Path) -> None:
-            paths = {**self._of_task(task), "model": specialist / _MODEL, "output": new}
-            evaluate(settings, name=specialist_name(task), family="specialist", **paths)
+            paths = {"tokenizer": self.base_model, "model": specialist / _MODEL, "output": new}
+            evaluate(settings, specialist_name(task), "specialist", **self._of_task(task), **paths)
 
         return self.store.result("specialist_scores", [settings, task, specialist], make)
 
@@ -292,6 +292,7 @@ class SeedModels:
                         name,
                         family,
                         **self.joint,
+                        tokenizer=self.base_model,
                         model=model,
                         output=folder / split,
                         splits=[split],

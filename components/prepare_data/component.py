@@ -1,18 +1,18 @@
 """Preference pairs: read, cleaned, split by prompt, tokenised."""
 
 from kfp import dsl
-from kfp.dsl import Dataset, Input, Model, Output
+from kfp.dsl import Artifact, Dataset, Input, Output
 
 from components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def prepare_data(settings: str, base_model: Input[Model], data: Output[Dataset]) -> None:
+def prepare_data(settings: str, tokenizer: Input[Artifact], data: Output[Dataset]) -> None:
     """Write the splits of every task as Parquet, with a statistics card.
 
     Args:
         settings: `DataSettings` as JSON.
-        base_model: the model whose tokenizer and chat template are applied.
+        tokenizer: of the base model, with its chat template and configuration.
         data: folder with `TASK/{train,validation,test}.parquet` and `card.json`.
     """
     from pathlib import Path
@@ -23,11 +23,11 @@ def prepare_data(settings: str, base_model: Input[Model], data: Output[Dataset])
     from automixalign.scoring.verifiers.registry import make_verifier
     from automixalign.steps.step import run_step
 
-    with run_step("prepare_data", reads=[base_model], writes=[data]):
-        options, model = DataSettings.model_validate_json(settings), Path(base_model.path)
-        tokenizer = load_tokenizer(model, options.max_length)
-        vocabulary = load_config(model).get_text_config().vocab_size
-        card = prepare_data(options, tokenizer, make_verifier, Path(data.path), vocabulary)
+    with run_step("prepare_data", reads=[tokenizer], writes=[data]):
+        options, folder = DataSettings.model_validate_json(settings), Path(tokenizer.path)
+        encoder = load_tokenizer(folder, options.max_length)
+        vocabulary = load_config(folder).get_text_config().vocab_size
+        card = prepare_data(options, encoder, make_verifier, Path(data.path), vocabulary)
         pairs = {task["name"]: task["pairs"] for task in card["tasks"]}
         data.metadata.update(
             pairs=pairs, run_path="data"

@@ -106,10 +106,15 @@ def _given(**inputs: Any) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if value is not None}
 
 
+def _policy(parts: Sequence[str], model: Any, base_model: Any) -> dict[str, Any]:
+    """A trained model as input of the stages that measure it: only an adapter needs its base model."""
+    return {"model": model, "base_model": base_model} if "adapters" in parts else {"model": model}
+
+
 def _measure(
     add_task: Placement,
     parts: Sequence[str],
-    model: Any,
+    policy: Mapping[str, Any],
     settings: Mapping[str, Any],
     inputs: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -118,16 +123,16 @@ def _measure(
     Args:
         add_task: makes the tasks.
         parts: of the pipeline.
-        model: the model.
+        policy: the model, and the base model of an adapter.
         settings: of `evaluation` and `benchmarks`, and the `baseline` of a judge or None.
-        inputs: of `evaluate`.
+        inputs: further ones of `evaluate`.
     """
     baseline = _given(baseline=settings["baseline"])
-    evaluated = add_task(evaluate, settings=settings["evaluation"], model=model, **baseline, **inputs)
+    evaluated = add_task(evaluate, settings=settings["evaluation"], **policy, **baseline, **inputs)
     measured = {"evaluations": evaluated.outputs["evaluation"]}
     if "benchmarks" in parts:
-        base_model = inputs["base_model"]
-        solved = add_task(benchmark, settings=settings["benchmarks"], base_model=base_model, model=model)
+        tokenizer = inputs["tokenizer"]
+        solved = add_task(benchmark, settings=settings["benchmarks"], tokenizer=tokenizer, **policy)
         measured["benchmarks"] = solved.outputs["results"]
     return measured
 
@@ -145,14 +150,21 @@ def _specialists(add_task: Placement, parts: Sequence[str]) -> Callable[..., Any
         data: Input[Dataset],
         reference_logps: Input[Dataset],
         base_model: Input[Model],
+        tokenizer: Input[Artifact],
         baseline: Input[Dataset],
     ) -> Specialists:
-        inputs = {"data": data, "reference_logps": reference_logps, "base_model": base_model}
+        scores = {"data": data, "reference_logps": reference_logps}
+        inputs = {**scores, "base_model": base_model}
         with dsl.ParallelFor(items=tasks) as task_name:
             trained = add_task(train_specialist, settings=specialist, task_name=task_name, **inputs)
             model = trained.outputs["model"]
             evaluated = add_task(
-                evaluate, settings=evaluation, model=model, **inputs, **_given(baseline=baseline)
+                evaluate,
+                settings=evaluation,
+                tokenizer=tokenizer,
+                **_policy(parts, model, base_model),
+                **scores,
+                **_given(baseline=baseline),
             )
             scored = add_task(
                 specialist_losses,
@@ -187,15 +199,18 @@ def _generalists(add_task: Placement, parts: Sequence[str], warm: bool = False) 
         reference_logps: Input[Dataset],
         losses: Input[Dataset],
         base_model: Input[Model],
+        tokenizer: Input[Artifact],
         starts: Input[Model],
         baseline: Input[Dataset],
     ) -> outputs:  # type: ignore[valid-type]
-        inputs = {"data": data, "reference_logps": reference_logps, "base_model": base_model}
-        to_train = {"losses": losses, **inputs, **_given(starts=starts)}
+        scores = {"data": data, "reference_logps": reference_logps}
+        to_train = {"losses": losses, "base_model": base_model, **scores, **_given(starts=starts)}
         measuring = {"evaluation": evaluation, "benchmarks": benchmarks, "baseline": baseline}
         with dsl.ParallelFor(items=methods) as settings:
             trained = add_task(train_generalist, settings=settings, **to_train).outputs
-            measured = _measure(add_task, parts, trained["model"], measuring, inputs)
+            # A merge has no address, so what starts from it is saved as a full model.
+            policy = {"model": trained["model"]} if warm else _policy(parts, trained["model"], base_model)
+            measured = _measure(add_task, parts, policy, measuring, {"tokenizer": tokenizer, **scores})
         collected = {"models": trained["model"], "trajectories": trained["trajectory"], **measured}
         collected = {name: dsl.Collected(output) for name, output in collected.items()}
         return outputs(**collected)  # type: ignore[no-any-return]
@@ -223,14 +238,19 @@ def _merges(add_task: Placement, parts: Sequence[str]) -> Callable[..., Any]:
         losses: Input[Dataset],
         specialists: Input[Model],
         base_model: Input[Model],
+        tokenizer: Input[Artifact],
         baseline: Input[Dataset],
     ) -> outputs:  # type: ignore[valid-type]
-        inputs = {"data": data, "reference_logps": reference_logps, "base_model": base_model}
-        to_merge = {**inputs, "losses": losses} if "tuned merges" in parts else {"base_model": base_model}
+        scores = {"data": data, "reference_logps": reference_logps}
+        to_merge = {
+            "base_model": base_model,
+            **({**scores, "losses": losses} if "tuned merges" in parts else {}),
+        }
         with dsl.ParallelFor(items=methods) as settings:
             merged = add_task(merge_specialists, settings=settings, specialists=specialists, **to_merge)
             measuring = {"evaluation": evaluation, "benchmarks": benchmarks, "baseline": baseline}
-            measured = _measure(add_task, parts, merged.outputs["model"], measuring, inputs)
+            policy = {"model": merged.outputs["model"]}
+            measured = _measure(add_task, parts, policy, measuring, {"tokenizer": tokenizer, **scores})
         collected = {"models": merged.outputs["model"], **measured}
         collected = {name: dsl.Collected(output) for name, output in collected.items()}
         return outputs(**collected)  # type: ignore[no-any-return]
@@ -261,16 +281,20 @@ def build_pipeline(experiment: Experiment, add_task: Placement) -> Callable[...,
     )
     def automixalign(config: str = experiment.model_dump_json()) -> None:
         plan = add_task(validate_config, config=config, parts=parts).outputs
-        base_model = add_task(prepare_base_model, settings=plan["base_model"]).outputs["base_model"]
-        prepared = add_task(prepare_data, settings=plan["data"], base_model=base_model)
-        data, to_compare = prepared.outputs["data"], {}
+        normal = add_task(prepare_base_model, settings=plan["base_model"]).outputs
+        base_model, tokenizer, to_compare = normal["base_model"], normal["tokenizer"], {}
+        prepared = add_task(prepare_data, settings=plan["data"], tokenizer=tokenizer)
+        data = prepared.outputs["data"]
         if "benchmarks" in parts:
-            solved = add_task(benchmark, settings=plan["benchmarks"], base_model=base_model)
+            solved = add_task(benchmark, settings=plan["benchmarks"], tokenizer=tokenizer, model=base_model)
             add_task.fail_early(solved, before=prepared)
             to_compare["reference_benchmarks"] = solved.outputs["results"]
         logps = add_task(reference_logps, settings=plan["scoring"], data=data, base_model=base_model).outputs
-        common = {"data": data, "reference_logps": logps["reference_logps"], "base_model": base_model}
-        evaluated = add_task(evaluate, settings=plan["evaluation"], **common)
+        scores = {"data": data, "reference_logps": logps["reference_logps"], "tokenizer": tokenizer}
+        # The cache holds the scores of the reference.
+        to_answer = {"model": base_model} if "answers" in parts else {}
+        evaluated = add_task(evaluate, settings=plan["evaluation"], **scores, **to_answer)
+        common = {**scores, "base_model": base_model}
         to_judge = {"baseline": evaluated.outputs["evaluation"]} if "judge" in parts else {}
         first = specialists(
             tasks=plan["tasks"],

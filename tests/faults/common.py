@@ -103,7 +103,7 @@ def change_json(path: Path, **keys: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
 
 
-def evaluate_tiny(model: Path, name: str, family: str, output: Path, precision: str = "fp32") -> None:
+def evaluate_tiny(model: Path | None, name: str, family: str, output: Path, precision: str = "fp32") -> None:
     """Evaluate a model on the tiny world's data, without generations."""
     world = tiny.world()
     settings = {

@@ -83,6 +83,7 @@ def write_run(run: Path) -> Experiment:
         "generalist",
         data=run / "data",
         reference_logps=run / "reference_logps",
+        tokenizer=reference,
         base_model=reference,
         model=run / "models" / ADAPTER,
         output=run / "evaluations" / ADAPTER,

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from automixalign.models.full_model import write_full_model
 from automixalign.models.load import load_full_model, load_model, load_tokenizer
+from automixalign.system.errors import ModelError
 from benchmarks import tiny
 
 
@@ -49,6 +50,11 @@ def test_a_folded_adapter_is_what_is_scored(tmp_path: Path, dtype: torch.dtype, 
         assert torch.equal(weight, served.state_dict()[name].float()), name
         if name == "model.layers.0.mlp.up_proj.weight":
             assert not torch.equal(weight, load_full_model(base).state_dict()[name])
+
+
+def test_an_adapter_without_its_base_model_is_refused(base_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="adapter holds an adapter, which cannot be loaded without its base"):
+        load_model(write_adapter(base_model, tmp_path / "adapter"), None)
 
 
 def test_a_full_model_stays_as_it_is(base_model: Path, tmp_path: Path) -> None:

@@ -136,7 +136,8 @@ CHANGES: dict[str, tuple[Callable[[World], None], set[str]]] = {
         {*MERGE, "gather_merges", *WARM, "compare"},
     ),
     "data": (further_row, ALL - {BASE}),
-    "the base model's content": (other_weights, ALL),
+    # Its tokenizer is the same.
+    "the base model's content": (other_weights, ALL - {"prepare_data"}),
     "a mixer": (edit("method/mixers.py"), {*AMA_R, *UNIFORM, *WARM, "compare"}),
     # The merge is made again and is the same; gathering it has no settings.
     "relevant environment": (variable("ATEN_CPU_CAPABILITY", "default"), ALL - {"gather_merges"}),

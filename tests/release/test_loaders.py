@@ -91,7 +91,15 @@ def make_run(folder: Path, dtype: torch.dtype, has_address: bool) -> Run:
             seed=0, loss=Loss(), verifiers={}, evaluation={"precision": "fp32", "generate": False}
         )
         scores = folder / "evaluations" / name
-        evaluate(evaluation, name, "specialist", **inputs, model=training.output, output=scores)
+        evaluate(
+            evaluation,
+            name,
+            "specialist",
+            **inputs,
+            tokenizer=reference,
+            model=training.output,
+            output=scores,
+        )
         logps[name] = caches.read_scores(scores, "format").column(caches.CHOSEN).to_pylist()
     pairs = read_split(folder / "data", "format", TEST, IDS)
     rows = list(zip(pairs["prompt_ids"].to_pylist(), pairs["chosen_ids"].to_pylist(), strict=True))

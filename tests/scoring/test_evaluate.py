@@ -10,6 +10,7 @@ from automixalign.scoring.caches import SUMMARY
 from automixalign.scoring.evaluate import GENERATIONS
 from automixalign.scoring.metrics.registry import over_tasks
 from automixalign.storage import files
+from automixalign.system.errors import ModelError
 from benchmarks import tiny
 from tests.faults.common import evaluate_tiny
 
@@ -38,3 +39,12 @@ def test_the_reference_has_no_accuracy(tmp_path: Path) -> None:
         assert (measured["loss"], measured["margin"]) == (pytest.approx(math.log(2)), 0)
     worst, average = over_tasks(tasks)
     assert "accuracy" not in worst.keys() | average.keys()
+
+
+def test_the_reference_needs_no_model_if_nothing_is_answered(tmp_path: Path) -> None:
+    """The cache has its scores."""
+    evaluate_tiny(None, "reference", "reference", tmp_path / "without")
+    evaluate_tiny(tiny.world().base_model, "reference", "reference", tmp_path / "with")
+    assert files.digest(tmp_path / "without") == files.digest(tmp_path / "with")
+    with pytest.raises(ModelError, match="a model is needed to score"):
+        evaluate_tiny(None, "m", "generalist", tmp_path / "m")

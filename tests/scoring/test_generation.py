@@ -30,7 +30,7 @@ def answers(given: EvaluationSettings) -> list[dict[str, Any]]:
     prompts = read_prompts(world.data, TASK, "test", config, given.evaluation.max_prompts)
     answering = Answering(
         model=world.base_model,
-        base_model=world.base_model,
+        tokenizer=world.base_model,
         data=world.data,
         loading=given.loading,
         batch_size=given.evaluation.batch_size,

@@ -24,7 +24,7 @@ WORLD = tiny.world()
 def answering(**changes: Any) -> Answering:
     given = {
         "model": WORLD.base_model,
-        "base_model": WORLD.base_model,
+        "tokenizer": WORLD.base_model,
         "data": WORLD.data,
         "loading": Loading(),
         "batch_size": 4,
@@ -68,7 +68,7 @@ def write_all(processes: int, folder: Path) -> None:
             "verifiers": dict.fromkeys(tiny.TASKS, "exact"),
         }
     )
-    inputs = {"data": WORLD.data, "reference_logps": WORLD.reference_logps, "base_model": WORLD.base_model}
+    inputs = {"data": WORLD.data, "reference_logps": WORLD.reference_logps, "tokenizer": WORLD.base_model}
     evaluate(settings, "m", "merge", **inputs, model=WORLD.base_model, output=folder / "evaluation")
 
 

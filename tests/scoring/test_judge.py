@@ -274,7 +274,7 @@ def test_an_evaluation_is_judged_against_that_of_the_reference(tmp_path: Path) -
         for name, baseline in (("reference", None), ("m", tmp_path / "reference")):
             inputs = (world.data, world.reference_logps, world.base_model, world.base_model)
             family = "reference" if baseline is None else "merge"
-            evaluate(settings, name, family, *inputs, tmp_path / name, baseline)
+            evaluate(settings, name, family, *inputs, tmp_path / name, baseline=baseline)
     assert len(stub.requests) == 2 * 2 * 2
     reference, model = (files.read_json(tmp_path / name / SUMMARY)["tasks"] for name in ("reference", "m"))
     assert {task: "win_rate" in measured for task, measured in reference.items()} == dict.fromkeys(model, False)

@@ -27,7 +27,13 @@ _CUT = "runcat"
 
 
 def run_benchmarks(
-    settings: BenchmarkSettings, name: str, family: str, base_model: Path, model: Path, output: Path
+    settings: BenchmarkSettings,
+    name: str,
+    family: str,
+    tokenizer: Path,
+    model: Path,
+    output: Path,
+    base_model: Path | None = None,
 ) -> dict[str, Any]:
     """Write the results of every benchmark, `results.json`, and each example with the model's answers.
 
@@ -35,9 +41,10 @@ def run_benchmarks(
         settings: the benchmarks, batch size and precision.
         name: the model's name in the leaderboard.
         family: `reference`, `generalist` or `merge`.
-        base_model: the model under a LoRA adapter; its tokenizer is used.
+        tokenizer: folder with the tokenizer of all models.
         model: the model to measure.
         output: folder to write: `results.json`, and `samples/TASK.jsonl`.
+        base_model: the model under a LoRA adapter.
 
     Returns:
         The content of `results.json`. Each of `benchmarks` has its `metrics`: metric -> value, and
@@ -51,11 +58,11 @@ def run_benchmarks(
     from lm_eval.models.huggingface import HFLM
 
     policy = load_model(model, base_model, settings.loading.of(family), settings.precision)
-    tokenizer = load_tokenizer(base_model)
+    encoder = load_tokenizer(tokenizer)
     harness = HFLM(
         pretrained=policy,
         backend="causal",
-        tokenizer=tokenizer,
+        tokenizer=encoder,
         # Where positions depend on a row's length, padding would change the numbers of a row.
         batch_size=1 if depends_on_length(policy.config) else settings.batch_size,
         max_length=position_limit(policy.config),
@@ -68,8 +75,8 @@ def run_benchmarks(
     with files.replacing(output) as folder:
         for number, spec in enumerate(step.track(settings.benchmarks, len(settings.benchmarks))):
             template = spec.apply_chat_template
-            use_template = tokenizer.chat_template is not None if template is None else template
-            if use_template and tokenizer.chat_template is None:
+            use_template = encoder.chat_template is not None if template is None else template
+            if use_template and encoder.chat_template is None:
                 raise ConfigError(
                     f"benchmarks.{number}.apply_chat_template: the base model has no chat template"
                 )

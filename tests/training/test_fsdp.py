@@ -46,7 +46,7 @@ def test_a_divided_model_learns_what_a_whole_one_learns_with_a_kill_on_the_way(
     assert checkpoints.CheckpointStore(folder).last_complete() == folder / "checkpoint-2"
     shards = [tensor_bytes(file) for file in (folder / "checkpoint-2").glob("state-*.safetensors")]
     assert len(shards) == 2
-    assert sum(shards) == pytest.approx(checkpoint_bytes(whole["trained_parameters"]), rel=1e-3)
+    assert sum(shards) == pytest.approx(checkpoint_bytes(whole["trained_parameters"]), rel=0.01)
     assert max(shards) < 0.6 * sum(shards)
     divided = train_divided(tmp_path / "divided", inputs, **options)
     assert divided["trained_parameters"] == whole["trained_parameters"]

@@ -11,6 +11,7 @@ from typing import Any
 from automixalign.steps.jobs import worker
 from automixalign.steps.jobs.job import JOB, Job, PackedJob, error_of, result_file
 from automixalign.storage import files
+from automixalign.system.errors import ConfigError
 
 
 def run_job(job: Job, processes: int) -> list[dict[str, Any]]:
@@ -23,6 +24,7 @@ def run_job(job: Job, processes: int) -> list[dict[str, Any]]:
         The result of each process, in their order.
 
     Raises:
+        ConfigError: this machine has fewer GPUs than processes.
         AutoMixAlignError: the error of the process that failed first; a ProcessError if the error came from
             another package. The other processes have ended.
     """
@@ -34,8 +36,15 @@ def run_job(job: Job, processes: int) -> list[dict[str, Any]]:
 
 
 def _run_in_processes(job: Job, processes: int, scratch: Path) -> list[dict[str, Any]]:
+    import torch
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < processes:  # NCCL refuses two processes on one GPU
+        raise ConfigError(
+            f"{processes} processes need a GPU each, and torch sees {gpus}: lower 'training.processes' or "
+            "'evaluation.processes', or give the stage more accelerators"
+        )
     files.write_text(scratch / JOB, PackedJob.of(job).model_dump_json())
     try:
         start_processes(processes, ["--module", worker.__name__, str(scratch)])

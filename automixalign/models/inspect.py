@@ -36,6 +36,14 @@ class Outline(NamedTuple):
         with torch.device("meta"):
             return self._model()
 
+    @property
+    def bytes(self) -> int:
+        """Of its weights, in the dtype that its configuration names; fp32 without one."""
+        import torch
+
+        dtype = getattr(self.config, "dtype", None) or torch.float32
+        return int(self.empty_model().num_parameters() * dtype.itemsize)
+
     def random_model(self) -> "PreTrainedModel":
         """The model with random weights in fp32."""
         return self._model()

@@ -33,6 +33,12 @@ def mask_secrets(text: str) -> str:
     return text
 
 
+def byte_size(count: float) -> str:
+    """`14.5 GB`."""
+    unit, name = (1e9, "GB") if count >= 1e9 else (1e6, "MB") if count >= 1e6 else (1e3, "kB")
+    return f"{count / unit:,.1f} {name}"
+
+
 def duration(seconds: float) -> str:
     """`45 s`, `12 min`, `3.4 h` or `2.5 days`."""
     if seconds < 90:

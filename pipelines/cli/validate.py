@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from automixalign.system.plain_text import duration, printable
+from automixalign.system.plain_text import byte_size, duration, printable
 from pipelines.cli.options import Config, Preset, Sets, Tasks, load_experiment
 
 if TYPE_CHECKING:
@@ -105,17 +105,12 @@ def _show_estimate(estimate: "Estimate", console: Console) -> None:
     console.print(table)
     for line in (
         f"measured on {estimate.device}, with random weights: {estimate.step_seconds:.3g} s for "
-        f"{estimate.micro_batch} pairs of mean length; peak memory {_size(estimate.peak_bytes)} with the "
+        f"{estimate.micro_batch} pairs of mean length; peak memory {byte_size(estimate.peak_bytes)} with the "
         f"longest {estimate.micro_batch}",
         f"calculated: {estimate.parameters:,} parameters, {estimate.trained_parameters:,} of them trained: "
-        f"weights {_size(estimate.weights_bytes)}, gradients {_size(estimate.gradients_bytes)}, AdamW "
-        f"{_size(estimate.optimiser_bytes)}",
+        f"weights {byte_size(estimate.weights_bytes)}, gradients {byte_size(estimate.gradients_bytes)}, AdamW "
+        f"{byte_size(estimate.optimiser_bytes)}",
         "not included: loading, checkpoints, scoring, generation, merges, the exchange among "
         f"processes ({estimate.processes} here), and shares of tasks that a method changes",
     ):
         console.print(line, soft_wrap=True)
-
-
-def _size(count: int) -> str:
-    unit, name = (1e9, "GB") if count >= 1e9 else (1e6, "MB") if count >= 1e6 else (1e3, "kB")
-    return f"{count / unit:,.1f} {name}"

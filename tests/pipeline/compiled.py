@@ -3,6 +3,7 @@
 `python tests/pipeline/compiled.py` (part of `make compile`) writes them again after an intended change.
 """
 
+import re
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import Any
 import yaml
 
 from automixalign.config.experiment import Experiment, parse_experiment
+from pipelines.cli.options import load_experiment
 from pipelines.dag.compiling import write_pipeline
+from pipelines.dag.transfers import transfers_of
 
 GOLDEN = Path(__file__).parent / "golden"
+KUBEFLOW = Path(__file__).parents[2] / "docs" / "kubeflow.md"
 
 
 def _experiment(cluster: dict[str, Any], tasks: int = 2, **changes: Any) -> Experiment:
@@ -141,7 +145,24 @@ def golden(name: str) -> str:
     return yaml.safe_dump(summary(pipeline(name)), sort_keys=True, width=110)
 
 
+def transfers_table() -> str:
+    """What the pods of `zephyr-7b` transfer, as docs/kubeflow.md shows it."""
+    rows = transfers_of(load_experiment("zephyr-7b", tasks=[f"{name}=org/{name}" for name in "abc"]))
+    cells = [(each.title, each.runs, each.downloads.models, each.uploads.models) for each in rows]
+    totals = ("all", *(sum(numbers) for numbers in list(zip(*cells, strict=True))[1:]))
+    head = [("stage", "pods", "models downloaded", "models uploaded"), ("---", *["---:"] * 3)]
+    return "".join(f"| {' | '.join(map(str, row))} |\n" for row in (*head, *cells, totals))
+
+
+def with_transfers(page: str) -> str:
+    """The page with the present table."""
+    return re.sub(
+        r"(<!-- transfers:.*?-->\n).*?(<!-- end -->)", rf"\1\n{transfers_table()}\n\2", page, flags=re.S
+    )
+
+
 if __name__ == "__main__":
+    KUBEFLOW.write_text(with_transfers(KUBEFLOW.read_text()))
     GOLDEN.mkdir(exist_ok=True)
     for experiment in EXPERIMENTS:
         (GOLDEN / f"{experiment}.yaml").write_text(golden(experiment))

@@ -54,7 +54,10 @@ def test_the_command_line_imports_nothing_heavy() -> None:
         (["run"], ["ama run --preset quickstart", "--set methods.ama-r.eta=0.1 --output runs/eta"]),
         (["validate"], ["ama validate --preset quickstart --set training.beta=0.2"]),
         (["data"], ["ama data --config my.yaml --task helpful --rows 5"]),
-        (["compile"], ["ama compile --config my.yaml --output my-pipeline.yaml"]),
+        (
+            ["compile"],
+            ["ama compile --config my.yaml --output my-pipeline.yaml", "ama compile --config my.yaml --bytes"],
+        ),
     ],
 )
 @pytest.mark.parametrize("flag", ["--help", "-h"])
@@ -250,6 +253,19 @@ def test_compile_refuses(ama: Ama, config: Path, tmp_path: Path, name: str) -> N
     assert ended.status == 2
     assert f"error: --output {name}" in ended.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", config.name]
+
+
+def test_compile_shows_the_copies_of_models(ama: Ama, config: Path, tmp_path: Path) -> None:
+    ended = ama("compile", "-c", config, "--bytes")
+    assert ended.status == 0
+    assert re.search(r"reference_logps +1 +1 +0 *\n", ended.out)
+    assert re.search(r"a model has [\d.]+ [kM]B; all models: [\d.]+ [kM]B downloaded, ", ended.out)
+    assert [path.name for path in tmp_path.iterdir()] == [config.name]
+
+
+def test_compile_without_a_file_needs_bytes(ama: Ama, config: Path) -> None:
+    ended = ama("compile", "-c", config)
+    assert (ended.status, ended.err) == (2, "error: give --output FILE.yaml, or --bytes\n")
 
 
 def test_compile_writes_a_pipeline_and_warns_about_a_tag(ama: Ama, config: Path, tmp_path: Path) -> None:

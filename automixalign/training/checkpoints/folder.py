@@ -149,13 +149,15 @@ class CheckpointStore:
             write()
 
     def _make_room(self, checkpoint: Path) -> None:
-        """Remove all other checkpoints from the folder but the last complete one."""
-        names = _latest_first(path.parent.name for path in self.folder.glob(f"*/{SEAL}"))
-        self._remove_all_but(checkpoint.name, *names[:1])
+        """Remove the checkpoints before this one from the folder, but the last complete one."""
+        complete = _latest_first(path.parent.name for path in self.folder.glob(f"*/{SEAL}"))
+        self._remove_before(checkpoint, *complete[:1])
 
-    def _remove_all_but(self, *names: str) -> None:
-        for name in _latest_first(path.name for path in self.folder.iterdir()):
-            if name not in names:
+    def _remove_before(self, checkpoint: Path, *kept: str) -> None:
+        """Remove all checkpoints before one. Another process may have begun a later one."""
+        names = _latest_first(path.name for path in self.folder.iterdir())
+        for name in names[names.index(checkpoint.name) + 1 :]:
+            if name not in kept:
                 shutil.rmtree(self.folder / name)
 
     def _seal(self, checkpoint: Path) -> None:

@@ -104,11 +104,11 @@ class S3CheckpointStore(CheckpointStore):
             self._discard(other)
 
     def _make_room(self, checkpoint: Path) -> None:
-        """Remove all other checkpoints from the folder but the one that is uploading."""
+        """Remove the checkpoints before this one from the folder, but the one that is uploading."""
         with self._lock:
             self._waiting = None
             uploading = [self._uploading] if self._uploading else []
-        self._remove_all_but(checkpoint.name, *uploading)
+        self._remove_before(checkpoint, *uploading)
 
     def _seal(self, checkpoint: Path) -> None:
         super()._seal(checkpoint)

@@ -186,3 +186,10 @@ def test_others_can_read_written_files(tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
     assert (tmp_path / "a.json").stat().st_mode == (tmp_path / "plain.json").stat().st_mode
     assert (tmp_path / "folder").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_what_is_gathered_is_not_copied(tmp_path: Path) -> None:
+    sources = {name: folder_of(tmp_path / f"model-{name}", {"weights": name}) for name in ("a", "b")}
+    files.gather(sources, tmp_path / "all")
+    for name, source in sources.items():
+        assert (tmp_path / "all" / name / "weights").samefile(source / "weights")

@@ -64,8 +64,9 @@ class EvaluationSpec(Schema):
     processes: Annotated[Count, Field(le=256)] = 1
     """Processes on one machine, one for each GPU, that share the batches of `reference_logps` and `evaluate`.
     Their number changes no batch."""
-    precision: Precision = "fp32"
-    """Precision of all scoring: reference log-probabilities, specialist losses, evaluation."""
+    precision: Precision = "auto"
+    """Precision of all scoring: reference log-probabilities, specialist losses, evaluation. `auto`: bf16
+    autocast on CUDA that has it, otherwise fp32."""
     generate: Flag = True
     """Whether to generate answers and verify them."""
     max_new_tokens: Count = 64

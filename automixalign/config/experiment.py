@@ -54,8 +54,9 @@ class Experiment(Schema):
     decontaminate: list[Annotated[DecontaminationSpec, shorthand("path")]] = Field(default_factory=list)
     """Test sets of others. A pair is dropped if its prompt shares 13 words in a row with one of their texts."""
     attn_implementation: AttnImplementation = "auto"
-    """How attention is computed, in training and scoring alike, by transformers' names. `auto` packs the pairs
-    on CPUs, and takes `sdpa` on GPUs."""
+    """How attention is computed, in training and scoring alike. `auto` packs the pairs on CPUs; on GPUs it is
+    `sdpa`, which pads them. `flash_attention_2` needs the package flash-attn, a GPU and bf16. `flex_attention`
+    packs the pairs on GPUs, too (docs/gpu.md)."""
     split: SplitSpec = SplitSpec()
     training: TrainingSpec
     budget: BudgetSpec
@@ -90,9 +91,16 @@ class Experiment(Schema):
     @property
     def loading(self) -> Loading:
         """How the stages that score or train hold models in memory."""
-        dtype: Literal["fp32", "source"] = "source" if self.training.lora else "fp32"
+        # A validation in fp32 needs weights in fp32.
+        in_fp32 = self.training.validate_every and self.evaluation.precision == "fp32"
+        dtype: Literal["fp32", "source"] = "source" if self.training.lora and not in_fp32 else "fp32"
         quantize = self.training.lora.quantize if self.training.lora else None
-        return Loading(attn_implementation=self.attn_implementation, dtype=dtype, quantize=quantize)
+        return Loading(
+            attn_implementation=self.attn_implementation,
+            max_length=self.max_length,
+            dtype=dtype,
+            quantize=quantize,
+        )
 
     @property
     def starts(self) -> list[str]:

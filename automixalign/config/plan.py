@@ -218,7 +218,7 @@ class Plan(BaseModel):
             ),
             benchmarks=BenchmarkSettings(
                 **common("benchmark"),
-                **scoring,
+                **{**scoring, "loading": experiment.loading.without_attention()},
                 benchmarks=experiment.benchmarks,
                 fingerprint=fingerprints[BENCHMARKS],
             )

@@ -50,6 +50,8 @@ class Loading(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     attn_implementation: AttnImplementation = "auto"
+    max_length: int | None = None
+    """The largest number of tokens of a sequence. Attention windows of that length are none."""
     dtype: Literal["fp32", "source"] = "fp32"
     """Of the weights in a bf16 forward pass: `source` as the base model has them, which suits frozen weights;
     or fp32, as a full training holds them. Without bf16 it is always fp32."""
@@ -59,6 +61,14 @@ class Loading(BaseModel):
     def of(self, family: str) -> Self:
         """How to hold a model of a family: a merge is a full model, which is never quantised."""
         return self.model_copy(update={"quantize": None}) if family == "merge" else self
+
+    def without_attention(self) -> Self:
+        """For generated answers, whose attention is always `sdpa`."""
+        return self.model_copy(update={"attn_implementation": "auto", "max_length": None})
+
+
+PLAIN = Loading()
+"""A stage's default."""
 
 
 class PluginSpec(Schema):

@@ -67,7 +67,7 @@ class ValidationPairs:
 
     def gaps(self, model: "PreTrainedModel", tuning: Tuning) -> dict[str, float]:
         """Task -> the gap of a model: mean of (loss - specialist's loss)."""
-        scorer, gaps = Scorer(model, tuning.batch_size, tuning.precision), {}
+        scorer, gaps = Scorer(model, tuning.batch_size, tuning.precision, tuning.loading), {}
         for task, pairs in self.tables.items():
             reference = pa.table(
                 {side: pairs.column(f"ref_{side}") for side in (caches.CHOSEN, caches.REJECTED)}
@@ -134,7 +134,7 @@ def _merge_tuned(
             shutil.rmtree(candidate, ignore_errors=True)
             try:
                 merge(weights, candidate)
-                gaps = validation.gaps(load_full_model(candidate), tuning)
+                gaps = validation.gaps(load_full_model(candidate, tuning.loading, tuning.precision), tuning)
             except ModelError as error:  # the merge overflows, or its log-probabilities do
                 if not tries:
                     raise

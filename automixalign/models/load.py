@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from automixalign.config.settings import Loading
+from automixalign.config.settings import PLAIN, Loading
 from automixalign.models.quantized import loading_options, train_as_scored
 from automixalign.models.rope import treat_rows_alone
 from automixalign.models.safety import check_adapter, check_full_model, is_adapter
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 mkl.load_kernels()
-_IN_FULL = Loading()
 
 
 def device() -> torch.device:
@@ -37,6 +36,11 @@ def uses_bf16(precision: str) -> bool:
     if precision == "auto":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return precision == "bf16"
+
+
+def weights_dtype(loading: Loading, precision: str) -> torch.dtype | str:
+    """The dtype in which a stage holds weights: fp32, or `auto`, transformers' name of the source's own."""
+    return "auto" if loading.dtype == "source" and uses_bf16(precision) else torch.float32
 
 
 def load_tokenizer(folder: Path, max_length: int | None = None) -> "PreTrainedTokenizerBase":
@@ -96,16 +100,16 @@ def position_limit(config: "PretrainedConfig") -> int | None:
 
 
 def load_model(
-    folder: Path, base_model: Path | None, loading: Loading = _IN_FULL, precision: str = "fp32"
+    folder: Path, base_model: Path | None, loading: Loading = PLAIN, precision: str = "fp32"
 ) -> "PreTrainedModel":
-    """Load a policy in fp32 for scoring or generation, with the weights that `full_model` writes.
+    """Load a policy for scoring or generation, with the weights that `full_model` writes.
 
     An adapter of a quantised base is not folded: the sum would have to be rounded to the base's few bits.
 
     Args:
         folder: a full model, or a LoRA adapter.
         base_model: the base model of an adapter; a full model needs none.
-        loading: how to hold it in memory.
+        loading: how to hold it in memory; by default in fp32.
         precision: of its forward passes.
 
     Raises:
@@ -120,9 +124,9 @@ def load_model(
         quantized: PreTrainedModel = adapted.get_base_model()
         return quantized
     model, dtypes = fold_adapter(folder, base_model), stored_dtypes(base_model)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            weight.copy_(weight.to(dtypes.get(name, weight.dtype)))
+    for name, weight in model.named_parameters():
+        rounded = weight.detach().to(dtypes.get(name, weight.dtype))
+        weight.data = rounded if weights_dtype(loading, precision) == "auto" else rounded.float()
     return model.to(device())
 
 
@@ -149,9 +153,14 @@ def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
 
 
 def load_full_model(
-    folder: Path, loading: Loading = _IN_FULL, precision: str = "fp32", **options: Any
+    folder: Path, loading: Loading = PLAIN, precision: str = "fp32", **options: Any
 ) -> "PreTrainedModel":
-    """Load a full model in fp32 onto the device, unless `loading` quantises it; `options` go to transformers.
+    """Load a full model onto the device; `options` go to transformers.
+
+    Args:
+        folder: the full model.
+        loading: how to hold it in memory; by default in fp32.
+        precision: of its forward passes.
 
     Raises:
         ModelError: the folder holds no full model in safetensors.
@@ -160,7 +169,7 @@ def load_full_model(
     if loading.quantize is not None:
         options |= loading_options(loading.quantize, device(), uses_bf16(precision))
         return train_as_scored(read_full_model(folder, dtype=torch.float32, **options))
-    return read_full_model(folder, dtype=torch.float32, **options).to(device())
+    return read_full_model(folder, dtype=weights_dtype(loading, precision), **options).to(device())
 
 
 def read_full_model(folder: Path, dtype: "torch.dtype | str", **options: Any) -> "PreTrainedModel":

@@ -83,7 +83,7 @@ class Scoring(Job):
             model: the model on its device.
             own: the batches of this process.
         """
-        scorer = Scorer(model, self.batch_size, self.precision)
+        scorer = Scorer(model, self.batch_size, self.precision, self.loading)
         tables = [self._read(split, *IDS) for split in self.pairs]
         scores = []
         with current_step().whole(sum(map(len, tables))):

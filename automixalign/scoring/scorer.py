@@ -9,11 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from automixalign.config.settings import PLAIN, Loading
 from automixalign.method.losses import Loss
 from automixalign.models.load import autocast
 from automixalign.scoring.caches import CHOSEN, REJECTED, Floats, column
 from automixalign.scoring.logps.batch import PairIds
-from automixalign.scoring.logps.forward import batch_of, packing, side_logps
+from automixalign.scoring.logps.forward import side_logps
+from automixalign.scoring.logps.layout import attending
 from automixalign.steps.step import current_step
 from automixalign.system import heap
 from automixalign.system.errors import ModelError
@@ -30,12 +32,14 @@ class Scorer:
         model: the policy, on its device.
         batch_size: sequences in a forward pass; a pair has two.
         precision: of the forward pass: `auto`, `fp32` or `bf16`. The log-softmax is always fp32.
+        loading: how the model was loaded; it names the attention.
         reports: whether the scored pairs are the progress of the stage.
     """
 
     model: "PreTrainedModel"
     batch_size: int
     precision: str
+    loading: Loading = PLAIN
     reports: bool = True
 
     def logps(self, table: pa.Table) -> tuple[Floats, Floats]:
@@ -77,15 +81,17 @@ class Scorer:
         own = [order[at : at + size] for at in range(0, len(order), size)][batches]
         tokens = np.array([sum(pairs[index].size for index in rows) for rows in own])
         work = len(pairs) * tokens / tokens.sum()  # in pairs of mean length
-        result = []
+        scored: list[torch.Tensor] = []
         self.model.eval()
         heap.keep_freed_memory()
-        with packing(self.model) as packed:
+        with attending(self.model, self.loading) as layout, autocast(self.precision):
             for rows in current_step().track(own, len(pairs), work) if self.reports else own:
-                batch = batch_of([pairs[index] for index in rows], packed).to(self.model.device)
-                with autocast(self.precision):
-                    result.append(side_logps(self.model, batch).double().cpu().numpy())
-        rows, logps = list(chain.from_iterable(own)), np.concatenate([np.zeros((0, 2)), *result])
+                batch = layout.batch([pairs[index] for index in rows]).to(self.model.device)
+                scored.append(side_logps(self.model, batch))
+        # A look at each batch would let a GPU wait for the next one.
+        none = torch.zeros(0, 2, device=self.model.device)
+        logps = torch.cat([none, *scored]).double().cpu().numpy()
+        rows = list(chain.from_iterable(own))
         if not np.isfinite(logps).all():
             bad = table.column("pair_id")[min(np.array(rows)[~np.isfinite(logps).all(1)].tolist())]
             raise ModelError(

@@ -62,7 +62,7 @@ def cross_fitted_scores(
             )
             launch(training)
             model = load_model(training.output, base_model, settings.loading, settings.precision)
-            scorer = Scorer(model, settings.batch_size, settings.precision)
+            scorer = Scorer(model, settings.batch_size, settings.precision, settings.loading)
             parts.append(scorer.scores(pairs.filter([pair_id in scored for pair_id in ids])))
     return caches.join(pa.concat_tables(parts), ids, f"cross-fitted scores of {task}")
 

@@ -52,7 +52,7 @@ def write_specialist_losses(
         DataError: the task is too small for cross-fitting.
     """
     model = load_model(specialist, base_model, settings.loading, settings.precision)
-    scorer = Scorer(model, settings.batch_size, settings.precision)
+    scorer = Scorer(model, settings.batch_size, settings.precision, settings.loading)
     tables = {}
     splits = {split: read_split(data, task, split, IDS) for split in SPLITS}
     for split, pairs in splits.items():

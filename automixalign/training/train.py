@@ -91,6 +91,7 @@ def train_policy(
             checkpoints=checkpoints,
             schedule=schedule,
             validation=validation,
+            loading=training.settings.loading,
             processing_class=tokenizer,
         )
         trainer.train(resume_from_checkpoint=True)
@@ -218,6 +219,7 @@ def training_arguments(settings: TrainingSettings, steps: int, folder: Path) -> 
         dataloader_pin_memory=False,
         ddp_backend="gloo" if world > 1 and device().type == "cpu" else None,
         save_strategy="no",
+        logging_nan_inf_filter=False,  # it waits for the GPU in every micro-batch; `finish_step` refuses them
         logging_steps=max(1, steps // 20),
         disable_tqdm=True,
         report_to="none",

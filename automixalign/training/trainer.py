@@ -32,10 +32,12 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArgum
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import unwrap_peft_model
 
+from automixalign.config.settings import PLAIN, Loading
 from automixalign.method.losses import Loss
 from automixalign.method.mixer import Draws, Floats, Ints, Mixer
-from automixalign.scoring.logps.batch import PairIds
-from automixalign.scoring.logps.forward import batch_of, packing, prepare_head, side_logps
+from automixalign.scoring.logps.batch import PairIds, on_device
+from automixalign.scoring.logps.forward import prepare_head, side_logps
+from automixalign.scoring.logps.layout import Layout, attending
 from automixalign.steps.step import current_step
 from automixalign.storage import files
 from automixalign.system import heap
@@ -81,6 +83,7 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
         checkpoints: the store of the checkpoints; by default the folder `args.output_dir`.
         schedule: when to save one; by default never. The settings of `args` for saving are not used.
         validation: what to validate the policy on, if anything.
+        loading: how the policy was loaded; it names the attention.
         kwargs: passed to transformers' Trainer: `processing_class`, `callbacks`.
 
     Raises:
@@ -104,10 +107,12 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
         checkpoints: CheckpointStore | None = None,
         schedule: Schedule | None = None,
         validation: Validation | None = None,
+        loading: Loading = PLAIN,
         **kwargs: Any,
     ) -> None:
         self.policy = unwrap_peft_model(model)
-        self.packed = False
+        self.loading = loading
+        self.layout = Layout(masked=True)
         self.tasks = list(datasets)
         self.by_task = list(datasets.values())
         self.mixer = mixer
@@ -129,7 +134,7 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
         if args.n_gpu > 1:  # a process has one GPU; the Trainer would divide its batches among all that it sees
             args._n_gpu = 1
         super().__init__(model=model, args=args, **kwargs)
-        self.fused_head = prepare_head(self.policy, args.device)
+        prepare_head(self.policy)
         if self.accelerator.ddp_handler is not None:  # the processes exchange gradients without a copy of them
             self.accelerator.ddp_handler.gradient_as_bucket_view = True
         self.pairs_per_step = (
@@ -169,10 +174,10 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
         elif self.accelerator.is_main_process:
             files.write_text(self.trajectory, "")
         self.schedule.restart()
-        with _naming(checkpoint), packing(self.policy) as self.packed:
+        with _naming(checkpoint), attending(self.policy, self.loading) as self.layout:
             result = super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
         self.checkpoints.wait()
-        self.packed = False
+        self.layout = Layout(masked=True)
         if self.validator is not None and self.validator.best:
             self.validator.install_best()
         elif self.average is not None:
@@ -335,25 +340,29 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
     def _loss_of(self, row: dict[str, Any]) -> torch.Tensor:
         """The preference loss of one pair, a scalar, outside of any step."""
         with self.compute_loss_context_manager():
-            return self._pair_losses(self.model, self._prepare_inputs(self._collate([row]))).loss.sum()
+            return self._pair_losses(self.model, self._collate([row])).loss.sum()
 
     def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """A micro-batch of n pairs.
+        """A micro-batch of n pairs, on the device.
 
         Returns:
-            `batch`: the token ids of both sides; `reference_logps`: shape (n, 2); `chosen_tokens`: their
-            number; the others: shape (n,).
+            `batch`: the token ids of both sides; `reference_logps` and `lengths`: shape (n, 2);
+            `chosen_tokens`: their number; the others: shape (n,).
         """
-        batch = batch_of([_ids(row) for row in rows], self.packed)
+        batch = self.layout.batch([_ids(row) for row in rows]).to(self.args.device)
+        columns = {
+            "reference_logps": [[row[key] for key in _REFERENCE_LOGPS] for row in rows],
+            "lengths": [[len(row["chosen_ids"]), len(row["rejected_ids"])] for row in rows],
+            "tokens": [_ids(row).size for row in rows],
+            "task": [row["task"] for row in rows],
+            _SPECIALIST_LOSS: [row.get(_SPECIALIST_LOSS, 0.0) for row in rows],
+            "weight": [row["weight"] for row in rows],
+        }
         return {
             "batch": batch,
             "input_ids": batch.inputs["input_ids"],  # the Trainer counts tokens by them
-            "reference_logps": torch.tensor([[row[key] for key in _REFERENCE_LOGPS] for row in rows]),
-            "tokens": torch.tensor([_ids(row).size for row in rows]),
             "chosen_tokens": sum(len(row["chosen_ids"]) for row in rows),
-            "task": torch.tensor([row["task"] for row in rows]),
-            _SPECIALIST_LOSS: torch.tensor([row.get(_SPECIALIST_LOSS, 0.0) for row in rows]),
-            "weight": torch.tensor([row["weight"] for row in rows]),
+            **{key: on_device(torch.tensor(values), self.args.device) for key, values in columns.items()},
         }
 
     def compute_loss(
@@ -378,21 +387,14 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
         self._add_to_totals(
             task, **values, margin=margin, accuracy=(margin > 0).float(), tokens=inputs["tokens"]
         )
-        if not torch.isfinite(objective):
-            raise TrainingError(
-                f"step {self.state.global_step + 1}: the loss is not finite (tasks "
-                f"{sorted({self.tasks[i] for i in task.tolist()})}); lower the learning rate, or check the data"
-            )
         if self.nll_weight:
             objective = objective - self.nll_weight * logps[:, 0].sum() / inputs["chosen_tokens"]
         return objective
 
     def _pair_losses(self, model: Any, inputs: dict[str, Any]) -> "_PairLosses":
-        batch = inputs["batch"].to(self.args.device)
-        logps = side_logps(model, batch, fused=self.fused_head)
+        logps = side_logps(model, inputs["batch"])
         chosen, rejected = (logps - inputs["reference_logps"]).T
-        lengths = torch.tensor(batch.sizes, device=logps.device).view(-1, 2).T
-        loss = self.pair_loss.per_pair(chosen, rejected, *lengths)
+        loss = self.pair_loss.per_pair(chosen, rejected, *inputs["lengths"].T)
         return _PairLosses(logps, self.pair_loss.beta * (chosen - rejected), loss)
 
     def _add_to_totals(self, task: torch.Tensor, **values: torch.Tensor) -> None:
@@ -409,11 +411,21 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
             self.totals[name] = self.totals[name] + sums if name in self.totals else sums
 
     def finish_step(self) -> None:
-        """Update the mixer with the totals of all processes, and append the step to the trajectory."""
+        """Update the mixer with the totals of all processes, and append the step to the trajectory.
+
+        Raises:
+            TrainingError: a loss is not finite. It is seen here, because a GPU would have to end its work for
+                a look at each micro-batch.
+        """
         # One exchange a step: a row for each quantity, a column for each task.
         summed = self.accelerator.reduce(torch.stack(list(self.totals.values())), "sum").cpu().numpy()
         totals = dict(zip(self.totals, summed, strict=True))
         self.totals = {}
+        if bad := sorted({self.tasks[i] for i in np.flatnonzero(~np.isfinite(totals[self.mixer.trains_on]))}):
+            raise TrainingError(
+                f"step {self.state.global_step}: the loss is not finite (tasks {bad}); lower the learning "
+                "rate, or check the data"
+            )
         alpha = self.mixer.weights()
         pairs = totals.pop("pairs").astype(np.int64)
         self.mixer.update(totals[self.mixer.learns_from], pairs)

@@ -100,8 +100,9 @@ class Validator:
         folder: Path,
     ) -> None:
         self.spec = validation.spec
-        batch_size = min(validation.scoring.batch_size, 2 * micro_batch)
-        self.scorer = Scorer(policy, batch_size, validation.scoring.precision, reports=False)
+        scoring = validation.scoring
+        batch_size = min(scoring.batch_size, 2 * micro_batch)
+        self.scorer = Scorer(policy, batch_size, scoring.precision, scoring.loading, reports=False)
         self.tasks = list(validation.tables)
         self.pairs = pa.concat_tables(validation.tables.values())
         self.task = np.repeat(np.arange(len(self.tasks)), [len(table) for table in validation.tables.values()])

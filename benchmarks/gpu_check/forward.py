@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from automixalign.config.settings import Loading
+from automixalign.scoring.logps import layout
 from automixalign.scoring.logps.batch import PairBatch, PairIds
-from automixalign.scoring.logps.forward import batch_of, packing
 
 Batches = Callable[[Sequence[PairIds]], PairBatch]
 
@@ -13,8 +14,13 @@ Batches = Callable[[Sequence[PairIds]], PairBatch]
 @contextmanager
 def attending(model: Any, way: str) -> Iterator[Batches]:
     """Give a model a way of attention, in the context; yield what makes its batches on the device."""
-    with packing(model) as packed:
-        yield lambda pairs: batch_of(pairs, packed).to(model.device)
+    with layout.attending(model, loading(way)) as chosen:
+        yield lambda pairs: chosen.batch(pairs).to(model.device)
+
+
+def loading(way: str) -> Loading:
+    """How a stage holds a model, with a way of attention."""
+    return Loading.model_validate({"attn_implementation": way})
 
 
 def ids_of(rows: Sequence[dict[str, Any]]) -> list[PairIds]:

@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from automixalign.models.load import autocast
 from automixalign.scoring.logps.batch import PairBatch, PairIds
-from automixalign.scoring.logps.forward import side_logps
+from automixalign.scoring.logps.forward import prepare_head, side_logps
 from benchmarks.gpu_check.forward import Batches, attending, ids_of
 from benchmarks.gpu_check.setting import Row, Setting, for_each_way, free_memory
 
@@ -54,6 +54,7 @@ def nan_sweep(setting: Setting) -> Iterator[Row]:
 def _sweep(setting: Setting, way: str) -> Iterator[Row]:
     shape = {"num_hidden_layers": setting.layers, "vocab_size": 1024}
     model, plain = (setting.model(each, **shape) for each in (way, "eager"))
+    prepare_head(plain)
     draw = torch.Generator().manual_seed(0)
     bad, apart, done = [], 0.0, 0
     for length in setting.lengths:

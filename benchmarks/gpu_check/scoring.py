@@ -10,7 +10,7 @@ import torch
 from automixalign.models.load import autocast
 from automixalign.scoring.logps.forward import side_logps
 from automixalign.scoring.scorer import Scorer
-from benchmarks.gpu_check.forward import attending, ids_of
+from benchmarks.gpu_check.forward import attending, ids_of, loading
 from benchmarks.gpu_check.setting import Row, Setting, for_each_way, now
 
 
@@ -23,7 +23,7 @@ def _scoring(setting: Setting, way: str) -> Iterator[Row]:
     rows = setting.rows(setting.warmup + setting.steps)
     model = setting.model(way)
     table, size = pa.Table.from_pylist(rows), 4 * setting.pairs
-    scorer = Scorer(model, size, "auto")
+    scorer = Scorer(model, size, "auto", loading(way))
     pairs = sorted(ids_of(rows), key=lambda pair: pair.size)
     seconds = {}
     with attending(model, way) as batches_of, torch.inference_mode(), autocast("auto"):

@@ -67,7 +67,7 @@ class _CachedLayers(nn.Module):
     def __init__(self, layers: nn.ModuleList, config: Any, folder: Path) -> None:
         super().__init__()
         self.layers = layers.requires_grad_(False)
-        # Several models share these layers, and `packing` changes the configuration of one model.
+        # Several models share these layers, and `attending` changes the configuration of one model.
         self.config = copy.deepcopy(config)
         self.attention = config._attn_implementation
         for layer in layers:

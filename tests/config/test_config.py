@@ -455,6 +455,7 @@ STAGES = {
 }
 LOSSES = {"specialist", "specialist_losses"}
 GENERALISTS = {"generalists.0", "generalists.1", "generalists.2"}
+ATTENDING = {"scoring", *LOSSES, *GENERALISTS, "evaluation", "comparison"}
 
 
 @pytest.fixture
@@ -484,7 +485,9 @@ def complete_data(experiment_data: Data) -> Data:
         ),
         ({"benchmarks.0": "gsm8k"}, {"benchmarks", "comparison"}),
         ({"tasks.0.limit": 10}, {"data", "comparison"}),
-        ({"max_length": 32}, {"data", "comparison"}),
+        # The others read the data, which then differ.
+        ({"max_length": 32}, {"data", *ATTENDING}),
+        ({"attn_implementation": "sdpa"}, ATTENDING),
         ({"split.test": 0.2}, {"data", "comparison"}),
         ({"base_model.tiny.steps": 9}, {"base_model", "comparison"}),
         ({"name": "other"}, {"comparison"}),

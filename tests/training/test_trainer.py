@@ -18,7 +18,7 @@ import benchmarks.mixers  # noqa: F401  registers the ablations
 from automixalign.method.losses import Loss
 from automixalign.method.mixers import registered_mixers
 from automixalign.models.load import load_full_model
-from automixalign.scoring.logps.forward import packing
+from automixalign.scoring.logps.layout import attending
 from automixalign.scoring.scorer import Scorer
 from automixalign.storage import files
 from automixalign.system.errors import TrainingError
@@ -287,7 +287,7 @@ def test_loss_and_gradient_are_trl_s_for_equal_weights(
         trainer.model.zero_grad()
     expected = theirs.compute_loss(theirs.model, theirs.data_collator([_bare(row) for row in rows]))
     expected.backward()
-    with packing(ours.policy) as ours.packed:
+    with attending(ours.policy, ours.loading) as ours.layout:
         actual = ours.compute_loss(ours.model, ours._collate(rows))
     actual.backward()
     assert actual.item() == pytest.approx(expected.item(), rel=1e-5)

@@ -90,12 +90,9 @@ def tree_attention(
     if dropout or attention_mask is not None:
         raise NotImplementedError("packed pairs have neither attention dropout nor a mask of their own")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    device = query.device.type
-    if torch.is_autocast_enabled(device):  # rotary embeddings may have returned fp32
-        dtype = torch.get_autocast_dtype(device)
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    query, key, value = in_autocast(query, key, value)
     # On the CPU, torch's kernel takes the time of fp32 in any precision, and its backward pass is slow.
-    if device == "cpu" and all(tree.size < _MAX_DENSE_TOKENS for tree in trees):
+    if query.device.type == "cpu" and all(tree.size < _MAX_DENSE_TOKENS for tree in trees):
         return _DenseTrees.apply(query, key, value, trees, scale), None  # type: ignore[no-untyped-call]
     sizes = [tree.size for tree in trees]
     parts = (torch.split(each, sizes, 2) for each in (query, key, value))
@@ -104,6 +101,14 @@ def tree_attention(
         for q, k, v, tree in zip(*parts, trees, strict=True)
     ]
     return torch.cat(outputs, 2).transpose(1, 2), None
+
+
+def in_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors in the precision of autocast, if it is enabled: rotary embeddings may have returned fp32."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(each.to(torch.get_autocast_dtype(device)) for each in tensors)
 
 
 class _DenseTrees(torch.autograd.Function):

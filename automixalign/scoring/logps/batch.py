@@ -6,12 +6,13 @@ token of a branch predicts one token of its side. The last token of a side predi
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from automixalign.scoring.logps.attention import Trees, grouped
+from automixalign.scoring.logps.flex import block_mask
 
 
 class PairIds(NamedTuple):
@@ -37,19 +38,21 @@ class PairBatch:
         targets: the tokens to predict, shape (tokens of all sides,).
         sizes: number of tokens of each side, in the order chosen, rejected, chosen, ... of `targets`.
         trees: of a packed batch.
+        blocks: whether the trees become a block mask on the device, for `flex`.
         last_columns: of a padded batch, how many columns at the end hold all predictions.
     """
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]
     rows: Tensor
     columns: Tensor
     targets: Tensor
     sizes: list[int]
     trees: list[Trees] = field(default_factory=list)
+    blocks: bool = False
     last_columns: int = 0
 
     @classmethod
-    def packed(cls, pairs: Sequence[PairIds]) -> Self:
+    def packed(cls, pairs: Sequence[PairIds], blocks: bool = False) -> Self:
         """All pairs in one row."""
         ids: list[int] = []
         positions: list[int] = []
@@ -76,24 +79,32 @@ class PairBatch:
             targets=torch.tensor(targets),
             sizes=sizes,
             trees=grouped(trees),
+            blocks=blocks,
         )
 
     @classmethod
-    def padded(cls, pairs: Sequence[PairIds]) -> Self:
-        """A row for each side, for architectures in which tokens meet outside of attention, too."""
+    def padded(cls, pairs: Sequence[PairIds], masked: bool = True) -> Self:
+        """A row for each side, padded on the right.
+
+        Args:
+            pairs: the pairs.
+            masked: whether the model gets an attention mask.
+        """
         sides = [(pair.prompt, side) for pair in pairs for side in (pair.chosen, pair.rejected)]
         longest = max(len(prompt) + len(side) for prompt, side in sides)
         ids = torch.zeros(len(sides), longest, dtype=torch.long)
-        attention = torch.zeros_like(ids)
+        lengths = torch.tensor([len(prompt) + len(side) for prompt, side in sides])
         predicts = torch.zeros_like(ids, dtype=torch.bool)
         for row, (prompt, side) in enumerate(sides):
             length = len(prompt) + len(side)
             ids[row, :length] = torch.tensor([*prompt, *side])
-            attention[row, :length] = 1
             predicts[row, len(prompt) - 1 : length - 1] = True
         rows, columns = predicts.nonzero(as_tuple=True)
+        inputs = {"input_ids": ids}
+        if masked:
+            inputs["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
         return cls(
-            inputs={"input_ids": ids, "attention_mask": attention},
+            inputs=inputs,
             rows=rows,
             columns=columns,
             targets=ids[rows, columns + 1],
@@ -103,6 +114,15 @@ class PairBatch:
 
     def to(self, device: torch.device) -> Self:
         """The batch on a device."""
-        inputs = {key: value.to(device) for key, value in self.inputs.items()}
-        moved = {key: getattr(self, key).to(device) for key in ("rows", "columns", "targets")}
-        return replace(self, inputs=inputs, **moved)
+        inputs: dict[str, Any] = {key: on_device(value, device) for key, value in self.inputs.items()}
+        if self.blocks:
+            inputs["attention_mask"] = block_mask(self.trees, device)
+        rows, columns, targets = (on_device(each, device) for each in (self.rows, self.columns, self.targets))
+        return replace(self, inputs=inputs, rows=rows, columns=columns, targets=targets)
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device; to a GPU without waiting for the work that is queued there."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

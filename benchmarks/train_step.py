@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
 from automixalign.method.losses import Loss
@@ -134,7 +134,9 @@ def trl(model: Any, rows: list[dict[str, Any]], args: DPOConfig, tuned: bool) ->
     return trainer
 
 
-def ours(model: Any, rows: list[dict[str, Any]], args: DPOConfig, method: str, folder: Path) -> MixingTrainer:
+def ours(
+    model: Any, rows: list[dict[str, Any]], args: TrainingArguments, method: str, folder: Path, **options: Any
+) -> MixingTrainer:
     """Our trainer on two tasks with half of the rows each; it writes `folder/log.jsonl`."""
     half = len(rows) // 2
     parts = {"left": rows[:half], "right": rows[half:]}
@@ -151,6 +153,7 @@ def ours(model: Any, rows: list[dict[str, Any]], args: DPOConfig, method: str, f
         loss=Loss(),
         trajectory=folder / "log.jsonl",
         processing_class=build_tokenizer(),
+        **options,
     )
 
 

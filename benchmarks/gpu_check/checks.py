@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.gpu_check import kernels, saving, scoring, steps
+from benchmarks.gpu_check import adapters, kernels, saving, scoring, steps
 from benchmarks.gpu_check.setting import Row, Setting
 from benchmarks.speed import Goal
 
@@ -27,6 +27,7 @@ CHECKS = {
     "kernels": Check(kernels.kernels, 60),
     "syncs": Check(steps.syncs, 60),
     "resume": Check(saving.resume, 60),
+    "adapters": Check(adapters.adapters, 90),
 }
 """The most important come first: the last ones are left out if the time is up."""
 

@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from automixalign.config.settings import Loading
 from automixalign.scoring.logps import layout
 from automixalign.scoring.logps.batch import PairBatch, PairIds
+from automixalign.scoring.logps.forward import prepare_head
+from benchmarks.gpu_check.trainings import loading_of
 
 Batches = Callable[[Sequence[PairIds]], PairBatch]
 
@@ -14,13 +15,9 @@ Batches = Callable[[Sequence[PairIds]], PairBatch]
 @contextmanager
 def attending(model: Any, way: str) -> Iterator[Batches]:
     """Give a model a way of attention, in the context; yield what makes its batches on the device."""
-    with layout.attending(model, loading(way)) as chosen:
-        yield lambda pairs: chosen.batch(pairs).to(model.device)
-
-
-def loading(way: str) -> Loading:
-    """How a stage holds a model, with a way of attention."""
-    return Loading.model_validate({"attn_implementation": way})
+    prepare_head(model)
+    with layout.attending(model, loading_of(way)) as arranged:
+        yield lambda pairs: arranged.batch(pairs).to(model.device)
 
 
 def ids_of(rows: Sequence[dict[str, Any]]) -> list[PairIds]:

@@ -10,8 +10,9 @@ import torch
 from automixalign.models.load import autocast
 from automixalign.scoring.logps.forward import side_logps
 from automixalign.scoring.scorer import Scorer
-from benchmarks.gpu_check.forward import attending, ids_of, loading
+from benchmarks.gpu_check.forward import attending, ids_of
 from benchmarks.gpu_check.setting import Row, Setting, for_each_way, now
+from benchmarks.gpu_check.trainings import loading_of
 
 
 def scoring(setting: Setting) -> Iterator[Row]:
@@ -21,9 +22,9 @@ def scoring(setting: Setting) -> Iterator[Row]:
 
 def _scoring(setting: Setting, way: str) -> Iterator[Row]:
     rows = setting.rows(setting.warmup + setting.steps)
-    model = setting.model(way)
+    model = setting.model()
     table, size = pa.Table.from_pylist(rows), 4 * setting.pairs
-    scorer = Scorer(model, size, "auto", loading(way))
+    scorer = Scorer(model, size, "auto", loading_of(way))
     pairs = sorted(ids_of(rows), key=lambda pair: pair.size)
     seconds = {}
     with attending(model, way) as batches_of, torch.inference_mode(), autocast("auto"):

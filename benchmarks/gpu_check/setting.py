@@ -52,11 +52,10 @@ class Setting:
     rounds: int
     deadline: float = float("inf")
 
-    def model(self, attention: str = "sdpa", size: str = "", **options: int) -> Any:
+    def model(self, size: str = "", **options: int) -> Any:
         """A model with random weights in fp32 on the device; `options` go to `sizes.model`."""
         model = sizes.model(size or self.size, device=device().type, **options)
         model.config.max_position_embeddings = 4096
-        model.set_attn_implementation(attention)
         return model
 
     def rows(self, steps: int, pairs: int = 0, size: str = "") -> list[dict[str, Any]]:
@@ -127,9 +126,12 @@ def reset_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def peak_gigabytes() -> float:
-    """The most memory of the GPU that torch has held since `reset_peak`; on the CPU 0."""
-    return torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
+def peak_memory(name: str) -> Row:
+    """The most memory of the GPU that torch has held since `reset_peak`."""
+    what = f"{name}: peak memory"
+    if not torch.cuda.is_available():
+        return Row(what, note="not measured: not on a CPU")
+    return Row(what, torch.cuda.max_memory_allocated() / 1e9, "GB")
 
 
 def now() -> float:
@@ -139,14 +141,16 @@ def now() -> float:
     return time.perf_counter()
 
 
+def unavailable(package: str) -> str:
+    """Why a package of kernels for CUDA cannot be used here; "" if it can."""
+    if not torch.cuda.is_available():
+        return "not on a CPU"
+    return f"{package} is not installed" if missing(package) else ""
+
+
 def attention_ways() -> dict[str, str]:
     """Each way to compute attention, and why it cannot be measured here; "" if it can."""
-    on_cpu = "" if torch.cuda.is_available() else "not on a CPU"
-    return {
-        "sdpa": "",
-        "flex_attention": on_cpu,
-        "flash_attention_2": on_cpu or ("flash_attn is not installed" if missing("flash_attn") else ""),
-    }
+    return {"sdpa": "", "flex_attention": "", "flash_attention_2": unavailable("flash_attn")}
 
 
 def for_each_way(measure: Callable[[str], Iterator[Row]]) -> Iterator[Row]:

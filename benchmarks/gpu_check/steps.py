@@ -25,10 +25,11 @@ from benchmarks.gpu_check.setting import (
     for_each_way,
     free_memory,
     missing,
-    peak_gigabytes,
+    peak_memory,
     reset_peak,
+    unavailable,
 )
-from benchmarks.gpu_check.trainings import Clock, train
+from benchmarks.gpu_check.trainings import Clock, loading_of, train
 
 METHODS = ("standard", "ama-r", "ama-s")
 
@@ -49,31 +50,34 @@ def speed(setting: Setting) -> Iterator[Row]:
     with the same optimiser and without gradient checkpointing. TRL has its reference precomputed.
     """
     rows = [row | {"length": _length(row)} for row in setting.rows(setting.warmup + setting.steps)]
-    yield from for_each_way(lambda way: _speed(setting, f"ours, {way}", way, rows, "standard"))
     grouped = {"train_sampling_strategy": "group_by_length", "remove_unused_columns": False}
-    peers: dict[str, dict[str, Any]] = {"trl": {}, "trl, lengths grouped": grouped}
-    if missing("liger_kernel"):
-        yield Row("trl, liger", note="not measured: liger_kernel is not installed")
-    else:
-        peers["trl, lengths grouped, liger"] = grouped | {"use_liger_kernel": True}
-    for name, options in peers.items():
-        yield from attempt(name, partial(_speed, setting, name, "sdpa", rows, "trl", **options))
-    name = "trl, lengths grouped, flash_attention_2"
-    if reason := attention_ways()["flash_attention_2"]:
-        yield Row(name, note=f"not measured: {reason}")
-    else:
-        yield from attempt(name, partial(_speed, setting, name, "flash_attention_2", rows, "trl", **grouped))
+    liger, flash = grouped | {"use_liger_kernel": True}, "flash_attention_2"
+    runs: dict[str, tuple[str, str, dict[str, Any]]] = {  # what flex_attention compiles takes longest
+        "ours, sdpa": ("standard", "sdpa", {}),
+        "trl": ("trl", "sdpa", {}),
+        "trl, lengths grouped": ("trl", "sdpa", grouped),
+        "trl, lengths grouped, liger": ("trl", "sdpa", liger),
+        f"trl, lengths grouped, {flash}": ("trl", flash, grouped),
+        f"ours, {flash}": ("standard", flash, {}),
+        "ours, flex_attention": ("standard", "flex_attention", {}),
+    }
+    for name, (kind, way, options) in runs.items():
+        reason = unavailable("liger_kernel") if options is liger else attention_ways()[way]
+        if reason:
+            yield Row(name, note=f"not measured: {reason}")
+        else:
+            yield from attempt(name, partial(_speed, setting, name, way, rows, kind, **options))
 
 
 def _speed(
     setting: Setting, name: str, way: str, rows: list[dict[str, Any]], kind: str, **options: Any
 ) -> Iterator[Row]:
-    clock, model = Clock(setting.warmup, begins=reset_peak), setting.model(way)
-    train(setting, model, rows, kind, clock, **options)
+    clock, model = Clock(setting.warmup, begins=reset_peak), setting.model()
+    train(setting, model, rows, kind, clock, way, **options)
     rate = clock.tokens / clock.seconds
     speed = 6 * model.num_parameters() * rate / 1e12
     yield Row(name, rate, "tokens/s", f"{speed:.3g} TFLOP/s: 6 N for each token of the pairs")
-    yield Row(f"{name}: peak memory", peak_gigabytes(), "GB")
+    yield peak_memory(name)
 
 
 def _length(row: dict[str, Any]) -> int:
@@ -127,17 +131,19 @@ def _syncs(setting: Setting, rows: list[dict[str, Any]], kind: str) -> Iterator[
             profiler.stop()
 
         train(setting, setting.model(), rows, kind, Clock(setting.warmup, begin, end))
-    calls: Counter[str] = Counter()
-    for event in profiler.key_averages():
-        if "Synchronize" in event.key:
-            calls[event.key] += event.count
+    calls = Counter(
+        {event.key: event.count for event in profiler.key_averages() if event.key.startswith("cuda")}
+    )
+    if not calls:
+        raise RuntimeError("the profiler saw no calls of CUDA; perhaps it does not work with this driver")
+    calls = Counter({name: count for name, count in calls.items() if "Synchronize" in name})
     yield Row(kind, calls.total() / setting.steps, "waits/step")
     for name, count in calls.most_common(3):
         yield Row(f"{kind}: {name}", count / setting.steps, "calls/step")
     places = Counter(
         f"{'/'.join(Path(each.filename).parts[-2:])}:{each.lineno}"
         for each in caught
-        if "synchroniz" in str(each.message)
+        if "called a synchronizing" in str(each.message)
     )
     for place, count in places.most_common(6):
         yield Row(f"{kind}: {place}", count / setting.steps, "times/step")
@@ -150,16 +156,28 @@ def first_loss(setting: Setting) -> Iterator[Row]:
 
 
 def _first_loss(setting: Setting, rows: list[dict[str, Any]], way: str) -> Iterator[Row]:
-    model = setting.model(way)
-    table = pa.Table.from_pylist(rows)
-    sequences = 2 * setting.pairs
-    for what, batch in (("batches of the step", sequences), ("other batches", 2 * sequences)):
-        chosen, rejected = Scorer(model, batch, "auto").logps(table)
-        scored = [
-            row | {"ref_chosen_logps": float(good), "ref_rejected_logps": float(bad)}
-            for row, good, bad in zip(rows, chosen, rejected, strict=True)
-        ]
-        # Without a step size the model stays what was scored.
-        log = train(setting, model, scored, "standard", learning_rate=0.0, max_steps=1).log
-        losses = [each for each in log[0]["loss"].values() if each is not None]
-        yield Row(f"{way}, {what}", abs(statistics.fmean(losses) - math.log(2)), "from ln 2")
+    for what, factor in (("batches of the step", 1), ("other batches", 2)):
+        model = setting.model()
+        scorer = Scorer(model, factor * 2 * setting.pairs, "auto", loading_of(way))
+        yield Row(f"{way}, {what}", distance_from_ln_2(setting, rows, scorer, model, way), "from ln 2")
+
+
+def distance_from_ln_2(
+    setting: Setting, rows: list[dict[str, Any]], scorer: Scorer, policy: Any, way: str = "sdpa"
+) -> float:
+    """How far the first loss of a policy is from ln 2, if the scorer's model is its reference; trains a step.
+
+    Args:
+        rows: the pairs of a step.
+        scorer: scores the same weights.
+        policy: the model, perhaps with an adapter.
+        way: of attention.
+    """
+    chosen, rejected = scorer.logps(pa.Table.from_pylist(rows))
+    scored = [
+        row | {"ref_chosen_logps": float(good), "ref_rejected_logps": float(bad)}
+        for row, good, bad in zip(rows, chosen, rejected, strict=True)
+    ]
+    (step,) = train(setting, policy, scored, "standard", way=way).log
+    losses = [each for each in step["loss"].values() if each is not None]
+    return abs(statistics.fmean(losses) - math.log(2))

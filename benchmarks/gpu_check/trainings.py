@@ -8,10 +8,16 @@ from typing import Any, NamedTuple
 
 from transformers import TrainerCallback
 
+from automixalign.config.settings import Loading
+from automixalign.config.training import Budget, TrainingSettings, TrainingSpec
 from automixalign.models.load import uses_bf16
 from automixalign.storage import files
+from automixalign.training.train import training_arguments
 from benchmarks import train_step
 from benchmarks.gpu_check.setting import Setting, now
+
+_LOGGING_STEPS = 50
+"""As in a training of 1,000 steps, for both trainers."""
 
 
 class Training(NamedTuple):
@@ -70,22 +76,46 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         return sum(int(each.sum()) for each in self.counted)
 
 
+def spec_of(setting: Setting) -> TrainingSpec:
+    """The `training` of the product's configuration."""
+    batch = setting.pairs * setting.micro_steps
+    return TrainingSpec(batch_size=batch, micro_batch_size=setting.pairs, learning_rate=1e-5)
+
+
+def loading_of(way: str, **options: Any) -> Loading:
+    """How the product holds a model with a way of attention; `options` are fields of it."""
+    return Loading.model_validate({"attn_implementation": way, **options})
+
+
 def trainer_of(
-    setting: Setting, folder: Path, model: Any, rows: list[dict[str, Any]], kind: str, **options: Any
+    setting: Setting,
+    folder: Path,
+    model: Any,
+    rows: list[dict[str, Any]],
+    kind: str,
+    way: str = "sdpa",
+    **options: Any,
 ) -> Any:
-    """A trainer of the model on the pairs.
+    """A trainer of the model, with as many steps as the pairs give.
 
     Args:
         folder: for checkpoints and the log.
-        kind: `trl`, or the name of one of our methods.
-        options: of the training's arguments; `max_steps` is by default as many as the pairs give.
+        kind: `trl`, or the name of one of our methods, which gets the product's own arguments.
+        way: of attention.
+        options: of TRL's arguments.
     """
-    steps = options.pop("max_steps", len(rows) // (setting.pairs * setting.micro_steps))
-    options = {"gradient_accumulation_steps": setting.micro_steps, "gradient_checkpointing": False, **options}
-    args = train_step.config(folder, setting.pairs, steps, uses_bf16("auto"), **options)
-    if kind == "trl":
-        return train_step.trl(model, rows, args, tuned=True)
-    return train_step.ours(model, rows, args, kind, folder)
+    steps = len(rows) // (setting.pairs * setting.micro_steps)
+    spec = spec_of(setting)
+    if kind != "trl":
+        settings = TrainingSettings(seed=0, training=spec, budget=Budget(steps=steps))
+        args = training_arguments(settings, steps, folder)
+        args.logging_steps = _LOGGING_STEPS
+        return train_step.ours(model, rows, args, kind, folder, loading=loading_of(way))
+    model.set_attn_implementation(way)
+    options |= {"gradient_accumulation_steps": setting.micro_steps, "gradient_checkpointing": False}
+    options |= {"learning_rate": spec.learning_rate, "logging_steps": _LOGGING_STEPS}
+    args = train_step.config(folder, setting.pairs, steps, uses_bf16(spec.precision), **options)
+    return train_step.trl(model, rows, args, tuned=True)
 
 
 def train(
@@ -94,13 +124,14 @@ def train(
     rows: list[dict[str, Any]],
     kind: str,
     clock: Clock | None = None,
+    way: str = "sdpa",
     **options: Any,
 ) -> Training:
     """Train a model on pairs; the arguments are those of `trainer_of`."""
     clock = clock or Clock(setting.warmup)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        trainer = trainer_of(setting, folder, model, rows, kind, **options)
+        trainer = trainer_of(setting, folder, model, rows, kind, way, **options)
         clock.attach(trainer)
         trainer.train()
         log = [] if kind == "trl" else list(files.read_jsonl(folder / "log.jsonl"))

@@ -26,6 +26,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_every_check_runs_on_a_cpu_and_every_goal_is_judged(tmp_path: Path) -> None:
     assert command.main(["--small", "--output", str(tmp_path / "out.json")]) == 0

@@ -96,6 +96,7 @@ pages: setup ## rewrite the generated pages after a change to a docstring, a sig
 	$(BIN)/python docs/architecture.py
 	$(BIN)/python docs/configuration.py
 	$(BIN)/python docs/checkpoints.py
+	$(BIN)/python docs/gpu.py
 
 scan: setup $(SCAN)/.installed ## a security scan of the rendered manifests and the Dockerfile; needs kubectl
 	rm -rf build/rendered

@@ -168,7 +168,7 @@ def load_full_model(
     """
     if loading.quantize is not None:
         options |= loading_options(loading.quantize, device(), uses_bf16(precision))
-        return train_as_scored(read_full_model(folder, dtype=torch.float32, **options))
+        return train_as_scored(read_full_model(folder, dtype=weights_dtype(loading, precision), **options))
     return read_full_model(folder, dtype=weights_dtype(loading, precision), **options).to(device())
 
 

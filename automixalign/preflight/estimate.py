@@ -14,12 +14,11 @@ from automixalign.config.plan import Plan
 from automixalign.data.store import IDS, TRAIN, VALIDATION, read_card, read_split
 from automixalign.models.inspect import Outline
 from automixalign.models.prepare import transformers_silenced
+from automixalign.preflight.memory import TRAINED, linear_parameters, weights_bytes
 from automixalign.preflight.trainings import PlannedTraining
 from automixalign.system import shortages
 from automixalign.system.processors import available_processors
 
-_BYTES = 4
-"""Of a number: weights, gradients and the two moments of AdamW are fp32."""
 _FORWARD = 1 / 3
 """The share of a forward pass in the time of a step; the backward pass takes twice as long."""
 
@@ -53,6 +52,8 @@ class Estimate(NamedTuple):
     """See `Trial`, with a micro-batch of the longest pairs."""
     parameters: int
     trained_parameters: int
+    weights_bytes: int
+    """Of the model's weights, with the adapter."""
     processes: int
     """Processes of a training."""
     workers: int
@@ -65,14 +66,9 @@ class Estimate(NamedTuple):
         return sum(seconds) if self.device != "cpu" else max(sum(seconds) / self.workers, *seconds)
 
     @property
-    def weights_bytes(self) -> int:
-        """Of the model's weights."""
-        return _BYTES * self.parameters
-
-    @property
     def gradients_bytes(self) -> int:
         """Of the gradients of the trained parameters."""
-        return _BYTES * self.trained_parameters
+        return TRAINED * self.trained_parameters
 
     @property
     def optimiser_bytes(self) -> int:
@@ -96,7 +92,7 @@ def estimate(
         ResourceError: memory ran out.
     """
     with shortages.name_shortages("ama validate --estimate", "train_generalist"):
-        from automixalign.models.load import device
+        from automixalign.models.load import device, uses_bf16
         from automixalign.preflight.trial import time_steps
 
         training = experiment.training
@@ -109,7 +105,7 @@ def estimate(
         typical = pairs.take(_nearest(sizes, float(sizes.mean()), micro_batch))
         longest = pairs.take(_nearest(sizes, float(sizes.max()), micro_batch))
         model = outline.random_model()
-        parameters = model.num_parameters()
+        parameters, linear = model.num_parameters(), linear_parameters(model)
         alone = {
             "nodes": 1,
             "processes": 1,
@@ -143,6 +139,13 @@ def estimate(
         trial.peak_bytes,
         parameters,
         trial.trained_parameters,
+        weights_bytes(
+            parameters,
+            linear,
+            trial.trained_parameters if training.lora else 0,
+            experiment.loading,
+            uses_bf16(training.precision),
+        ),
         world,
         workers,
     )

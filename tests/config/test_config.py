@@ -33,7 +33,7 @@ def changed(data: Data, changes: Data) -> Data:
 
 
 def test_presets_parse() -> None:
-    assert preset_names() == ["quickstart", "smollm2", "zephyr-7b", "zephyr-7b-lora"]
+    assert preset_names() == ["quickstart", "qwen3-lora", "smollm2", "zephyr-7b", "zephyr-7b-qlora"]
     quickstart = load_experiment("quickstart")
     assert len(quickstart.tasks) >= 2
     assert all(task.source_names == f"synthetic:{task.name}" for task in quickstart.tasks)

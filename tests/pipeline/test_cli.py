@@ -111,7 +111,7 @@ def test_tasks_from_the_command_line(ama: Ama, config: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "error: give one of --preset NAME and --config FILE; presets: quickstart, smollm2"),
+        ([], "error: give one of --preset NAME and --config FILE; presets: quickstart, qwen3-lora"),
         (["-p", "quickstart", "-c", "x.yaml"], "error: give one of --preset NAME and --config FILE"),
         (
             ["-p", "quikstart"],

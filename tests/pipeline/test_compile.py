@@ -146,12 +146,14 @@ def test_only_stages_that_depend_on_the_outside_are_never_cached() -> None:
     assert "enableCache" not in json.dumps(spec["root"]["dag"]["tasks"]["prepare-data"]), "cache: false"
 
 
-@pytest.mark.parametrize("preset", ["zephyr-7b", "zephyr-7b-lora"])
-def test_the_presets_for_a_cluster_compile(preset: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("preset", "gpus"), [("zephyr-7b", "8"), ("zephyr-7b-qlora", "1"), ("qwen3-lora", "1")]
+)
+def test_the_presets_for_a_cluster_compile(preset: str, gpus: str, tmp_path: Path) -> None:
     experiment = load_experiment(preset, tasks=["helpful=org/helpful", "harmless=s3://data/harmless/"])
     spec, _ = compile_experiment(experiment, tmp_path)
     resources = spec["deploymentSpec"]["executors"]["exec-train-generalist"]["container"]["resources"]
-    assert resources["accelerator"]["resourceCount"] == "8"
+    assert resources["accelerator"]["resourceCount"] == gpus
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 
 from automixalign.config.experiment import parse_experiment
+from automixalign.config.settings import Loading
 from automixalign.data.store import TRAIN, read_split
 from automixalign.method.mixer import GradientSample
 from automixalign.models.inspect import read_outline
 from automixalign.models.load import load_full_model
 from automixalign.preflight.estimate import Estimate, estimate
+from automixalign.preflight.memory import linear_parameters, weights_bytes
 from automixalign.preflight.trainings import PlannedTraining
 from benchmarks import tiny
 
@@ -82,6 +84,30 @@ def test_lora_trains_few_parameters(base_model: Path, two_tasks: Path, tmp_path:
     result = estimated(base_model, two_tasks, tmp_path, lora=lora)
     assert result.trained_parameters == 2 * 16, "rank 1 of a matrix of 16 x 16"
     assert result.gradients_bytes == 4 * 32
+    assert result.weights_bytes == 4 * (result.parameters + 32), "the frozen weights are fp32 without bf16"
+
+
+@pytest.mark.parametrize(
+    ("loading", "bf16", "expected"),
+    [
+        ({}, True, 4 * 1000 + 4 * 10),
+        ({"dtype": "source"}, False, 4 * 1000 + 4 * 10),
+        ({"dtype": "source"}, True, 2 * 1000 + 4 * 10),
+        ({"dtype": "source", "quantize": "8bit"}, True, 800 + 2 * 200 + 4 * 10),
+        ({"dtype": "source", "quantize": "4bit"}, True, round(800 * 0.515869) + 2 * 200 + 4 * 10),
+    ],
+)
+def test_bytes_of_frozen_weights(loading: dict[str, Any], bf16: bool, expected: int) -> None:
+    assert weights_bytes(1000, 800, 10, Loading.model_validate(loading), bf16) == expected
+
+
+def test_a_quantised_model_takes_the_bytes_that_are_estimated(base_model: Path) -> None:
+    model = load_full_model(base_model)
+    linear = linear_parameters(model)
+    loading = Loading(quantize="8bit")
+    quantized = load_full_model(base_model, loading)
+    stored = sum(weight.numel() * weight.element_size() for weight in quantized.parameters())
+    assert stored == weights_bytes(model.num_parameters(), linear, 0, loading, bf16=False)
 
 
 def test_processes_share_the_steps(plain: Estimate, base_model: Path, two_tasks: Path, tmp_path: Path) -> None:

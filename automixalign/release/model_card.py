@@ -256,10 +256,23 @@ def _summary(
             "",
             f"- Base model: {origin}.",
             f"- Files: {what}, in safetensors.",
+            *_precision(experiment, entry["family"]),
             f"- Licence of the base model: {terms}. The data may have other licences.",
             f"- Made with [AutoMixAlign]({_METHOD_PAPER}).",
         ]
     )
+
+
+def _precision(experiment: Experiment, family: str) -> list[str]:
+    """Which base model was measured, if it was quantised."""
+    if (bits := experiment.loading.quantize) is None:
+        return []
+    if family == "merge":
+        return [f"- Measured with the base model in full; the models it is compared with had theirs in {bits}."]
+    return [
+        f"- Trained and measured with the base model in {bits} (bitsandbytes), which is not in these files. "
+        "With the base in full, numbers and answers differ slightly."
+    ]
 
 
 def base_name(experiment: Experiment) -> str:

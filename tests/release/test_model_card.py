@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+from automixalign.config.experiment import parse_experiment
 from automixalign.data.store import read_card
 from automixalign.models.base_address import BaseAddress
 from automixalign.release.model_card import RunFacts, model_card, write_model_card
@@ -163,3 +164,14 @@ def test_the_snippet_of_a_card_runs(facts: RunFacts, finished_run: Path, tmp_pat
     card = write_model_card(tmp_path / "linear", facts, "linear").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_a_card_says_that_its_numbers_are_of_a_quantised_base(facts: RunFacts) -> None:
+    data = facts.experiment.model_dump(mode="json")
+    data["training"] |= {"lora": {"quantize": "4bit", "dora": True}, "warmup": 0.1}
+    quantized = replace(facts, experiment=parse_experiment(data, "test"))
+    text = str(model_card(quantized, "uniform", "adapter"))
+    assert "measured with the base model in 4bit" in text
+    assert "| LoRA variant | DoRA |" in text
+    assert "10% of the steps warm up" in text
+    assert "compared with had theirs in 4bit" in str(model_card(quantized, "linear"))

@@ -6,7 +6,7 @@ A preset is a YAML file of this schema; `ama validate` prints the resolved one. 
 import datetime
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -91,15 +91,19 @@ class Experiment(Schema):
     @property
     def loading(self) -> Loading:
         """How the stages that score or train hold models in memory."""
+        training, dtype = self.training, "fp32"
         # A validation in fp32 needs weights in fp32.
-        in_fp32 = self.training.validate_every and self.evaluation.precision == "fp32"
-        dtype: Literal["fp32", "source"] = "source" if self.training.lora and not in_fp32 else "fp32"
-        quantize = self.training.lora.quantize if self.training.lora else None
+        in_fp32 = training.validate_every and self.evaluation.precision == "fp32"
+        if training.fsdp:
+            dtype = "bf16"
+        elif (training.lora or training.trainable) and not in_fp32:
+            dtype = "source"
         return Loading(
             attn_implementation=self.attn_implementation,
             max_length=self.max_length,
             dtype=dtype,
-            quantize=quantize,
+            trained=training.trainable or [] if dtype == "source" else [],
+            quantize=training.lora.quantize if training.lora else None,
         )
 
     @property

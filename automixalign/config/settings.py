@@ -52,9 +52,11 @@ class Loading(BaseModel):
     attn_implementation: AttnImplementation = "auto"
     max_length: int | None = None
     """The largest number of tokens of a sequence. Attention windows of that length are none."""
-    dtype: Literal["fp32", "source"] = "fp32"
-    """Of the weights in a bf16 forward pass: `source` as the base model has them, which suits frozen weights;
-    or fp32, as a full training holds them. Without bf16 it is always fp32."""
+    dtype: Literal["fp32", "source", "bf16"] = "fp32"
+    """Of the weights in a bf16 forward pass: fp32, as a full training holds them; `source`, as the base model
+    has them, for frozen ones; or bf16, as FSDP gathers them. Without bf16 it is always fp32."""
+    trained: list[str] = Field(default_factory=list)
+    """Regular expressions of the weights that are in fp32 beside those of `source`: a training changes them."""
     quantize: Quantization | None = None
     """Of the weights of linear layers but the head, in the reference model and under every adapter."""
 

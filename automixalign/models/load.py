@@ -3,6 +3,7 @@
 Every model is loaded here or in `prepare`: from safetensors only, and never with the folder's own code.
 """
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +40,12 @@ def uses_bf16(precision: str) -> bool:
 
 
 def weights_dtype(loading: Loading, precision: str) -> torch.dtype | str:
-    """The dtype in which a stage holds weights: fp32, or `auto`, transformers' name of the source's own."""
-    return "auto" if loading.dtype == "source" and uses_bf16(precision) else torch.float32
+    """The dtype in which a stage holds weights; `auto` is transformers' name of the source's own."""
+    if not uses_bf16(precision):
+        return torch.float32
+    if loading.dtype == "source":
+        return "auto"
+    return torch.bfloat16 if loading.dtype == "bf16" else torch.float32
 
 
 def load_tokenizer(folder: Path, max_length: int | None = None) -> "PreTrainedTokenizerBase":
@@ -124,9 +129,10 @@ def load_model(
         quantized: PreTrainedModel = adapted.get_base_model()
         return quantized
     model, dtypes = fold_adapter(folder, base_model), stored_dtypes(base_model)
+    dtype = weights_dtype(loading, precision)
     for name, weight in model.named_parameters():
         rounded = weight.detach().to(dtypes.get(name, weight.dtype))
-        weight.data = rounded if weights_dtype(loading, precision) == "auto" else rounded.float()
+        weight.data = rounded if isinstance(dtype, str) else rounded.to(dtype)
     return model.to(device())
 
 
@@ -166,10 +172,15 @@ def load_full_model(
         ModelError: the folder holds no full model in safetensors.
         ConfigError: `loading` quantises it, and bitsandbytes is not installed.
     """
+    dtype = weights_dtype(loading, precision)
     if loading.quantize is not None:
         options |= loading_options(loading.quantize, device(), uses_bf16(precision))
-        return train_as_scored(read_full_model(folder, dtype=weights_dtype(loading, precision), **options))
-    return read_full_model(folder, dtype=weights_dtype(loading, precision), **options).to(device())
+        return train_as_scored(read_full_model(folder, dtype=dtype, **options))
+    model = read_full_model(folder, dtype=dtype, **options)
+    for name, weight in model.named_parameters():
+        if any(re.search(pattern, name) for pattern in loading.trained):
+            weight.data = weight.detach().float()
+    return model.to(device())
 
 
 def read_full_model(folder: Path, dtype: "torch.dtype | str", **options: Any) -> "PreTrainedModel":

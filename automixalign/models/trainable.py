@@ -33,13 +33,16 @@ def make_trainable(
         ConfigError: `trainable` or `lora` does not fit the model.
     """
     freeze(model, training.trainable)
-    config = lora_config(model, training.lora)
-    if config is None:
-        return model
-    from peft import get_peft_model
+    config, policy = lora_config(model, training.lora), model
+    if config is not None:
+        from peft import get_peft_model
 
-    torch.manual_seed(seed)
-    return get_peft_model(model, config)
+        torch.manual_seed(seed)
+        policy = get_peft_model(model, config)
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.detach().float()
+    return policy
 
 
 def freeze(model: "PreTrainedModel", trainable: list[str] | None) -> None:

@@ -14,6 +14,7 @@ from automixalign.config.settings import Quantization
 from automixalign.config.training import TrainingSettings
 from automixalign.method.mixer import Mixer
 from automixalign.models.base_address import read_address
+from automixalign.models.divided import read_for_fsdp
 from automixalign.models.full_model import save_full_model, write_full_model
 from automixalign.models.load import device, load_full_model, load_tokenizer, uses_bf16
 from automixalign.models.trainable import make_trainable
@@ -76,7 +77,10 @@ def train_policy(
     with checkpoint_store(location, key, scratch) as checkpoints:
         start = training.start_model
         tokenizer = load_tokenizer(start)
-        model = load_full_model(start, training.settings.loading, spec.precision)
+        if spec.fsdp:
+            model = read_for_fsdp(start, spec.precision)
+        else:
+            model = load_full_model(start, training.settings.loading, spec.precision)
         generation_config = copy.deepcopy(model.generation_config)
         log = checkpoints.folder / TRAJECTORY
         trainer = MixingTrainer(
@@ -186,6 +190,7 @@ def _save_adapter(
 
 def training_arguments(settings: TrainingSettings, steps: int, folder: Path) -> "TrainingArguments":
     """The Trainer's settings of the optimiser and the run."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
     from transformers import TrainingArguments
 
     spec, world = settings.training, world_size()
@@ -198,8 +203,9 @@ def training_arguments(settings: TrainingSettings, steps: int, folder: Path) -> 
     fsdp_config = {
         "activation_checkpointing": spec.gradient_checkpointing,
         "state_dict_type": "FULL_STATE_DICT",
+        "cpu_ram_efficient_loading": True,
     }
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=micro_batch,
@@ -223,4 +229,11 @@ def training_arguments(settings: TrainingSettings, steps: int, folder: Path) -> 
         logging_steps=max(1, steps // 20),
         disable_tqdm=True,
         report_to="none",
+        # Else each process holds whole gradients while it accumulates them.
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": spec.fsdp}},
     )
+    if spec.fsdp and arguments.bf16:
+        # By default the gradients, too, would be added up in bf16.
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        arguments.fsdp_plugin_args["mixed_precision_policy"] = policy
+    return arguments

@@ -35,6 +35,7 @@ from transformers.trainer_utils import unwrap_peft_model
 from automixalign.config.settings import PLAIN, Loading
 from automixalign.method.losses import Loss
 from automixalign.method.mixer import Draws, Floats, Ints, Mixer
+from automixalign.models.divided import replace_meta
 from automixalign.scoring.logps.batch import PairIds, on_device
 from automixalign.scoring.logps.forward import prepare_head, side_logps
 from automixalign.scoring.logps.layout import Layout, attending
@@ -128,6 +129,8 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
             raise TrainingError(
                 f"the data has no column {_SPECIALIST_LOSS}, from which this mixer computes the excess"
             )
+        if args.fsdp:
+            replace_meta(self.policy)
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
@@ -142,7 +145,6 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
         )
         share = average_iterates or 0.0
         self.first_averaged = args.max_steps - math.ceil(share * args.max_steps) + 1
-        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.average = IterateAverage(self.trained) if share else None
         self.validator: Validator | None = None
         if validation is not None:
@@ -183,6 +185,11 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
         elif self.average is not None:
             self.average.install()
         return result
+
+    @property
+    def trained(self) -> list[torch.nn.Parameter]:
+        """The trained parameters. Nobody may hold those that FSDP will replace when it divides the model."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     @property
     def kept_step(self) -> int:

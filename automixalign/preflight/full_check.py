@@ -104,8 +104,10 @@ def count_usable(experiment: Experiment, tasks: list[TaskSpec]) -> dict[str, int
 def _check_settings(experiment: Experiment, outline: Outline) -> None:
     """Check the settings that depend on the base model's shape."""
     from automixalign.models.load import check_positions
+    from automixalign.scoring.logps.layout import layout_of
 
     check_positions(outline.config, experiment.max_length)
+    layout_of(outline.config, experiment.loading, on_cuda=True)
     if experiment.training.lora is not None or experiment.training.trainable is not None:
         with transformers_silenced():
             check_trainable(outline.empty_model(), experiment.training)

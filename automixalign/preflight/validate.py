@@ -73,13 +73,17 @@ def plan_experiment(experiment: Experiment) -> Plan:
     """Check the sources of an experiment, and divide it among the stages.
 
     Raises:
-        ConfigError: a benchmark, or a quantised model, cannot run here.
+        ConfigError: a benchmark, a quantised model or the attention cannot run here.
         DataError, ModelError: a source does not exist.
         ConfigError: the judge's endpoint refuses a request, or gives no verdict.
         StorageError: a source on S3 does not exist, the output is not writable, or the model registry or the
             judge does not answer.
     """
     check_installed(experiment.loading.quantize)
+    if experiment.attn_implementation == "flash_attention_2":
+        from automixalign.scoring.logps.layout import check_installed as check_attention
+
+        check_attention(experiment.attn_implementation)
     benchmarks = check_benchmarks(experiment.benchmarks)
     uri = experiment.tracking.uri or os.environ.get(spool.URI)
     if experiment.registry is not None and uri is not None:
@@ -168,6 +172,9 @@ def check_local_sources(experiment: Experiment) -> None:
     if len(candidates) == len(experiment.tasks):  # a prompt's split may depend on the other tasks
         split_tasks(candidates, experiment.split)
     if inspected is not None:
+        from automixalign.scoring.logps.layout import layout_of
+
+        layout_of(inspected[0].config, experiment.loading, on_cuda=True)
         with transformers_silenced():
             check_trainable(inspected[0], experiment.training)
     elif has_named_modules(experiment.training) and is_at_hand(experiment.base_model):

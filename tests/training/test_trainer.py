@@ -1,6 +1,7 @@
 """The trainer against TRL's own DPOTrainer and against the definition of its objective."""
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -15,14 +16,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 import benchmarks.mixers  # noqa: F401  registers the ablations
+from automixalign.config.evaluation import ScoringSettings
+from automixalign.config.settings import Loading
 from automixalign.method.losses import Loss
 from automixalign.method.mixers import registered_mixers
 from automixalign.models.load import load_full_model
+from automixalign.scoring.logps import forward
 from automixalign.scoring.logps.layout import attending
+from automixalign.scoring.reference_logps import write_reference_logps
 from automixalign.scoring.scorer import Scorer
 from automixalign.storage import files
 from automixalign.system.errors import TrainingError
 from automixalign.training.trainer import MixingTrainer
+from benchmarks import tiny
 from tests.method.needed_options import needed_options
 
 ROWS = 12
@@ -344,3 +350,31 @@ def test_the_objective_is_the_weighted_clipped_excess(train: Train, tasks: Tasks
         row["weight"] * max(loss - row["specialist_loss"], 0) for loss, row in zip(losses, rows, strict=True)
     ) / len(rows)
     assert actual == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("way", "fused"), [("auto", False), ("sdpa", False), ("sdpa", True)])
+def test_the_first_loss_is_ln_2(
+    way: str, fused: bool, precision: str, lora: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scoring and training have other batches, and the same head, attention and dtype of weights."""
+    monkeypatch.setattr(forward, "fuses_head", lambda: fused)
+    world = tiny.world()
+    base = tmp_path / "base"
+    shutil.copytree(world.base_model, base)
+    load_full_model(base).bfloat16().save_pretrained(base)
+    loading = Loading.model_validate(
+        {"attn_implementation": way, "dtype": "source" if lora else "fp32", "max_length": 64}
+    )
+    scoring = ScoringSettings(seed=0, batch_size=6, precision=precision, loading=loading)
+    write_reference_logps(scoring, world.data, base, tmp_path / "logps")
+    options = {"lora": {"rank": 2}} if lora else {}
+    training = tiny.specialist_training(
+        tmp_path, batch_size=8, micro_batch_size=4, precision=precision, **options
+    )
+    settings = training.settings.model_copy(update={"loading": loading})
+    changes = {"base_model": base, "reference_logps": tmp_path / "logps", "settings": settings}
+    training.model_copy(update=changes).run(tmp_path)
+    (loss,) = files.read_jsonl(training.trajectory)[0]["loss"].values()
+    assert loss == pytest.approx(math.log(2), abs=1e-6)

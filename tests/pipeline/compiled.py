@@ -147,7 +147,8 @@ def golden(name: str) -> str:
 
 def transfers_table() -> str:
     """What the pods of `zephyr-7b` transfer, as docs/kubeflow.md shows it."""
-    rows = transfers_of(load_experiment("zephyr-7b", tasks=[f"{name}=org/{name}" for name in "abc"]))
+    tasks = [f"{name}=org/{name}" for name in ("helpful", "harmless", "reasoning")]
+    rows = transfers_of(load_experiment("zephyr-7b", tasks=tasks))
     cells = [(each.title, each.runs, each.downloads.models, each.uploads.models) for each in rows]
     totals = ("all", *(sum(numbers) for numbers in list(zip(*cells, strict=True))[1:]))
     head = [("stage", "pods", "models downloaded", "models uploaded"), ("---", *["---:"] * 3)]

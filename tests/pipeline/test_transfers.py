@@ -19,7 +19,7 @@ def models(runs: int, downloaded: int, uploaded: int = 0) -> Row:
 
 
 def test_full_fine_tuning_downloads_each_model_only_where_its_weights_are_read() -> None:
-    tasks = ["a=org/a", "b=org/b", "c=org/c"]
+    tasks = ["helpful=org/a", "harmless=org/b", "reasoning=org/c"]
     sets = ["methods=[standard, uniform, ama-r, ama-s]", "merges=[linear, ties]"]
     measured = rows(load_experiment("zephyr-7b", tasks=tasks, sets=sets))
     del measured["specialist_losses (specialists)"]

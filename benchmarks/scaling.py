@@ -125,8 +125,9 @@ class Experiment:
             write_specialist_losses(
                 self.plan.specialist_losses,
                 task=task,
-                **self.inputs,
-                specialist=self.base,
+                data=self.data,
+                reference_logps=self.reference_logps,
+                scores=self.reference_logps / task,
                 evaluation=self.folder / "evaluation",
                 output=self.folder / "losses" / task,
             )

@@ -82,6 +82,7 @@ class Experiment(Schema):
             "warm starts": self.starts,
             "benchmarks": self.benchmarks,
             "answers": any(self.evaluation.answers(task.verifier is not None) for task in self.tasks),
+            "cross-fitting": self.specialist_losses.cross_fit,
             "judge": self.evaluation.compares_with_reference,
             "registry": self.registry,
             "output": self.output,

@@ -158,6 +158,7 @@ class Plan(BaseModel):
             loading=experiment.loading,
             budget=experiment.budget.specialist,
             scoring=validation,
+            score_precision=None if experiment.specialist_losses.cross_fit else evaluation.precision,
         )
         results = experiment.without_delivery()
         return cls(

@@ -161,6 +161,11 @@ class TrainingSpec(Loss):
         return self.warmup_steps if self.warmup is None else math.ceil(self.warmup * steps)
 
     @property
+    def pairs_per_pass(self) -> int:
+        """Pairs of one forward pass of a process."""
+        return self.micro_batch_size or max(1, self.batch_size // (self.processes * self.nodes))
+
+    @property
     def loss(self) -> Loss:
         """The preference loss alone."""
         return Loss(**{key: getattr(self, key) for key in Loss.model_fields})
@@ -190,6 +195,9 @@ class TrainingSettings(Settings):
 
 class SpecialistSettings(TrainingSettings):
     """Of `train_specialist`."""
+
+    score_precision: Precision | None = None
+    """In which the trained specialist scores its own training pairs; None if nothing reads these scores."""
 
     def for_a_half(self) -> Self:
         """The same number of passes over half of the pairs, validated only if that chooses the weights."""

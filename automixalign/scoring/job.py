@@ -47,6 +47,8 @@ class Scoring(Job):
     """The splits to score."""
     pair_ids: frozenset[str] | None = None
     """The pairs to score; None for all of the splits."""
+    reports: bool = True
+    """Whether the scored pairs are the progress of the stage."""
 
     def scores(self, processes: int) -> dict[Split, pa.Table]:
         """The scores of each split, in the order of its pairs, as `Scorer.scores` returns them.
@@ -83,7 +85,7 @@ class Scoring(Job):
             model: the model on its device.
             own: the batches of this process.
         """
-        scorer = Scorer(model, self.batch_size, self.precision, self.loading)
+        scorer = Scorer(model, self.batch_size, self.precision, self.loading, self.reports)
         tables = [self._read(split, *IDS) for split in self.pairs]
         scores = []
         with current_step().whole(sum(map(len, tables))):

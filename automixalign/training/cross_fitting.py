@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from automixalign.config.training import SpecialistLossesSettings, SpecialistSettings
-from automixalign.models.load import load_model
+from automixalign.data.store import TRAIN
 from automixalign.scoring import caches
-from automixalign.scoring.scorer import Scorer
+from automixalign.scoring.job import Scoring
 from automixalign.system.errors import DataError
 from automixalign.training.launch import launch
 from automixalign.training.specialist import SpecialistTraining
@@ -61,9 +61,18 @@ def cross_fitted_scores(
                 trajectory=Path(scratch) / "trajectory.jsonl",
             )
             launch(training)
-            model = load_model(training.output, base_model, settings.loading, settings.precision)
-            scorer = Scorer(model, settings.batch_size, settings.precision, settings.loading)
-            parts.append(scorer.scores(pairs.filter([pair_id in scored for pair_id in ids])))
+            scoring = Scoring(
+                model=training.output,
+                base_model=base_model,
+                data=data,
+                loading=settings.loading,
+                batch_size=settings.batch_size,
+                precision=settings.precision,
+                pairs=[(task, TRAIN)],
+                pair_ids=scored,
+            )
+            # This pod has the processes of the trainings.
+            parts.append(scoring.scores(fold.training.processes)[task, TRAIN])
     return caches.join(pa.concat_tables(parts), ids, f"cross-fitted scores of {task}")
 
 

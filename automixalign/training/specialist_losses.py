@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from automixalign.config.training import SpecialistLossesSettings
 from automixalign.data.store import IDS, SPLITS, TEST, TRAIN, read_split
-from automixalign.models.load import load_model
 from automixalign.scoring import caches
-from automixalign.scoring.scorer import Scorer, pair_losses
+from automixalign.scoring.scorer import pair_losses
 from automixalign.steps.step import current_step
 from automixalign.storage import files
+from automixalign.system.errors import CacheError
 from automixalign.training.cross_fitting import cross_fitted_scores
 from automixalign.training.memorisation import measure_memorisation, memorisation_warning
 
@@ -27,10 +27,10 @@ def write_specialist_losses(
     task: str,
     data: Path,
     reference_logps: Path,
-    base_model: Path,
-    specialist: Path,
+    scores: Path,
     evaluation: Path,
     output: Path,
+    base_model: Path | None = None,
 ) -> dict[str, Any]:
     """Cache the loss of every pair of a task under its specialist, by pair id.
 
@@ -39,30 +39,36 @@ def write_specialist_losses(
         task: the task.
         data: the prepared splits.
         reference_logps: the log-probabilities under the reference model.
-        base_model: the base model of a LoRA specialist.
-        specialist: the specialist of the task.
-        evaluation: the evaluation of the specialist; it has scored the held-out splits already.
+        scores: what the specialist's training wrote: its log-probabilities of the training pairs.
+        evaluation: the evaluation of the specialist, which has scored the held-out splits.
         output: the folder to write.
+        base_model: from which the specialists of cross-fitting start; only these need it.
 
     Returns:
         The manifest, with the mean loss of each split and what `measure_memorisation` returns.
 
     Raises:
-        CacheError: the evaluation or `reference_logps` lacks a pair.
+        CacheError: `scores`, the evaluation or `reference_logps` lacks a pair; or cross-fitting has no base
+            model.
         DataError: the task is too small for cross-fitting.
     """
-    model = load_model(specialist, base_model, settings.loading, settings.precision)
-    scorer = Scorer(model, settings.batch_size, settings.precision, settings.loading)
+    caches.check_cache(scores, data, task)
+    if settings.fold is not None and base_model is None:
+        raise CacheError(f"cross-fitting of task {task} has no base model to start from")
     tables = {}
     splits = {split: read_split(data, task, split, IDS) for split in SPLITS}
     for split, pairs in splits.items():
         ids = pairs.column("pair_id").to_pylist()
-        if split != TRAIN and len(pairs):
+        cache = caches.read_cache(reference_logps / task, split, caches.CHOSEN, caches.REJECTED)
+        logps = caches.join(cache, ids, f"reference_logps of {task}, {split}")
+        if not ids:
+            scored = logps
+        elif split != TRAIN:
             folder = evaluation if split == TEST else evaluation / split
             evaluated = caches.read_scores(folder, task, caches.CHOSEN, caches.REJECTED)
-            scores = caches.join(evaluated, ids, f"evaluation of {task}, {split}")
-        elif split == TRAIN and settings.fold is not None:
-            scores = cross_fitted_scores(
+            scored = caches.join(evaluated, ids, f"evaluation of {task}, {split}")
+        elif settings.fold is not None and base_model is not None:
+            scored = cross_fitted_scores(
                 settings,
                 settings.fold,
                 task=task,
@@ -72,12 +78,11 @@ def write_specialist_losses(
                 base_model=base_model,
             )
         else:
-            scores = scorer.scores(pairs)
-        cache = caches.read_cache(reference_logps / task, split, caches.CHOSEN, caches.REJECTED)
-        logps = caches.join(cache, ids, f"reference_logps of {task}, {split}")
-        losses = pair_losses(settings.loss, scores, logps, pairs)
-        scores = scores.select(["pair_id", caches.CHOSEN, caches.REJECTED])
-        tables[split] = scores.append_column(caches.LOSS, pa.array(losses))
+            own = caches.read_cache(scores, split, caches.CHOSEN, caches.REJECTED)
+            scored = caches.join(own, ids, f"scores of {task}, {split}")
+        losses = pair_losses(settings.loss, scored, logps, pairs)
+        scored = scored.select(["pair_id", caches.CHOSEN, caches.REJECTED])
+        tables[split] = scored.append_column(caches.LOSS, pa.array(losses))
     by_split = {split: caches.column(table, caches.LOSS) for split, table in tables.items()}
     memorisation = measure_memorisation(settings, by_split, splits)
     if warning := memorisation_warning(task, memorisation, settings.warn_gap):
@@ -90,7 +95,7 @@ def write_specialist_losses(
             task,
             tables,
             data,
-            model=files.digest(specialist),
+            model=files.read_json(scores / caches.MANIFEST)["model"],
             precision=settings.precision,
             **settings.loss.model_dump(),
             mean_loss=mean_loss,

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 TERMINAL = "AMA_QUALITY_TERMINAL"
 """The environment variable that holds the terminal's file descriptor in worker processes."""
-_MODEL, _TRAJECTORY, _FACTS = "model", "trajectory.jsonl", "facts.json"
+_MODEL, _TRAJECTORY, _SCORES, _FACTS = "model", "trajectory.jsonl", "scores", "facts.json"
 
 Row = dict[str, Any]
 """An arm's `arm` and `family`, its costs, its `late` means, and the metrics of each task by split."""
@@ -123,11 +123,11 @@ class SeedModels:
         }
 
     def specialist(self, task: str) -> Path:
-        """A folder with the specialist, its trajectory, and the facts that its training returned."""
+        """A folder with the specialist, its trajectory, its scores, and the facts of its training."""
         settings, paths = self.plan.specialist, self._of_task(task)
 
         def make(new: Path) -> None:
-            outputs = {"output": new / _MODEL, "trajectory": new / _TRAJECTORY}
+            outputs = {"output": new / _MODEL, "trajectory": new / _TRAJECTORY, "scores": new / _SCORES}
             facts = train(SpecialistTraining(settings=settings, task=task, **paths, **outputs))
             files.write_json(new / _FACTS, facts)
 
@@ -154,7 +154,7 @@ class SeedModels:
         )
 
         def make(new: Path) -> None:
-            paths = {"specialist": specialist / _MODEL, "evaluation": scores, "output": new}
+            paths = {"scores": specialist / _SCORES, "evaluation": scores, "output": new}
             write_specialist_losses(settings, task=task, **self._of_task(task), **paths)
 
         return self.store.result("losses", [settings, task, specialist], make)

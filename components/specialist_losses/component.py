@@ -12,10 +12,10 @@ def specialist_losses(
     task_name: str,
     data: Input[Dataset],
     reference_logps: Input[Dataset],
-    base_model: Input[Model],
-    model: Input[Model],
+    scores: Input[Dataset],
     evaluation: Input[Dataset],
     losses: Output[Dataset],
+    base_model: Input[Model] = None,  # kfp's form of an optional
 ) -> None:
     """Cache the loss of each pair of a task under its specialist, keyed by pair id.
 
@@ -24,10 +24,10 @@ def specialist_losses(
         task_name: the task.
         data: the prepared splits.
         reference_logps: the reference log-probabilities.
-        base_model: the base of a LoRA specialist.
-        model: the specialist.
+        scores: the specialist's scores of its training pairs, from its training.
         evaluation: the specialist's evaluation, which scored the held-out splits.
         losses: folder with `SPLIT.parquet` and a manifest that names its data and model.
+        base_model: from which the specialists of cross-fitting start; without cross-fitting, none.
     """
     from pathlib import Path
 
@@ -35,16 +35,16 @@ def specialist_losses(
     from automixalign.steps.step import run_step
     from automixalign.training.specialist_losses import write_specialist_losses
 
-    reads = [data, reference_logps, base_model, model, evaluation]
+    reads = [data, reference_logps, scores, evaluation, *([base_model] if base_model else [])]
     with run_step("specialist_losses", task_name, reads=reads, writes=[losses]):
         manifest = write_specialist_losses(
             settings=SpecialistLossesSettings.model_validate_json(settings),
             task=task_name,
             data=Path(data.path),
             reference_logps=Path(reference_logps.path),
-            base_model=Path(base_model.path),
-            specialist=Path(model.path),
+            scores=Path(scores.path),
             evaluation=Path(evaluation.path),
             output=Path(losses.path),
+            base_model=Path(base_model.path) if base_model else None,
         )
         losses.metadata.update(manifest, run_path=f"specialist_losses/{task_name}")

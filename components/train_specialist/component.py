@@ -15,6 +15,7 @@ def train_specialist(
     base_model: Input[Model],
     model: Output[Model],
     trajectory: Output[Artifact],
+    scores: Output[Dataset],
 ) -> None:
     """Train the specialist of a task; generalists are measured against its losses.
 
@@ -26,6 +27,7 @@ def train_specialist(
         base_model: the policy to start from.
         model: the specialist, a full model or a LoRA adapter.
         trajectory: JSONL, one line for each optimiser step.
+        scores: the specialist's log-probabilities of its training pairs, unless cross-fitting makes others.
     """
     from pathlib import Path
 
@@ -35,7 +37,7 @@ def train_specialist(
     from automixalign.training.specialist import SpecialistTraining
 
     name = specialist_name(task_name)
-    reads, writes = [data, reference_logps, base_model], [model, trajectory]
+    reads, writes = [data, reference_logps, base_model], [model, trajectory, scores]
     with run_step("train_specialist", task_name, reads=reads, writes=writes):
         training = SpecialistTraining(
             settings=SpecialistSettings.model_validate_json(settings),
@@ -45,6 +47,7 @@ def train_specialist(
             base_model=Path(base_model.path),
             output=Path(model.path),
             trajectory=Path(trajectory.path),
+            scores=Path(scores.path),
         )
         facts = train(training)
         labels = {"model": name, "family": "specialist", "task": task_name}

@@ -170,9 +170,10 @@ def _specialists(add_task: Placement, parts: Sequence[str]) -> Callable[..., Any
                 specialist_losses,
                 settings=losses,
                 task_name=task_name,
-                model=model,
+                scores=trained.outputs["scores"],
                 evaluation=evaluated.outputs["evaluation"],
-                **inputs,
+                **scores,
+                **({"base_model": base_model} if "cross-fitting" in parts else {}),
             )
         return Specialists(
             models=dsl.Collected(model),

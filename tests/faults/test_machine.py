@@ -130,8 +130,7 @@ def write_losses(output: Path) -> None:
             task="format",
             data=world.data,
             reference_logps=world.reference_logps,
-            base_model=world.base_model,
-            specialist=world.base_model,
+            scores=world.reference_logps / "format",
             evaluation=Path(scratch) / "specialist",
             output=output / "losses",
         )

@@ -39,17 +39,21 @@ def settings(**changes: Any) -> SpecialistLossesSettings:
 def write(
     base_model: Path, data: Path, reference_logps: Path, specialist: Path, output: Path, **changes: Any
 ) -> dict[str, Any]:
-    evaluation = output.parent / "evaluation"
+    evaluation, scores = output.parent / "evaluation", output.parent / "scores"
+    paths = {"data": data, "reference_logps": reference_logps, "base_model": base_model}
+    trajectory = output.parent / "none"
+    scored = TRAINING.model_copy(update={"score_precision": None if changes.get("fold") else "fp32"})
+    SpecialistTraining(
+        settings=scored, task=TASK, **paths, output=specialist, trajectory=trajectory, scores=scores
+    ).finish()
     scorer = Scorer(load_full_model(specialist), 5, "fp32")
     for split, folder in (("test", evaluation), ("validation", evaluation / "validation")):
         files.write_table(folder / f"{TASK}.parquet", scorer.scores(read_split(data, TASK, split)))
     return write_specialist_losses(
         settings(**changes),
         task=TASK,
-        data=data,
-        reference_logps=reference_logps,
-        base_model=base_model,
-        specialist=specialist,
+        **paths,
+        scores=scores,
         evaluation=evaluation,
         output=output,
     )
@@ -87,6 +91,26 @@ def memoriser(base_model: Path, noisy: Path) -> Path:
     """A specialist that passed over its training pairs many times."""
     train_it(_specialist(TRAINING, base_model, noisy, noisy / "model"))
     return noisy / "model"
+
+
+def test_a_training_scores_its_pairs_under_the_model_that_it_saved(
+    base_model: Path, noisy: Path, tmp_path: Path
+) -> None:
+    """In its own batches of six pairs; cross-fitting makes other scores, so nothing but the digest remains."""
+    spec = {"batch_size": 12, "micro_batch_size": 6, "learning_rate": 1e-2, "lora": {"rank": 2}}
+    given = {"seed": 0, "training": spec, "budget": {"steps": 1}, "score_precision": "fp32"}
+    settings = SpecialistSettings.model_validate(given)
+    scores, model = tmp_path / "scores", tmp_path / "model"
+    train_it(_specialist(settings, base_model, noisy, model, scores=scores))
+    scorer = Scorer(load_model(model, base_model), 12, "fp32")
+    assert caches.read_cache(scores, "train") == scorer.scores(read_split(noisy / "data", TASK, "train"))
+    manifest = files.read_json(scores / caches.MANIFEST)
+    assert (manifest["model"], manifest["precision"]) == (files.digest(model), "fp32")
+    caches.check_cache(scores, noisy / "data", TASK)
+
+    other = settings.model_copy(update={"score_precision": None})
+    _specialist(other, base_model, noisy, model, scores=scores).finish()
+    assert [file.name for file in scores.iterdir()] == [caches.MANIFEST]
 
 
 def test_a_specialist_that_is_the_reference_has_a_loss_of_ln_2(

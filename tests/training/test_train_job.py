@@ -14,6 +14,10 @@ import pytest
 from kubernetes.config import incluster_config
 
 from automixalign.config.cluster import TRAIN_JOB
+from automixalign.data.store import read_split
+from automixalign.models.load import load_model
+from automixalign.scoring import caches
+from automixalign.scoring.scorer import Scorer
 from automixalign.steps.jobs.job import result_file
 from automixalign.steps.step import run_step
 from automixalign.storage import files
@@ -123,6 +127,19 @@ def test_two_nodes_train_what_one_process_trains(
     assert train(on_nodes(tmp_path / "again", inputs)) == two
     for part in ("model/model.safetensors", "model/tokenizer.json", "log.jsonl"):
         assert files.digest(tmp_path / "again" / part) == files.digest(tmp_path / "two" / part)
+
+
+@pytest.mark.usefixtures("storage")
+@pytest.mark.slow
+def test_the_first_node_scores_the_pairs_of_a_specialist(inputs: Data, tmp_path: Path) -> None:
+    whole = on_nodes(tmp_path, inputs, processes=2, batch_size=8, micro_batch_size=2)
+    settings = {**whole.settings.model_dump(exclude={"method", "plugins"}), "score_precision": "fp32"}
+    paths = {**whole.model_dump(exclude={"losses", "settings", "start"}), "scores": tmp_path / "scores"}
+    specialist = SpecialistTraining.model_validate({**paths, "settings": settings, "task": "format"})
+    train(specialist)
+    scorer = Scorer(load_model(specialist.output, specialist.base_model), 4, "fp32")
+    scores = scorer.scores(read_split(specialist.data, "format", "train"))
+    assert caches.read_cache(tmp_path / "scores", "train") == scores
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@
 
 It downloads the training (`handover`) and starts a worker for each process by torchrun. Trainer's runtime
 passes the number of nodes, the rank of this one and the address of the first in `PET_*` variables. The first
-node uploads the result. A node that fails uploads its error for the waiting stage.
+node finishes the training, and uploads the result. A node that fails uploads its error for the waiting stage.
 """
 
 import os
@@ -34,6 +34,8 @@ def run(uri: str) -> None:
             training = exchange.receive(folder)
             _start_workers(folder, training.settings.training.processes)
             if node == "0":
+                _forget_nodes()
+                training.finish()
                 exchange.upload_result(folder)
         except SignalException:
             raise  # the node was ended from outside
@@ -49,6 +51,12 @@ def _start_workers(folder: Path, processes: int) -> None:
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
     main(["--rdzv-conf", f"timeout={_JOIN_SECONDS}", "--module", worker.__name__, str(folder)])
+
+
+def _forget_nodes() -> None:
+    """Remove what Trainer's runtime says of the nodes: a launcher of this node's processes would read it."""
+    for name in [name for name in os.environ if name.startswith("PET_")]:
+        del os.environ[name]
 
 
 def _failure_time(folder: Path) -> int:

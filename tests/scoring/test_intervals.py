@@ -62,7 +62,8 @@ def test_a_bootstrap_in_batches_is_the_same(monkeypatch: pytest.MonkeyPatch) -> 
     values = np.random.default_rng(0).normal(size=(30, 2))
     whole = bootstrap_means(values, np.arange(30), seed=1)
     monkeypatch.setattr("automixalign.scoring.intervals._BATCH_VALUES", 700)
-    assert np.array_equal(bootstrap_means(values, np.arange(30), seed=1), whole)
+    # To rounding: a matrix product may add up in another order in a smaller batch.
+    assert bootstrap_means(values, np.arange(30), seed=1) == pytest.approx(whole, abs=1e-12)
 
 
 def test_equal_prompts_have_one_number() -> None:

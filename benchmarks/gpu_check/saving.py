@@ -14,7 +14,7 @@ from benchmarks.gpu_check.setting import Row, Setting, free_memory, now
 from benchmarks.gpu_check.trainings import Clock, train, trainer_of
 
 _PRESET = Path(__file__).parents[2] / "pipelines" / "presets" / "zephyr-7b.yaml"
-"""Its GPUs have 16 pairs a step, as the full setting."""
+"""Its checkpoints are some minutes apart."""
 _EVERY = 2
 """Steps between two checkpoints of a resumed training."""
 
@@ -49,9 +49,7 @@ def checkpoints(setting: Setting) -> Iterator[Row]:
     # What a thread does meanwhile makes the steps slower, too.
     extra = max(clock.seconds - setting.steps * step, stop)
     yield Row("all that it adds", extra, "s")
-    preset = yaml.safe_load(_PRESET.read_text(encoding="utf-8"))["training"]
-    intervals = [preset.get("checkpoint_every", 0) * step, 60 * preset.get("checkpoint_minutes", 0)]
-    interval = min(each for each in intervals if each)
+    interval = 60 * yaml.safe_load(_PRESET.read_text(encoding="utf-8"))["training"]["checkpoint_minutes"]
     yield Row("share of the time", extra / (interval + extra), "of the time", f"one every {interval:.0f} s")
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from automixalign.steps.jobs.launch import run_job
 from automixalign.steps.step import current_step
 from automixalign.storage import files
+from automixalign.training.checkpoints.store import remove_checkpoints
 from automixalign.training.job import Training
 from automixalign.training.nodes import train_job
 
@@ -56,7 +57,10 @@ def launch(training: Training) -> dict[str, Any]:
     """
     spec = training.settings.training
     if spec.nodes > 1:
-        return train_job.run(training)
-    facts, *_ = run_job(training, spec.processes)
-    training.finish()
+        facts = train_job.run(training)
+    else:
+        facts, *_ = run_job(training, spec.processes)
+        training.finish()
+    # Not before: if `finish` fails, the next start of the stage goes on from them.
+    remove_checkpoints(facts.pop("checkpoints"))
     return facts

@@ -56,7 +56,8 @@ def train_policy(
 
     Returns:
         Steps, pairs, trained parameters, seconds and machine; with a validation also the step whose policy is
-        the model, and the seconds of validating, which the other seconds do not hold.
+        the model, and the seconds of validating, which the other seconds do not hold. `checkpoints` is the path
+        of those that are kept until all results are written, if there are any.
 
     Raises:
         TrainingError: the loss or a weight became not finite.
@@ -99,8 +100,6 @@ def train_policy(
             processing_class=tokenizer,
         )
         trainer.train(resume_from_checkpoint=True)
-        # The first process removes the folder of the checkpoints; the others still read it as they end.
-        trainer.accelerator.wait_for_everyone()
         state_dict = trainer.whole_state_dict()
         if trainer.accelerator.is_main_process:
             # The trainer may have changed it, and `save_pretrained` refuses some changed ones.
@@ -119,6 +118,7 @@ def train_policy(
         "pairs": steps * spec.batch_size,
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "machine": machine(),
+        "checkpoints": f"{location.rstrip('/')}/{key}" if location else None,
     }
     if validator is None:
         return {**facts, "seconds": round(seconds, 1)}

@@ -2,14 +2,28 @@
 
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from automixalign.data.store import TRAIN
+from automixalign.scoring import caches
+from automixalign.scoring.job import Scoring
+from automixalign.steps.step import run_step
 from automixalign.storage import files
+from automixalign.system.errors import ResourceError
 from automixalign.training.averaging import FILE as AVERAGE
-from automixalign.training.checkpoints.folder import SEAL, STATE, TRAJECTORY, CheckpointStore
+from automixalign.training.checkpoints.folder import (
+    CHECKPOINTS_VARIABLE,
+    SEAL,
+    STATE,
+    TRAJECTORY,
+    CheckpointStore,
+)
+from automixalign.training.launch import launch
+from benchmarks import tiny
 from tests.faults.common import Damage, cut, flip, remove, write
 from tests.faults.interrupted import (
     BATCHES,
@@ -145,6 +159,32 @@ def test_a_training_killed_again_and_again_ends_in_the_same_bits(tmp_path: Path,
     assert train(EVERYTHING, output) == 0, (output / LOG).read_text()
     check_undisturbed(EVERYTHING, output)
     assert not list((output / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_specialist_whose_scoring_fails_goes_on_after_its_last_checkpoint(
+    tmp_path: Path,
+    environment: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    processes: int,
+) -> None:
+    run = tiny.specialist_training(tmp_path, checkpoint_every=2, processes=processes, micro_batch_size=2)
+    scored = run.settings.model_copy(update={"score_precision": "fp32"})
+    run = run.model_copy(update={"settings": scored, "scores": tmp_path / "scores"})
+
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    environment(**{CHECKPOINTS_VARIABLE: str(tmp_path / "checkpoints")})
+    with monkeypatch.context() as patch, pytest.raises(ResourceError), run_step("train_specialist", "format"):
+        patch.setattr(Scoring, "scores", fail)
+        launch(run)
+    assert "resumes after step" not in capfd.readouterr().err
+    launch(run)
+    assert "resumes after step 2" in capfd.readouterr().err
+    assert not list((tmp_path / "checkpoints").iterdir())
+    assert len(caches.read_cache(tmp_path / "scores", TRAIN))
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path: Path) -> None:

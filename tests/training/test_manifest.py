@@ -43,7 +43,7 @@ env:
     valueFrom: {configMapKeyRef: {name: automixalign-env, key: AWS_ENDPOINT_URL, optional: true}}
   - name: AWS_DEFAULT_REGION
     valueFrom: {configMapKeyRef: {name: automixalign-env, key: AWS_DEFAULT_REGION, optional: true}}
-  - {name: OMP_NUM_THREADS, value: "2"}
+  - {name: OMP_NUM_THREADS, value: "16"}
 resourcesPerNode:
   requests: {cpu: "16", memory: 512Gi, nvidia.com/gpu: "8"}
   limits: {cpu: "32", memory: 512Gi, nvidia.com/gpu: "8"}

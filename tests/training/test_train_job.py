@@ -19,12 +19,13 @@ from automixalign.models.load import load_model
 from automixalign.scoring import caches
 from automixalign.scoring.scorer import Scorer
 from automixalign.steps.jobs.job import result_file
+from automixalign.steps.jobs.launch import start_processes
 from automixalign.steps.step import run_step
 from automixalign.storage import files
 from automixalign.system.errors import AutoMixAlignError, CacheError, ConfigError, StorageError, TrainingError
 from automixalign.training.generalist import GeneralistTraining
 from automixalign.training.launch import train
-from automixalign.training.nodes import server, train_job
+from automixalign.training.nodes import node, server, train_job
 from automixalign.training.nodes.handover import Exchange, pack
 from automixalign.training.specialist import SpecialistTraining
 from tests.training.common import CLOCK, assert_same, generalist
@@ -91,6 +92,7 @@ class Stage:
         files.write_text(self.nodes / "model" / "weights", "trained")
         files.write_jsonl(self.nodes / "trajectory.jsonl", [{"step": 1}])
         files.write_json(self.nodes / result_file(0), {"steps": 1})
+        self.exchange.upload_trained(self.nodes)
         self.exchange.upload_result(self.nodes)
         return COMPLETE
 
@@ -131,15 +133,38 @@ def test_two_nodes_train_what_one_process_trains(
 
 @pytest.mark.usefixtures("storage")
 @pytest.mark.slow
-def test_the_first_node_scores_the_pairs_of_a_specialist(inputs: Data, tmp_path: Path) -> None:
+def test_the_first_node_scores_the_pairs_of_a_specialist(
+    stub: Stub, s3: Any, bucket: str, inputs: Data, tmp_path: Path
+) -> None:
     whole = on_nodes(tmp_path, inputs, processes=2, batch_size=8, micro_batch_size=2)
     settings = {**whole.settings.model_dump(exclude={"method", "plugins"}), "score_precision": "fp32"}
     paths = {**whole.model_dump(exclude={"losses", "settings", "start"}), "scores": tmp_path / "scores"}
     specialist = SpecialistTraining.model_validate({**paths, "settings": settings, "task": "format"})
-    train(specialist)
+    facts = train(specialist)
     scorer = Scorer(load_model(specialist.output, specialist.base_model), 4, "fp32")
     scores = scorer.scores(read_split(specialist.data, "format", "train"))
     assert caches.read_cache(tmp_path / "scores", "train") == scores
+
+    # Without its last publication, it is as after a scoring that failed: the model is not trained again.
+    result = f"jobs/trainings/{stub.created[0]['metadata']['name'].removeprefix('train-')}/result/"
+    for item in s3.list_objects_v2(Bucket=bucket, Prefix=result)["Contents"]:
+        s3.delete_object(Bucket=bucket, Key=item["Key"])
+    assert train(specialist) == facts, "with the seconds of the first training"
+    assert len(stub.created) == 2
+    assert caches.read_cache(tmp_path / "scores", "train") == scores
+
+
+def test_the_processes_of_a_node_share_its_threads_in_training_and_scoring(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    threads: list[str] = []
+    for launcher in ("torch.distributed.run.main", "accelerate.commands.launch.launch_command"):
+        monkeypatch.setattr(launcher, lambda _: threads.append(os.environ["OMP_NUM_THREADS"]))
+    monkeypatch.setattr("torch.get_num_threads", lambda: int(os.environ["OMP_NUM_THREADS"]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    node._start_workers(tmp_path, 2)
+    start_processes(2, ["script.py"])
+    assert threads == ["4", "4"]
 
 
 @pytest.mark.slow

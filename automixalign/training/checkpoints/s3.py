@@ -12,6 +12,7 @@ that is uploading, and one that is being written or waits.
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 
@@ -40,16 +41,18 @@ class S3CheckpointStore(CheckpointStore):
         self._waiting: str | None = None
         """The checkpoint whose upload has not begun."""
         self._uploading: str | None = None
-        self._ended = False
         self._lock = Lock()
         """Guards `_waiting` and `_uploading`."""
         self._uploads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="uploads")
         self._upload: Future[None] | None = None
 
+    @cached_property
+    def _prefix(self) -> s3.Prefix:
+        return s3.Prefix(self.uri)
+
     def open(self) -> None:
         super().open()
         check_writable(self.uri)
-        self._prefix = s3.Prefix(self.uri)
         self._sizes = self._prefix.sizes()
 
     def check(self) -> None:
@@ -64,15 +67,10 @@ class S3CheckpointStore(CheckpointStore):
             self._upload.result()
 
     def remove(self) -> None:
-        self._ended = True
-        self.close()
         try:
-            self._discard_all_but(self._uploaded)
-            # The latest goes last: a training that is killed now still resumes from it.
             self._discard_all_but(None)
         except StorageError as error:
             current_step().warn(f"{self.uri} is not needed any more, but could not be removed: {error}")
-        super().remove()
 
     def _names(self) -> Iterable[str]:
         return {file.partition("/")[0] for file in self._sizes}
@@ -100,7 +98,9 @@ class S3CheckpointStore(CheckpointStore):
 
     def _discard_all_but(self, name: str | None) -> None:
         self._sizes = self._prefix.sizes()
-        for other in sorted(set(self._names()) - {name}):
+        # The latest complete one goes last: a training that is killed meanwhile still resumes from it.
+        names = set(self._names()) - {name}
+        for other in sorted(names, key=lambda name: (f"{name}/{SEAL}" in self._sizes, len(name), name)):
             self._discard(other)
 
     def _make_room(self, checkpoint: Path) -> None:
@@ -119,7 +119,7 @@ class S3CheckpointStore(CheckpointStore):
     def _send(self, name: str) -> None:
         """Upload a checkpoint, unless a newer one has replaced it."""
         with self._lock:
-            if self._waiting != name or self._ended:
+            if self._waiting != name:
                 return
             self._waiting, self._uploading = None, name
         try:
@@ -137,8 +137,6 @@ class S3CheckpointStore(CheckpointStore):
         self._discard_all_but(self._uploaded)
         text = (checkpoint / SEAL).read_bytes()
         for file, entry in Manifest.model_validate_json(text).files.items():
-            if self._ended:
-                return
             self._prefix.upload(f"{name}/{file}", checkpoint / file, entry.size, entry.sha256)
         self._prefix.write(f"{name}/{SEAL}", text)
         self._uploaded = name

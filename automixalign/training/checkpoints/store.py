@@ -1,6 +1,7 @@
 """Choose where a training keeps its checkpoints, and remove them after its success."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ def checkpoints_location(*intervals: float) -> str | None:
 
 @contextmanager
 def checkpoint_store(location: str | None, key: str, scratch: Path) -> Iterator[CheckpointStore]:
-    """The checkpoints of one training, removed after its success.
+    """The checkpoints of one training. They stay until `remove_checkpoints`.
 
     Args:
         location: a folder or an `s3://` prefix for the checkpoints of all trainings; None to keep none.
@@ -38,12 +39,20 @@ def checkpoint_store(location: str | None, key: str, scratch: Path) -> Iterator[
         store.open()
     try:
         yield store
-    except BaseException:
+    finally:
         if is_first:
             store.close()
-        raise
-    if is_first:
-        store.remove()
+
+
+def remove_checkpoints(path: str | None) -> None:
+    """Remove the checkpoints of a training when all of its results are written.
+
+    Args:
+        path: their folder or `s3://` prefix, `LOCATION/KEY`; None if the training kept none.
+    """
+    if path is not None:
+        location, _, key = path.rpartition("/")
+        _store(location, key, Path(tempfile.gettempdir()), is_first=True).remove()
 
 
 def _store(location: str | None, key: str, scratch: Path, is_first: bool) -> CheckpointStore:

@@ -3,7 +3,8 @@
     files/SHA256                an input file by its content; several trainings share it
     trainings/ID/training.json  the training and the names of its input files
     trainings/ID/errors/        TIME-NODE.json: the error of a node; the first name is the first error
-    trainings/ID/result/        a publication (`storage/publication`): model, trajectory, facts
+    trainings/ID/trained/       a publication (`storage/publication`): model, trajectory, facts
+    trainings/ID/result/        a publication that completes it: facts, and what `Training.finish` adds
 
 ID is made of everything that determines the training, so a second attempt finds the files of the first one.
 Only errors are deleted: use a lifecycle rule of the bucket for the rest.
@@ -27,8 +28,11 @@ from automixalign.system.schema import Schema
 from automixalign.training.job import Training
 
 _TRAINING = "training.json"
-_OUTPUTS = {"output": "model", "trajectory": "trajectory.jsonl", "scores": "scores"}
-"""Field of a training -> its name in the folder of a node, and in the result."""
+_TRAINED = {"output": "model", "trajectory": "trajectory.jsonl"}
+"""Field of a training -> its name in the folder of a node, and in S3: what the processes write."""
+_ADDED = {"scores": "scores"}
+"""What the first node adds."""
+_OUTPUTS = {**_TRAINED, **_ADDED}
 _FACTS = result_file(0)
 _MAX_NAME = 24
 """Characters of a stage's name in an ID."""
@@ -88,7 +92,7 @@ class Exchange:
         self.uri = uri
         self._own, self._errors = s3.Prefix(uri), s3.Prefix(f"{uri}/errors")
         self._files = s3.Prefix(uri.rpartition("/trainings/")[0] + "/files")
-        self._result = f"{uri}/result"
+        self._trained, self._result = f"{uri}/trained", f"{uri}/result"
 
     @classmethod
     def of(cls, handover: Handover, storage: str) -> Self:
@@ -127,23 +131,42 @@ class Exchange:
         files.write_text(folder / JOB, packed.model_dump_json())
         return training
 
+    def upload_trained(self, folder: Path) -> None:
+        """Upload what the processes wrote to a folder that `receive` has filled."""
+        self._upload(folder, self._trained, _TRAINED)
+
     def upload_result(self, folder: Path) -> None:
-        """Upload the result of the training in a folder that `receive` has filled."""
-        paths = {name: folder / name for name in (*_OUTPUTS.values(), _FACTS) if (folder / name).exists()}
-        publication.publish(paths, self._result, run=self.uri, replace=True)
+        """Upload what the first node added; the training is then finished."""
+        self._upload(folder, self._result, _ADDED)
+
+    def _upload(self, folder: Path, uri: str, outputs: Mapping[str, str]) -> None:
+        paths = {name: folder / name for name in (*outputs.values(), _FACTS) if (folder / name).exists()}
+        publication.publish(paths, uri, run=self.uri, replace=True)
+
+    def is_trained(self) -> bool:
+        """Whether S3 holds a model of this training, which may not be finished."""
+        return s3.Prefix(self._trained).read(publication.MANIFEST) is not None
 
     def is_finished(self) -> bool:
         """Whether S3 holds a complete result."""
         return s3.Prefix(self._result).read(publication.MANIFEST) is not None
 
+    def download_trained(self, training: Training) -> dict[str, Any]:
+        """Download what the processes wrote to the paths of the training; return its facts."""
+        return self._download(training, self._trained, _TRAINED)
+
     def download_result(self, training: Training) -> dict[str, Any]:
-        """Download the outputs to the paths of the training; return its facts."""
+        """Download all outputs to the paths of the training; return its facts."""
+        self.download_trained(training)
+        return self._download(training, self._result, _ADDED)
+
+    def _download(self, training: Training, uri: str, outputs: Mapping[str, str]) -> dict[str, Any]:
         parent = training.output.parent
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".result.", dir=parent) as scratch:
             result = Path(scratch) / "result"
-            publication.fetch(self._result, result)
-            for field, name in _OUTPUTS.items():
+            publication.fetch(uri, result)
+            for field, name in outputs.items():
                 if (path := getattr(training, field, None)) is not None:
                     files.link(result / name, path)
             facts: dict[str, Any] = files.read_json(result / _FACTS)

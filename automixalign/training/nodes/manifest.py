@@ -41,7 +41,7 @@ def render(request: TrainJobRequest, name: str, uri: str, nodes: int, processes:
         "command": ["python", "-m", "automixalign.training.nodes.node", uri],
         "numNodes": nodes,
         "numProcPerNode": processes,
-        "env": _environment(request, processes),
+        "env": _environment(request),
     }
     if resources := _resources(request.pod):
         trainer["resourcesPerNode"] = resources
@@ -84,7 +84,7 @@ def check(manifest: Document) -> Document:
     return manifest
 
 
-def _environment(request: TrainJobRequest, processes: int) -> list[Document]:
+def _environment(request: TrainJobRequest) -> list[Document]:
     """The variables with which a node reaches S3. It needs neither a hub nor MLflow, which the stage serves."""
     sources = {
         "secretKeyRef": (request.secrets.s3, SECRET_KEYS["s3"]),
@@ -97,7 +97,8 @@ def _environment(request: TrainJobRequest, processes: int) -> list[Document]:
         for key in keys
     ]
     if request.pod.cpu:
-        threads = max(1, math.floor(_cores(request.pod.cpu) / processes))
+        # Of the whole node, whose processes share them. torch would count the machine's cores.
+        threads = max(1, math.floor(_cores(request.pod.cpu)))
         variables.append({"name": "OMP_NUM_THREADS", "value": str(threads)})
     return variables
 

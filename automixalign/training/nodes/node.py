@@ -4,7 +4,8 @@
 
 It downloads the training (`handover`) and starts a worker for each process by torchrun. Trainer's runtime
 passes the number of nodes, the rank of this one and the address of the first in `PET_*` variables. The first
-node finishes the training, and uploads the result. A node that fails uploads its error for the waiting stage.
+node uploads the model, finishes the training, and uploads the rest. If that failed in an earlier attempt, the
+model is not trained again. A node that fails uploads its error for the waiting stage.
 """
 
 import os
@@ -15,7 +16,8 @@ import time
 from pathlib import Path
 
 from automixalign.steps.jobs import worker
-from automixalign.steps.jobs.job import error_of
+from automixalign.steps.jobs.job import error_of, result_file
+from automixalign.storage import files
 from automixalign.system.errors import AutoMixAlignError
 from automixalign.training.nodes.handover import Exchange
 
@@ -32,7 +34,12 @@ def run(uri: str) -> None:
         folder = Path(scratch)
         try:
             training = exchange.receive(folder)
-            _start_workers(folder, training.settings.training.processes)
+            if not exchange.is_trained():
+                _start_workers(folder, training.settings.training.processes)
+                if node == "0":
+                    exchange.upload_trained(folder)
+            elif node == "0":
+                files.write_json(folder / result_file(0), exchange.download_trained(training))
             if node == "0":
                 _forget_nodes()
                 training.finish()
@@ -47,10 +54,12 @@ def run(uri: str) -> None:
 
 def _start_workers(folder: Path, processes: int) -> None:
     import torch
+    from accelerate.utils import patch_environment
     from torch.distributed.run import main
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
-    main(["--rdzv-conf", f"timeout={_JOIN_SECONDS}", "--module", worker.__name__, str(folder)])
+    threads = max(1, torch.get_num_threads() // processes)
+    with patch_environment(OMP_NUM_THREADS=str(threads)):
+        main(["--rdzv-conf", f"timeout={_JOIN_SECONDS}", "--module", worker.__name__, str(folder)])
 
 
 def _forget_nodes() -> None:

@@ -1,5 +1,6 @@
 """Generalists of the tiny tasks, and the comparison of two trainings."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,25 +9,46 @@ import torch
 from safetensors.torch import load_file
 
 from automixalign.config.methods import GeneralistSettings
+from automixalign.config.settings import PLAIN, Loading
+from automixalign.steps.jobs.job import JOB, PackedJob, error_of, result_file
+from automixalign.steps.jobs.launch import start_processes
 from automixalign.storage import files
 from automixalign.system.flatten import flatten
 from automixalign.training.generalist import GeneralistTraining
+from benchmarks.tiny import llama
 
 STEPS = 4
 CLOCK = {"seconds": 0, "validation_seconds": 0, "tokens_per_second": 0}
 """The facts in which equal trainings differ."""
 
 
+def base_with(
+    shape: dict[str, Any], base_model: Path, folder: Path, dtype: torch.dtype = torch.float32
+) -> Path:
+    """A base model of another shape with the tokenizer of `base_model`."""
+    shutil.copytree(base_model, folder)
+    config = files.read_json(folder / "config.json")
+    same = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
+    llama(**{key: config[key] for key in same}, **shape).to(dtype).save_pretrained(folder)
+    return folder
+
+
 def generalist(
-    output: Path, inputs: dict[str, Any], method: dict[str, Any] | None = None, **training: Any
+    output: Path,
+    inputs: dict[str, Any],
+    method: dict[str, Any] | None = None,
+    steps: int = STEPS,
+    loading: Loading = PLAIN,
+    **training: Any,
 ) -> GeneralistTraining:
-    """A training of `STEPS` steps into `output/model` and `output/log.jsonl`."""
+    """A training into `output/model` and `output/log.jsonl`; `training` has keys of that section."""
     scoring = {"seed": 1, "batch_size": 8, "precision": "fp32"}
     settings = {
         "seed": 1,
         "training": {"batch_size": 8, "learning_rate": 1e-2, **training},
-        "budget": {"steps": STEPS},
+        "budget": {"steps": steps},
         "method": method or {"method": "ama-r", "eta": 0.5},
+        "loading": loading.model_dump(),
         "scoring": scoring if "validate_every" in training else None,
     }
     return GeneralistTraining(
@@ -35,6 +57,25 @@ def generalist(
         output=output / "model",
         trajectory=output / "log.jsonl",
     )
+
+
+def train_whole(output: Path, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """Train in this process."""
+    output.mkdir()
+    return generalist(output, inputs, **options).run(output)
+
+
+def train_divided(output: Path, inputs: dict[str, Any], *dies_after: str, **options: Any) -> dict[str, Any]:
+    """Train with the model divided, in two workers of `fsdp_worker.py`."""
+    output.mkdir(exist_ok=True)
+    training = generalist(output, inputs, fsdp=True, processes=2, **options)
+    files.write_text(output / JOB, PackedJob.of(training).model_dump_json())
+    try:
+        start_processes(2, [str(Path(__file__).with_name("fsdp_worker.py")), str(output), *dies_after])
+    except Exception as failure:
+        raise error_of(output, failure) from failure
+    result: dict[str, Any] = files.read_json(output / result_file(0))
+    return result
 
 
 def assert_same(

@@ -6,31 +6,10 @@ from typing import Any
 import pytest
 
 from automixalign.config.experiment import parse_experiment
-from automixalign.steps.jobs.job import JOB, PackedJob, error_of, result_file
-from automixalign.steps.jobs.launch import start_processes
-from automixalign.storage import files
 from automixalign.system.errors import ConfigError, ResourceError
 from automixalign.training.checkpoints import folder as checkpoints
 from automixalign.training.checkpoints.size import checkpoint_bytes
-from tests.training.common import assert_same, generalist, tensor_bytes
-
-
-def train_divided(output: Path, inputs: dict[str, Any], *dies_after: str, **options: Any) -> dict[str, Any]:
-    """Train with the model divided, in two workers of `fsdp_worker.py`."""
-    output.mkdir(exist_ok=True)
-    training = generalist(output, inputs, fsdp=True, processes=2, **options)
-    files.write_text(output / JOB, PackedJob.of(training).model_dump_json())
-    try:
-        start_processes(2, [str(Path(__file__).with_name("fsdp_worker.py")), str(output), *dies_after])
-    except Exception as failure:
-        raise error_of(output, failure) from failure
-    result: dict[str, Any] = files.read_json(output / result_file(0))
-    return result
-
-
-def train_whole(output: Path, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
-    output.mkdir()
-    return generalist(output, inputs, **options).run(output)
+from tests.training.common import assert_same, tensor_bytes, train_divided, train_whole
 
 
 @pytest.mark.slow

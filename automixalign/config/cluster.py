@@ -113,7 +113,8 @@ class Pod(Schema):
     cpu: Cpu | None = None
     """Cores requested: `2`, `0.5`, `500m`."""
     cpu_limit: Cpu | None = None
-    """Limit of the cores, in the same form."""
+    """Limit of the cores, in the same form. The stage then has as many threads, at least one; without a limit,
+    it has one for each core of the node."""
     memory: Memory | None = None
     """Request and limit of the memory: `16Gi`. They are equal, because a node without memory first ends the
     pods that use more than their request."""

@@ -186,6 +186,13 @@ class Experiment(Schema):
                         f"cluster: {stage} has {accelerators} accelerators for {section}.processes: "
                         f"{processes}; each process takes one"
                     )
+        for stage in training:
+            pod = self.cluster.pod(stage)
+            if pod.accelerators > 1 and pod.shared_memory is None:
+                raise ValueError(
+                    f"cluster.steps.{stage}.shared_memory: its {pod.accelerators} processes exchange gradients "
+                    "through /dev/shm, which has 64 MB in a pod; set it, for example to 16Gi"
+                )
         if self.training.nodes > 1 and self.cluster.train_job is None:
             raise ValueError("training.nodes: several nodes need 'cluster.train_job'")
         if self.training.nodes > 1 and self.specialist_losses.cross_fit:

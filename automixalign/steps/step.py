@@ -23,7 +23,7 @@ from automixalign.storage import files
 from automixalign.system import orphans, shortages
 from automixalign.system.errors import AutoMixAlignError, StorageError
 from automixalign.system.messages import logger, print_messages
-from automixalign.system.processors import limit_threads
+from automixalign.system.processors import limit_threads, respect_container_limit
 
 WORKERS_VARIABLE = "AMA_LOCAL_WORKERS"
 """Names how many stages of a loop run at a time on this machine."""
@@ -153,6 +153,8 @@ def run_step(
     try:
         if workers := os.environ.get(WORKERS_VARIABLE):
             limit_threads(int(workers) if name else 1)
+        else:
+            respect_container_limit()
         with shortages.name_shortages(step.title, stage):
             started = time.monotonic()
             step.events.write("started", process=os.getpid(), oom_kills=shortages.count_oom_kills())

@@ -473,7 +473,7 @@ def complete_data(experiment_data: Data) -> Data:
         ({"methods.1.name": "other"}, {"generalists.1", "comparison"}),
         ({"training.beta": 0.2}, {*LOSSES, *GENERALISTS, "evaluation", "comparison"}),
         ({"training.loss_type": "ipo"}, {*LOSSES, *GENERALISTS, "evaluation", "comparison"}),
-        ({"specialist_losses.cross_fit": True}, {"specialist_losses", "comparison"}),
+        ({"specialist_losses.cross_fit": True}, {"specialist", "specialist_losses", "comparison"}),
         ({"training.learning_rate": 0.1}, {"specialist", *GENERALISTS, "comparison"}),
         ({"budget.specialist.steps": 9}, {"specialist", "specialist_losses", "comparison"}),
         ({"budget.generalist.steps": 9}, {*GENERALISTS, "comparison"}),
@@ -481,7 +481,7 @@ def complete_data(experiment_data: Data) -> Data:
         ({"evaluation.max_new_tokens": 9}, {"evaluation", "comparison"}),
         (
             {"evaluation.precision": "bf16"},
-            {"scoring", "specialist_losses", "evaluation", "benchmarks", "comparison"},
+            {"scoring", "specialist", "specialist_losses", "evaluation", "benchmarks", "comparison"},
         ),
         ({"benchmarks.0": "gsm8k"}, {"benchmarks", "comparison"}),
         ({"tasks.0.limit": 10}, {"data", "comparison"}),

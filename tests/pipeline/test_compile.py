@@ -215,6 +215,15 @@ def test_an_invalid_cluster_key_is_refused_by_name(cluster: dict[str, Any], mess
         parse_experiment(_data(cluster=cluster), "test")
 
 
+def test_processes_that_exchange_gradients_need_shared_memory() -> None:
+    data, pod = _data(), {"accelerators": 2}
+    data["training"]["processes"] = data["evaluation"]["processes"] = 2
+    steps = {"evaluate": pod, "train_generalist": pod, "train_specialist": {**pod, "shared_memory": "1Gi"}}
+    with pytest.raises(ConfigError, match=r"cluster\.steps\.train_generalist\.shared_memory: its 2 processes"):
+        parse_experiment({**data, "cluster": {"steps": steps}}, "test")
+    parse_experiment({**data, "cluster": {"steps": steps, "default": {"shared_memory": "1Gi"}}}, "test")
+
+
 def test_a_stage_has_the_default_s_values_for_keys_that_it_does_not_set() -> None:
     cluster = {
         "default": {"cpu": 1, "memory": "4Gi", "retries": {"times": 1}},

@@ -19,6 +19,7 @@ from automixalign.steps.jobs import worker
 from automixalign.steps.jobs.job import error_of, result_file
 from automixalign.storage import files
 from automixalign.system.errors import AutoMixAlignError
+from automixalign.system.processors import respect_container_limit
 from automixalign.training.nodes.handover import Exchange
 
 _JOIN_SECONDS = 1800
@@ -29,6 +30,7 @@ def run(uri: str) -> None:
     """Take part in a training as the node that the environment names."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
+    respect_container_limit()
     exchange, node = Exchange(uri), os.environ.get("PET_NODE_RANK", "0")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -1,7 +1,7 @@
 """transformers' Trainer with a mixer that draws the batches and weighs the preference loss.
 
 - The pairs arrive tokenised, with their log-probabilities under the reference model, which is never loaded.
-- Where the architecture allows, a forward pass holds the pairs packed: each prompt once, and no padding
+- Scoring and training share the layout of pairs, the attention and the head of a forward pass
   (`scoring/logps`).
 - The pairs of a step are drawn when the step begins, with the task weights of that moment. A sampler would draw
   them several steps ahead.
@@ -9,8 +9,9 @@
   log-likelihood of the chosen answers: a mean over the tokens of the whole step, however many forward passes it
   has.
 - The policy is scored on validation pairs, if the training has a validation (`validation.py`).
-- A checkpoint also holds the mixer, the position of the draws, the average of the iterates, and the best
-  policy.
+- A checkpoint holds the trained weights and the optimiser's state, of which each process writes what it holds,
+  the mixer, the position of the draws, the average of the iterates, and the best policy. From a GPU they are
+  only copied, and written while the training goes on.
 """
 
 import json

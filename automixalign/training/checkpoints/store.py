@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from automixalign.steps.jobs.job import rank
 from automixalign.storage import s3
 from automixalign.training.checkpoints.folder import CHECKPOINTS_VARIABLE, CheckpointStore
 from automixalign.training.checkpoints.s3 import S3CheckpointStore
@@ -33,7 +34,7 @@ def checkpoint_store(location: str | None, key: str, scratch: Path) -> Iterator[
     Raises:
         StorageError: `location` cannot be written.
     """
-    is_first = os.environ.get("RANK", "0") == "0"
+    is_first = rank() == 0
     store = _store(location, key, scratch, is_first)
     if is_first:
         store.open()

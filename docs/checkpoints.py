@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from gpu import SHAPES
+
 from automixalign.training.checkpoints.size import STATE_BYTES, WEIGHT_BYTES, checkpoint_bytes, stall_seconds
 
 PAGE = Path(__file__).with_name("gpu.md")
@@ -30,17 +32,12 @@ class _Training(NamedTuple):
     """How often checkpoints held the weights before each process wrote its own part."""
 
 
-def _adapter(rank: int, layers: int, hidden: int, keys: int, inner: int) -> int:
-    """Parameters of LoRA on all linear layers of a Llama-shaped model whose queries have the hidden size."""
-    attention = 2 * (hidden + hidden) + 2 * (hidden + keys)
-    return rank * layers * (attention + 3 * (hidden + inner))
-
-
+_ZEPHYR, _QWEN3 = SHAPES["alignment-handbook/zephyr-7b-sft-full"], SHAPES["Qwen/Qwen3-1.7B"]
 TRAININGS = (
-    _Training("7 B in full, FSDP on 8 GPUs (`zephyr-7b`)", 7_241_732_096, 8, weights_before=2),
-    _Training("7 B, LoRA of rank 128, one GPU", _adapter(128, 32, 4096, 1024, 14336)),
-    _Training("1.7 B in full, one GPU", 1_720_574_976),
-    _Training("1.7 B, LoRA of rank 32, one GPU", _adapter(32, 28, 2048, 1024, 6144)),
+    _Training("7 B in full, FSDP on 8 GPUs (`zephyr-7b`)", _ZEPHYR.parameters, 8, weights_before=2),
+    _Training("7 B, LoRA of rank 128, one GPU", _ZEPHYR.adapter(128)),
+    _Training("1.7 B in full, one GPU", _QWEN3.parameters),
+    _Training("1.7 B, LoRA of rank 32, one GPU", _QWEN3.adapter(32)),
 )
 
 

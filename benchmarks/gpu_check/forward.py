@@ -6,7 +6,6 @@ from typing import Any
 
 from automixalign.scoring.logps import layout
 from automixalign.scoring.logps.batch import PairBatch, PairIds
-from automixalign.scoring.logps.forward import prepare_head
 from benchmarks.gpu_check.trainings import loading_of
 
 Batches = Callable[[Sequence[PairIds]], PairBatch]
@@ -15,7 +14,6 @@ Batches = Callable[[Sequence[PairIds]], PairBatch]
 @contextmanager
 def attending(model: Any, way: str) -> Iterator[Batches]:
     """Give a model a way of attention, in the context; yield what makes its batches on the device."""
-    prepare_head(model)
     with layout.attending(model, loading_of(way)) as arranged:
         yield lambda pairs: arranged.batch(pairs).to(model.device)
 

@@ -95,7 +95,6 @@ pages: setup ## rewrite the generated pages after a change to a docstring, a sig
 	$(BIN)/python -m components.pages
 	$(BIN)/python docs/architecture.py
 	$(BIN)/python docs/configuration.py
-	$(BIN)/python docs/checkpoints.py
 	$(BIN)/python docs/gpu.py
 
 scan: setup $(SCAN)/.installed ## a security scan of the rendered manifests and the Dockerfile; needs kubectl

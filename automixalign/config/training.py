@@ -34,7 +34,7 @@ class LoraSpec(Schema):
     """Train the norms of the rows of each matrix apart from their directions (DoRA, arXiv 2402.09353)."""
     rslora: Flag = False
     """Scale the update by `alpha / sqrt(rank)`, which suits high ranks (arXiv 2312.03732). The default `alpha`
-    is then a factor of 8 for rank 16; `alpha / rank` is 2."""
+    is then a factor of 8 for rank 16, in place of 2."""
 
 
 class Budget(Schema):
@@ -94,7 +94,8 @@ class TrainingSpec(Loss):
     warmup_steps: Natural = 0
     """Steps over which the learning rate rises from 0."""
     warmup: Annotated[Number, Field(ge=0, le=1)] | None = None
-    """The same as a share of a training's steps, in place of `warmup_steps`. Phases differ in their steps."""
+    """The warm-up as a share of a training's steps, in place of `warmup_steps`. It suits specialists and
+    generalists alike, whose steps differ."""
     weight_decay: NonNegative = 0.0
     """Weight decay of AdamW."""
     max_grad_norm: NonNegative = 1.0
@@ -116,7 +117,7 @@ class TrainingSpec(Loss):
     """Steps between checkpoints; 0 for none by steps. On a cluster, checkpoints need an `output` in S3."""
     checkpoint_minutes: NonNegative = 0.0
     """Also save a checkpoint when this many minutes have passed since the last one; 0 for none by time. With
-    `checkpoint_every: 0`, a kill then costs at most so much time, however long a step takes."""
+    `checkpoint_every: 0`, a kill costs about this much time at most, whatever a step takes."""
     validate_every: Natural = 0
     """Steps between validations; 0 for none. A validation scores a sample of the validation pairs, also after
     the last step. The report draws each task's gap over the steps. A specialist is validated on its own task;

@@ -32,10 +32,10 @@ def read_for_fsdp(folder: Path, precision: str) -> "PreTrainedModel":
 
 
 def replace_meta(model: "PreTrainedModel") -> None:
-    """Give parameters on the meta device memory that nobody has touched, and buffers their values.
+    """Give parameters on the meta device unwritten memory, and buffers their values.
 
-    accelerate tells parameters apart by their addresses. Memory takes space when it is first written, and
-    nobody writes this: accelerate divides the model on the meta device again.
+    accelerate tells parameters apart by their addresses. Memory takes space when it is first written,
+    and nothing writes this: accelerate divides the model on the meta device again.
     """
     if distributed.get_rank() > 0:
         model.to_empty(device="cpu")

@@ -48,7 +48,7 @@ class Decoding:
 
 
 Track: TypeAlias = Callable[[Iterable[list[int]], int], Iterable[list[int]]]
-"""Passes batches of prompts on, and shows the progress; it gets their number too. It may leave batches out."""
+"""Gets batches of prompts and their number, returns those to answer, and may show the progress."""
 
 
 def all_at_once(batches: Iterable[list[int]], _: int) -> Iterable[list[int]]:

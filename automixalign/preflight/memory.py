@@ -1,4 +1,4 @@
-"""How many bytes the weights of a policy take, from numbers of parameters."""
+"""How many bytes the weights of a policy take, by its numbers of parameters."""
 
 from typing import TYPE_CHECKING
 

@@ -88,7 +88,7 @@ class Scorer:
             for rows in current_step().track(own, len(pairs), work) if self.reports else own:
                 batch = layout.batch([pairs[index] for index in rows]).to(self.model.device)
                 scored.append(side_logps(self.model, batch))
-        # A look at each batch would let a GPU wait for the next one.
+        # To read each batch's results at once would make the GPU wait for the next batch.
         none = torch.zeros(0, 2, device=self.model.device)
         logps = torch.cat([none, *scored]).double().cpu().numpy()
         rows = list(chain.from_iterable(own))

@@ -200,7 +200,7 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
 
     @property
     def saves_in_background(self) -> bool:
-        """Whether a thread writes checkpoints, from a copy. On a CPU, the copy would double the memory."""
+        """Whether a thread writes checkpoints from a copy. On a CPU, the copy would double the memory."""
         return bool(self.args.device.type != "cpu")
 
     def whole_state_dict(self) -> dict[str, torch.Tensor] | None:
@@ -233,7 +233,7 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
                 shutil.copyfile(checkpoint / TRAJECTORY, new)
 
     def _load_from_checkpoint(self, *_: Any) -> None:
-        """Nothing: `_load_optimizer_and_scheduler` also loads the weights."""
+        """Do nothing: `_load_optimizer_and_scheduler` also loads the weights."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -254,7 +254,7 @@ class MixingTrainer(Trainer):  # type: ignore[misc]
         return due and self.state.global_step < self.args.max_steps
 
     def _save_checkpoint(self, *_: Any) -> None:
-        """Write what the processes hold; where it comes from a GPU, only copy it, and write it in a thread."""
+        """Write what this process holds. On a GPU, only copy it; a thread then writes the copy."""
         self.checkpoints.wait()
         self.schedule.restart()
         checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"

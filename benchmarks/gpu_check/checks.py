@@ -1,4 +1,4 @@
-"""The checks in the order in which they run, and the goals that their results are held against."""
+"""The checks in the order in which they run, and the goals for their results."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +29,7 @@ CHECKS = {
     "resume": Check(saving.resume, 60),
     "adapters": Check(adapters.adapters, 90),
 }
-"""The most important come first: the last ones are left out if the time is up."""
+"""The most important come first: the last ones do not run if the time is up."""
 
 Results = Sequence[dict[str, Any]]
 """The fields of all rows, and the name of the `check`."""

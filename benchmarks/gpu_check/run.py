@@ -1,4 +1,4 @@
-"""Runs checks, each in a process of its own, which a limit of time ends and whose crash harms no other."""
+"""Run each check in a process of its own, with a limit of time. A crash ends that check only."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ def run_all(names: Sequence[str], minutes: float) -> list[dict[str, Any]]:
         if left < _LEAST_SECONDS:
             rows.append(_fields(name, Row(name, note="not run: time")))
             continue
-        # What a check leaves of its time is for those after it.
+        # Later checks get the time that a check does not use.
         share = CHECKS[name].seconds / sum(CHECKS[each].seconds for each in names[number:])
         rows += run_apart(name, left * share)
         print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr)

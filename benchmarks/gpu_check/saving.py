@@ -14,7 +14,7 @@ from benchmarks.gpu_check.setting import Row, Setting, free_memory, now
 from benchmarks.gpu_check.trainings import Clock, train, trainer_of
 
 _PRESET = Path(__file__).parents[2] / "pipelines" / "presets" / "zephyr-7b.yaml"
-"""Its checkpoints are some minutes apart."""
+"""Names the minutes between two checkpoints."""
 _EVERY = 2
 """Steps between two checkpoints of a resumed training."""
 

@@ -2,7 +2,7 @@
 
 On CPUs, pairs are packed where the architecture allows, as trees. On GPUs, each side is a row, padded on the
 right. Causal order keeps padding from the tokens before it. So most architectures need no attention mask, and
-without one, torch has its fastest kernels.
+without one, torch may use its fastest kernels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PACKED = frozenset(
     {"gemma", "glm", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3", "starcoder2"}
 )
-"""Architectures (`model_type`) whose tokens meet in attention only. Tests compare packed and padded."""
+"""Architectures (`model_type`) in which only attention combines tokens. Tests compare packed and padded."""
 CAUSAL = PACKED | {"cohere", "cohere2", "gemma2", "gemma3_text", "glm4", "gpt2", "gpt_neox", "olmo", "olmo3"}
 """Architectures in which no token depends on later ones, so that padding needs no mask. Tests compare both."""
 _CAUSAL_SDPA = "automixalign_causal_sdpa"

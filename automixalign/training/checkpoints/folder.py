@@ -110,7 +110,7 @@ class CheckpointStore:
             in_background: call `write` in the thread, too.
 
         Raises:
-            StorageError: the disk is full; or so it was for the checkpoint before.
+            StorageError: the disk is full, now or for the checkpoint before.
         """
         self.wait()
         if not in_background:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 
 class Schedule:
-    """Every so many optimiser steps, and when so many minutes have passed since the last checkpoint.
+    """Every few optimiser steps, and when some minutes have passed since the last checkpoint.
 
     Args:
         every: optimiser steps; 0 for no limit in steps.

@@ -1,4 +1,4 @@
-"""How many bytes a checkpoint has, and how long a training stands still for it."""
+"""How many bytes a checkpoint has."""
 
 WEIGHT_BYTES = 4
 """Trained weights are fp32."""
@@ -14,16 +14,3 @@ def checkpoint_bytes(trained: int, *, extra_copies: int = 0) -> int:
         extra_copies: of the weights: one for `average_iterates`, one for `keep: best`.
     """
     return trained * (WEIGHT_BYTES * (1 + extra_copies) + STATE_BYTES)
-
-
-def stall_seconds(trained: int, processes: int, rate: float) -> float:
-    """Seconds in which a training under FSDP stands still for a checkpoint.
-
-    Each process copies its shard out of its GPU's memory. A thread writes it to the disk meanwhile.
-
-    Args:
-        trained: number of trained parameters.
-        processes: among which the parameters are divided.
-        rate: of the copy to the machine's memory, in bytes per second and process.
-    """
-    return checkpoint_bytes(trained) / processes / rate

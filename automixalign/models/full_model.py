@@ -57,11 +57,11 @@ def save_full_model(
         folder: the folder to write.
         state_dict: the weights, if the model itself does not hold them.
     """
-    dtypes = stored_dtypes(base_model)
+    dtypes, tied = stored_dtypes(base_model), model.all_tied_weights_keys
     weights: dict[str, torch.Tensor] = {}
-    rounded: dict[int, torch.Tensor] = {}  # tied weights stay one tensor
+    rounded: dict[str, torch.Tensor] = {}  # tied weights are one tensor; FSDP gathers one for each name
     for name, weight in (state_dict or model.state_dict()).items():
-        weights[name] = rounded.setdefault(weight.data_ptr(), weight.to(dtypes[name]))
+        weights[name] = rounded.setdefault(tied.get(name, name), weight.to(dtypes[name]))
     model.save_pretrained(folder, state_dict=weights)
     model.config.dtype = next(iter(weights.values())).dtype
     model.config.save_pretrained(folder)

@@ -48,6 +48,8 @@ def loading_options(quantize: Quantization, device: torch.device, bf16: bool) ->
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if bf16 else torch.float32,
     )
+    if device.type == "cuda":  # with several processes, accelerate compares the index with the process's GPU
+        device = torch.device("cuda", torch.cuda.current_device())
     return {"quantization_config": config, "device_map": {"": device}}
 
 

@@ -22,6 +22,7 @@ from automixalign.data.store import VALIDATION, read_split
 from automixalign.method.losses import Loss
 from automixalign.models.full_model import write_full_model
 from automixalign.models.load import load_full_model, load_model
+from automixalign.models.quantized import loading_options
 from automixalign.preflight.validate import plan_experiment
 from automixalign.scoring import caches
 from automixalign.scoring.reference_logps import write_reference_logps
@@ -52,6 +53,13 @@ def trained(folder: Path, quantize: Any, base_model: Path = BASE, **lora: Any) -
     )
     training.run(folder)
     return training
+
+
+def test_each_process_loads_onto_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate refuses a quantised model whose device has no index, or that of another process."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    options = loading_options("4bit", torch.device("cuda"), bf16=True)
+    assert options["device_map"] == {"": torch.device("cuda", 3)}
 
 
 @pytest.mark.parametrize("quantize", ["4bit", "8bit"])

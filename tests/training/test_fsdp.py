@@ -9,7 +9,7 @@ from automixalign.config.experiment import parse_experiment
 from automixalign.system.errors import ConfigError, ResourceError
 from automixalign.training.checkpoints import folder as checkpoints
 from automixalign.training.checkpoints.size import checkpoint_bytes
-from tests.training.common import assert_same, tensor_bytes, train_divided, train_whole
+from tests.training.common import assert_same, base_with, tensor_bytes, train_divided, train_whole
 
 
 @pytest.mark.slow
@@ -38,6 +38,19 @@ def test_adapters_of_divided_and_whole_models_are_equal(inputs: dict[str, Any], 
     train_whole(tmp_path / "whole", inputs, lora=lora)
     train_divided(tmp_path / "divided", inputs, lora=lora)
     assert_same(tmp_path / "whole", tmp_path / "divided", atol=1e-4, log_atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_partly_trained_model_with_tied_weights_accumulates_gradients_alike(
+    inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    shape = {"num_hidden_layers": 2, "tie_word_embeddings": True}
+    inputs = {**inputs, "base_model": base_with(shape, inputs["base_model"], tmp_path / "base")}
+    trainable = ["embed_tokens", r"layers\.1\..*proj"]
+    whole = train_whole(tmp_path / "whole", inputs, micro_batch_size=4, trainable=trainable)
+    divided = train_divided(tmp_path / "divided", inputs, micro_batch_size=2, trainable=trainable)
+    assert divided["trained_parameters"] == whole["trained_parameters"]
+    assert_same(tmp_path / "whole", tmp_path / "divided", log_atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ class TrainingSpec(Loss):
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         if self.warmup is not None and self.warmup_steps:
-            raise ValueError("'warmup' and 'warmup_steps' exclude each other")
+            raise ValueError("'warmup' and 'warmup_steps' exclude each other; remove one")
         if self.fsdp and self.lora is not None and self.lora.quantize:
             raise ValueError("'lora.quantize': 'fsdp' cannot divide quantised weights; each GPU holds them all")
         if self.lora is not None and self.trainable is not None:

@@ -20,7 +20,7 @@ from automixalign.data.store import VALIDATION
 from automixalign.merging.merge import merge_facts, merge_specialists, staged_merge
 from automixalign.method import merge_methods
 from automixalign.method.weight_search import coordinate_search
-from automixalign.models.load import load_full_model
+from automixalign.models.load import load_full_model, resolved
 from automixalign.scoring import caches
 from automixalign.scoring.scorer import Scorer, pair_losses
 from automixalign.steps.step import current_step
@@ -95,6 +95,7 @@ def merge_by_settings(
         weights = None if isinstance(spec.weights, str) else spec.weights
         return merge_specialists(base, folders, spec.method, spec.parameters, output, settings.seed, weights)
     validation = ValidationPairs.read(settings.tasks, *to_tune)
+    caches.check_precision(to_tune[1], settings.tasks, resolved(settings.tuning.precision))
     return _merge_tuned(settings, settings.tuning, base, folders, output, validation)
 
 

@@ -39,6 +39,11 @@ def uses_bf16(precision: str) -> bool:
     return precision == "bf16"
 
 
+def resolved(precision: str) -> str:
+    """`fp32` or `bf16`, whichever a precision means on this machine."""
+    return "bf16" if uses_bf16(precision) else "fp32"
+
+
 def weights_dtype(loading: Loading, precision: str) -> torch.dtype | str:
     """The dtype in which a stage holds weights; `auto` is transformers' name of the source's own."""
     if not uses_bf16(precision):

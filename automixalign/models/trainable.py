@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from automixalign.config.training import LoraSpec, TrainingSpec
+from automixalign.models.load import device
 from automixalign.system.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def make_trainable(
     Raises:
         ConfigError: `trainable` or `lora` does not fit the model.
     """
+    check_device(training)
     freeze(model, training.trainable)
     config, policy = lora_config(model, training.lora), model
     if config is not None:
@@ -43,6 +45,21 @@ def make_trainable(
         if parameter.requires_grad:
             parameter.data = parameter.detach().float()
     return policy
+
+
+def check_device(training: TrainingSpec) -> None:
+    """Check that this machine's device can train an adapter.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    lora = training.lora
+    # peft loses the scales of 8-bit weights when it computes their norms on a CPU.
+    if lora is not None and lora.dora and lora.quantize == "8bit" and device().type == "cpu":
+        raise ConfigError(
+            "training.lora.dora: on a base of 8 bits it needs a GPU, and this machine has none; "
+            "set quantize: 4bit"
+        )
 
 
 def freeze(model: "PreTrainedModel", trainable: list[str] | None) -> None:

@@ -22,10 +22,12 @@ from automixalign.data.read_task import open_task
 from automixalign.data.split import split_tasks
 from automixalign.data.task_pairs import check_rendering, read_candidates
 from automixalign.models.inspect import is_at_hand, read_outline
+from automixalign.models.load import device
 from automixalign.models.prepare import inspect_base_model, transformers_silenced
 from automixalign.models.quantized import check_installed
-from automixalign.models.trainable import check_trainable, has_named_modules
+from automixalign.models.trainable import check_device, check_trainable, has_named_modules
 from automixalign.preflight.names import check_names
+from automixalign.report.facts.limits import merges_in_full
 from automixalign.scoring.benchmarks.tasks import check_benchmarks
 from automixalign.scoring.verifiers.registry import make_verifier
 from automixalign.steps.step import current_step
@@ -84,6 +86,13 @@ def plan_experiment(experiment: Experiment) -> Plan:
         from automixalign.scoring.logps.layout import check_installed as check_attention
 
         check_attention(experiment.attn_implementation)
+    if experiment.attn_implementation == "flex_attention" and device().type == "cpu":
+        current_step().warn(
+            "attn_implementation: flex_attention is for GPUs, and this machine has none; stages on CPUs "
+            "compute packed pairs with this project's own attention, as 'auto' does"
+        )
+    for sentence in merges_in_full(experiment):
+        current_step().warn(sentence)
     benchmarks = check_benchmarks(experiment.benchmarks)
     uri = experiment.tracking.uri or os.environ.get(spool.URI)
     if experiment.registry is not None and uri is not None:
@@ -140,8 +149,9 @@ def check_one_machine(experiment: Experiment) -> None:
     """Check that one machine can run an experiment.
 
     Raises:
-        ConfigError: the experiment needs several nodes.
+        ConfigError: the experiment needs several nodes, or a GPU that this machine has not.
     """
+    check_device(experiment.training)
     if experiment.training.nodes > 1:
         raise ConfigError(
             f"training.nodes: {experiment.training.nodes} nodes need a cluster with Kubeflow Trainer "

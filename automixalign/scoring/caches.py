@@ -3,7 +3,7 @@
 The reference log-probabilities of a task are one cache; the losses of its specialist are another.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,31 @@ def read_cache(cache: Path, split: str, *columns: str) -> pa.Table:
 def cache_task(cache: Path) -> str:
     """The task of a cache."""
     return str(files.read_json(cache / MANIFEST)["task"])
+
+
+def cache_precision(cache: Path) -> str:
+    """The precision of the forward passes whose scores a cache holds: `fp32` or `bf16`."""
+    return str(files.read_json(cache / MANIFEST)["precision"])
+
+
+def check_precision(reference_logps: Path, tasks: Iterable[str], precision: str) -> None:
+    """Check that scores in a precision can be compared with the reference log-probabilities.
+
+    Args:
+        reference_logps: their caches, `TASK/`.
+        tasks: the tasks to score.
+        precision: of the new scores on this machine, `fp32` or `bf16`.
+
+    Raises:
+        CacheError: another machine computed a cache in another precision.
+    """
+    for task in tasks:
+        if (other := cache_precision(reference_logps / task)) != precision:
+            raise CacheError(
+                f"{reference_logps / task}: the reference log-probabilities are in {other}, and this machine "
+                f"would score its model in {precision}; set evaluation.precision to fp32 or bf16, which all machines "
+                "then use, or give all stages that score the same accelerators"
+            )
 
 
 def check_cache(cache: Path, data: Path, task: str) -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from automixalign.config.evaluation import CHOSEN, EvaluationSettings
 from automixalign.data.store import IDS, TEST, VALIDATION, read_card, read_split, tasks_of
 from automixalign.models.generate import Answer
-from automixalign.models.load import load_config
+from automixalign.models.load import load_config, resolved
 from automixalign.scoring import caches
 from automixalign.scoring.caches import GENERATIONS, SUMMARY
 from automixalign.scoring.generation import (
@@ -75,8 +75,8 @@ def evaluate(
         specialist. The leaderboard computes those that do.
 
     Raises:
-        CacheError: the reference log-probabilities lack a pair or belong to other data; or the baseline lacks
-            an answer.
+        CacheError: the reference log-probabilities lack a pair, belong to other data, or are in another
+            precision; or the baseline lacks an answer.
         ConfigError: a verifier fails, or the judge's endpoint refuses the requests.
         UnreachableError: the judge's endpoint does not answer.
         ModelError: the model cannot be loaded or gives values that are not finite.
@@ -89,6 +89,10 @@ def evaluate(
             f"compared, were measured on the base in {settings.loading.quantize}"
         )
     record.add_params({"model": name, "family": family})
+    for task in tasks_of(data):
+        caches.check_cache(reference_logps / task, data, task)
+    if family != REFERENCE:
+        caches.check_precision(reference_logps, tasks_of(data), resolved(spec.precision))
     measured = [split for split in splits if split == splits[0] or _has_pairs(data, split)]
     prompts = _prompts(settings, data, splits[0], tokenizer)
     scoring = Answering(
@@ -163,7 +167,6 @@ def _measure(
     """Each task's metrics and scores on one split; a split without scores is the reference's."""
     metrics, tables = {}, {}
     for task in tasks_of(data):
-        caches.check_cache(reference_logps / task, data, task)
         pairs = read_split(data, task, split, IDS)
         ids = pairs.column("pair_id").to_pylist()
         cache = caches.read_cache(reference_logps / task, split, caches.CHOSEN, caches.REJECTED)

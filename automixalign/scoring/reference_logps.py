@@ -5,6 +5,7 @@ from typing import Any
 
 from automixalign.config.evaluation import ScoringSettings
 from automixalign.data.store import SPLITS, tasks_of
+from automixalign.models.load import resolved
 from automixalign.scoring.caches import write_cache
 from automixalign.scoring.job import Scoring
 from automixalign.storage import files
@@ -28,7 +29,7 @@ def write_reference_logps(
         pairs=[(task, split) for task in tasks for split in SPLITS],
     )
     scores = scoring.scores(settings.processes)
-    facts = {"model": files.digest(base_model), "precision": settings.precision}
+    facts = {"model": files.digest(base_model), "precision": resolved(settings.precision)}
     with files.replacing(output) as folder:
         manifests = {}
         for task in tasks:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from automixalign.config.training import SpecialistLossesSettings, SpecialistSettings
 from automixalign.data.store import TRAIN
+from automixalign.models.load import resolved
 from automixalign.scoring import caches
 from automixalign.scoring.job import Scoring
 from automixalign.system.errors import DataError
@@ -44,7 +45,9 @@ def cross_fitted_scores(
 
     Raises:
         DataError: all pairs have the same prompt.
+        CacheError: another machine computed the reference log-probabilities in another precision.
     """
+    caches.check_precision(reference_logps, [task], resolved(settings.precision))
     first, second = halves(pairs, settings.seed)
     ids = pairs.column("pair_id").to_pylist()
     parts = []

@@ -9,6 +9,7 @@ import pyarrow as pa
 from automixalign.config.training import SpecialistSettings, specialist_name
 from automixalign.data.store import TRAIN
 from automixalign.method.mixer import Mixer
+from automixalign.models.load import resolved
 from automixalign.scoring import caches
 from automixalign.scoring.job import Scoring
 from automixalign.storage import files
@@ -33,6 +34,8 @@ class SpecialistTraining(Training):
 
     def run(self, scratch: Path) -> dict[str, Any]:
         pairs = self._read_pairs(TRAIN)[self.task]
+        if (precision := self.settings.score_precision) is not None:
+            caches.check_precision(self.reference_logps, [self.task], resolved(precision))
         if self.pair_ids is not None:
             pairs = pairs.filter([pair_id in self.pair_ids for pair_id in pairs.column("pair_id").to_pylist()])
         mixer = Mixer({self.task: len(pairs)}, self.settings.seed)
@@ -47,7 +50,9 @@ class SpecialistTraining(Training):
         if self.scores is None:
             return
         spec, tables = self.settings.training, {}
+        facts: dict[str, Any] = {"model": files.digest(self.output)}
         if self.settings.score_precision is not None:
+            facts["precision"] = resolved(self.settings.score_precision)
             gc.collect()  # the training's tensors are in cycles of objects
             scoring = Scoring(
                 model=self.output,
@@ -60,7 +65,6 @@ class SpecialistTraining(Training):
                 reports=False,  # the stage reports its steps
             )
             tables[TRAIN] = scoring.scores(spec.processes)[self.task, TRAIN]
-        facts = {"model": files.digest(self.output), "precision": self.settings.score_precision}
         with files.replacing(self.scores) as folder:
             caches.write_cache(folder, self.task, tables, self.data, **facts)
 

@@ -96,7 +96,7 @@ def write_specialist_losses(
             tables,
             data,
             model=files.read_json(scores / caches.MANIFEST)["model"],
-            precision=settings.precision,
+            precision=caches.cache_precision(reference_logps / task),
             **settings.loss.model_dump(),
             mean_loss=mean_loss,
             **memorisation,

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,12 @@ from automixalign.method.mixer import Mixer
 from automixalign.models.base_address import read_address
 from automixalign.models.divided import read_for_fsdp
 from automixalign.models.full_model import save_full_model, write_full_model
-from automixalign.models.load import device, load_full_model, load_tokenizer, uses_bf16
+from automixalign.models.load import device, load_full_model, load_tokenizer, resolved, uses_bf16
 from automixalign.models.trainable import make_trainable
 from automixalign.models.weights import first_nonfinite_weight
-from automixalign.steps.jobs.job import world_size
+from automixalign.scoring import caches
+from automixalign.steps.jobs.job import rank, world_size
+from automixalign.steps.step import current_step
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError, TrainingError
 from automixalign.system.provenance import machine
@@ -75,6 +77,7 @@ def train_policy(
     # No task has a colon in its name.
     all_tables = {**tables, **{f"validation:{task}": table for task, table in validated.items()}}
     key = checkpoint_key(training, all_tables) if location else "training"
+    _compare_precisions(training, list(tables))
     with checkpoint_store(location, key, scratch) as checkpoints:
         start = training.start_model
         tokenizer = load_tokenizer(start)
@@ -128,6 +131,27 @@ def train_policy(
         "validation_seconds": round(validator.seconds, 1),
         "kept_step": trainer.kept_step,
     }
+
+
+def _compare_precisions(training: Training, tasks: Sequence[str]) -> None:
+    """Compare the precisions of the training and its validation with that of the reference log-probabilities.
+
+    Raises:
+        CacheError: another machine computed them in another precision than a validation here would have.
+    """
+    settings, references = training.settings, training.reference_logps
+    if settings.scoring is not None:
+        caches.check_precision(references, tasks, resolved(settings.scoring.precision))
+    precision, others = (
+        resolved(settings.training.precision),
+        {caches.cache_precision(references / task) for task in tasks},
+    )
+    if rank() == 0 and others != {precision}:
+        current_step().warn(
+            f"{training.name} trains in {precision}, and the reference log-probabilities are in "
+            f"{', '.join(sorted(others))}: its first loss is not exactly ln 2; set training.precision and "
+            "evaluation.precision to the same value"
+        )
 
 
 def checkpoint_key(training: Training, tables: Mapping[str, pa.Table]) -> str:

@@ -74,6 +74,7 @@ def run(
     """
     from automixalign.preflight.validate import check_local_sources, check_one_machine, plan_experiment
     from automixalign.report import run_folder
+    from automixalign.steps.step import collect_warnings
     from pipelines.local import display
     from pipelines.local.attempt import WORKERS
     from pipelines.local.outcome import StageFailedError
@@ -84,7 +85,8 @@ def run(
     experiment = load_experiment(preset, file, task, set_, no_cache=no_cache)
     check_one_machine(experiment)
     check_local_sources(experiment)
-    plan_experiment(experiment)
+    with collect_warnings():  # the stage `validate_config` prints them
+        plan_experiment(experiment)
     shared_cache = shared_cache_folder(cache) if experiment.cluster.cache else None
     stage_runner: Runner = Processes()
     if runner == "docker":

@@ -157,6 +157,25 @@ def test_defaults_and_short_forms(experiment_data: Data) -> None:
             {"methods.1.init": "liner"},
             r"^methods.ama-r.init: there is no merge 'liner' \(did you mean 'linear'\?\); 'merges' has: l",
         ),
+        # GPUs.
+        ({"training.lora": {"quantize": "16bit"}}, r"^training\.lora\.quantize: .*'4bit' or '8bit' .*'8bit'\?"),
+        (
+            {"training.lora": {"quantize": "4bit"}, "training.fsdp": True, "training.processes": 2},
+            r"^training: 'lora\.quantize': 'fsdp' cannot",
+        ),
+        ({"training.warmup": 0.1, "training.warmup_steps": 2}, r"^training: 'warmup' and .*; remove one"),
+        ({"training.warmup": 1.5}, r"^training\.warmup: "),
+        ({"training.checkpoint_minutes": -1}, r"^training\.checkpoint_minutes: .*-1"),
+        ({"evaluation.processes": 0}, r"^evaluation\.processes: .*0"),
+        ({"attn_implementation": "eager"}, r"^attn_implementation: .*'flex_attention' .*'eager'"),
+        (
+            {"attn_implementation": "flash_attention_2", "evaluation.precision": "fp32"},
+            r"^attn_implementation: .*bf16 only; set evaluation\.precision",
+        ),
+        (
+            {"cluster": {"steps": {"evaluate": {"accelerators": 4}}}, "evaluation.processes": 2},
+            r"^cluster: evaluate has 4 accelerators for evaluation\.processes: 2",
+        ),
         # Methods, merges, synthetic tasks.
         ({"methods.0": "dro"}, r"^methods\.dro: unknown method 'dro'; there are: .*ama-r"),
         ({"methods.0": {"name": "x"}}, r"^methods\.x\.method: .*required"),

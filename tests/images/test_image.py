@@ -65,6 +65,12 @@ def test_make_passes_only_arguments_of_the_recipe() -> None:
     assert "ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu\n" in recipe
 
 
+def test_the_image_cannot_fetch_compiled_code_from_the_hub() -> None:
+    """bitsandbytes and transformers fetch kernels when they are imported, if the package `kernels` is there."""
+    project = (ROOT / "pyproject.toml").read_text() + (ROOT / "constraints.txt").read_text()
+    assert not re.search(r"(?m)^\W*kernels\b", project)
+
+
 SBOM = SimpleNamespace(**runpy.run_path(str(ROOT / "images" / "sbom.py")))
 """The part of the build that completes the bill of materials."""
 

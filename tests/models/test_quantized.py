@@ -23,10 +23,12 @@ from automixalign.method.losses import Loss
 from automixalign.models.full_model import write_full_model
 from automixalign.models.load import load_full_model, load_model
 from automixalign.models.quantized import loading_options
-from automixalign.preflight.validate import plan_experiment
+from automixalign.preflight.validate import check_one_machine, plan_experiment
+from automixalign.report.facts.limits import limits
 from automixalign.scoring import caches
 from automixalign.scoring.reference_logps import write_reference_logps
 from automixalign.scoring.scorer import Scorer, pair_losses
+from automixalign.steps.step import collect_warnings
 from automixalign.storage import files
 from automixalign.system.errors import ConfigError
 from automixalign.training.specialist import SpecialistTraining
@@ -111,6 +113,28 @@ def test_without_bitsandbytes_it_is_refused_before_any_work(
         plan_experiment(parse_experiment(data, "test"))
     with pytest.raises(ConfigError, match=hint):
         load_full_model(BASE, Loading(quantize="8bit"))
+
+
+def test_dora_on_a_base_of_8_bits_is_refused_on_a_cpu_before_any_work(tmp_path: Path) -> None:
+    data = tiny.experiment()
+    data["training"]["lora"] = {"quantize": "8bit", "dora": True}
+    with pytest.raises(ConfigError, match=r"training\.lora\.dora: .* needs a GPU"):
+        check_one_machine(parse_experiment(data, "test"))
+    with pytest.raises(ConfigError, match=r"training\.lora\.dora: .* needs a GPU"):
+        trained(tmp_path, "8bit", dora=True)
+
+
+def test_a_plan_says_that_merges_are_of_the_base_in_full() -> None:
+    data = tiny.experiment()
+    data["training"]["lora"] = {"quantize": "4bit"}
+    data["merges"] = ["linear", {"method": "linear", "name": "searched", "weights": "tuned"}]
+    experiment = parse_experiment(data, "test")
+    with collect_warnings() as warnings:
+        plan_experiment(experiment)
+    (sentence,) = warnings
+    assert "base model in full: linear, searched." in sentence
+    assert sentence.endswith("by which weights were tuned (searched).")
+    assert sentence in limits(experiment, {}, [])
 
 
 def test_every_stage_but_that_of_merges_gets_the_quantised_base() -> None:

@@ -10,7 +10,7 @@ from automixalign.scoring.caches import SUMMARY
 from automixalign.scoring.evaluate import GENERATIONS
 from automixalign.scoring.metrics.registry import over_tasks
 from automixalign.storage import files
-from automixalign.system.errors import ModelError
+from automixalign.system.errors import CacheError, ModelError
 from benchmarks import tiny
 from tests.faults.common import evaluate_tiny
 
@@ -48,3 +48,11 @@ def test_the_reference_needs_no_model_if_nothing_is_answered(tmp_path: Path) -> 
     assert files.digest(tmp_path / "without") == files.digest(tmp_path / "with")
     with pytest.raises(ModelError, match="a model is needed to score"):
         evaluate_tiny(None, "m", "generalist", tmp_path / "m")
+
+
+def test_a_model_is_not_scored_in_another_precision_than_the_reference(tmp_path: Path) -> None:
+    """On a cluster, `auto` means bf16 on one machine and fp32 on another. The reference alone only joins."""
+    base = tiny.world().base_model
+    with pytest.raises(CacheError, match=r"in fp32, .* model in bf16; set evaluation\.precision"):
+        evaluate_tiny(base, "m", "generalist", tmp_path / "m", precision="bf16")
+    evaluate_tiny(base, "reference", "reference", tmp_path / "reference", precision="bf16")

@@ -27,6 +27,7 @@ def limits(
         for merge in experiment.merges
         if merge.is_tuned
     ]
+    sentences += merges_in_full(experiment)
     synthetic = [task.name for task in experiment.tasks if task.synthetic_tasks]
     if synthetic:
         sentences.append(
@@ -37,6 +38,21 @@ def limits(
             "Some training labels were swapped on purpose (label_noise). Test labels are never swapped."
         )
     return sentences
+
+
+def merges_in_full(experiment: Experiment) -> list[str]:
+    """What the merges of an experiment with a quantised base are compared with."""
+    if (bits := experiment.loading.quantize) is None or not experiment.merges:
+        return []
+    names = ", ".join(merge.name for merge in experiment.merges)
+    sentence = (
+        f"These merges are of the base model in full: {names}. The reference, specialists and "
+        f"generalists, with which they are compared, were measured on the base in {bits}, so their gaps hold "
+        "that difference, too."
+    )
+    if tuned := ", ".join(merge.name for merge in experiment.merges if merge.is_tuned):
+        sentence += f" So do the gaps by which weights were tuned ({tuned})."
+    return [sentence]
 
 
 def _starts(experiment: Experiment) -> list[str]:

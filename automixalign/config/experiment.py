@@ -175,6 +175,16 @@ class Experiment(Schema):
         return self
 
     @model_validator(mode="after")
+    def _check_attention(self) -> Self:
+        for key in ("training", "evaluation"):
+            if self.attn_implementation == "flash_attention_2" and getattr(self, key).precision == "fp32":
+                raise ValueError(
+                    f"attn_implementation: flash_attention_2 computes in bf16 only; set {key}.precision to "
+                    "bf16 or auto, or use sdpa"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _check_machines(self) -> Self:
         training = [*TRAINING, "specialist_losses"] if self.specialist_losses.cross_fit else TRAINING
         for section, stages in (("training", training), ("evaluation", SCORING)):
@@ -193,13 +203,6 @@ class Experiment(Schema):
                     f"cluster.steps.{stage}.shared_memory: its {pod.accelerators} processes exchange gradients "
                     "through /dev/shm, which has 64 MB in a pod; set it, for example to 16Gi"
                 )
-        if self.attn_implementation == "flash_attention_2":
-            for key in ("training", "evaluation"):
-                if getattr(self, key).precision == "fp32":
-                    raise ValueError(
-                        f"attn_implementation: flash_attention_2 computes in bf16 only; set {key}.precision to "
-                        "bf16 or auto, or use sdpa"
-                    )
         if self.training.nodes > 1 and self.cluster.train_job is None:
             raise ValueError("training.nodes: several nodes need 'cluster.train_job'")
         if self.training.nodes > 1 and self.specialist_losses.cross_fit:

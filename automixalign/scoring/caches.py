@@ -96,8 +96,8 @@ def check_precision(reference_logps: Path, tasks: Iterable[str], precision: str)
         if (other := cache_precision(reference_logps / task)) != precision:
             raise CacheError(
                 f"{reference_logps / task}: the reference log-probabilities are in {other}, and this machine "
-                f"would score its model in {precision}; set evaluation.precision to fp32 or bf16, which all machines "
-                "then use, or give all stages that score the same accelerators"
+                f"would score its model in {precision}; set evaluation.precision to fp32 or bf16, which all "
+                "machines then use, or give all stages that score the same accelerators"
             )
 
 

@@ -189,7 +189,8 @@ def generalist(output: Path, losses: Path) -> GeneralistTraining:
     fields = {
         name: getattr(base, name) for name in ("data", "reference_logps", "base_model", "output", "trajectory")
     }
-    settings = GeneralistSettings(**dict(base.settings), method=method)
+    shared = base.settings.model_dump(exclude={"score_precision"})
+    settings = GeneralistSettings.model_validate({**shared, "method": method})
     return GeneralistTraining(settings=settings, losses=[losses / task for task in tiny.TASKS], **fields)
 
 

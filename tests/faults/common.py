@@ -103,9 +103,17 @@ def change_json(path: Path, **keys: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
 
 
-def evaluate_tiny(model: Path | None, name: str, family: str, output: Path, precision: str = "fp32") -> None:
+def evaluate_tiny(
+    model: Path | None,
+    name: str,
+    family: str,
+    output: Path,
+    precision: str = "fp32",
+    reference_logps: Path | None = None,
+) -> None:
     """Evaluate a model on the tiny world's data, without generations."""
     world = tiny.world()
+    logps = reference_logps or world.reference_logps
     settings = {
         "seed": 0,
         "evaluation": {"batch_size": 16, "precision": precision, "generate": False},
@@ -113,4 +121,4 @@ def evaluate_tiny(model: Path | None, name: str, family: str, output: Path, prec
         "verifiers": {},
     }
     checked = EvaluationSettings.model_validate(settings)
-    evaluate(checked, name, family, world.data, world.reference_logps, world.base_model, model, output)
+    evaluate(checked, name, family, world.data, logps, world.base_model, model, output)

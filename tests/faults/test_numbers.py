@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from automixalign.config.evaluation import ScoringSettings
 from automixalign.config.experiment import ComparisonSettings, parse_experiment
 from automixalign.config.methods import GeneralistSettings, MethodSpec
 from automixalign.config.models import BaseModelSettings
@@ -26,6 +27,7 @@ from automixalign.report.compare import compare
 from automixalign.report.facts.collect import RunResults
 from automixalign.scoring import caches
 from automixalign.scoring.caches import SUMMARY
+from automixalign.scoring.reference_logps import write_reference_logps
 from automixalign.scoring.scorer import Scorer
 from automixalign.storage import files
 from automixalign.system.errors import CacheError, ModelError, TrainingError
@@ -147,15 +149,18 @@ def test_a_merge_overflows(output: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_evaluated_logits_overflow(output: Path, model: Path, precision: str) -> None:
+def test_evaluated_logits_overflow(output: Path, model: Path, tmp_path: Path, precision: str) -> None:
     """The weights are finite; their products with activations are beyond the range of fp32."""
+    world, reference_logps = tiny.world(), tmp_path / "reference_logps"
+    scoring = ScoringSettings.model_validate({"seed": 0, "batch_size": 16, "precision": precision})
+    write_reference_logps(scoring, world.data, world.base_model, reference_logps)
     weights = load_file(model / "model.safetensors")
     weights[HEAD] = (weights[HEAD] * (1e37 / weights[HEAD].abs().median())).clamp(-3e38, 3e38)
     weights[NORM] *= 100
     assert all(torch.isfinite(weight).all() for weight in weights.values())
     save_file(weights, model / "model.safetensors", {"format": "pt"})
     with raises(ModelError, "not finite", "pair"):
-        evaluate_tiny(model, "m", "generalist", output / "evaluation", precision=precision)
+        evaluate_tiny(model, "m", "generalist", output / "evaluation", precision, reference_logps)
     assert_empty(output)
 
 

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec, resolve_name
@@ -35,6 +36,8 @@ _MEMORY_LIMITS = (
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # cgroup v1
 )
 """Of a container."""
+_OPTIONAL = ("bitsandbytes", "flash-attn")
+"""Packages that change numbers, if they are installed."""
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -175,8 +178,11 @@ def machine() -> str:
 
 @cache
 def versions() -> dict[str, str]:
-    """The versions of Python and of what this project requires."""
+    """The versions of Python, of what this project requires, and of optional packages that compute numbers."""
     installed = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in _OPTIONAL:
+        with suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
     for requirement in metadata.requires("automixalign") or []:
         name = _NAME.match(requirement)
         if name and "extra ==" not in requirement:

@@ -15,8 +15,10 @@ def digest(*packages: Path) -> str:
 
 
 def test_another_version_of_a_package_is_another_environment(tmp_path: Path) -> None:
-    for name in ("scipy", "unheard_of"):
+    """Also of an optional one that computes numbers."""
+    for name in ("scipy", "bitsandbytes", "unheard_of"):
         info = tmp_path / name / f"{name}-1.99.0.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.99.0\n")
-    assert digest(tmp_path / "scipy") != digest() == digest(tmp_path / "unheard_of")
+    assert digest() == digest(tmp_path / "unheard_of")
+    assert digest(tmp_path / "scipy") != digest() != digest(tmp_path / "bitsandbytes")

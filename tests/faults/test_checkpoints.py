@@ -161,7 +161,7 @@ def test_a_training_killed_again_and_again_ends_in_the_same_bits(tmp_path: Path,
     assert not list((output / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=[pytest.mark.slow, pytest.mark.soak])])
 def test_a_specialist_whose_scoring_fails_goes_on_after_its_last_checkpoint(
     tmp_path: Path,
     environment: Callable[..., None],

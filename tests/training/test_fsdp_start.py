@@ -16,7 +16,11 @@ from tests.training.common import base_with, tensor_bytes, train_divided
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [{}, {"lora": {"rank": 2, "target_modules": ["q_proj"]}}], ids=["full", "lora"]
+    "options",
+    [
+        pytest.param({}, id="full"),
+        pytest.param({"lora": {"rank": 2, "target_modules": ["q_proj"]}}, id="lora", marks=pytest.mark.soak),
+    ],
 )
 def test_the_first_loss_in_bf16_is_ln_2(
     options: dict[str, Any], inputs: dict[str, Any], experiment_data: dict[str, Any], tmp_path: Path

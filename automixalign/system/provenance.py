@@ -180,9 +180,9 @@ def machine() -> str:
 def versions() -> dict[str, str]:
     """The versions of Python, of what this project requires, and of optional packages that compute numbers."""
     installed = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in _OPTIONAL:
+    for package in _OPTIONAL:
         with suppress(metadata.PackageNotFoundError):
-            installed[name] = metadata.version(name)
+            installed[package] = metadata.version(package)
     for requirement in metadata.requires("automixalign") or []:
         name = _NAME.match(requirement)
         if name and "extra ==" not in requirement:

@@ -4,12 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
-from transformers import TrainingArguments
 
-from automixalign.method.losses import Loss
-from automixalign.method.mixer import Mixer
-from automixalign.models.load import load_full_model, load_tokenizer
+from automixalign.models.load import load_tokenizer
 from automixalign.storage import files
 from automixalign.system.errors import TrainingError
 from automixalign.training import averaging
@@ -17,32 +13,18 @@ from automixalign.training.checkpoints import folder as checkpoints
 from automixalign.training.checkpoints.schedule import Schedule
 from automixalign.training.trainer import MixingTrainer
 from tests.faults.common import raises, write_pickle
+from tests.training.common import tiny_trainer
 
 STEPS = 2
 
 
 def trainer(base_model: Path, folder: Path) -> MixingTrainer:
-    row = {"prompt_ids": [1, 5], "chosen_ids": [6, 2], "rejected_ids": [7, 2]}
-    logps = {"ref_chosen_logps": -1.0, "ref_rejected_logps": -1.0}
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=STEPS,
-        per_device_train_batch_size=2,
-        learning_rate=1e-3,
-        bf16=False,
-        use_cpu=True,
-        disable_tqdm=True,
-        report_to="none",
-    )
-    return MixingTrainer(
-        load_full_model(base_model),
-        arguments,
-        datasets={"task": Dataset.from_list([{**row, **logps}] * 2)},
-        mixer=Mixer({"left": 2}, 0),
-        loss=Loss(),
-        trajectory=folder / checkpoints.TRAJECTORY,
+    return tiny_trainer(
+        base_model,
+        folder,
+        Schedule(every=1),
+        steps=STEPS,
         average_iterates=1.0,
-        schedule=Schedule(every=1),
         processing_class=load_tokenizer(base_model),
     )
 

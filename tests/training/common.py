@@ -1,4 +1,4 @@
-"""Generalists of the tiny tasks, and the comparison of two trainings."""
+"""Generalists of the tiny tasks, a trainer of two pairs, and the comparison of two trainings."""
 
 import shutil
 from pathlib import Path
@@ -6,15 +6,23 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
 from automixalign.config.methods import GeneralistSettings
 from automixalign.config.settings import PLAIN, Loading
+from automixalign.method.losses import Loss
+from automixalign.method.mixer import Mixer
+from automixalign.models.load import load_full_model
 from automixalign.steps.jobs.job import JOB, PackedJob, error_of, result_file
 from automixalign.steps.jobs.launch import start_processes
 from automixalign.storage import files
 from automixalign.system.flatten import flatten
+from automixalign.training.checkpoints.schedule import Schedule
 from automixalign.training.generalist import GeneralistTraining
+from automixalign.training.trainer import MixingTrainer
 from benchmarks.tiny import llama
 
 STEPS = 4
@@ -111,3 +119,38 @@ def tensor_bytes(file: Path) -> int:
     """Bytes of the tensors of a safetensors file, without its header."""
     with file.open("rb") as stream:
         return file.stat().st_size - 8 - int.from_bytes(stream.read(8), "little")
+
+
+def tiny_trainer(
+    base_model: Path,
+    folder: Path,
+    schedule: Schedule,
+    *,
+    steps: int = STEPS,
+    lora: bool = False,
+    **options: Any,
+) -> MixingTrainer:
+    """A trainer of two equal pairs, on the CPU."""
+    row = {"prompt_ids": [1, 5], "chosen_ids": [6, 2], "rejected_ids": [7, 2]}
+    logps = {"ref_chosen_logps": -1.0, "ref_rejected_logps": -1.0}
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=2,
+        learning_rate=1e-2,
+        use_cpu=True,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    model = load_full_model(base_model)
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    return MixingTrainer(
+        get_peft_model(model, config) if lora else model,
+        arguments,
+        datasets={"task": Dataset.from_list([{**row, **logps}] * 2)},
+        mixer=Mixer({"task": 2}, 0),
+        loss=Loss(),
+        trajectory=folder / "trajectory.jsonl",
+        schedule=schedule,
+        **options,
+    )

@@ -8,13 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
-from peft import LoraConfig, get_peft_model
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
-from automixalign.method.losses import Loss
-from automixalign.method.mixer import Mixer
-from automixalign.models.load import load_full_model
 from automixalign.storage import files
 from automixalign.system.errors import StorageError
 from automixalign.training import averaging, trainer
@@ -22,41 +17,12 @@ from automixalign.training.checkpoints.folder import SEAL, STATE, CheckpointStor
 from automixalign.training.checkpoints.schedule import Schedule
 from automixalign.training.checkpoints.size import checkpoint_bytes
 from automixalign.training.trainer import MixingTrainer
-from tests.training.common import tensor_bytes
+from tests.training.common import STEPS, tensor_bytes, tiny_trainer
 
-STEPS = 4
 SMALL_FILES = 100_000
 """More than the bytes of random state, logs and headers of tensors in a tiny checkpoint."""
 STEP_BYTES = 4
 """AdamW counts the steps of each tensor."""
-
-
-def tiny_trainer(
-    base_model: Path, folder: Path, schedule: Schedule, lora: bool = False, **options: Any
-) -> MixingTrainer:
-    row = {"prompt_ids": [1, 5], "chosen_ids": [6, 2], "rejected_ids": [7, 2]}
-    logps = {"ref_chosen_logps": -1.0, "ref_rejected_logps": -1.0}
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=STEPS,
-        per_device_train_batch_size=2,
-        learning_rate=1e-2,
-        use_cpu=True,
-        disable_tqdm=True,
-        report_to="none",
-    )
-    model = load_full_model(base_model)
-    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    return MixingTrainer(
-        get_peft_model(model, config) if lora else model,
-        arguments,
-        datasets={"task": Dataset.from_list([{**row, **logps}] * 2)},
-        mixer=Mixer({"task": 2}, 0),
-        loss=Loss(),
-        trajectory=folder / "trajectory.jsonl",
-        schedule=schedule,
-        **options,
-    )
 
 
 def names(folder: Path) -> list[str]:
